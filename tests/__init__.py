@@ -1,0 +1,1 @@
+"""Tests: real TLS, real PostgreSQL, real UDP."""

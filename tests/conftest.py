@@ -1,0 +1,82 @@
+"""Fixtures: a development set of certificates, a PostgreSQL, a database and a server on it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certs_gen.cli import main as certs_gen
+from tests.support import Heard, Postgres, Server, rows, running_server
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The development set."""
+    directory = tmp_path_factory.mktemp("certs")
+    assert certs_gen(["--out", str(directory)]) == 0
+    return directory
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real PostgreSQL, one for all tests; each makes a database of its own in it."""
+    directory = tmp_path_factory.mktemp("pg") / "data"
+    server = Postgres(directory)
+    server.start()
+    yield server.url
+    server.stop()
+
+
+@pytest.fixture
+def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
+    """A PostgreSQL that a test may stop and start."""
+    server = Postgres(tmp_path / "own_postgresql")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def database_url(postgres: str) -> str:
+    """An empty database."""
+    name = f"test_{next(_numbers)}"
+    rows(postgres, f"CREATE DATABASE {name}")
+    return postgres.replace("/postgres?", f"/{name}?")
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def start_server(certs: Path, database_url: str, tmp_path: Path) -> Iterator[StartServer]:
+    """Start servers, on one database unless told otherwise, with any settings overridden."""
+    with ExitStack() as stack:
+
+        def start(*, url: str = database_url, **overrides: Any) -> Server:
+            directory = tmp_path / f"server_{next(_numbers)}"
+            running: AbstractContextManager[Server] = running_server(
+                directory, certs, url, **overrides
+            )
+            return stack.enter_context(running)
+
+        yield start
+
+
+@pytest.fixture
+def server(start_server: StartServer) -> Server:
+    """A server with the shipped settings, but for its ports."""
+    return start_server()
+
+
+@pytest.fixture
+def heard(server: Server) -> Iterator[Heard]:
+    """What `server` announces to its multicast group."""
+    with Heard(server.announce_port) as listener:
+        yield listener

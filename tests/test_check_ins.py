@@ -1,0 +1,292 @@
+"""What a check-in promises: committed before it is answered and announced, without a gap."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from certs_gen.cli import main as certs_gen
+from tests.conftest import StartServer
+from tests.support import Heard, Server, exchange, free_port, rows, targets, wait_until
+from tornado_status.checkin import CheckIn, Event
+from tornado_status.config import Database
+from tornado_status.errors import StoreUnavailable
+from tornado_status.store import Store
+
+USERS = 50
+CHECK_INS = 200
+
+
+def test_concurrent_check_ins_leave_last_states_a_gapless_log_and_one_announcement_each(
+    certs: Path, server: Server, heard: Heard
+) -> None:
+    """200 check-ins of 50 users at once: 50 rows, 200 numbers, 200 updates, all of one mind."""
+    emails = [f"user{number}@example.com" for number in range(USERS)]
+    for email in emails:
+        assert certs_gen(["client", email, "--out", str(certs)]) == 0
+    start = threading.Barrier(16)
+
+    def check_in(worker: int) -> None:
+        start.wait()
+        for number in range(worker, CHECK_INS, 16):
+            answer = server.request("POST", "/api/client", cert=emails[number % USERS])
+            assert answer.status == 204
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(check_in, range(16)))
+
+    log = server.rows(
+        "SELECT seq, event, email, at, client_ip, client_port FROM check_in ORDER BY seq"
+    )
+    assert [row[0] for row in log] == list(range(1, CHECK_INS + 1))
+    assert [row[3] for row in log] == sorted(row[3] for row in log)
+    assert Counter(row[1] for row in log) == {"new": USERS, "check-in": CHECK_INS - USERS}
+    newest = {row[2]: row for row in log}
+    status = server.rows(
+        "SELECT seq, email, last_seen, client_ip, client_port FROM user_status ORDER BY email"
+    )
+    assert status == sorted(
+        ((r[0], r[2], r[3], r[4], r[5]) for r in newest.values()), key=lambda row: row[1]
+    )
+    assert server.rows("SELECT seq FROM head") == [(CHECK_INS,)]
+    updates = heard.updates(CHECK_INS)
+    assert [(u["seq"], u["event"], u["email"], u["client_port"]) for u in updates] == [
+        (row[0], row[1], row[2], row[5]) for row in log
+    ]
+
+
+def test_nothing_is_answered_or_announced_before_the_commit(server: Server, heard: Heard) -> None:
+    """While the commit cannot happen there is no 204 and no datagram; then there are both."""
+    assert server.request("POST", "/api/client").status == 204
+    heard.updates(1)
+    blocker = psycopg2.connect(server.database_url)
+    try:
+        with blocker.cursor() as cursor:
+            cursor.execute("SELECT seq FROM head FOR UPDATE")
+        with ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(server.request, "POST", "/api/client")
+            # The server's own statement waits for our lock: it has read the request.
+            wait_until(
+                lambda: server.rows("SELECT 1 FROM pg_locks WHERE NOT granted"),
+                "the commit to be blocked",
+            )
+            assert not answer.done()
+            heard.socket.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                heard.one()
+            heard.socket.settimeout(10)
+            blocker.rollback()
+            assert answer.result().status == 204
+        assert heard.updates(1)[0]["seq"] == 2
+    finally:
+        blocker.close()
+
+
+def test_a_commit_that_the_database_refuses_is_a_503_and_leaves_nothing(
+    server: Server, heard: Heard
+) -> None:
+    """503 with Retry-After, no row, no number, no datagram; and then it works again."""
+    assert server.request("POST", "/api/client").status == 204
+    server.rows("ALTER TABLE check_in ADD CONSTRAINT full_disk CHECK (seq <> 2)")
+    answer = server.request("POST", "/api/client")
+    assert answer.status == 503
+    assert int(answer.headers["Retry-After"]) >= 1
+    server.rows("ALTER TABLE check_in DROP CONSTRAINT full_disk")
+    wait_until(lambda: server.admin("/readyz").status == 200, "readiness")
+    assert server.request("POST", "/api/client").status == 204
+    assert server.rows("SELECT seq FROM check_in ORDER BY seq") == [(1,), (2,)]
+    assert [update["seq"] for update in heard.updates(2)] == [1, 2]
+
+
+def test_a_target_that_cannot_be_reached_costs_no_check_in(start_server: StartServer) -> None:
+    """204 all the same; the failed send is counted by its errno and logged once."""
+    nobody = {"kind": "unicast", "address": "127.0.0.1", "port": 1, "interfaces": ["127.0.0.1"]}
+    server = start_server(announce={"targets": [nobody]})
+    connection = server.connect()
+    for _ in range(5):
+        assert exchange(connection, "POST", "/api/client").status == 204
+    connection.close()
+    metrics = server.admin("/metrics").body.decode()
+    assert 'announce_errors_total{errno="ECONNREFUSED",target="unicast 127.0.0.1:1"}' in metrics
+    assert len(server.events("announcement not sent (send)")) == 1
+
+
+def test_every_target_hears_in_its_own_encoding(start_server: StartServer) -> None:
+    """JSON and binary targets side by side say the same."""
+    port = free_port(socket.SOCK_DGRAM)
+    server = start_server(announce={"targets": targets(port, "json", "binary")})
+    with Heard(port) as group, Heard(port, group=None) as broadcast:
+        assert server.request("POST", "/api/client").status == 204
+        for listener in (group, broadcast):
+            first, second = listener.one()[0], listener.one()[0]
+            assert first.startswith(b'{"v":1,"stream":"')
+            assert second.startswith(b"\x16valid_user@example.com")
+
+
+def test_announcements_leave_from_the_source_port(server: Server, heard: Heard) -> None:
+    """Listeners may filter by it."""
+    assert server.request("POST", "/api/client").status == 204
+    _, source = heard.one()
+    assert source == ("127.0.0.1", server.settings["announce"]["source_port"])
+
+
+def test_heartbeats_carry_the_head_in_silence(start_server: StartServer) -> None:
+    """Without updates a datagram still says what the newest number is."""
+    server = start_server(announce={"heartbeat_s": 0.2})
+    with Heard(server.announce_port) as listener:
+        assert server.request("POST", "/api/client").status == 204
+        listener.updates(1)
+        payload, _ = listener.one()
+    assert b'"head":1,"updates":[]' in payload
+
+
+# ---------------------------------------------------------------------- two servers, one database
+
+
+def _store(database_url: str, heard: list[Event]) -> Store:
+    return Store(
+        Database(url=database_url),
+        enrolment_closed=False,
+        on_commit=lambda events, head: heard.extend(events),
+    )
+
+
+def _check_in(user: str, port: int) -> CheckIn:
+    return CheckIn(f"{user}@example.com", "127.0.0.1", port, "CN=test", "01")
+
+
+def test_two_servers_on_one_database_agree_on_who_is_new_and_leave_no_hole(
+    database_url: str,
+) -> None:
+    """A user's first check-in at both at once, at full speed: one `new`, every number once."""
+    users, other_users = 200, 20
+    announced: tuple[list[Event], list[Event]] = ([], [])
+
+    async def run() -> None:
+        stores = [_store(database_url, announced[side]) for side in (0, 1)]
+        # Together, on an empty database: one migrates, the other waits for it.
+        await asyncio.gather(*(store.start() for store in stores))
+        await asyncio.gather(*(store.wait_connected() for store in stores))
+        stop = asyncio.Event()
+
+        async def background(store: Store, number: int) -> None:
+            while not stop.is_set():
+                await store.record(_check_in(f"busy{number}", 1000 + number))
+
+        busy = [
+            asyncio.create_task(background(store, number))
+            for number, store in enumerate(stores * other_users)
+        ]
+        for number in range(users):
+            check_in = _check_in(f"first{number}", 2000 + number)
+            await asyncio.gather(*(store.record(check_in) for store in stores))
+        stop.set()
+        await asyncio.gather(*busy)
+        await asyncio.gather(*(store.stop(5) for store in stores))
+
+    asyncio.run(run())
+    log = rows(database_url, "SELECT seq, event, email FROM check_in ORDER BY seq")
+    assert [row[0] for row in log] == list(range(1, len(log) + 1))
+    assert rows(database_url, "SELECT seq FROM head") == [(len(log),)]
+    new = Counter(email for _, event, email in log if event == "new")
+    assert set(new.values()) == {1}
+    assert len(new) == users + 2 * other_users
+    assert all(sum(1 for _, _, e in log if e == f"first{n}@example.com") == 2 for n in range(9))
+    together = sorted((e.seq, str(e.event), e.email) for side in announced for e in side)
+    assert together == log
+
+
+def test_a_full_queue_refuses_at_once_and_loses_nothing(database_url: str) -> None:
+    """Beyond `max_pending` the answer is "try again", and all that was taken is recorded."""
+    heard: list[Event] = []
+
+    async def run() -> tuple[int, int]:
+        store = Store(
+            Database(url=database_url, max_pending=10),
+            enrolment_closed=False,
+            on_commit=lambda events, head: heard.extend(events),
+        )
+        await store.start()
+        await store.wait_connected()
+        attempts = [store.record(_check_in("crowd", number)) for number in range(1, 101)]
+        results: Sequence[Event | BaseException] = await asyncio.gather(
+            *attempts, return_exceptions=True
+        )
+        await store.stop(5)
+        refused = [r for r in results if isinstance(r, StoreUnavailable)]
+        taken = [r for r in results if isinstance(r, Event)]
+        assert len(refused) + len(taken) == 100
+        return len(taken), len(refused)
+
+    taken, refused = asyncio.run(run())
+    assert refused >= 80
+    assert rows(database_url, "SELECT count(*) FROM check_in") == [(taken,)]
+    assert len(heard) == taken
+
+
+def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: str) -> None:
+    """The backend dies after the commit, before its answer: 503, and still one announcement."""
+    heard: list[Event] = []
+
+    async def run() -> None:
+        store = _store(database_url, heard)
+        await store.start()
+        await store.wait_connected()
+        await store.record(_check_in("first", 1))
+        # A deferred trigger, so the row is in the commit, whose answer then takes its time.
+        rows(
+            database_url,
+            "CREATE FUNCTION nap() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN PERFORM pg_sleep(3); RETURN NULL; END $$;"
+            "CREATE CONSTRAINT TRIGGER nap AFTER INSERT ON check_in DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION nap()",
+        )
+        recording = asyncio.create_task(store.record(_check_in("lost", 2)))
+        asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        await _until(lambda: rows(database_url, asleep))
+        # From here on the client's side of the connection is dead; the backend goes on and commits.
+        _break_connections()
+        with pytest.raises(StoreUnavailable):
+            await recording
+        await store.wait_connected()
+        await _until(lambda: len(heard) == 2)
+        await store.stop(5)
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert [(event.seq, event.email) for event in heard] == [
+        (1, "first@example.com"),
+        (2, "lost@example.com"),
+    ]
+
+
+def _break_connections() -> None:
+    """Shut this process's own connections to PostgreSQL for reading, as a network would."""
+    for entry in list(Path("/proc/self/fd").iterdir()):
+        descriptor = int(entry.name)
+        try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+        except OSError:
+            continue  # the directory's own
+        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
+            if duplicate.family != socket.AF_UNIX:
+                continue
+            with contextlib.suppress(OSError):  # one of a pair, or not connected
+                if ".s.PGSQL" in str(duplicate.getpeername()):
+                    duplicate.shutdown(socket.SHUT_RD)
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    while not condition():  # noqa: ASYNC110 - another process's doing gives no event
+        await asyncio.sleep(0.01)

@@ -1,0 +1,180 @@
+"""Settings: defaults, the file, the environment, and errors that name their key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from tests.support import ROOT
+from tornado_status import config
+from tornado_status.errors import ConfigError
+
+SHIPPED = ROOT / "config.yaml"
+
+
+def load(tmp_path: Path, text: str = "", **environment: str) -> config.Settings:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return config.load(path, environment)
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += keys(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+@pytest.mark.parametrize("key", keys(config.Settings))
+def test_every_key_is_documented_where_it_stands(key: str) -> None:
+    """config.yaml shows it with a comment in its line, or above its list; or names it reserved."""
+    text = SHIPPED.read_text()
+    section, _, name = key.partition(".")
+    if key in config.RESERVED:
+        assert key in text[text.index("# Reserved") :]
+        return
+    block = text[text.index(f"\n{section}:") :].split("\n\n")[0]
+    [line] = [line for line in block.splitlines() if line.strip().startswith(f"{name}:")]
+    documented = "#" in line or name in ("targets", "private_key", "connect_timeout_s", "host")
+    assert documented, line
+
+
+@pytest.mark.parametrize("key", keys(config.Target))
+def test_every_key_of_a_target_is_shown(key: str) -> None:
+    """In the shipped file's announcements."""
+    assert any(
+        key in target for target in yaml.safe_load(SHIPPED.read_text())["announce"]["targets"]
+    )
+
+
+def test_the_shipped_file_says_the_defaults(tmp_path: Path) -> None:
+    """Apart from who may read, leaving a key out changes nothing."""
+    shipped = load(tmp_path, SHIPPED.read_text()).model_dump()
+    default = load(tmp_path, "server:").model_dump()
+    assert shipped["access"].pop("readers") == ("operator@example.com",)
+    assert default["access"].pop("readers") == ()
+    assert shipped == default
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    """And absolute ones stay."""
+    settings = load(tmp_path, "tls: {certificate: a/b.crt, client_ca: /c.crt}")
+    assert settings.tls.certificate == tmp_path / "a" / "b.crt"
+    assert settings.tls.client_ca == Path("/c.crt")
+    assert settings.database.data_dir == tmp_path / "var" / "postgresql"
+
+
+def test_the_environment_wins_over_the_file_and_the_platform(tmp_path: Path) -> None:
+    """Default, file, PORT and DATABASE_URL, TORNADO_STATUS_SECTION__KEY: the later one wins."""
+    text = "server: {port: 1}"
+    assert load(tmp_path).server.port == 8443
+    assert load(tmp_path, text).server.port == 1
+    assert load(tmp_path, text, PORT="2").server.port == 2
+    settings = load(tmp_path, text, PORT="2", TORNADO_STATUS_SERVER__PORT="3")
+    assert settings.server.port == 3
+    url = "postgresql://user:password@host/name"
+    assert load(tmp_path, DATABASE_URL=url).database.url == url
+
+
+def test_lists_and_maps_come_from_the_environment_as_json(tmp_path: Path) -> None:
+    """A section as a whole, too."""
+    settings = load(
+        tmp_path,
+        TORNADO_STATUS_ACCESS__READERS='["a@example.com"]',
+        TORNADO_STATUS_ANNOUNCE__TARGETS='[{"kind":"unicast","address":"10.0.0.9","port":1}]',
+        TORNADO_STATUS_ADMIN='{"port": 0}',
+    )
+    assert settings.access.readers == ("a@example.com",)
+    assert str(settings.announce.targets[0]) == "unicast 10.0.0.9:1"
+    assert settings.admin.port == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800)]
+)
+def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None:
+    """Seconds where there is none."""
+    assert load(tmp_path, f"history: {{retention: {text}}}").history.retention == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sever: {}", "sever: unknown key"),
+        ("server: {port: 65536}", "server.port: input should be less than or equal to 65535"),
+        ("server: {port: yes}", "server.port: expected a number"),
+        ("server: {idle_timeout_s: soon}", "server.idle_timeout_s: "),
+        ("server: {idle_timeout_s: 0}", "server.idle_timeout_s: "),
+        ("tls: {minimum_version: 1.1}", "tls.minimum_version: "),
+        ("announce: {targets: [{kind: multicast, address: 10.0.0.1}]}", "expected a multicast"),
+        ("announce: {targets: [{kind: unicast, address: 239.0.0.1}]}", "needs kind multicast"),
+        ("announce: {targets: [{kind: unicast, address: example.com}]}", "targets[0].address"),
+        ("announce: {targets: [{kind: unicast}]}", "announce.targets[0].address: missing"),
+        ("server: [", "not valid YAML"),
+        ("- server", "expected sections such as 'server:', got a list"),
+        ("server: {port: 0, port: 70000, prot: 1}", "(and 1 more)"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    """The file, the key, what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert "config.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_in_the_environment_name_the_variable(tmp_path: Path) -> None:
+    """Bad JSON, and a variable that is no key."""
+    with pytest.raises(ConfigError, match="TORNADO_STATUS_ACCESS__READERS: expected JSON"):
+        load(tmp_path, TORNADO_STATUS_ACCESS__READERS="[a")
+    with pytest.raises(ConfigError, match=r"server\.prot: unknown key"):
+        load(tmp_path, TORNADO_STATUS_SERVER__PROT="1")
+
+
+def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
+    """Whatever is wrong with the URL."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, DATABASE_URL="mysql://user:s3cret@host/name")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_reserved_keys_are_told(tmp_path: Path) -> None:
+    """They are accepted, and the operator learns that they do nothing yet."""
+    assert config.without_effect(load(tmp_path)) == []
+    settings = load(tmp_path, "presence: {interval_s: 60}\ntls: {crl: certs/ca.crl}")
+    assert config.without_effect(settings) == ["tls.crl", "presence.interval_s"]
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_values: st.SearchStrategy[Any] = st.recursive(
+    _scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["port", "targets", "kind", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*config.Settings.model_fields, "x"]), _values, max_size=4))
+def test_any_yaml_is_settings_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    """Never a traceback."""
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(values))
+    try:
+        config.load(path, {})
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1

@@ -1,0 +1,7 @@
+"""The ordinary HTTP of the check-in port: checking in, one's own record, and reading."""
+
+from tornado_status.api.access import Access
+from tornado_status.api.application import make_application
+from tornado_status.api.in_flight import InFlight
+
+__all__ = ["Access", "InFlight", "make_application"]

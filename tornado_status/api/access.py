@@ -1,0 +1,19 @@
+"""Who may read what. Pure."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+
+
+class Access:
+    """The readers of everybody's status, by e-mail or shell pattern (`*@ops.example.com`)."""
+
+    def __init__(self, readers: Iterable[str]) -> None:
+        patterns = [fnmatch.translate(pattern.lower()) for pattern in readers]
+        self._readers = re.compile("|".join(patterns)) if patterns else None
+
+    def may_read_all(self, email: str) -> bool:
+        """Say whether this (canonical) e-mail may read everybody's status."""
+        return self._readers is not None and self._readers.fullmatch(email) is not None

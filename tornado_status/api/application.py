@@ -1,0 +1,57 @@
+"""The routes of the check-in port, as Tornado's ordinary Application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Application, RequestHandler
+
+from tornado_status.api.access import Access
+from tornado_status.api.client import ClientHandler, Recorder
+from tornado_status.api.in_flight import InFlight
+from tornado_status.api.problem import NotFound
+from tornado_status.api.users import (
+    EventsHandler,
+    Reader,
+    ReadersOnlyHandler,
+    UserHandler,
+    UsersHandler,
+)
+from tornado_status.checkin import Peer
+
+
+class ApiStore(Recorder, Reader, Protocol):
+    """The parts of the store that the handlers need."""
+
+
+def make_application(
+    store: ApiStore,
+    access: Access,
+    in_flight: InFlight,
+    peer_of: Callable[[HTTPServerRequest], Peer],
+) -> Application:
+    """Return the application.
+
+    `in_flight` counts its requests; `peer_of` tells who sent one.
+    """
+    common = {"in_flight": in_flight, "peer_of": peer_of}
+    reading = {**common, "store": store, "access": access}
+    return Application(
+        [
+            (r"/api/client", ClientHandler, {**common, "store": store}),
+            (r"/api/users", UsersHandler, reading),
+            (r"/api/users/([^/]+)", UserHandler, reading),
+            (r"/api/events", EventsHandler, reading),
+            (r"/api/stream", ReadersOnlyHandler, reading),
+            (r"/", ReadersOnlyHandler, reading),
+        ],
+        default_handler_class=NotFound,
+        default_handler_args=common,
+        log_function=_no_access_log,  # a line a check-in would be the costliest part of it
+    )
+
+
+def _no_access_log(handler: RequestHandler) -> None:
+    pass

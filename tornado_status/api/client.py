@@ -1,0 +1,40 @@
+"""/api/client: check in, or read one's own record."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tornado_status.api.problem import Handler, Problem
+from tornado_status.api.users import record_json
+from tornado_status.checkin import CheckIn, Event, StatusRecord
+from tornado_status.errors import UserUnknown
+
+
+class Recorder(Protocol):
+    """The part of the store that this handler needs."""
+
+    async def record(self, check_in: CheckIn) -> Event: ...
+
+    async def user(self, email: str) -> StatusRecord | None: ...
+
+
+class ClientHandler(Handler):
+    """`PATCH`, `POST`, `PUT`: 204 after the commit. `GET`: the caller's own record."""
+
+    store: Recorder
+
+    async def post(self) -> None:
+        try:
+            await self.store.record(self.check_in)
+        except UserUnknown as error:
+            raise Problem(403, "User unknown") from error
+        self.set_status(204)
+
+    patch = post
+    put = post
+
+    async def get(self) -> None:
+        record = await self.store.user(self.check_in.email)
+        if record is None:
+            raise Problem(404, "No check-in is recorded yet")
+        self.write_json(record_json(record))

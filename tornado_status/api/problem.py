@@ -1,0 +1,141 @@
+"""Errors as `application/problem+json` (RFC 9457), and what every handler has in common."""
+
+from __future__ import annotations
+
+import http
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+from tornado.httputil import HTTPServerRequest
+from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
+
+from tornado_status.api.in_flight import InFlight
+from tornado_status.checkin import CheckIn, Peer
+from tornado_status.errors import StoreUnavailable
+
+MAX_BODY = 4096  # a check-in has no body; what proxies and old clients add is read and ignored
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+class Problem(HTTPError):
+    """An answer of 4xx or 5xx whose `detail` is one sentence for the client."""
+
+    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+        super().__init__(status, reason=http.HTTPStatus(status).phrase)
+        self.detail = detail
+        self.headers = headers or {}
+
+
+@stream_request_body  # so that `prepare` runs before the body: a large one is never read
+class Handler(RequestHandler):
+    """Base of all handlers: knows its peer, refuses whom `identity` refused, answers errors.
+
+    Handlers raise `Problem` and `StoreUnavailable`; everything else is a 500 and logged.
+    """
+
+    in_flight: InFlight
+    peer_of: Callable[[HTTPServerRequest], Peer]
+    check_in: CheckIn  # what the caller's certificate says; set by `prepare`
+
+    def initialize(self, **services: object) -> None:
+        self._counted = False
+        for name, service in services.items():
+            setattr(self, name, service)
+
+    def set_default_headers(self) -> None:
+        self.clear_header("Server")  # which version of what answers is nobody's business
+        self.clear_header("Content-Type")
+        self.set_header("Cache-Control", "no-store")
+
+    def prepare(self) -> Awaitable[None] | None:
+        self.in_flight.begin()
+        self._counted = True
+        peer = self.peer_of(self.request)
+        if peer.check_in is None:
+            if peer.refusal is None:
+                raise Problem(400, "No required SSL certificate was sent")
+            raise Problem(peer.refusal.status, peer.refusal.detail)
+        self.check_in = peer.check_in
+        length = self.request.headers.get("Content-Length", "0")
+        if length.isdecimal() and int(length[:20]) > MAX_BODY:
+            raise Problem(
+                413, f"A check-in has no body; at most {MAX_BODY} bytes are read and ignored"
+            )
+        return None
+
+    def data_received(self, chunk: bytes) -> None:
+        """Ignore the body. What comes in chunks is bounded by the server's own limit."""
+
+    def on_finish(self) -> None:
+        if self._counted:
+            self._counted = False
+            self.in_flight.end()
+
+    def on_connection_close(self) -> None:
+        # The client is gone; Tornado never calls on_finish for it.
+        self.on_finish()
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if isinstance(value, HTTPError | StoreUnavailable | Finish):
+            return
+        structlog.get_logger().error(
+            "request failed",
+            method=self.request.method,
+            path=self.request.path,
+            exc_info=(typ, value, tb),
+        )
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, StoreUnavailable):
+            status_code = 503
+        super().send_error(status_code, **kwargs)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        detail = None
+        if isinstance(error, Problem):
+            detail = error.detail
+            for name, value in error.headers.items():
+                self.set_header(name, value)
+        elif isinstance(error, StoreUnavailable):
+            detail = "Not known to be recorded: the database is away or overloaded. Try again."
+            self.set_header("Retry-After", str(error.retry_after_s))
+        elif status_code == 405:
+            self.set_header("Allow", ", ".join(self._allowed()))
+        elif status_code >= 500:
+            detail = "The server made a mistake; its log says more"
+        self.finish(self.problem_body(status_code, detail))
+
+    def problem_body(self, status_code: int, detail: str | None) -> bytes:
+        self.set_header("Content-Type", "application/problem+json")
+        body: dict[str, object] = {
+            "type": "about:blank",
+            "title": http.HTTPStatus(status_code).phrase,
+            "status": status_code,
+        }
+        if detail is not None:
+            body["detail"] = detail
+        return json.dumps(body).encode()
+
+    def write_json(self, body: bytes) -> None:
+        """Answer 200 with a body that is JSON already."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(body)
+
+    def _allowed(self) -> list[str]:
+        base = RequestHandler
+        return [
+            m for m in METHODS if getattr(type(self), m.lower()) is not getattr(base, m.lower())
+        ]
+
+
+class NotFound(Handler):
+    """Any path that is nothing."""
+
+    def prepare(self) -> Awaitable[None] | None:
+        super().prepare()
+        raise Problem(404, "There is nothing here")

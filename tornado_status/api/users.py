@@ -1,0 +1,114 @@
+"""Reading: /api/users, /api/users/{email} and /api/events."""
+
+from __future__ import annotations
+
+import json
+from typing import Protocol
+from urllib.parse import urlencode
+
+from tornado_status import datagram
+from tornado_status.api.access import Access
+from tornado_status.api.problem import Handler, Problem
+from tornado_status.checkin import EventPage, StatusRecord, UserPage, timestamp
+from tornado_status.errors import HistoryGone
+
+DEFAULT_LIMIT = 1000
+MAX_EVENTS = 100_000  # a page of about 20 MB
+MAX_USERS = 10_000  # a page of about 1.5 MB
+
+
+class Reader(Protocol):
+    """The part of the store that these handlers need."""
+
+    async def user(self, email: str) -> StatusRecord | None: ...
+
+    async def users(self, after: str, limit: int) -> UserPage: ...
+
+    async def events(self, after: int, limit: int) -> EventPage: ...
+
+
+class ReadHandler(Handler):
+    """Base of what only readers may see."""
+
+    store: Reader
+    access: Access
+
+    def require_reader(self) -> None:
+        if not self.access.may_read_all(self.check_in.email):
+            raise Problem(403, "Only readers may see this")
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self.get_query_argument(name, str(default))
+        if not (text.isascii() and text.isdecimal() and len(text) <= 19):
+            raise Problem(400, f"{name}: expected a whole number, {low}-{high}")
+        value = int(text)
+        if not low <= value <= high:
+            raise Problem(400, f"{name}: expected {low}-{high}")
+        return value
+
+
+class UserHandler(ReadHandler):
+    """One user's record: for readers, and for the user."""
+
+    async def get(self, email: str) -> None:
+        email = email.lower()
+        if email != self.check_in.email:
+            self.require_reader()
+        record = await self.store.user(email)
+        if record is None:
+            raise Problem(404, "No check-in is recorded for this e-mail")
+        self.write_json(record_json(record))
+
+
+class UsersHandler(ReadHandler):
+    """Everybody's record, a page at a time, in order of their e-mail."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_USERS)
+        page = await self.store.users(self.get_query_argument("after", ""), limit)
+        following = "null"
+        if page.following is not None:
+            query = urlencode({"after": page.following, "limit": limit})
+            following = json.dumps(f"/api/users?{query}")
+        records = b",".join(record_json(record) for record in page.users)
+        opening = f'{{"stream":"{page.stream}","head":{page.head},"users":['.encode()
+        self.write_json(opening + records + f'],"next":{following}}}'.encode())
+
+
+class EventsHandler(ReadHandler):
+    """The log after a number, gapless and in order, each event as in a datagram."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        after = self.integer("after", 0, 0, datagram.MAX_SEQ)
+        limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_EVENTS)
+        try:
+            page = await self.store.events(after, limit)
+        except HistoryGone as error:
+            raise Problem(410, f"{error}; start again from /api/users") from error
+        events = b",".join(datagram.encode_update(event) for event in page.events)
+        opening = f'{{"stream":"{page.stream}","head":{page.head},"events":['.encode()
+        self.write_json(opening + events + b"]}")
+
+
+class ReadersOnlyHandler(ReadHandler):
+    """Paths that belong to readers and hold nothing in this version."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        raise Problem(404, "There is nothing here")
+
+
+def record_json(record: StatusRecord) -> bytes:
+    """Return a record as a JSON object."""
+    return json.dumps(
+        {
+            "email": record.email,
+            "last_seen": timestamp(record.last_seen),
+            "client_ip": record.client_ip,
+            "client_port": record.client_port,
+            "seq": record.seq,
+        },
+        separators=(",", ":"),
+    ).encode()

@@ -1,0 +1,115 @@
+"""The values that travel through the house: a peer and its check-in on the way in, events out.
+
+Pure values, parsed at the edge and trusted inside.
+"""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import ipaddress
+import uuid
+from dataclasses import dataclass
+
+from tornado_status.errors import IdentityError
+
+
+class EventKind(enum.StrEnum):
+    """What an entry of the log says about its user."""
+
+    CHECK_IN = "check-in"
+    NEW = "new"  # a user's first check-in
+
+
+@dataclass(frozen=True, slots=True)
+class CheckIn:
+    """One "I am here", before it is committed.
+
+    `client_ip` is the text of an IPv4 or IPv6 address in normal form (see `normalise_ip`),
+    `client_port` 1-65535. `issuer` and `serial` name the certificate, as in `Identity`.
+    """
+
+    email: str
+    client_ip: str
+    client_port: int
+    issuer: str
+    serial: str
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One committed entry of the log.
+
+    `seq` is gapless over all servers on one database and rises in commit order; `last_seen` is
+    the database's clock, in UTC with microseconds, and never falls along `seq`.
+    """
+
+    seq: int
+    event: str
+    email: str
+    last_seen: datetime.datetime
+    client_ip: str
+    client_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRecord:
+    """What is known of one user: the newest check-in and the number of its entry in the log."""
+
+    seq: int
+    email: str
+    last_seen: datetime.datetime
+    client_ip: str
+    client_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class EventPage:
+    """A slice of the log in order, the stream it belongs to, and the newest number there is."""
+
+    stream: uuid.UUID
+    head: int
+    events: list[Event]
+
+
+@dataclass(frozen=True, slots=True)
+class UserPage:
+    """A page of records in order of their e-mail. `following` continues it; None at the end.
+
+    `head` was read before the records: none of them is older than it says.
+    """
+
+    stream: uuid.UUID
+    head: int
+    users: list[StatusRecord]
+    following: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The far end of one connection.
+
+    `check_in` is what each check-in on this connection says; it is None where the peer may not
+    check in, and then `refusal` is why.
+    """
+
+    client_ip: str
+    client_port: int
+    check_in: CheckIn | None
+    refusal: IdentityError | None
+
+
+def normalise_ip(text: str) -> str:
+    """Return an address as the database shows it: no zone, and IPv4 never as `::ffff:a.b.c.d`.
+
+    Raises `ValueError` for what is no IP address.
+    """
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(address)
+
+
+def timestamp(moment: datetime.datetime) -> str:
+    """Return RFC 3339 text in UTC with microseconds, as `2026-01-02T03:04:05.678901Z`."""
+    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

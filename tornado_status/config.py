@@ -1,0 +1,314 @@
+"""Settings: config.yaml and the environment to frozen, validated values. Opens no other file.
+
+Where a value comes from, the later one wins: the default, config.yaml, the platforms' `PORT` and
+`DATABASE_URL`, `TORNADO_STATUS_SECTION__KEY`. Every error is one line that names the key.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from tornado_status.checkin import normalise_ip
+from tornado_status.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
+PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
+EMBEDDED = "embedded"
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _no_bool(value: object) -> object:
+    # YAML's yes and no are booleans, and Python's booleans are numbers.
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
+        if match:
+            return float(match[1]) * _UNITS_S[match[2]]
+    return _no_bool(value)
+
+
+def _below_config(path: Path, info: ValidationInfo) -> Path:
+    directory: Path = (info.context or {}).get("directory", Path())
+    return directory / path.expanduser()
+
+
+Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
+ListenPort = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
+Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=365 * 86400)]
+SecondsOrOff = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * 86400)]
+FilePath = Annotated[Path, AfterValidator(_below_config)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Server(Section):
+    host: str = "0.0.0.0"  # noqa: S104 - a service for the network; who gets in is TLS's matter
+    port: ListenPort = 8443
+    reuse_port: bool = False
+    handshake_timeout_s: Seconds = 10.0
+    idle_timeout_s: Seconds = 180.0
+    body_timeout_s: Seconds = 10.0
+    drain_timeout_s: Seconds = 10.0
+
+
+class Tls(Section):
+    certificate: FilePath = Path("certs/server.crt")
+    private_key: FilePath = Path("certs/server.key")
+    client_ca: FilePath = Path("certs/ca.crt")
+    crl: FilePath | None = None
+    client_certificate: Literal["required", "optional"] = "required"
+    minimum_version: Literal["1.2", "1.3"] = "1.3"
+
+    @field_validator("minimum_version", mode="before")
+    @classmethod
+    def _unquoted(cls, value: object) -> object:
+        # Without quotation marks YAML reads 1.3 as a number.
+        return str(value) if isinstance(value, float) else value
+
+
+class Database(Section):
+    url: str = EMBEDDED
+    data_dir: FilePath = Path("var/postgresql")
+    connect_timeout_s: Seconds = 3.0
+    commit_timeout_s: Seconds = 5.0
+    max_pending: Count = 10_000
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        # The value stays out of the message: it may hold a password.
+        if value != EMBEDDED and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("expected 'embedded' or postgresql://user:password@host/name")
+        return value
+
+
+class Ingress(Section):
+    mode: Literal["tls"] = "tls"
+    trusted_proxies: tuple[str, ...] = ()
+    proxy_protocol: Literal[False] = False
+
+
+class Target(Section):
+    """Where announcements go. `interfaces` are names (eth0) or addresses of this machine."""
+
+    kind: Literal["multicast", "broadcast", "unicast"]
+    address: str
+    port: Port = 6667
+    interfaces: tuple[str, ...] = ()
+    ttl: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=255)] = 1
+    encoding: Literal["json", "binary"] = "json"
+
+    @field_validator("address")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        try:
+            return normalise_ip(value)
+        except ValueError as error:
+            raise ValueError("expected an IPv4 address") from error
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> Target:
+        address = ipaddress.ip_address(self.address)
+        if address.version != 4:
+            raise ValueError("address: expected an IPv4 address")
+        if self.kind == "multicast" and not address.is_multicast:
+            raise ValueError("address: expected a multicast group, 224.0.0.0-239.255.255.255")
+        if self.kind != "multicast" and address.is_multicast:
+            raise ValueError(f"address: a multicast group needs kind multicast, not {self.kind}")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.address}:{self.port}"
+
+
+LOOPBACK_TARGETS = (
+    Target(kind="multicast", address="239.255.66.66", interfaces=("127.0.0.1",)),
+    Target(kind="broadcast", address="127.255.255.255", interfaces=("127.0.0.1",)),
+)
+
+
+class Announce(Section):
+    source_port: Port = 6666
+    signing_key: FilePath | None = None
+    heartbeat_s: SecondsOrOff = 5.0
+    targets: tuple[Target, ...] = LOOPBACK_TARGETS
+
+
+class Presence(Section):
+    interval_s: Seconds = 60.0
+    offline_after_s: Seconds = 180.0
+
+
+class History(Section):
+    retention: SecondsOrOff = 7 * 86400.0
+
+
+class Access(Section):
+    """`readers` and `admins` are e-mail addresses or shell patterns (`*@ops.example.com`)."""
+
+    enrolment: Literal["open", "closed"] = "open"
+    readers: tuple[str, ...] = ()
+    admins: tuple[str, ...] = ()
+
+
+class Admin(Section):
+    host: str = "127.0.0.1"
+    port: ListenPort = 9464
+
+
+class Logging(Section):
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Section):
+    """Everything that can be set. The sections and keys are those of config.yaml."""
+
+    server: Server = Server()
+    tls: Tls = Tls()
+    database: Database = Database()
+    ingress: Ingress = Ingress()
+    announce: Announce = Announce()
+    presence: Presence = Presence()
+    history: History = History()
+    access: Access = Access()
+    admin: Admin = Admin()
+    logging: Logging = Logging()
+
+
+# Keys that later versions give a meaning: accepted, so that one file serves several versions.
+RESERVED = (
+    "tls.crl",
+    "ingress.mode",
+    "ingress.trusted_proxies",
+    "ingress.proxy_protocol",
+    "announce.signing_key",
+    "presence.interval_s",
+    "presence.offline_after_s",
+    "history.retention",
+    "access.admins",
+)
+
+
+def without_effect(settings: Settings) -> list[str]:
+    """Return the reserved keys that are set all the same: the operator should know."""
+    found = []
+    for name in RESERVED:
+        section, _, key = name.partition(".")
+        if key in getattr(settings, section).model_fields_set:
+            found.append(name)
+    return found
+
+
+def load(path: Path, environment: Mapping[str, str]) -> Settings:
+    """Read `path`, lay the environment over it, and validate.
+
+    Relative paths in the result are relative to the directory of `path`. Raises `ConfigError`.
+    """
+    values = _read_yaml(path)
+    for name, (section, key) in PLATFORM_VARIABLES.items():
+        if environment.get(name):
+            _overlay(values, name, [section, key], environment[name])
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            _overlay(values, name, keys, _environment_value(name, environment[name]))
+    for section in Settings.model_fields:
+        if values.get(section) is None:  # left out, or a heading with nothing below it
+            values[section] = {}
+    try:
+        return Settings.model_validate(values, context={"directory": path.absolute().parent})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {_first_problem(error)}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text") from error
+    try:
+        values: object = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML: {error.problem}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as 'server:', got a {_kind(values)}")
+    return values
+
+
+def _environment_value(name: str, text: str) -> object:
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        value: object = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: expected JSON: {error}") from error
+    return value
+
+
+def _overlay(values: dict[str, Any], name: str, keys: list[str], value: object) -> None:
+    section = values
+    for key in keys[:-1]:
+        inner = section.get(key)
+        if inner is None:
+            inner = section[key] = {}
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{name}: {key} is not a section")
+        section = inner
+    section[keys[-1]] = value
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ""
+    for part in first["loc"]:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}"
+    key = key.lstrip(".")
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        message = "unknown key"
+    elif first["type"] == "missing":
+        message = "missing"
+    elif isinstance(first["input"], str | int | float) and key != "database.url":
+        message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{key}: {message}{more}"
+
+
+def _kind(value: object) -> str:
+    return "list" if isinstance(value, list) else type(value).__name__

@@ -1,0 +1,269 @@
+"""Status datagrams: bytes to announcements and back. No sockets here: see announce and listeners.
+
+Two formats, described byte by byte in docs/protocol.md:
+
+- JSON v1, the format of this project: one object with up to `MAX_DATAGRAM` bytes, as many updates
+  of one committed batch as fit.
+- binary v0, for receivers of the older format: one check-in a datagram.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+import struct
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from tornado_status.checkin import Event, normalise_ip, timestamp
+from tornado_status.errors import DatagramError
+
+VERSION = 1
+
+MAX_DATAGRAM = 1400  # one Ethernet frame: fragments are lost together
+SIGNATURE_ROOM = 25 + 96  # `,"kid":"…16…"` and `,"sig":"…86…"}`: room for these is always kept
+MAX_EMAIL = 254  # RFC 5321: a path of 256 octets less its angle brackets
+MAX_SEQ = 2**63 - 1  # PostgreSQL's bigint
+
+# Printable ASCII without quotation mark and backslash, exactly one @: nothing to escape anywhere.
+_EMAIL = re.compile(r"[!#-?A-\[\]-~]{1,64}@[!#-?A-\[\]-~]{1,253}")
+_KIND = re.compile(r"[a-z][a-z-]{0,31}")
+_TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """A decoded JSON v1 datagram.
+
+    `stream` names one run of numbers, `sent` is the sender's clock (UTC), `head` the largest
+    number the sender knows. `updates` is empty in a heartbeat.
+    """
+
+    stream: uuid.UUID
+    sent: datetime.datetime
+    head: int
+    updates: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryUpdate:
+    """A decoded binary v0 datagram: a check-in without a number, a kind or a stream."""
+
+    email: str
+    last_seen: datetime.datetime
+    client_ip: str
+    client_port: int
+
+
+# ------------------------------------------------------------------------------------------ JSON
+
+
+def encode_json(
+    stream: uuid.UUID, sent: datetime.datetime, head: int, events: Sequence[Event]
+) -> Iterator[bytes]:
+    """Yield the datagrams that carry `events`, in order; one heartbeat where there are none.
+
+    Each is at most `MAX_DATAGRAM` bytes with the signature's room kept free. Raises
+    `DatagramError` for an event that fits in no datagram.
+    """
+    opening = f'{{"v":{VERSION},"stream":"{stream}","sent":"{timestamp(sent)}","head":{head}'
+    envelope = f'{opening},"updates":['.encode()
+    closing = b"]}"
+    room = MAX_DATAGRAM - SIGNATURE_ROOM - len(envelope) - len(closing)
+    pending: list[bytes] = []
+    used = 0
+    for event in events:
+        update = encode_update(event)
+        if len(update) > room:
+            raise DatagramError("too-long", f"an update of {len(update)} bytes fits in no datagram")
+        if pending and used + 1 + len(update) > room:
+            yield envelope + b",".join(pending) + closing
+            pending, used = [], 0
+        used += len(update) + bool(pending)
+        pending.append(update)
+    if pending or not events:
+        yield envelope + b",".join(pending) + closing
+
+
+def encode_update(event: Event) -> bytes:
+    """Return one member of `updates`: a JSON object without white space, in ASCII."""
+    return (
+        f'{{"seq":{event.seq},"event":"{event.event}","email":{json.dumps(event.email)},'
+        f'"last_seen":"{timestamp(event.last_seen)}","client_ip":"{event.client_ip}",'
+        f'"client_port":{event.client_port}}}'
+    ).encode()
+
+
+def decode_json(payload: bytes) -> Datagram:
+    """Decode and check one JSON v1 datagram. Members it does not know are ignored.
+
+    Raises `DatagramError`: `too-long`, `not-json`, `version` or `malformed`.
+    """
+    if len(payload) > MAX_DATAGRAM:
+        raise DatagramError("too-long", f"{len(payload)} bytes, more than {MAX_DATAGRAM}")
+    try:
+        envelope: object = json.loads(payload, object_pairs_hook=_object_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise DatagramError("not-json", "not a JSON object") from error
+    if not isinstance(envelope, dict):
+        raise DatagramError("not-json", "not a JSON object")
+    if envelope.get("v") is not VERSION:
+        raise DatagramError("version", f"version {_short(envelope.get('v'))} is not {VERSION}")
+    updates = envelope.get("updates")
+    if not isinstance(updates, list):
+        raise _malformed("updates", updates)
+    return Datagram(
+        stream=_stream(envelope.get("stream")),
+        sent=_moment("sent", envelope.get("sent")),
+        head=_integer("head", envelope.get("head"), 0, MAX_SEQ),
+        updates=tuple(_update(update) for update in updates),
+    )
+
+
+def decode_update(update: object) -> Event:
+    """Check one update as `json.loads` gives it. Raises `DatagramError` (`malformed`)."""
+    return _update(update)
+
+
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        # Two readers could believe two different values.
+        raise ValueError("a member occurs twice")
+    return members
+
+
+def _update(update: object) -> Event:
+    if not isinstance(update, dict):
+        raise _malformed("update", update)
+    kind = update.get("event")
+    if not isinstance(kind, str) or not _KIND.fullmatch(kind):
+        raise _malformed("event", kind)
+    return Event(
+        seq=_integer("seq", update.get("seq"), 1, MAX_SEQ),
+        event=kind,
+        email=_email(update.get("email")),
+        last_seen=_moment("last_seen", update.get("last_seen")),
+        client_ip=_ip(update.get("client_ip")),
+        client_port=_integer("client_port", update.get("client_port"), 0, 65535),
+    )
+
+
+def _stream(value: object) -> uuid.UUID:
+    if isinstance(value, str):
+        try:
+            stream = uuid.UUID(value)
+        except ValueError:
+            pass
+        else:
+            if str(stream) == value:
+                return stream
+    raise _malformed("stream", value)
+
+
+def _moment(name: str, value: object) -> datetime.datetime:
+    if isinstance(value, str) and _TIMESTAMP.fullmatch(value):
+        try:
+            return datetime.datetime.fromisoformat(value)
+        except ValueError:
+            pass
+    raise _malformed(name, value)
+
+
+def _integer(name: str, value: object, low: int, high: int) -> int:
+    if type(value) is int and low <= value <= high:
+        return value
+    raise _malformed(name, value)
+
+
+def _email(value: object) -> str:
+    if isinstance(value, str) and len(value) <= MAX_EMAIL and _EMAIL.fullmatch(value):
+        return value
+    raise _malformed("email", value)
+
+
+def _ip(value: object) -> str:
+    # A zone (`%eth0`) means nothing on another machine, and may hold control characters.
+    if isinstance(value, str) and "%" not in value:
+        try:
+            return normalise_ip(value)
+        except ValueError:
+            pass
+    raise _malformed("client_ip", value)
+
+
+def _malformed(name: str, value: object) -> DatagramError:
+    return DatagramError("malformed", f"{name}: {_short(value)} is not what docs/protocol.md says")
+
+
+def _short(value: object) -> str:
+    """Show a value of a stranger's: escaped, and no longer than a line bears."""
+    if isinstance(value, (dict, list)):
+        # Not its text: that of a deeply nested one may exhaust the stack.
+        return "an object" if isinstance(value, dict) else "an array"
+    text = ascii(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+# ---------------------------------------------------------------------------------------- binary
+
+
+def encode_binary(event: Event) -> bytes:
+    """Return one binary v0 datagram. Raises `DatagramError` where a field does not fit."""
+    elapsed = event.last_seen - _EPOCH
+    nanoseconds = (elapsed // datetime.timedelta(microseconds=1)) * 1000
+    try:
+        email = event.email.encode("ascii")
+        client_ip = event.client_ip.encode("ascii")
+        if not 0 < len(email) <= MAX_EMAIL:
+            raise DatagramError("too-long", f"an e-mail address of {len(email)} bytes")
+        return struct.pack(
+            f"!B{len(email)}sQB{len(client_ip)}sH",
+            len(email),
+            email,
+            nanoseconds,
+            len(client_ip),
+            client_ip,
+            event.client_port,
+        )
+    except (struct.error, UnicodeEncodeError) as error:
+        raise DatagramError("malformed", f"binary v0 cannot hold this check-in: {error}") from error
+
+
+def decode_binary(payload: bytes) -> BinaryUpdate:
+    """Decode and check one binary v0 datagram. Raises `DatagramError` (`malformed`).
+
+    Nanoseconds below the microsecond are cut off.
+    """
+    try:
+        email_end = 1 + payload[0]
+        (nanoseconds, ip_length) = struct.unpack_from("!QB", payload, email_end)
+        ip_end = email_end + 9 + ip_length
+        (client_port,) = struct.unpack_from("!H", payload, ip_end)
+        email = payload[1:email_end].decode("ascii")
+        client_ip = payload[email_end + 9 : ip_end].decode("ascii")
+    except (IndexError, struct.error, UnicodeDecodeError) as error:
+        raise DatagramError("malformed", "neither JSON v1 nor binary v0") from error
+    if len(payload) != ip_end + 2:
+        raise DatagramError("malformed", "neither JSON v1 nor binary v0: wrong length")
+    return BinaryUpdate(
+        email=_email(email),
+        last_seen=_EPOCH + datetime.timedelta(microseconds=cast(int, nanoseconds) // 1000),
+        client_ip=_ip(client_ip),
+        client_port=client_port,
+    )
+
+
+def decode(payload: bytes) -> Datagram | BinaryUpdate:
+    """Decode a datagram of either format, told apart by its first two bytes.
+
+    A binary datagram may begin with `{` too (an e-mail of 123 characters), but never with `{"`:
+    no e-mail address begins with a quotation mark.
+    """
+    if payload.startswith(b'{"'):
+        return decode_json(payload)
+    return decode_binary(payload)

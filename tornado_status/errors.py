@@ -1,0 +1,70 @@
+"""The exception tree. Every error that one part of the house raises for another is here.
+
+StatusError
+├── ConfigError            a setting, a file or a start-up condition is wrong: one line, exit 2
+├── IdentityError          a certificate that may not check in, with the HTTP status that says so
+├── DatagramError          bytes that are no status datagram, or values that do not fit in one
+└── StoreError             the database could not do it
+    ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
+    ├── UserUnknown        enrolment is closed and nobody enrolled this e-mail (403)
+    └── HistoryGone        the asked-for numbers are pruned, or not reached yet (410)
+"""
+
+from __future__ import annotations
+
+
+class StatusError(Exception):
+    """Base of all errors of this project."""
+
+
+class ConfigError(StatusError):
+    """A setting, a file or a start-up condition is wrong.
+
+    The message is one line that names the key and what was expected; the command line prints it
+    and exits with status 2.
+    """
+
+
+class IdentityError(StatusError):
+    """A peer certificate does not give an identity that may check in.
+
+    `status` is the HTTP status of the refusal (400 or 403), `detail` the sentence for the client,
+    `reason` a short stable word for logs and counters.
+    """
+
+    def __init__(self, status: int, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.status = status
+        self.reason = reason
+        self.detail = detail
+
+
+class DatagramError(StatusError):
+    """Bytes that are no status datagram. `reason` is a short stable word for counters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class StoreError(StatusError):
+    """The database could not do what was asked."""
+
+
+class StoreUnavailable(StoreError):
+    """The database is away, slow or overloaded: nothing is known to be recorded.
+
+    `retry_after_s` is the whole number of seconds after which trying again makes sense.
+    """
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UserUnknown(StoreError):
+    """Enrolment is closed and this e-mail is not enrolled."""
+
+
+class HistoryGone(StoreError):
+    """The events asked for are not in the log: pruned, or above its head."""

@@ -1,0 +1,316 @@
+"""Accepting connections: the listening sockets, and TLS handshakes in a few threads.
+
+A handshake costs a millisecond of CPU, which would keep those waiting who only check in. So each
+step of it runs in a thread, once the loop has seen the socket ready: a thread never waits for a
+peer. A finished connection is handed on with its `Peer`; a failed one is told why, counted and
+logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import structlog
+from tornado.httpserver import HTTPServer
+from tornado.iostream import SSLIOStream
+from tornado.netutil import bind_sockets
+
+from tornado_status.checkin import Peer
+from tornado_status.config import Server
+from tornado_status.errors import ConfigError
+from tornado_status.ingress.peer import Judge, PeerStream
+from tornado_status.logs import RateLimit
+
+BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
+ACCEPTS_A_TURN = 64  # then those already connected have their turn
+HANDSHAKE_THREADS = 2  # OpenSSL lets go of the GIL; more would only fight for the same cores
+FULL_PAUSE_S = 0.1  # after running out of descriptors: those connected go on, the rest waits
+LINGER_S = 1.0  # for a refused client to read why: a reset would overtake the alert
+
+READ_CHUNK = 4096  # a request fits in it; more would be allocated for each read
+MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
+
+_OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def bind(settings: Server) -> list[socket.socket]:
+    """Bind the check-in port. Raises `ConfigError` where it is taken or the address is not ours."""
+    try:
+        return bind_sockets(
+            settings.port,
+            address=settings.host,
+            backlog=BACKLOG,
+            reuse_port=settings.reuse_port,
+        )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"server.port: {settings.port} is taken by another program"
+            ) from error
+        raise ConfigError(
+            f"server.host: cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+        ) from error
+
+
+class Acceptor:
+    """Takes connections from bound sockets to `on_connection`, once their peer is known.
+
+    The TLS context is read from `server.ssl_options` at each accept, so that it can be swapped.
+    `refused` counts failed handshakes by kind.
+    """
+
+    def __init__(
+        self,
+        server: HTTPServer,
+        settings: Server,
+        judge: Judge,
+        on_connection: Callable[[PeerStream, tuple[str, int]], None],
+    ) -> None:
+        self._server = server
+        self._timeout_s = settings.handshake_timeout_s
+        self._judge = judge
+        self._on_connection = on_connection
+        self._log = structlog.get_logger()
+        self._logged = RateLimit()
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(HANDSHAKE_THREADS, thread_name_prefix="handshake")
+        self._listening: list[socket.socket] = []
+        self._handshakes: set[_Handshake] = set()
+        self._lingering: set[_Lingering] = set()
+        self.refused: Counter[str] = Counter()
+
+    def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Begin to accept. The sockets are ours from here on."""
+        for sock in sockets:
+            self._listening.append(sock)
+            self._loop.add_reader(sock, self._accept, sock)
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets. What was accepted goes on."""
+        for sock in self._listening:
+            self._loop.remove_reader(sock)
+            sock.close()
+        self._listening = []
+
+    def close(self) -> None:
+        """Stop accepting, drop unfinished handshakes, end the threads."""
+        self.stop_accepting()
+        for handshake in list(self._handshakes):
+            handshake.abandon()
+        for lingering in list(self._lingering):
+            lingering.close()
+        self._threads.shutdown(wait=True)  # a step never waits for a peer
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(ACCEPTS_A_TURN):
+            try:
+                connection, address = listening.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno in _OUT_OF_DESCRIPTORS:
+                    self._pause(listening, error)
+                    return
+                raise
+            self._begin(connection, address)
+
+    def _pause(self, listening: socket.socket, error: OSError) -> None:
+        # The connection stays in the backlog and the socket readable: without a pause the loop
+        # would spin.
+        if (held := self._logged.admit("descriptors")) is not None:
+            self._log.error("cannot accept connections", reason=error.strerror, before=held)
+        self._loop.remove_reader(listening)
+
+        def resume() -> None:
+            if listening in self._listening:
+                self._loop.add_reader(listening, self._accept, listening)
+
+        self._loop.call_later(FULL_PAUSE_S, resume)
+
+    def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
+        context = self._server.ssl_options
+        if not isinstance(context, ssl.SSLContext):
+            raise TypeError("server.ssl_options must be an SSLContext")
+        try:
+            connection.setblocking(False)
+            # Answers are single small packets; waiting to fill one would cost 40 ms.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            secure = context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:
+            connection.close()  # gone before we looked
+            return
+        self._handshakes.add(_Handshake(self, self._loop, secure, address, self._timeout_s))
+
+    def _established(self, secure: ssl.SSLSocket, address: tuple[str, int]) -> None:
+        stream = PeerStream(
+            secure,
+            ssl_options=self._server.ssl_options,
+            max_buffer_size=MAX_BUFFER,
+            read_chunk_size=READ_CHUNK,
+        )
+        try:
+            stream.peer = self._judge.judge(stream, address)
+        except (OSError, ValueError):
+            stream.close()  # gone in between
+            return
+        if stream.peer.refusal is not None:
+            self._log_identity(stream.peer)
+
+        def ready(future: asyncio.Future[SSLIOStream]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                return  # closed in between; the stream has cleaned up
+            self._on_connection(stream, address)
+
+        # The handshake is over; this lets the stream find out.
+        asyncio.ensure_future(stream.wait_for_handshake()).add_done_callback(ready)
+
+    def _failed(self, secure: ssl.SSLSocket, address: tuple[str, int], error: OSError) -> None:
+        kind = _kind(error)
+        self.refused[kind] += 1
+        if (held := self._logged.admit(kind)) is not None:
+            self._log.info("handshake failed", kind=kind, client_ip=address[0], before=held)
+        if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
+            self._lingering.add(_Lingering(self._loop, secure, self._lingering.discard))
+        else:
+            secure.close()
+
+    def _log_identity(self, peer: Peer) -> None:
+        if peer.refusal is None:
+            return
+        reason = peer.refusal.reason
+        self.refused[reason] += 1
+        if (held := self._logged.admit(reason)) is not None:
+            self._log.info("identity refused", reason=reason, client_ip=peer.client_ip, before=held)
+
+
+class _Handshake:
+    """One handshake under way: waits in the loop, steps in a thread, ends within its time."""
+
+    __slots__ = ("_acceptor", "_address", "_deadline", "_loop", "_over", "_secure", "_stepping")
+
+    def __init__(
+        self,
+        acceptor: Acceptor,
+        loop: asyncio.AbstractEventLoop,
+        secure: ssl.SSLSocket,
+        address: tuple[str, int],
+        timeout_s: float,
+    ) -> None:
+        self._acceptor = acceptor
+        self._loop = loop
+        self._secure = secure
+        self._address = address
+        self._over = False
+        self._stepping = False
+        self._deadline = loop.call_later(timeout_s, self._expire)
+        loop.add_reader(secure, self._step)  # the client speaks first
+
+    def abandon(self) -> None:
+        """Close without a word."""
+        self._end()
+        if not self._stepping:
+            self._secure.close()
+
+    def _expire(self) -> None:
+        self._end()
+        if self._stepping:
+            return  # closed when the thread lets go of it
+        self._acceptor._failed(self._secure, self._address, TimeoutError())
+
+    def _step(self) -> None:
+        self._unwatch()
+        self._stepping = True
+        self._acceptor._threads.submit(self._secure.do_handshake).add_done_callback(self._stepped)
+
+    def _stepped(self, future: Future[None]) -> None:
+        # In the thread.
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._continue, future.exception())
+
+    def _continue(self, error: BaseException | None) -> None:
+        self._stepping = False
+        if self._over:
+            self._secure.close()
+        elif isinstance(error, ssl.SSLWantReadError):
+            self._loop.add_reader(self._secure, self._step)
+        elif isinstance(error, ssl.SSLWantWriteError):
+            self._loop.add_writer(self._secure, self._step)
+        elif error is None:
+            self._end()
+            self._acceptor._established(self._secure, self._address)
+        else:
+            self._end()
+            failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
+            self._acceptor._failed(self._secure, self._address, failure)
+
+    def _end(self) -> None:
+        self._over = True
+        self._deadline.cancel()
+        self._acceptor._handshakes.discard(self)
+        if not self._stepping:
+            self._unwatch()
+
+    def _unwatch(self) -> None:
+        self._loop.remove_reader(self._secure)
+        self._loop.remove_writer(self._secure)
+
+
+class _Lingering:
+    """A refused connection, half closed: what the client still sends is read and thrown away.
+
+    Closing with unread data sends a reset, which overtakes the alert that says why.
+    """
+
+    __slots__ = ("_deadline", "_loop", "_on_close", "_socket")
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        secure: ssl.SSLSocket,
+        on_close: Callable[[_Lingering], None],
+    ) -> None:
+        self._loop = loop
+        self._on_close = on_close
+        self._socket = socket.socket(fileno=secure.detach())
+        self._socket.setblocking(False)
+        self._deadline = loop.call_later(LINGER_S, self.close)
+        loop.add_reader(self._socket, self._drain)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._deadline.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        self._on_close(self)
+
+    def _drain(self) -> None:
+        try:
+            more = self._socket.recv(READ_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        if not more:
+            self.close()
+
+
+def _kind(error: OSError) -> str:
+    """Name a failed handshake in a short stable word, as `peer-did-not-return-a-certificate`."""
+    if isinstance(error, TimeoutError):
+        return "timeout"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return error.verify_message.replace(" ", "-").lower()
+    reason = getattr(error, "reason", None)
+    if reason:
+        return str(reason).replace("_", "-").lower()
+    return "closed"

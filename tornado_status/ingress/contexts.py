@@ -1,0 +1,61 @@
+"""TLS contexts of the check-in port, made from the configured files."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from tornado_status.config import Tls
+from tornado_status.errors import ConfigError
+
+MINIMUM_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+def server_context(settings: Tls) -> ssl.SSLContext:
+    """Return a context that asks every client for a certificate of `settings.client_ca`.
+
+    Raises `ConfigError` that names the key and the file.
+    """
+    # Not create_default_context: from Python 3.13 on that sets VERIFY_X509_STRICT, which refuses
+    # certificates as the openssl command makes them. What matters of it is in `identity`.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = MINIMUM_VERSIONS[settings.minimum_version]
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    # One ticket instead of two a handshake: a client needs one connection.
+    context.num_tickets = 1
+    optional = settings.client_certificate == "optional"
+    context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
+    for key in ("certificate", "private_key", "client_ca"):
+        _check_readable(f"tls.{key}", getattr(settings, key))
+    try:
+        context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise ConfigError(
+            f"tls.private_key: {settings.private_key} is not the key of {settings.certificate}, "
+            f"or one of them is no PEM file ({reason})"
+        ) from error
+    try:
+        context.load_verify_locations(settings.client_ca)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"tls.client_ca: {settings.client_ca} holds no certificate in PEM"
+        ) from error
+    return context
+
+
+def _check_readable(key: str, path: Path) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{key}: no file {path} (python -m certs_gen makes a development set)"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
+
+
+def _no_password() -> str:
+    # Without this OpenSSL would ask on the terminal and the server would hang.
+    raise ValueError("an encrypted key: decrypt it for the server")

@@ -1,0 +1,87 @@
+"""Logging: its set-up, and the rate limit for what a peer can cause.
+
+One line an event, with fields. Untrusted text is escaped by the renderers (console and JSON).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from tornado_status.config import Logging
+
+MAX_KINDS = 256  # different things remembered by one RateLimit; a peer may invent more
+
+
+def configure(settings: Logging) -> None:
+    """Send everything that is logged, ours and the libraries', to standard error."""
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    before: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _escape,
+    ]
+    after: list[Any]
+    if settings.format == "json":
+        after = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+    else:
+        after = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    formatter = structlog.stdlib.ProcessorFormatter(
+        foreign_pre_chain=before,
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *after],
+    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logging.basicConfig(handlers=[handler], level=level, force=True)
+    for noisy in ("alembic", "sqlalchemy", "asyncio"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+    structlog.configure(
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _escape(logger: object, method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Make control characters visible: a peer's text must not forge lines or drive a terminal."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode("ascii")
+    return event
+
+
+class RateLimit:
+    """Lets one of each kind through per interval, and says how many it held back.
+
+    Bounded: beyond `MAX_KINDS` kinds all others count as one.
+    """
+
+    def __init__(self, interval_s: float = 60.0, clock: Callable[[], float] = time.monotonic):
+        self._interval_s = interval_s
+        self._clock = clock
+        self._seen: dict[object, tuple[float, int]] = {}
+
+    def admit(self, kind: object) -> int | None:
+        """Return None to stay silent, else how many of this kind were silenced before."""
+        now = self._clock()
+        if kind not in self._seen and len(self._seen) >= MAX_KINDS:
+            self._seen = {
+                known: entry
+                for known, entry in self._seen.items()
+                if now - entry[0] < self._interval_s
+            }
+            if len(self._seen) >= MAX_KINDS:
+                kind = None
+        last, held = self._seen.get(kind, (float("-inf"), 0))
+        if now - last < self._interval_s:
+            self._seen[kind] = (last, held + 1)
+            return None
+        self._seen[kind] = (now, 0)
+        return held

@@ -1,0 +1,150 @@
+"""The composition root: builds every part, starts them in order, stops them in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+from tornado.httpserver import HTTPServer
+
+from tornado_status.admin import AdminServer, Vitals
+from tornado_status.announce import Announcer
+from tornado_status.api import Access, InFlight, make_application
+from tornado_status.checkin import Event
+from tornado_status.config import EMBEDDED, Settings, without_effect
+from tornado_status.ingress import Acceptor, Judge, bind, peer_of, server_context
+from tornado_status.ingress.acceptor import READ_CHUNK
+
+MAX_HEAD = 8192  # a request's head; what browsers and proxies send is far below
+MAX_BODY = 4096  # read and ignored
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what was begun and return.
+
+    Raises `ConfigError` where the settings cannot be put into effect.
+    """
+    loop = asyncio.get_running_loop()
+    told_to_stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, told_to_stop.set)
+    stop = asyncio.create_task(told_to_stop.wait(), name="stop signal")
+    try:
+        async with AsyncExitStack() as stack:
+            running = asyncio.create_task(_run(settings, stack), name="server")
+            await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done():
+                structlog.get_logger().info("stopping")
+                running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+    finally:
+        stop.cancel()
+
+
+async def _run(settings: Settings, stack: AsyncExitStack) -> None:
+    """Start everything onto `stack`, say so, then run until cancelled."""
+    for key in without_effect(settings):
+        structlog.get_logger().warning("setting has no effect in this version", key=key)
+    context = server_context(settings.tls)
+    sockets = bind(settings.server)
+    for sock in sockets:
+        stack.callback(sock.close)
+    port = sockets[0].getsockname()[1]
+
+    announcer = Announcer(settings.announce)
+    announcer.open()
+    stack.push_async_callback(announcer.close)
+
+    def on_commit(events: Sequence[Event], head: int) -> None:
+        announcer.announce(store.stream, head, events)
+
+    # Imported here: psycopg2 and SQLAlchemy are of no use to --help and to a wrong config.
+    from tornado_status.store import Store
+
+    store = Store(
+        settings.database,
+        enrolment_closed=settings.access.enrolment == "closed",
+        on_commit=on_commit,
+    )
+    in_flight = InFlight()
+    http = HTTPServer(
+        make_application(store, Access(settings.access.readers), in_flight, peer_of),
+        ssl_options=context,
+        chunk_size=READ_CHUNK,
+        max_header_size=MAX_HEAD,
+        max_body_size=MAX_BODY,
+        idle_connection_timeout=settings.server.idle_timeout_s,
+        body_timeout=settings.server.body_timeout_s,
+    )
+    acceptor = Acceptor(http, settings.server, Judge(), http.handle_stream)
+
+    if settings.admin.port:
+        admin = AdminServer(
+            settings.admin,
+            Vitals(
+                problems=lambda: [store.problem] if store.problem else [],
+                head=lambda: store.head,
+                pending=lambda: store.pending,
+                refused=acceptor.refused.items,
+                datagrams_sent=announcer.sent.items,
+                datagrams_refused=announcer.errors.items,
+            ),
+        )
+        admin.listen()
+        stack.push_async_callback(admin.close)
+
+    drain_timeout_s = settings.server.drain_timeout_s
+    stack.push_async_callback(store.stop, drain_timeout_s)
+    await store.start()
+
+    async def drain() -> None:
+        acceptor.stop_accepting()
+        if not await in_flight.wait_none(drain_timeout_s):
+            structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
+        acceptor.close()
+        await http.close_all_connections()
+
+    stack.push_async_callback(drain)
+    acceptor.listen(sockets)
+    await store.wait_connected()
+    announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
+    _say_serving(settings, port)
+    await store.wait_failed()
+
+
+def _say_serving(settings: Settings, port: int) -> None:
+    host = settings.server.host
+    host = "localhost" if host in ("", "0.0.0.0", "::", "127.0.0.1", "::1") else host  # noqa: S104
+    url = f"https://{host}:{port}"
+    targets = " and ".join(str(target) for target in settings.announce.targets) or "nobody"
+    structlog.get_logger().info(
+        "serving",
+        url=url,
+        announcing=targets,
+        database=EMBEDDED if settings.database.url == EMBEDDED else "postgresql",
+    )
+    if settings.logging.format == "console":
+        command = _try_next(settings, url)
+        print(f"Serving on {url}, announcing to {targets}. Try: {command}", flush=True)
+
+
+def _try_next(settings: Settings, url: str) -> str:
+    """Return a command that checks in, as it would be typed in the current directory."""
+    here = Path.cwd()
+    python = Path(sys.executable)
+    shown = python.relative_to(here) if python.is_relative_to(here) else python
+    command = f"{shown} -m clients"
+    if url != "https://localhost:8443":
+        command += f" --url {url}/api/client"
+    certs = settings.tls.client_ca.parent
+    if certs != here / "certs":
+        command += f" --cert {certs}/client.crt --key {certs}/client.key"
+        command += f" --ca {settings.tls.client_ca}"
+    return command

@@ -1,0 +1,306 @@
+"""Group commit: what arrives while a commit is in flight is written by the next one.
+
+Owns the writing connection and the queue before it. Each accepted check-in gets its own row, its
+own number and one call of its `done`, after the commit of *its* batch and never before. Numbers
+are gapless and in commit order over all servers on the database: every batch first locks the head
+row, in the same round trip as its write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import random
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from tornado_status.checkin import CheckIn, Event, EventKind
+from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
+from tornado_status.store.database import Connection, StatementFailed
+
+MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
+RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
+RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
+
+# The arrays hold one element a check-in, in order of arrival. $6 marks the first and $7 the last
+# check-in of its user in this batch: only the last becomes the user's status. $8: enrolment is
+# closed. `accepted` reads user_status after the head is locked, so two servers cannot both see a
+# user for the first time. Rows are upserted in order of their key: unsorted batches deadlock.
+PREPARE_RECORD = """\
+PREPARE record_check_ins
+    (text[], inet[], integer[], text[], text[], boolean[], boolean[], boolean) AS
+WITH accepted AS MATERIALIZED (
+    SELECT i.*, row_number() OVER (ORDER BY i.n) AS k,
+           i.first_of_user AND s.last_seen IS NULL AS is_new
+    FROM unnest($1, $2, $3, $4, $5, $6, $7) WITH ORDINALITY
+         AS i(email, client_ip, client_port, issuer, serial, first_of_user, last_of_user, n)
+    LEFT JOIN user_status s ON s.email = i.email
+    WHERE NOT $8 OR s.email IS NOT NULL
+), now AS MATERIALIZED (
+    SELECT seq AS base, greatest(at, clock_timestamp()) AS at FROM head
+), log AS (
+    INSERT INTO check_in (seq, at, event, email, client_ip, client_port, issuer, serial)
+    SELECT base + k, at, CASE WHEN is_new THEN 'new' ELSE 'check-in' END,
+           email, client_ip, client_port, issuer, serial
+    FROM accepted, now
+), status AS (
+    INSERT INTO user_status AS u (email, seq, last_seen, client_ip, client_port, issuer, serial)
+    SELECT email, base + k, at, client_ip, client_port, issuer, serial
+    FROM accepted, now WHERE last_of_user ORDER BY email
+    ON CONFLICT (email) DO UPDATE SET
+        seq = excluded.seq, last_seen = excluded.last_seen, client_ip = excluded.client_ip,
+        client_port = excluded.client_port, issuer = excluded.issuer, serial = excluded.serial
+), moved AS (
+    UPDATE head SET seq = head.seq + (SELECT count(*) FROM accepted), at = now.at FROM now
+)
+SELECT base, (extract(epoch FROM at) * 1000000)::bigint,
+       ARRAY(SELECT n FROM accepted WHERE is_new),
+       CASE WHEN $8 THEN ARRAY(SELECT n FROM accepted ORDER BY n) END
+FROM now"""
+
+Done = Callable[["Event | StoreError"], None]
+
+
+@dataclass(slots=True)
+class _Pending:
+    check_in: CheckIn
+    done: Done
+
+
+class GroupCommit:
+    """The one writer of check-ins of this process.
+
+    `connect` opens a connection that is prepared for writing. `on_commit(events, head)` is called
+    in the same turn of the loop as the `done` of its check-ins, before them.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        on_commit: Callable[[Sequence[Event], int], None],
+        *,
+        enrolment_closed: bool,
+        max_pending: int,
+        commit_timeout_s: float,
+    ) -> None:
+        self._connect = connect
+        self._on_commit = on_commit
+        self._enrolment_closed = enrolment_closed
+        self._max_pending = max_pending
+        self._commit_timeout_s = commit_timeout_s
+        self._log = structlog.get_logger()
+        self._queue: deque[_Pending] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+        self._unconfirmed: list[CheckIn] = []
+        self.connected = asyncio.Event()
+        self.head = 0
+        self.stream = uuid.UUID(int=0)
+        self.problem = "not connected yet"
+
+    @property
+    def pending(self) -> int:
+        """Check-ins that wait for a commit to begin."""
+        return len(self._queue)
+
+    def submit(self, check_in: CheckIn, done: Done) -> None:
+        """Queue a check-in; `done` gets its event, or the error, in a later turn of the loop.
+
+        Raises `StoreUnavailable` where the queue is full or the database is known to be away.
+        """
+        if not self.connected.is_set():
+            raise StoreUnavailable(f"database away: {self.problem}")
+        if len(self._queue) >= self._max_pending:
+            raise StoreUnavailable("more check-ins than the database takes")
+        self._queue.append(_Pending(check_in, done))
+        self._idle.clear()
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Connect, commit what is queued, reconnect when needed; until cancelled or `drain`ed."""
+        delay = RETRY_MIN_S
+        reported = ""
+        while not self._stopping:
+            try:
+                connection = await self._connect()
+            except StoreError as error:
+                self._lost(error)
+                if str(error) != reported:
+                    reported = str(error)
+                    self._log.warning("database away, trying again", reason=reported)
+                await self._sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
+                delay = min(delay * 2, RETRY_MAX_S)
+                continue
+            delay, reported = RETRY_MIN_S, ""
+            try:
+                await self._serve(connection)
+            except StoreError as error:
+                # What is queued, but never sent, may still make it with the next connection.
+                self.connected.clear()
+                self.problem = str(error)
+                self._log.warning("database lost, reconnecting", reason=str(error))
+            finally:
+                await connection.close()
+        self._lost(StoreUnavailable("shutting down"))
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until all that was submitted is answered, at most `timeout_s`; then stop."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            self._log.warning("drain timed out", pending=len(self._queue))
+        self._stopping = True
+        self._wake.set()
+
+    async def _serve(self, connection: Connection) -> None:
+        await self._announce_unconfirmed(connection)
+        self.problem = ""
+        self.connected.set()
+        while True:
+            if not self._queue:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+                if self._stopping:
+                    return
+            if not connection.usable:
+                # Known before anything was sent: the queue waits for the next connection.
+                raise StoreUnavailable("the database closed the connection")
+            queue = self._queue
+            batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
+            await self._commit(connection, batch)
+
+    async def _commit(self, connection: Connection, batch: list[_Pending]) -> None:
+        check_ins = [pending.check_in for pending in batch]
+        statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
+        try:
+            rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
+        except StatementFailed as error:
+            # Rolled back as a whole: nothing of it is recorded.
+            self._log.error("commit refused", reason=str(error), sqlstate=error.sqlstate)
+            self._fail(batch, StoreUnavailable("the database refused the commit"))
+            raise StoreUnavailable(str(error)) from error
+        except StoreUnavailable as error:
+            # Sent, and no answer: only the database knows. See _announce_unconfirmed.
+            self._unconfirmed = check_ins
+            self._fail(batch, error)
+            raise
+        except BaseException:
+            self._fail(batch, StoreUnavailable("shutting down"))
+            raise
+        base, microseconds, new, accepted = rows[0]
+        moment = _EPOCH + datetime.timedelta(microseconds=microseconds)
+        recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
+        is_new = set(new)
+        events = []
+        for number, pending in enumerate(recorded, start=1):
+            position = number if accepted is None else accepted[number - 1]
+            check_in = pending.check_in
+            kind = EventKind.NEW if position in is_new else EventKind.CHECK_IN
+            events.append(
+                Event(
+                    base + number,
+                    kind,
+                    check_in.email,
+                    moment,
+                    check_in.client_ip,
+                    check_in.client_port,
+                )
+            )
+        if events:
+            self.head = events[-1].seq
+            self._on_commit(events, self.head)
+        for pending, event in zip(recorded, events, strict=True):
+            pending.done(event)
+        if len(recorded) < len(batch):
+            known = set(accepted)
+            for position, pending in enumerate(batch, start=1):
+                if position not in known:
+                    pending.done(UserUnknown(pending.check_in.email))
+
+    async def _announce_unconfirmed(self, connection: Connection) -> None:
+        """Announce what a commit without an answer has written after all.
+
+        Its clients were told 503, "not known to be recorded"; what is recorded is announced all
+        the same. Also learns the head and the stream, which other servers may have moved.
+        """
+        known, lost = self.head, self._unconfirmed
+        head, stream = await connection.fetch_one("SELECT seq, stream FROM head FOR UPDATE")
+        same_stream = self.stream == uuid.UUID(stream)
+        self.stream, self.head = uuid.UUID(stream), head
+        self._unconfirmed = []
+        if not lost or not same_stream:
+            return
+        rows = await connection.execute(
+            "SELECT seq, event, email, at, host(client_ip), client_port FROM check_in"
+            " WHERE seq > %s ORDER BY seq LIMIT %s",
+            [known, RECOVERY_LIMIT],
+        )
+        ours = {(c.email, c.client_ip, c.client_port) for c in lost}
+        events = [
+            Event(seq, event, email, at.astimezone(datetime.UTC), client_ip, client_port)
+            for seq, event, email, at, client_ip, client_port in rows
+            if (email, client_ip, client_port) in ours
+        ]
+        if events:
+            self._log.info("announcing what a lost answer left recorded", events=len(events))
+            self._on_commit(events, head)
+
+    def _lost(self, error: StoreError) -> None:
+        self.connected.clear()
+        self.problem = str(error)
+        queued, self._queue = list(self._queue), deque()
+        self._fail(queued, StoreUnavailable(f"database away: {error}"))
+        self._idle.set()
+
+    def _fail(self, batch: list[_Pending], error: StoreError) -> None:
+        for pending in batch:
+            pending.done(error)
+
+    async def _sleep(self, seconds: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+
+def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
+    """Return the EXECUTE statement with its arrays, in PostgreSQL's literal syntax."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for number, check_in in enumerate(check_ins):
+        first.setdefault(check_in.email, number)
+        last[check_in.email] = number
+    firsts, lasts = set(first.values()), set(last.values())
+    positions = range(len(check_ins))
+    arrays = (
+        _array([c.email for c in check_ins]),
+        _array([c.client_ip for c in check_ins]),
+        _array([str(c.client_port) for c in check_ins]),
+        _array([c.issuer for c in check_ins]),
+        _array([c.serial for c in check_ins]),
+        _array(["t" if n in firsts else "f" for n in positions]),
+        _array(["t" if n in lasts else "f" for n in positions]),
+    )
+    return f"EXECUTE record_check_ins ({', '.join(arrays)}, {enrolment_closed})"
+
+
+def _array(elements: list[str]) -> str:
+    """Return an array literal; elements may be any text (NUL has no place in PostgreSQL)."""
+    escaped = [e.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") for e in elements]
+    body = '{"' + '","'.join(escaped) + '"}'
+    # standard_conforming_strings is set on the connection: a backslash is just itself.
+    return "'" + body.replace("'", "''") + "'"

@@ -1,0 +1,266 @@
+"""Connections to PostgreSQL through aiopg: hosts tried one by one, errors turned into our own.
+
+Knows nothing of check-ins. What comes out of here is a `StoreUnavailable` or a `StatementFailed`,
+never a psycopg2 exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import aiopg
+import psycopg2
+import psycopg2.extensions
+
+from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
+
+Row = tuple[Any, ...]
+Parameters = dict[str, str]
+
+APPLICATION_NAME = "tornado_status"
+
+# A peer that vanished without a word (frozen network, pulled plug) is noticed by the kernel well
+# before TCP's own two hours. Values as libpq reads them.
+_LIVENESS = {
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+
+
+class StatementFailed(StoreError):
+    """PostgreSQL refused a statement and rolled it back; the connection is still good.
+
+    `sqlstate` is the five-character code (PostgreSQL documentation, appendix A), or "".
+    """
+
+    def __init__(self, message: str, sqlstate: str) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+
+def parse_url(url: str) -> Parameters:
+    """Return libpq's connection parameters of a URL. Raises `ConfigError` without the password."""
+    try:
+        parameters = psycopg2.extensions.parse_dsn(url)
+    except psycopg2.ProgrammingError as error:
+        raise ConfigError("database.url: not a PostgreSQL connection URL") from error
+    return {name: str(value) for name, value in parameters.items()}
+
+
+async def addresses(parameters: Parameters) -> list[Parameters]:
+    """Return one set of parameters per address of each host, in the order given.
+
+    In asynchronous mode libpq tries no second address by itself. Raises `StoreUnavailable` where
+    no name resolves.
+    """
+    hosts = parameters.get("host", "").split(",")
+    if all(not host or host.startswith("/") for host in hosts) or "hostaddr" in parameters:
+        return [parameters]
+    ports = parameters.get("port", "5432").split(",")
+    loop = asyncio.get_running_loop()
+    found: list[Parameters] = []
+    problem = "no host"
+    for number, host in enumerate(hosts):
+        port = (ports[number] if len(ports) > 1 else ports[0]) or "5432"
+        try:
+            infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        except (OSError, ValueError) as error:
+            problem = f"{host}: {error}"
+            continue
+        for address in dict.fromkeys(str(info[4][0]) for info in infos):
+            found.append({**parameters, "host": host, "port": port, "hostaddr": address})
+    if not found:
+        raise StoreUnavailable(f"the database's name does not resolve: {problem}")
+    return found
+
+
+class Connection:
+    """One aiopg connection, always in autocommit (the driver's only mode when asynchronous)."""
+
+    def __init__(self, raw: aiopg.Connection, parameters: Parameters) -> None:
+        self._raw = raw
+        self.parameters = parameters
+
+    @classmethod
+    async def open(
+        cls, parameters: Parameters, timeout_s: float, *, writable: bool = True
+    ) -> Connection:
+        """Connect to the first address that answers, within `timeout_s` each.
+
+        With `writable`, a standby or a read-only server is passed over. Raises
+        `StoreUnavailable` with the last address's reason.
+        """
+        problem = StoreUnavailable("no address to connect to")
+        for candidate in await addresses(parameters):
+            try:
+                connection = await cls._open_one(candidate, timeout_s)
+                if not writable:
+                    return connection
+                try:
+                    (read_only,) = await connection.fetch_one("SHOW transaction_read_only")
+                except StoreError:
+                    await connection.close()
+                    raise
+                if read_only == "off":
+                    return connection
+                await connection.close()
+                problem = StoreUnavailable("the database is read-only")
+            except StoreUnavailable as error:
+                problem = error
+            except StatementFailed as error:
+                problem = StoreUnavailable(str(error))
+        raise problem
+
+    @classmethod
+    async def _open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:
+        settings: dict[str, Any] = {"application_name": APPLICATION_NAME, **_LIVENESS, **parameters}
+        if parameters.get("host", "").startswith("/"):
+            settings = {name: settings[name] for name in settings if name not in _LIVENESS}
+        try:
+            async with asyncio.timeout(timeout_s):
+                raw = await aiopg.connect(
+                    None,
+                    timeout=timeout_s,
+                    enable_json=False,
+                    enable_hstore=False,  # else a query at each connect
+                    enable_uuid=False,
+                    **settings,
+                )
+        except TimeoutError as error:
+            raise StoreUnavailable("the database does not answer") from error
+        except (psycopg2.Error, OSError) as error:
+            raise StoreUnavailable(_one_line(error)) from error
+        except asyncio.CancelledError as error:
+            _reraise_own_cancellation(error)
+            raise StoreUnavailable("the database closed the connection") from error
+        return cls(raw, parameters)
+
+    @property
+    def usable(self) -> bool:
+        """False once the connection is known to be gone. Nothing sent after that arrives."""
+        return not self._raw.closed
+
+    @property
+    def backend_pid(self) -> int:
+        return cast(int, self._raw.raw.get_backend_pid())
+
+    async def close(self) -> None:
+        await self._raw.close()
+
+    async def execute(
+        self, sql: str, parameters: Sequence[object] | None = None, *, timeout_s: float = 5.0
+    ) -> list[Row]:
+        """Run `sql` (several statements without parameters are one transaction); return the rows.
+
+        The rows are the last statement's. Raises `StatementFailed` where PostgreSQL refused and
+        rolled back, `StoreUnavailable` where the connection is lost or too slow: what was sent
+        may or may not have been done, and the connection is closed.
+        """
+        try:
+            cursor = await self._raw.cursor(timeout=timeout_s)
+            try:
+                await cursor.execute(sql, parameters)
+                if cursor.description is None:
+                    return []
+                return cast(list[Row], await cursor.fetchall())
+            finally:
+                cursor.close()
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            if error.pgcode and self._alive():
+                raise StatementFailed(_one_line(error), error.pgcode) from error
+            await self.close()
+            raise StoreUnavailable(_one_line(error)) from error
+        except psycopg2.Error as error:
+            if self._alive():
+                raise StatementFailed(_one_line(error), error.pgcode or "") from error
+            await self.close()
+            raise StoreUnavailable(_one_line(error)) from error
+        except TimeoutError as error:
+            await self.close()
+            raise StoreUnavailable("the database does not answer in time") from error
+        except AssertionError as error:
+            # aiopg trips over its own state when a backend dies between two polls.
+            await self.close()
+            raise StoreUnavailable("the database closed the connection") from error
+        except asyncio.CancelledError as error:
+            # aiopg reports a server-side statement_timeout as a cancellation.
+            _reraise_own_cancellation(error)
+            if self._alive():
+                raise StatementFailed("canceled by the database", "57014") from error
+            await self.close()
+            raise StoreUnavailable("the database closed the connection") from error
+
+    async def fetch_one(
+        self, sql: str, parameters: Sequence[object] | None = None, *, timeout_s: float = 5.0
+    ) -> Row:
+        """Run `sql` and return its first row. Raises `StatementFailed` where there is none."""
+        rows = await self.execute(sql, parameters, timeout_s=timeout_s)
+        if not rows:
+            raise StatementFailed("the statement returned no row", "")
+        return rows[0]
+
+    def _alive(self) -> bool:
+        return not self._raw.closed and not self._raw.raw.isexecuting()
+
+
+class Pool:
+    """A few connections for reading, opened when needed and kept."""
+
+    def __init__(self, size: int, connect_timeout_s: float, acquire_timeout_s: float) -> None:
+        self._parameters: Parameters | None = None
+        self._idle: list[Connection] = []
+        self._free = asyncio.Semaphore(size)
+        self._connect_timeout_s = connect_timeout_s
+        self._acquire_timeout_s = acquire_timeout_s
+
+    async def point_to(self, parameters: Parameters) -> None:
+        """From now on connect to this one address (the one the writer found to be primary)."""
+        if parameters != self._parameters:
+            self._parameters = parameters
+            await self.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """Borrow a connection. Raises `StoreUnavailable` where none can be had in time."""
+        if self._parameters is None:
+            raise StoreUnavailable("the database is not connected yet")
+        try:
+            async with asyncio.timeout(self._acquire_timeout_s):
+                await self._free.acquire()
+        except TimeoutError as error:
+            raise StoreUnavailable("too many reads at once") from error
+        connection: Connection | None = None
+        try:
+            while self._idle and connection is None:
+                candidate = self._idle.pop()
+                connection = candidate if candidate.usable else None
+            if connection is None:
+                connection = await Connection._open_one(self._parameters, self._connect_timeout_s)
+            yield connection
+        finally:
+            self._free.release()
+            if connection is not None and connection.usable:
+                if connection.parameters == self._parameters and connection._alive():
+                    self._idle.append(connection)
+                else:
+                    await connection.close()
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+
+def _reraise_own_cancellation(error: asyncio.CancelledError) -> None:
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,1 @@
+"""One module a migration. They are never changed once released; the next one mends."""

@@ -1,0 +1,69 @@
+"""Reading: one user, pages of users, the log. The caller bounds each page."""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+
+from tornado_status.checkin import Event, EventPage, StatusRecord, UserPage
+from tornado_status.errors import HistoryGone
+from tornado_status.store.database import Connection, Row
+
+_RECORD = "seq, email, last_seen, host(client_ip), client_port"
+
+
+async def user(connection: Connection, email: str) -> StatusRecord | None:
+    """Return the record of one user, or None for someone who never checked in."""
+    rows = await connection.execute(
+        f"SELECT {_RECORD} FROM user_status WHERE email = %s AND seq IS NOT NULL",  # noqa: S608
+        [email],
+    )
+    return _record(rows[0]) if rows else None
+
+
+async def users(connection: Connection, after: str, limit: int) -> UserPage:
+    """Return up to `limit` records with an e-mail above `after` (keyset paging)."""
+    stream, head = await connection.fetch_one("SELECT stream, seq FROM head")
+    rows = await connection.execute(
+        f"SELECT {_RECORD} FROM user_status"  # noqa: S608
+        " WHERE email > %s AND seq IS NOT NULL ORDER BY email LIMIT %s",
+        [after, limit + 1],
+    )
+    records = [_record(row) for row in rows[:limit]]
+    following = records[-1].email if len(rows) > limit else None
+    return UserPage(uuid.UUID(stream), head, records, following)
+
+
+async def events(connection: Connection, after: int, limit: int) -> EventPage:
+    """Return up to `limit` log entries with a number above `after`, gapless and in order.
+
+    Raises `HistoryGone` where `after` is above the head, or entries behind it are pruned.
+    """
+    rows = await connection.execute(
+        # One statement, one snapshot: the head and the slice of the log belong together.
+        "SELECT h.stream, h.seq, c.seq, c.event, c.email, c.at, host(c.client_ip), c.client_port"
+        " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in WHERE seq > %s"
+        " ORDER BY seq LIMIT %s) c ON true ORDER BY c.seq",
+        [after, limit],
+    )
+    stream, head = uuid.UUID(rows[0][0]), rows[0][1]
+    found = [_event(row[2:]) for row in rows if row[2] is not None]
+    if after > head:
+        raise HistoryGone(f"the newest event is {head}")
+    if after < head and (not found or found[0].seq != after + 1):
+        raise HistoryGone(f"events after {after} are no longer kept")
+    return EventPage(stream, head, found)
+
+
+def _record(row: Row) -> StatusRecord:
+    seq, email, last_seen, client_ip, client_port = row
+    return StatusRecord(seq, email, _utc(last_seen), client_ip, client_port)
+
+
+def _event(row: Row) -> Event:
+    seq, event, email, at, client_ip, client_port = row
+    return Event(seq, event, email, _utc(at), client_ip, client_port)
+
+
+def _utc(moment: datetime.datetime) -> datetime.datetime:
+    return moment.astimezone(datetime.UTC)
