@@ -224,8 +224,12 @@ class Client:
     def _why_not_connected(self, error: OSError | ValueError) -> CheckInError:
         where = f"{self._target.host} port {self._target.port}"
         match error:
+            case ConnectionRefusedError():
+                return Unreachable(f"Nothing listens on {where} (connection refused)")
             case ssl.SSLCertVerificationError():
                 return Unreachable(self._why_not_trusted(error))
+            case OSError() if _is_hang_up(error):
+                return Unreachable(f"{where} closed the connection during the TLS handshake")
             case ssl.SSLError():
                 return _why_tls_failed(error, where)
             case TimeoutError():
@@ -234,10 +238,6 @@ class Client:
                 return Unreachable(
                     f"The host name {self._target.host} was not found ({error.strerror})"
                 )
-            case ConnectionRefusedError():
-                return Unreachable(f"Nothing listens on {where} (connection refused)")
-            case ConnectionError():
-                return Unreachable(f"{where} closed the connection during the TLS handshake")
             case OSError():
                 return Unreachable(f"{where} cannot be reached ({error.strerror or error})")
             case _:
@@ -287,8 +287,7 @@ class Client:
     def _why_no_answer(self, error: OSError | http.client.HTTPException) -> CheckInError:
         where = f"{self._target.host} port {self._target.port}"
         match error:
-            case ssl.SSLEOFError() | ssl.SSLZeroReturnError() | ConnectionError():
-                # http.client's RemoteDisconnected is a ConnectionError too.
+            case OSError() if _is_hang_up(error):
                 return Unreachable(
                     f"{where} closed the connection without an answer "
                     f"(it may have refused the client certificate)"
@@ -312,15 +311,13 @@ def _alert_before_reset(connection: http.client.HTTPSConnection) -> Iterator[Non
     """
     try:
         yield
-    except ConnectionError:
-        sock = connection.sock
-        if sock is not None:
+    except (ConnectionError, ssl.SSLError) as error:
+        if connection.sock is not None and _alert(error) is None:
             try:
-                sock.recv(1)
-            except ssl.SSLError:
-                raise
-            except OSError:
-                pass
+                connection.sock.recv(1)
+            except OSError as waiting:
+                if _alert(waiting) is not None:
+                    raise
         raise
 
 
@@ -333,16 +330,32 @@ def _check_readable(path: Path) -> None:
         raise SetUpError(f"{path} cannot be read ({error.strerror})") from error
 
 
+def _alert(error: OSError) -> str | None:
+    """Return the server's alert about this client, in the words of `_ALERTS`, if it is one."""
+    if not isinstance(error, ssl.SSLError):
+        return None
+    # As `TLSV13_ALERT_CERTIFICATE_REQUIRED`, or `tlsv13 alert certificate required` in the text
+    # where this Python does not know the reason of a newer OpenSSL; once without the word "alert".
+    text = f"{error.reason} {error}".replace("_", " ").lower()
+    for alert in _ALERTS:
+        if re.search(rf"\b(alert|tlsv1) {alert}\b", text):
+            return alert
+    return None
+
+
+def _is_hang_up(error: OSError) -> bool:
+    """Whether the other end closed or reset the connection, in any of the forms that takes."""
+    if isinstance(error, ssl.SSLError):
+        # "SYS" is how Python 3.11 reports a reset.
+        return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError) or error.library == "SYS"
+    return isinstance(error, ConnectionError)  # http.client's RemoteDisconnected is one
+
+
 def _why_tls_failed(error: ssl.SSLError, where: str) -> CheckInError:
     """Tell a server's alert from a broken handshake."""
-    # As `TLSV13_ALERT_CERTIFICATE_REQUIRED`, or `tlsv13 alert certificate required` in the text
-    # where this Python does not know the reason of a newer OpenSSL.
-    text = f"{error.reason} {error}".replace("_", " ").lower()
-    for alert, sentence in _ALERTS.items():
-        if re.search(rf"alert {alert}\b", text):
-            return Refused(f"Refused (TLS alert: {alert}): {sentence}")
-    if isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
-        return Unreachable(f"{where} closed the connection during the TLS handshake")
+    alert = _alert(error)
+    if alert is not None:
+        return Refused(f"Refused (TLS alert: {alert}): {_ALERTS[alert]}")
     return Unreachable(
         f"{where} does not speak TLS as expected ({printable(error.reason or str(error))})"
     )

@@ -23,7 +23,7 @@ EXIT_SUCCESS = 0
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
-EXIT_INTERRUPTED = 130  # as a shell reports a program that SIGINT ended
+EXIT_INTERRUPTED = 130  # as shells report a program that SIGINT ended
 
 MAX_SECONDS = 7 * 24 * 3600  # whoever wants to wait longer has mistaken the unit
 
@@ -34,6 +34,7 @@ exit status:
   2  a wrong option, URL or file: nothing was sent
   3  not known to be recorded, try again later: not reachable, not trusted, no answer in time,
      429, 503 and other errors of the server
+  130  without --every: interrupted by a signal
 With --every and --count it is that of the last attempt.
 
 With --every the connection is kept. After a failure the next attempt comes after a random wait of
@@ -57,12 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             timeout_s=options.timeout,
             method=options.method,
         )
-        with client:
+        with _signals_interrupt(), client:
             if options.every is None:
                 return _once(client)
-            with _signals_interrupt():
-                client.load_context()
-                return _again_and_again(client, Heartbeat(options.every), options.count)
+            client.load_context()
+            return _again_and_again(client, Heartbeat(options.every), options.count)
     except SetUpError as error:
         _write(sys.stderr, f"{PROGRAM}: {error}")
         return EXIT_USAGE

@@ -8,10 +8,15 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from certs_gen.cli import main as certs_gen
 from tests.support import Heard, Postgres, Server, rows, running_server
+
+# No time limits as assertions: test machines are slow and shared.
+hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("tests")
 
 _numbers = itertools.count()
 

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
-from tests.support import Heard, Server, exchange, free_port, rows, targets, wait_until
+from tests.support import PATIENCE_S, Heard, Server, exchange, free_port, rows, targets, wait_until
 from tornado_status.checkin import CheckIn, Event
 from tornado_status.config import Database
 from tornado_status.errors import StoreUnavailable
@@ -162,6 +164,11 @@ def _store(database_url: str, heard: list[Event]) -> Store:
     )
 
 
+async def _stop(store: Store) -> None:
+    await store.drain(PATIENCE_S)
+    await store.stop()
+
+
 def _check_in(user: str, port: int) -> CheckIn:
     return CheckIn(f"{user}@example.com", "127.0.0.1", port, "CN=test", "01")
 
@@ -193,7 +200,7 @@ def test_two_servers_on_one_database_agree_on_who_is_new_and_leave_no_hole(
             await asyncio.gather(*(store.record(check_in) for store in stores))
         stop.set()
         await asyncio.gather(*busy)
-        await asyncio.gather(*(store.stop(5) for store in stores))
+        await asyncio.gather(*(_stop(store) for store in stores))
 
     asyncio.run(run())
     log = rows(database_url, "SELECT seq, event, email FROM check_in ORDER BY seq")
@@ -205,6 +212,63 @@ def test_two_servers_on_one_database_agree_on_who_is_new_and_leave_no_hole(
     assert all(sum(1 for _, _, e in log if e == f"first{n}@example.com") == 2 for n in range(9))
     together = sorted((e.seq, str(e.event), e.email) for side in announced for e in side)
     assert together == log
+
+
+def test_servers_on_one_port_share_it_and_one_order(start_server: StartServer) -> None:
+    """`reuse_port`: each has a part of the connections, and the numbers have no hole."""
+    port = free_port()
+    servers = [start_server(server={"port": port, "reuse_port": True}) for _ in range(2)]
+    for _ in range(60):
+        assert servers[0].request("POST", "/api/client").status == 204
+    sent = 0
+    for server in servers:
+        metrics = server.admin("/metrics").body.decode()
+        [line] = [x for x in metrics.splitlines() if x.startswith("tornado_status_head ")]
+        assert float(line.split()[1]) > 0  # the kernel gave each of them some
+        counters = [x for x in metrics.splitlines() if "datagrams_sent_total{" in x]
+        sent += sum(int(float(counter.split()[-1])) for counter in counters)
+    assert sent == 2 * 60
+    assert servers[0].rows("SELECT count(*), max(seq) FROM check_in") == [(60, 60)]
+
+
+@settings(max_examples=20)
+@given(
+    st.lists(
+        st.builds(
+            CheckIn,
+            st.sampled_from(["o'brien@example.com", "{a}@example.com", "a+b=c@example.com"]),
+            st.sampled_from(["127.0.0.1", "2001:db8::1"]),
+            st.integers(1, 65535),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
+            st.sampled_from(["0", "ff", "a" * 40]),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_any_check_in_is_kept_as_it_is(postgres: str, check_ins: list[CheckIn]) -> None:
+    """Quotation marks, braces and backslashes in a CA's name are text like any other."""
+    name = "any_check_in"
+    if not rows(postgres, "SELECT 1 FROM pg_database WHERE datname = %s", name):
+        rows(postgres, f"CREATE DATABASE {name}")
+    url = postgres.replace("/postgres?", f"/{name}?")
+
+    async def run() -> int:
+        store = _store(url, [])
+        await store.start()
+        await store.wait_connected()
+        events = await asyncio.gather(*(store.record(check_in) for check_in in check_ins))
+        await _stop(store)
+        return events[0].seq
+
+    first = asyncio.run(run())
+    kept = rows(
+        url,
+        "SELECT email, host(client_ip), client_port, issuer, serial FROM check_in"
+        " WHERE seq >= %s ORDER BY seq",
+        first,
+    )
+    assert [CheckIn(*row) for row in kept] == check_ins
 
 
 def test_a_full_queue_refuses_at_once_and_loses_nothing(database_url: str) -> None:
@@ -223,7 +287,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(database_url: str) -> No
         results: Sequence[Event | BaseException] = await asyncio.gather(
             *attempts, return_exceptions=True
         )
-        await store.stop(5)
+        await _stop(store)
         refused = [r for r in results if isinstance(r, StoreUnavailable)]
         taken = [r for r in results if isinstance(r, Event)]
         assert len(refused) + len(taken) == 100
@@ -261,7 +325,7 @@ def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: s
             await recording
         await store.wait_connected()
         await _until(lambda: len(heard) == 2)
-        await store.stop(5)
+        await _stop(store)
 
     asyncio.run(asyncio.wait_for(run(), 60))
     assert [(event.seq, event.email) for event in heard] == [

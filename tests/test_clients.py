@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import email.utils
+import http.client
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -29,7 +31,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients import cli, heartbeat
-from clients.check_in import Client, SetUpError, Unreachable, parse_url, printable
+from clients.check_in import Client, Refused, SetUpError, Unreachable, parse_url, printable
 from clients.heartbeat import Heartbeat
 from tests.support import LOOPBACK, PATIENCE_S, ROOT, Lines, free_port
 
@@ -144,7 +146,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent: its request line, its headers, its name, on its how manieth connection."""
+    """What a client sent: the request, the name in its certificate, and on which connection."""
 
     line: str
     headers: str
@@ -201,12 +203,15 @@ class HttpsServer:
         certificate: str = "server",
         client_certificate: ssl.VerifyMode = ssl.CERT_REQUIRED,
         crl: bool = False,
-        read_the_end: bool = True,
+        reset: bool = False,
+        deaf: bool = False,
     ) -> None:
         self.requests: list[Request] = []
         self.connections = 0
         self._answers = answers
-        self._read_the_end = read_the_end
+        self._reset = reset
+        self._deaf = deaf
+        self.hung_up = threading.Event()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(pki / f"{certificate}.crt", pki / f"{certificate}.key")
         self._context.load_verify_locations(pki / "ca.crt")
@@ -258,11 +263,15 @@ class HttpsServer:
         try:
             with raw, contextlib.suppress(OSError):
                 with self._context.wrap_socket(raw, server_side=True) as stream:
-                    self._talk(stream, connection)
+                    if not self._deaf:
+                        self._talk(stream, connection)
             # Closing with something unread resets the connection, and the reset can overtake an
             # alert on its way: read until the client has closed.
             with contextlib.suppress(OSError):
-                if self._read_the_end:
+                if self._reset:
+                    linger = struct.pack("ii", 1, 0)
+                    duplicate.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                else:
                     duplicate.shutdown(socket.SHUT_WR)
                     while duplicate.recv(4096):
                         pass
@@ -270,6 +279,7 @@ class HttpsServer:
             self._open.discard(duplicate)
             self._open.discard(raw)
             duplicate.close()
+            self.hung_up.set()
 
     def _talk(self, stream: ssl.SSLSocket, connection: int) -> None:
         with stream.makefile("rb") as lines:
@@ -460,12 +470,19 @@ def test_a_garbled_answer_is_a_sentence(pki: Path, reply: bytes) -> None:
     assert remark == f"localhost port {server.port} gave an answer that is not HTTP\n"
 
 
-def test_an_answer_that_breaks_off_is_no_success(pki: Path) -> None:
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (b"HTTP/1.1 20", 3),
+        (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{", 1),
+        (b"HTTP/1.1 400 Bad Request\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{", 3),
+    ],
+)
+def test_an_answer_that_breaks_off_is_no_success(pki: Path, reply: bytes, expected: int) -> None:
     """A server that dies in its answer has not said that it recorded anything."""
-    reply = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{"
     with HttpsServer(pki, lambda _: Hanging(reply)) as server:
         status, output, remark = check_in(*arguments(pki, server.url))
-    assert (status, output) == (3, "")
+    assert (status, output) == (expected, "")
     assert remark.count("\n") == 1
 
 
@@ -530,6 +547,35 @@ def test_a_certificate_that_the_server_refuses_is_a_sentence(
     assert remark.startswith(f"Refused (TLS alert: {alert}): ")
     assert remark.count("\n") == 1
     assert server.requests == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps what came before a reset")
+@pytest.mark.parametrize(
+    ("name", "failure", "words"),
+    [
+        ("foreign", Refused, "TLS alert: unknown ca"),
+        ("client", Unreachable, "closed the connection without an answer"),
+    ],
+)
+def test_a_refusal_is_understood_even_after_a_reset(
+    pki: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    failure: type[Exception],
+    words: str,
+) -> None:
+    """A server that hangs up at once does not keep its reason from a client that sends late."""
+    with HttpsServer(pki, as_the_service_does, reset=True, deaf=True) as server:
+        connect = http.client.HTTPSConnection.connect
+
+        def connect_and_dawdle(connection: http.client.HTTPSConnection) -> None:
+            connect(connection)
+            assert server.hung_up.wait(PATIENCE_S)
+
+        monkeypatch.setattr(http.client.HTTPSConnection, "connect", connect_and_dawdle)
+        with a_client(pki, server.url, name) as client:
+            with pytest.raises(failure, match=words):
+                client.check_in()
 
 
 @pytest.mark.parametrize(
@@ -642,11 +688,11 @@ def test_an_unknown_host_is_a_sentence(pki: Path, monkeypatch: pytest.MonkeyPatc
             client.check_in()
 
 
-def a_client(pki: Path, url: str) -> Client:
+def a_client(pki: Path, url: str, name: str = "client") -> Client:
     return Client(
         url,
-        certificate=pki / "client.crt",
-        private_key=pki / "client.key",
+        certificate=pki / f"{name}.crt",
+        private_key=pki / f"{name}.key",
         ca=pki / "ca.crt",
         timeout_s=PATIENCE_S,
     )
@@ -797,10 +843,8 @@ def test_a_heartbeat_goes_on_after_a_failure_and_heeds_retry_after(pki: Path) ->
         given = [*arguments(pki, server.url), "--every", "0.1", "--count", "2"]
         status, output, remark = check_in(*given)
     assert (status, output) == (0, f"{SUCCESS}\n")
-    match = re.fullmatch(
-        r"Not now \(503 Service Unavailable\): Database away \(next attempt in ([\d.]+) seconds\)\n",
-        remark,
-    )
+    assert remark.startswith("Not now (503 Service Unavailable): Database away (next attempt in ")
+    match = re.search(r"in ([\d.]+) seconds\)\n$", remark)
     assert match is not None
     assert 1 <= float(match[1]) <= 2
     assert [request.connection for request in server.requests] == [1, 1]
@@ -842,6 +886,29 @@ def test_the_last_attempt_gives_the_exit_status(pki: Path) -> None:
         )
 
 
+def test_whoever_was_refused_comes_back_on_a_new_connection(pki: Path) -> None:
+    """A refusal belongs to the certificate of a connection: the next one may show another."""
+    unknown = problem("403 Forbidden", "User unknown")
+    with HttpsServer(pki, one_after_the_other(RECORDED, unknown, RECORDED)) as server:
+        given = [*arguments(pki, server.url), "--every", "0.1", "--count", "3"]
+        assert check_in(*given)[:2] == (0, f"{SUCCESS}\n" * 2)
+    assert [request.connection for request in server.requests] == [1, 1, 2]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Connection": "close"}], ids=["kept", "closed"])
+def test_an_answer_too_long_to_read_is_left_with_its_connection(
+    pki: Path, headers: dict[str, str]
+) -> None:
+    """The rest of an endless answer is never taken for the next one."""
+    long = answer("503 Service Unavailable", b"x" * 200_000, **headers)
+    with HttpsServer(pki, one_after_the_other(long, RECORDED)) as server:
+        with a_client(pki, server.url) as client:
+            with pytest.raises(Unreachable, match="Not now"):
+                client.check_in()
+            client.check_in()
+    assert [request.connection for request in server.requests] == [1, 2]
+
+
 def test_a_renewed_certificate_is_used_after_a_refusal(pki: Path, tmp_path: Path) -> None:
     """Whoever renews the files need not restart the heartbeat."""
     own = tmp_path / "own"
@@ -881,7 +948,8 @@ def test_a_signal_ends_a_heartbeat_in_order(
             assert client.stopped(number) == (0, [])
 
 
-def test_a_check_in_that_was_interrupted_is_no_success(pki: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_check_in_that_was_interrupted_is_no_success(pki: Path, number: signal.Signals) -> None:
     """Without --every, exit status 0 means checked in and nothing else."""
     asked = threading.Event()
 
@@ -892,7 +960,7 @@ def test_a_check_in_that_was_interrupted_is_no_success(pki: Path) -> None:
     with HttpsServer(pki, answers) as server:
         with running_client(arguments(pki, server.url)) as client:
             assert asked.wait(PATIENCE_S)
-            assert client.stopped(signal.SIGINT) == (130, [])
+            assert client.stopped(number) == (130, [])
 
 
 def test_a_reader_that_has_gone_stops_no_heartbeat(pki: Path) -> None:

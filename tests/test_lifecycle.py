@@ -219,15 +219,15 @@ def test_it_starts_from_any_directory(
         process.stdout.close()  # type: ignore[union-attr] # a pipe: asked for above
 
 
-def test_an_ordinary_user_can_run_it_all(certs: Path, tmp_path: Path) -> None:
-    """No root needed, with the embedded PostgreSQL."""
+@pytest.mark.parametrize("user", [65534, 123456])
+def test_an_ordinary_user_can_run_it_all(certs: Path, user: int) -> None:
+    """No root needed, with the embedded PostgreSQL; nor a name, as containers may have none."""
     require("root, to become an ordinary user", os.geteuid() == 0, "run as root, or see the others")
     setpriv = shutil.which("setpriv")
     require("setpriv", setpriv is not None, "Debian: util-linux")
     assert setpriv is not None
-    directory = Path("/tmp") / f"tornado_status-{os.getpid()}"  # noqa: S108 - theirs, and 0700
+    directory = Path("/tmp") / f"tornado_status-{os.getpid()}-{user}"  # noqa: S108 - theirs, and 0700
     directory.mkdir(mode=0o700)
-    user = 65534
     try:
         theirs = directory / "certs"
         shutil.copytree(certs, theirs)

@@ -253,6 +253,21 @@ def test_any_number_of_listeners_share_a_port(sender: socket.socket) -> None:
 
 
 @linux_only
+@pytest.mark.parametrize("option", ["SO_REUSEADDR", "SO_REUSEPORT"])
+def test_a_port_is_shared_with_programs_that_ask_for_it_either_way(
+    option: str, sender: socket.socket
+) -> None:
+    """Another program's receiver needs only one of the two options."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        with RunningListener("--group", "", "--format", "json", port=port) as listener:
+            sender.sendto(as_json(check_in(1)), (BROADCAST, port))
+            listener.shows("user1")
+
+
+@linux_only
 def test_a_group_is_joined_on_an_interface_given_by_name(sender: socket.socket) -> None:
     """An interface may be called by its name."""
     with RunningListener("--group", GROUP, "--interface", "lo", "--format", "json") as listener:
@@ -279,6 +294,7 @@ def test_groups_that_were_not_joined_are_not_heard(
         sender.sendto(as_json(check_in(1)), (foreign, listener.port))
         sender.sendto(as_json(check_in(2)), (BROADCAST, listener.port))
         listener.shows("user2")
+        assert len(listener.output.lines) == 1
 
 
 @linux_only
@@ -301,6 +317,7 @@ def test_a_broadcast_address_can_be_bound(sender: socket.socket) -> None:
         sender.sendto(as_json(check_in(1)), ("127.0.0.1", listener.port))
         sender.sendto(as_json(check_in(2)), (BROADCAST, listener.port))
         listener.shows("user2")
+        assert len(listener.output.lines) == 1
 
 
 # ------------------------------------------------------------------------------------------ its end

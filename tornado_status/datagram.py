@@ -16,6 +16,7 @@ import struct
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import cast
 
 from tornado_status.checkin import Event, normalise_ip, timestamp
@@ -76,8 +77,12 @@ def encode_json(
     room = MAX_DATAGRAM - SIGNATURE_ROOM - len(envelope) - len(closing)
     pending: list[bytes] = []
     used = 0
+    moment: datetime.datetime | None = None
+    last_seen = ""
     for event in events:
-        update = encode_update(event)
+        if event.last_seen is not moment:  # one for all of a commit
+            moment, last_seen = event.last_seen, timestamp(event.last_seen)
+        update = _encode_update(event, last_seen)
         if len(update) > room:
             raise DatagramError("too-long", f"an update of {len(update)} bytes fits in no datagram")
         if pending and used + 1 + len(update) > room:
@@ -91,9 +96,13 @@ def encode_json(
 
 def encode_update(event: Event) -> bytes:
     """Return one member of `updates`: a JSON object without white space, in ASCII."""
+    return _encode_update(event, timestamp(event.last_seen))
+
+
+def _encode_update(event: Event, last_seen: str) -> bytes:
     return (
-        f'{{"seq":{event.seq},"event":"{event.event}","email":{json.dumps(event.email)},'
-        f'"last_seen":"{timestamp(event.last_seen)}","client_ip":"{event.client_ip}",'
+        f'{{"seq":{event.seq},"event":"{event.event}","email":{_quoted(event.email)},'
+        f'"last_seen":"{last_seen}","client_ip":"{event.client_ip}",'
         f'"client_port":{event.client_port}}}'
     ).encode()
 

@@ -28,6 +28,7 @@ CN_SENTENCE = "CN must be a valid email address"
 MAX_COMMON_NAME = 64  # ub-common-name of X.520 (RFC 5280, appendix A): no CA may issue more
 PRIVATE_DOMAINS = ("local", "test")
 _ORDINARY_DOMAIN = "example"
+MAX_SERIAL = 64  # hex digits that are kept; RFC 5280 allows 40
 MAX_ISSUER = 512  # characters of the issuer's name that are kept with each record
 
 # What `cryptography` raises for a certificate that it cannot read, each found by a test.
@@ -63,7 +64,7 @@ def parse_email(text: str) -> str:
     one (`PRIVATE_DOMAINS`); nothing is looked up in the DNS. The canonical form is its own
     canonical form, and fits in a common name too. Raises `ValueError` with a sentence.
     """
-    _check_length(text)
+    _check_length(text)  # before anything works on it
     local, _, domain = text.rpartition("@")
     domain = domain.lower()
     stem, dot, last = domain.rpartition(".")
@@ -141,7 +142,7 @@ def _identify(certificate_der: bytes) -> Identity:
     return Identity(
         email=email,
         issuer=issuer[:MAX_ISSUER],
-        serial=f"{certificate.serial_number:x}",
+        serial=f"{certificate.serial_number:x}"[:MAX_SERIAL],
         not_before=not_before,
         not_after=not_after,
     )

@@ -15,13 +15,25 @@ from tornado.httpserver import HTTPServer
 
 from tornado_status.admin import AdminServer, Vitals
 from tornado_status.announce import Announcer
-from tornado_status.api import Access, InFlight, make_application
+from tornado_status.api import Access, InFlight, make_application, problem_answer
 from tornado_status.checkin import Event
-from tornado_status.config import EMBEDDED, Settings, without_effect
-from tornado_status.ingress import Acceptor, Judge, bind, peer_of, server_context
-from tornado_status.ingress.acceptor import READ_CHUNK
+from tornado_status.config import EMBEDDED, Server, Settings, without_effect
+from tornado_status.ingress import (
+    READ_CHUNK,
+    Acceptor,
+    Answers,
+    CheckInService,
+    Judge,
+    PeerStream,
+    bind,
+    peer_of,
+    quick_stream_class,
+    server_context,
+)
 
-MAX_HEAD = 8192  # a request's head; what browsers and proxies send is far below
+# A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
+# two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
+MAX_HEAD = 2 * READ_CHUNK - 1
 MAX_BODY = 4096  # read and ignored
 
 
@@ -83,7 +95,12 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         idle_connection_timeout=settings.server.idle_timeout_s,
         body_timeout=settings.server.body_timeout_s,
     )
-    acceptor = Acceptor(http, settings.server, Judge(), http.handle_stream)
+    check_ins = CheckInService(
+        store, Answers(problem_answer), http.handle_stream, settings.server.idle_timeout_s
+    )
+    acceptor = Acceptor(
+        http, settings.server, Judge(), check_ins.serve, _stream_class(settings.server)
+    )
 
     if settings.admin.port:
         admin = AdminServer(
@@ -101,13 +118,16 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         stack.push_async_callback(admin.close)
 
     drain_timeout_s = settings.server.drain_timeout_s
-    stack.push_async_callback(store.stop, drain_timeout_s)
+    stack.push_async_callback(store.stop)
     await store.start()
 
     async def drain() -> None:
         acceptor.stop_accepting()
+        check_ins.drain()
+        await store.drain(drain_timeout_s)
         if not await in_flight.wait_none(drain_timeout_s):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
+        check_ins.close()
         acceptor.close()
         await http.close_all_connections()
 
@@ -117,6 +137,16 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
     _say_serving(settings, port)
     await store.wait_failed()
+
+
+def _stream_class(settings: Server) -> type[PeerStream]:
+    if not settings.skip_speculative_read:
+        return PeerStream
+    quick = quick_stream_class()
+    if quick is None:
+        structlog.get_logger().warning("this Tornado is unknown: server.skip_speculative_read off")
+        return PeerStream
+    return quick
 
 
 def _say_serving(settings: Settings, port: int) -> None:

@@ -3,5 +3,6 @@
 from tornado_status.api.access import Access
 from tornado_status.api.application import make_application
 from tornado_status.api.in_flight import InFlight
+from tornado_status.api.problem import problem_answer
 
-__all__ = ["Access", "InFlight", "make_application"]
+__all__ = ["Access", "InFlight", "make_application", "problem_answer"]

@@ -7,7 +7,6 @@ from typing import Protocol
 from tornado_status.api.problem import Handler, Problem
 from tornado_status.api.users import record_json
 from tornado_status.checkin import CheckIn, Event, StatusRecord
-from tornado_status.errors import UserUnknown
 
 
 class Recorder(Protocol):
@@ -24,10 +23,7 @@ class ClientHandler(Handler):
     store: Recorder
 
     async def post(self) -> None:
-        try:
-            await self.store.record(self.check_in)
-        except UserUnknown as error:
-            raise Problem(403, "User unknown") from error
+        await self.store.record(self.check_in)
         self.set_status(204)
 
     patch = post

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http
 import json
 from collections.abc import Awaitable, Callable
+from email.utils import formatdate
 from typing import Any
 
 import structlog
@@ -13,11 +14,50 @@ from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
 
 from tornado_status.api.in_flight import InFlight
 from tornado_status.checkin import CheckIn, Peer
-from tornado_status.errors import StoreUnavailable
+from tornado_status.errors import StatusError, StoreUnavailable, UserUnknown
 
 MAX_BODY = 4096  # a check-in has no body; what proxies and old clients add is read and ignored
 
+CONTENT_TYPE = "application/problem+json"
+UNAVAILABLE = "Not known to be recorded: the database is away or overloaded. Try again."
+MISTAKE = "The server made a mistake; its log says more"
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+def problem_body(status: int, detail: str | None) -> bytes:
+    """Return the JSON of a problem without a type of its own."""
+    body: dict[str, object] = {
+        "type": "about:blank",
+        "title": http.HTTPStatus(status).phrase,
+        "status": status,
+    }
+    if detail is not None:
+        body["detail"] = detail
+    return json.dumps(body).encode()
+
+
+def problem_answer(error: StatusError) -> bytes:
+    """Return the whole HTTP answer to a check-in that failed with `error`."""
+    status, detail, headers = describe(error)
+    body = problem_body(status, detail)
+    lines = [
+        f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}",
+        f"Date: {formatdate(usegmt=True)}",
+        f"Content-Type: {CONTENT_TYPE}",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def describe(error: StatusError) -> tuple[int, str, dict[str, str]]:
+    """Return status, detail and headers of the answer to an error of the store."""
+    if isinstance(error, UserUnknown):
+        return 403, "User unknown", {}
+    if isinstance(error, StoreUnavailable):
+        return 503, UNAVAILABLE, {"Retry-After": str(error.retry_after_s)}
+    return 500, MISTAKE, {}
 
 
 class Problem(HTTPError):
@@ -79,7 +119,7 @@ class Handler(RequestHandler):
         self.on_finish()
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if isinstance(value, HTTPError | StoreUnavailable | Finish):
+        if isinstance(value, HTTPError | StoreUnavailable | UserUnknown | Finish):
             return
         structlog.get_logger().error(
             "request failed",
@@ -90,8 +130,8 @@ class Handler(RequestHandler):
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None, None))[1]
-        if isinstance(error, StoreUnavailable):
-            status_code = 503
+        if isinstance(error, StatusError):
+            status_code = describe(error)[0]
         super().send_error(status_code, **kwargs)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
@@ -101,25 +141,16 @@ class Handler(RequestHandler):
             detail = error.detail
             for name, value in error.headers.items():
                 self.set_header(name, value)
-        elif isinstance(error, StoreUnavailable):
-            detail = "Not known to be recorded: the database is away or overloaded. Try again."
-            self.set_header("Retry-After", str(error.retry_after_s))
+        elif isinstance(error, StatusError):
+            _, detail, headers = describe(error)
+            for name, value in headers.items():
+                self.set_header(name, value)
         elif status_code == 405:
             self.set_header("Allow", ", ".join(self._allowed()))
         elif status_code >= 500:
-            detail = "The server made a mistake; its log says more"
-        self.finish(self.problem_body(status_code, detail))
-
-    def problem_body(self, status_code: int, detail: str | None) -> bytes:
-        self.set_header("Content-Type", "application/problem+json")
-        body: dict[str, object] = {
-            "type": "about:blank",
-            "title": http.HTTPStatus(status_code).phrase,
-            "status": status_code,
-        }
-        if detail is not None:
-            body["detail"] = detail
-        return json.dumps(body).encode()
+            detail = MISTAKE
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(problem_body(status_code, detail))
 
     def write_json(self, body: bytes) -> None:
         """Answer 200 with a body that is JSON already."""

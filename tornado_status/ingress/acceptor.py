@@ -25,7 +25,9 @@ from tornado.netutil import bind_sockets
 from tornado_status.checkin import Peer
 from tornado_status.config import Server
 from tornado_status.errors import ConfigError
-from tornado_status.ingress.peer import Judge, PeerStream
+from tornado_status.ingress.connection import READ_CHUNK, Address
+from tornado_status.ingress.peer import Judge
+from tornado_status.ingress.stream import PeerStream
 from tornado_status.logs import RateLimit
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
@@ -34,7 +36,6 @@ HANDSHAKE_THREADS = 2  # OpenSSL lets go of the GIL; more would only fight for t
 FULL_PAUSE_S = 0.1  # after running out of descriptors: those connected go on, the rest waits
 LINGER_S = 1.0  # for a refused client to read why: a reset would overtake the alert
 
-READ_CHUNK = 4096  # a request fits in it; more would be allocated for each read
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -71,12 +72,14 @@ class Acceptor:
         server: HTTPServer,
         settings: Server,
         judge: Judge,
-        on_connection: Callable[[PeerStream, tuple[str, int]], None],
+        on_connection: Callable[[PeerStream, Address], None],
+        stream_class: type[PeerStream] = PeerStream,
     ) -> None:
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
         self._judge = judge
         self._on_connection = on_connection
+        self._stream_class = stream_class
         self._log = structlog.get_logger()
         self._logged = RateLimit()
         self._loop = asyncio.get_running_loop()
@@ -134,7 +137,7 @@ class Acceptor:
 
         self._loop.call_later(FULL_PAUSE_S, resume)
 
-    def _begin(self, connection: socket.socket, address: tuple[str, int]) -> None:
+    def _begin(self, connection: socket.socket, address: Address) -> None:
         context = self._server.ssl_options
         if not isinstance(context, ssl.SSLContext):
             raise TypeError("server.ssl_options must be an SSLContext")
@@ -150,8 +153,8 @@ class Acceptor:
             return
         self._handshakes.add(_Handshake(self, self._loop, secure, address, self._timeout_s))
 
-    def _established(self, secure: ssl.SSLSocket, address: tuple[str, int]) -> None:
-        stream = PeerStream(
+    def _established(self, secure: ssl.SSLSocket, address: Address) -> None:
+        stream = self._stream_class(
             secure,
             ssl_options=self._server.ssl_options,
             max_buffer_size=MAX_BUFFER,
@@ -173,7 +176,7 @@ class Acceptor:
         # The handshake is over; this lets the stream find out.
         asyncio.ensure_future(stream.wait_for_handshake()).add_done_callback(ready)
 
-    def _failed(self, secure: ssl.SSLSocket, address: tuple[str, int], error: OSError) -> None:
+    def _failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
         kind = _kind(error)
         self.refused[kind] += 1
         if (held := self._logged.admit(kind)) is not None:
@@ -202,7 +205,7 @@ class _Handshake:
         acceptor: Acceptor,
         loop: asyncio.AbstractEventLoop,
         secure: ssl.SSLSocket,
-        address: tuple[str, int],
+        address: Address,
         timeout_s: float,
     ) -> None:
         self._acceptor = acceptor

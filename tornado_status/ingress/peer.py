@@ -13,16 +13,11 @@ from tornado.iostream import SSLIOStream
 from tornado_status.checkin import CheckIn, Peer, normalise_ip
 from tornado_status.errors import IdentityError
 from tornado_status.identity import Identity, identify
+from tornado_status.ingress.stream import PeerStream
 
 MAX_REMEMBERED = 4096  # verdicts on certificates: a quarter of a millisecond saved for each device
 
 NO_CERTIFICATE = IdentityError(400, "no-certificate", "No required SSL certificate was sent")
-
-
-class PeerStream(SSLIOStream):
-    """A TLS stream that knows its peer. `peer` is set when the handshake is done."""
-
-    peer: Peer
 
 
 class Judge:

@@ -127,7 +127,7 @@ class GroupCommit:
         self._wake.set()
 
     async def run(self) -> None:
-        """Connect, commit what is queued, reconnect when needed; until cancelled or `drain`ed."""
+        """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
         delay = RETRY_MIN_S
         reported = ""
         while not self._stopping:
@@ -154,12 +154,15 @@ class GroupCommit:
         self._lost(StoreUnavailable("shutting down"))
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until all that was submitted is answered, at most `timeout_s`; then stop."""
+        """Wait until all that was submitted is answered, at most `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             self._log.warning("drain timed out", pending=len(self._queue))
+
+    def stop(self) -> None:
+        """Make `run` end after the batch under way."""
         self._stopping = True
         self._wake.set()
 
@@ -286,11 +289,13 @@ def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
         last[check_in.email] = number
     firsts, lasts = set(first.values()), set(last.values())
     positions = range(len(check_ins))
+    issuers = {c.issuer: _escaped(c.issuer) for c in check_ins}  # one for many
     arrays = (
+        # Of these elements none has a quotation mark or a backslash: see `identity` and `CheckIn`.
         _array([c.email for c in check_ins]),
         _array([c.client_ip for c in check_ins]),
         _array([str(c.client_port) for c in check_ins]),
-        _array([c.issuer for c in check_ins]),
+        _array([issuers[c.issuer] for c in check_ins]),
         _array([c.serial for c in check_ins]),
         _array(["t" if n in firsts else "f" for n in positions]),
         _array(["t" if n in lasts else "f" for n in positions]),
@@ -299,8 +304,12 @@ def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
 
 
 def _array(elements: list[str]) -> str:
-    """Return an array literal; elements may be any text (NUL has no place in PostgreSQL)."""
-    escaped = [e.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") for e in elements]
-    body = '{"' + '","'.join(escaped) + '"}'
+    """Return an array literal of elements that are `_escaped`, or have nothing to escape."""
+    body = '{"' + '","'.join(elements) + '"}'
     # standard_conforming_strings is set on the connection: a backslash is just itself.
     return "'" + body.replace("'", "''") + "'"
+
+
+def _escaped(element: str) -> str:
+    """Return any text as an element of an array literal; NUL has no place in PostgreSQL."""
+    return element.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "")

@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import importlib.util
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -371,22 +372,34 @@ class _Become:
 
 
 def _choose_identity(data_dir: Path, binaries: Path) -> _Become:
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and _has_name(os.geteuid()):
         return _Become()
-    # In a user namespace of its own root is user 1, and the files stay root's.
+    # In a user namespace of its own root is user 1, and the files stay root's. PostgreSQL wants a
+    # user with a name, too, which the numbers that containers are given may lack.
     unshare = shutil.which("unshare")
     if unshare is not None:
         prefix = (unshare, "--user", "--map-user=1", "--map-group=1")
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             subprocess.run([*prefix, "true"], capture_output=True, timeout=10, check=True)
             return _Become(prefix)
+    if os.geteuid() != 0:
+        raise ConfigError(
+            f"database.url: embedded needs a user with a name, and {os.geteuid()} has none, nor "
+            "can it make a user namespace: add one to /etc/passwd, or use another PostgreSQL"
+        )
     return _other_user(data_dir, binaries)
+
+
+def _has_name(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
 
 
 def _other_user(data_dir: Path, binaries: Path) -> _Become:
     """Run as `postgres`, else `nobody`, where there are no user namespaces (some containers)."""
-    import pwd
-
     for name in ("postgres", "nobody"):
         try:
             entry = pwd.getpwnam(name)

@@ -174,11 +174,15 @@ class Store:
             async with self._pool.connection() as connection:
                 return await queries.events(connection, after, limit)
 
-    async def stop(self, drain_timeout_s: float) -> None:
-        """Commit and answer what was submitted, then close, and stop an embedded PostgreSQL."""
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until what was submitted is committed and answered, at most `timeout_s`."""
+        await self._commit.drain(timeout_s)
+
+    async def stop(self) -> None:
+        """Close the connections, and stop an embedded PostgreSQL. See `drain`."""
         if self._writer is not None:
-            await self._commit.drain(drain_timeout_s)
-            _, late = await asyncio.wait({self._writer}, timeout=drain_timeout_s)
+            self._commit.stop()
+            _, late = await asyncio.wait({self._writer}, timeout=self._settings.commit_timeout_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)

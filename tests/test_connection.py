@@ -1,0 +1,279 @@
+"""The check-in connection: what it serves itself, what it hands over, and its bounds."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.conftest import StartServer
+from tests.hostile_requests import CHECK_IN, CORPUS, HOST
+from tests.support import PATIENCE_S, Server, rows, running_server, wait_until
+from tornado_status.ingress import stream as stream_module
+from tornado_status.ingress.heads import MAX_REMEMBERED, PlainHeads
+
+PLAIN = CHECK_IN + b"\r\n"
+GET = b"GET /api/client HTTP/1.1\r\n" + HOST + b"\r\n"
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
+
+
+@pytest.fixture(scope="module")
+def shared(
+    postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One server for the tests that only send bytes."""
+    rows(postgres, "CREATE DATABASE connection")
+    url = postgres.replace("/postgres?", "/connection?")
+    with running_server(tmp_path_factory.mktemp("shared"), certs, url) as server:
+        yield server
+
+
+def read_answers(connection: ssl.SSLSocket, count: int) -> bytes:
+    """Read until `count` status lines have come."""
+    answers = b""
+    while len(STATUS.findall(answers)) < count:
+        data = connection.recv(65536)
+        assert data, answers
+        answers += data
+    return answers
+
+
+def read_to_end(connection: ssl.SSLSocket, quiet_s: float = 0.3) -> tuple[bytes, bool]:
+    """Read until the server closes, or says nothing for a while; True where it closed."""
+    connection.settimeout(quiet_s)
+    answers = b""
+    while True:
+        try:
+            data = connection.recv(65536)
+        except TimeoutError:
+            return answers, False
+        except (ConnectionResetError, ssl.SSLError):
+            return answers, True
+        if not data:
+            return answers, True
+        answers += data
+
+
+def verdict(server: Server, request: bytes, *, ordinary: bool) -> tuple[list[bytes], bool]:
+    """Send a request; return the statuses answered and whether the connection was closed.
+
+    With `ordinary` the connection asks for something else before, so that Tornado has it.
+    """
+    with server.connect_raw() as connection:
+        if ordinary:
+            connection.sendall(GET)
+            answers = read_answers(connection, 1)
+            head, _, body = answers.partition(b"\r\n\r\n")
+            length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+            while len(body) < length:
+                body += connection.recv(65536)
+        connection.sendall(request)
+        answers, closed = read_to_end(connection)
+        return STATUS.findall(answers), closed
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_both_ways_judge_alike(shared: Server, name: str) -> None:
+    """The check-in connection and Tornado's own: same answers, same end, no 5xx."""
+    quick = verdict(shared, CORPUS[name], ordinary=False)
+    ordinary = verdict(shared, CORPUS[name], ordinary=True)
+    assert quick == ordinary
+    assert not [status for status in quick[0] if status >= b"500"]
+
+
+def test_the_corpus_can_tell_a_difference(shared: Server) -> None:
+    """It holds requests that are answered, refused, and refused with the connection closed."""
+    seen = {
+        (tuple(verdict(shared, CORPUS[name], ordinary=False)[0]), name)
+        for name in ("bare", "smuggled", "delete", "two pipelined")
+    }
+    assert len({statuses for statuses, _ in seen}) == 4
+
+
+def test_pipelined_check_ins_are_each_recorded_and_answered_in_order(
+    start_server: StartServer,
+) -> None:
+    """A hundred in one write, mixed with a read at the end: as many 204, then the record."""
+    server = start_server()
+    with server.connect_raw() as connection:
+        connection.sendall(PLAIN * 100 + GET)
+        answers = read_answers(connection, 101)
+    statuses = STATUS.findall(answers)
+    assert statuses == [b"204"] * 100 + [b"200"]
+    assert b'"seq":100}' in answers
+    assert server.rows("SELECT count(*), max(seq) FROM check_in") == [(100, 100)]
+
+
+def test_what_is_no_check_in_waits_for_those_before_it(start_server: StartServer) -> None:
+    """An answer never overtakes another, also where the later one needs no commit."""
+    server = start_server()
+    with server.connect_raw() as connection:
+        connection.sendall(PLAIN * 3 + b"DELETE /api/client HTTP/1.1\r\n" + HOST + b"\r\n" + PLAIN)
+        answers = read_answers(connection, 5)
+    assert STATUS.findall(answers) == [b"204", b"204", b"204", b"405", b"204"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_a_head_may_come_in_pieces(shared: Server, size: int) -> None:
+    """However TCP cuts it."""
+    with shared.connect_raw() as connection:
+        for start in range(0, len(PLAIN), size):
+            connection.sendall(PLAIN[start : start + size])
+        connection.sendall(PLAIN)
+        assert STATUS.findall(read_answers(connection, 2)) == [b"204", b"204"]
+
+
+def test_a_connection_once_handed_over_stays_ordinary(shared: Server) -> None:
+    """Check-ins go on there, with Tornado's headers."""
+    with shared.connect_raw() as connection:
+        connection.sendall(PLAIN)
+        assert b"Cache-Control" not in read_answers(connection, 1)
+        connection.sendall(GET)
+        read_answers(connection, 1)
+        connection.sendall(PLAIN)
+        assert b"Cache-Control: no-store" in read_answers(connection, 1)
+
+
+def test_the_shortcut_can_be_switched_off(start_server: StartServer) -> None:
+    """Without Tornado's private method everything is the same, only slower."""
+    server = start_server(server={"skip_speculative_read": False})
+    with server.connect_raw() as connection:
+        connection.sendall(PLAIN * 10 + GET)
+        answers = read_answers(connection, 11)
+    assert STATUS.findall(answers) == [b"204"] * 10 + [b"200"]
+
+
+def test_a_changed_tornado_turns_the_shortcut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The private method is overridden only where it is the one that we know."""
+    assert stream_module.quick_stream_class() is stream_module.QuickPeerStream
+    monkeypatch.setattr(stream_module, "KNOWN_SOURCES", {"of another": "7.0"})
+    assert stream_module.quick_stream_class() is None
+
+
+def test_who_never_reads_answers_costs_a_bounded_amount(start_server: StartServer) -> None:
+    """Pipelining without end and without reading: the server stops reading, others go on."""
+    server = start_server()
+    with server.connect_raw() as connection:
+        raw = socket.socket(fileno=connection.fileno())
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.detach()
+        connection.settimeout(1)
+        sent = 0
+        with pytest.raises((TimeoutError, ssl.SSLWantWriteError)):
+            while sent < 200_000_000:
+                sent += connection.send(PLAIN * 200)
+        recorded = server.rows("SELECT count(*) FROM check_in")[0][0]
+        # What is on the way fits in the kernel's buffers; the process holds 4 KiB of it.
+        assert recorded < sent / len(PLAIN)
+        assert server.request("POST", "/api/client").status == 204
+        memory = Path(f"/proc/{server.process.pid}/status").read_text()
+        peak_kib = int(re.findall(r"VmHWM:\s+(\d+)", memory)[0])
+        assert peak_kib < 300_000
+
+
+def test_mute_peers_do_not_delay_a_real_one(start_server: StartServer) -> None:
+    """A hundred connections that never speak hold no thread, and are cut off in the end."""
+    server = start_server(server={"handshake_timeout_s": 2})
+    mute = [
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(100)
+    ]
+    try:
+        assert server.request("POST", "/api/client").status == 204
+        metrics = server.admin("/metrics").body.decode()
+        assert 'connections_refused_total{reason="timeout"}' not in metrics  # still waiting
+        for sock in mute:
+            assert sock.recv(1) == b""
+    finally:
+        for sock in mute:
+            sock.close()
+    metrics = server.admin("/metrics").body.decode()
+    assert 'connections_refused_total{reason="timeout"} 100.0' in metrics
+
+
+def test_an_idle_connection_is_closed(start_server: StartServer) -> None:
+    """After `idle_timeout_s` without a request, on both ways."""
+    server = start_server(server={"idle_timeout_s": 1})
+    for first in (PLAIN, GET):
+        with server.connect_raw() as connection:
+            connection.sendall(first)
+            read_answers(connection, 1)
+            connection.settimeout(PATIENCE_S)
+            while connection.recv(4096):
+                pass
+
+
+def test_a_crowd_beyond_the_database_gets_503_and_then_service_is_full_again(
+    start_server: StartServer,
+) -> None:
+    """The queue is bounded; the surplus is told when to come back, and nothing is lost."""
+    server = start_server(database={"max_pending": 5, "commit_timeout_s": 50})
+    connections = [server.connect_raw() for _ in range(10)]
+    blocker = psycopg2.connect(server.database_url)
+    try:
+        with blocker.cursor() as cursor:
+            cursor.execute("SELECT seq FROM head FOR UPDATE")
+        connections[0].sendall(PLAIN)
+        blocked = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: server.rows(blocked), "the first commit to be blocked")
+        connections[0].sendall(PLAIN * 3)
+        for connection in connections[1:]:
+            connection.sendall(PLAIN * 4)
+        # Behind the one that is blocked five fit in the queue. Who has no answer to wait for is
+        # refused at once; a pipelined one is refused only in its turn.
+        length = b"tornado_status_commit_queue_length 5.0"
+        wait_until(lambda: length in server.admin("/metrics").body, "a full queue")
+        refused = read_answers(connections[-1], 4)
+        blocker.rollback()
+        answers = b"".join(read_answers(connection, 4) for connection in connections[:-1])
+        answers += refused
+    finally:
+        blocker.close()
+        for connection in connections:
+            connection.close()
+    statuses = STATUS.findall(answers)
+    assert len(statuses) == 40
+    assert set(statuses) == {b"204", b"503"}
+    assert answers.count(b"Retry-After: ") == statuses.count(b"503")
+    recorded = server.rows("SELECT count(*), max(seq) FROM check_in")
+    assert recorded == [(statuses.count(b"204"),) * 2]
+    with server.connect_raw() as connection:
+        connection.sendall(PLAIN)
+        assert STATUS.findall(read_answers(connection, 1)) == [b"204"]
+
+
+# -------------------------------------------------------------------------------- heads, in pure
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_plain_or_not(data: bytes) -> None:
+    """Never an error; and what is plain is a check-in as we know them."""
+    if PlainHeads().is_plain(data):
+        assert data.startswith((b"POST /api/client ", b"PUT /api/client ", b"PATCH /api/client "))
+        assert data.endswith(b"\r\n\r\n")
+
+
+@given(st.lists(st.sampled_from(list(CORPUS.values())), min_size=1, max_size=3), st.data())
+def test_pieces_of_the_corpus_are_plain_only_as_a_whole(
+    parts: list[bytes], data: st.DataObject
+) -> None:
+    """Cut anywhere, joined anyhow: nothing but an exact plain head passes."""
+    joined = b"".join(parts)
+    cut = joined[: data.draw(st.integers(0, len(joined)))]
+    if PlainHeads().is_plain(cut):
+        assert cut.count(b"\r\n\r\n") == 1
+        assert b"Transfer-Encoding" not in cut
+
+
+def test_remembered_heads_are_bounded() -> None:
+    """However many different ones a client invents."""
+    heads = PlainHeads()
+    for number in range(3 * MAX_REMEMBERED):
+        assert heads.is_plain(CHECK_IN + b"User-Agent: %d\r\n\r\n" % number)
+        assert len(heads.known) <= MAX_REMEMBERED

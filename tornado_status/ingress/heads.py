@@ -1,0 +1,71 @@
+"""Which request heads are a plain check-in. Parsed by Tornado's own parser, remembered by bytes.
+
+Says only "surely" or "no": whatever is unusual is for Tornado's ordinary HTTP to judge, so nothing
+is parsed in two ways.
+"""
+
+from __future__ import annotations
+
+import re
+
+from tornado.httputil import (
+    HTTPHeaders,
+    HTTPInputError,
+    HTTPServerRequest,
+    parse_request_start_line,
+)
+
+PATH = "/api/client"
+METHODS = frozenset({"POST", "PUT", "PATCH"})
+
+# The end of a head, as HTTP1Connection looks for it.
+END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+
+MAX_HEAD = 1024  # bytes; what a plain client sends is below 300
+MAX_REMEMBERED = 1024  # heads: programs times versions that check in, far below
+
+# What programs send along by themselves and what changes nothing. Anything else, such as Origin,
+# Expect or Transfer-Encoding, makes the request an ordinary one.
+HARMLESS = frozenset(
+    {"Host", "User-Agent", "Accept", "Accept-Encoding", "Content-Length", "Connection"}
+)
+
+
+class PlainHeads:
+    """Remembers the heads that are plain check-ins. `known` holds them, for a look of one's own."""
+
+    def __init__(self) -> None:
+        self.known: set[bytes] = set()
+
+    def is_plain(self, head: bytes) -> bool:
+        """Say whether `head`, up to and with its empty line, is a check-in without a body."""
+        if head in self.known:
+            return True
+        if len(head) > MAX_HEAD or not _is_plain(head):
+            return False
+        if len(self.known) >= MAX_REMEMBERED:
+            self.known.clear()  # somebody plays; parsing anew is all that is lost
+        self.known.add(head)
+        return True
+
+
+def _is_plain(head: bytes) -> bool:
+    text = head.decode("latin1")
+    start_line, newline, rest = text.partition("\r\n")
+    if not newline or not text.endswith("\r\n\r\n"):
+        return False  # bare line feeds
+    try:
+        request = HTTPServerRequest(
+            start_line=parse_request_start_line(start_line), headers=HTTPHeaders.parse(rest)
+        )
+    except HTTPInputError:
+        return False
+    headers = request.headers
+    return (
+        request.method in METHODS
+        and request.uri == PATH
+        and request.version == "HTTP/1.1"
+        and HARMLESS.issuperset(headers)
+        and headers.get("Content-Length", "0") == "0"
+        and headers.get("Connection", "keep-alive").lower() == "keep-alive"
+    )
