@@ -38,8 +38,8 @@ request() {
 
     if [ "$exit_status" -eq 0 ]; then
         VERDICT=answered
-        # The body is the server's text: no control characters to the terminal.
-        detail=$(LC_ALL=C tr -d '\000-\037\177' <"$body" |
+        # The body is the server's text: nothing but printable ASCII to the terminal.
+        detail=$(LC_ALL=C tr -cd '\040-\176' <"$body" |
             sed -n 's/.*"detail" *: *"\([^"]*\)".*/\1/p')
         case $http_status in
             204) ANSWER='Success! (204 No Content)' ;;
@@ -56,7 +56,7 @@ request() {
         else
             VERDICT=failed
         fi
-        ANSWER=$(LC_ALL=C tr -d '\000-\010\013-\037\177' <"$error" | head -n 1)
+        ANSWER=$(LC_ALL=C tr -cd '\012\040-\176' <"$error" | head -n 1)
         ANSWER=${ANSWER:-"curl: ($exit_status)"}
         [ "$VERDICT" = failed ] || ANSWER="Refused (TLS alert): $ANSWER"
     fi

@@ -600,7 +600,7 @@ def test_a_certificate_of_no_known_version_is_refused(version: bytes) -> None:
     ("octets", "serial"),
     [
         pytest.param(b"\x7f" + b"\xff" * 19, "7f" + "ff" * 19, id="the 20 octets of RFC 5280"),
-        pytest.param(b"\x7f" * 2000, "7f" * 2000, id="2,000 octets"),
+        pytest.param(b"\x7f" * 2000, "7f" * 32, id="2,000 octets, cut at MAX_SERIAL"),
         pytest.param(b"\0", "0", id="zero"),
         pytest.param(b"\xff", "-1", id="negative"),
     ],
