@@ -22,17 +22,9 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tornado_status import announcers
 from tornado_status.errors import ConfigError, IdentityError
 from tornado_status.identity import identify, parse_email
-
-# The purpose "signs status datagrams" (extended key usage). A key that announces can then be used
-# neither as a TLS server or client nor for mail, and a listener can tell it from every other
-# certificate of the same CA. The number is ours without registration: it is the GUID
-# 104a4470-4eea-4538-bb11-3e76449944f8 below the arc for such use, 1.2.840.113556.1.8000.2554. Not
-# below 2.25, the arc of UUIDs: Go's crypto/x509 refuses numbers above 31 bits in this extension.
-ANNOUNCER_EKU = x509.ObjectIdentifier(
-    "1.2.840.113556.1.8000.2554.4170.17520.20202.17720.47889.4093508.10044664"
-)
 
 CA_NAME = "tornado_status development CA"
 SERVER_NAME = "tornado_status server"
@@ -225,14 +217,14 @@ class Authority(Credential):
         days: int = LEAF_DAYS,
         now: datetime.datetime | None = None,
     ) -> Credential:
-        """Issue to a signer of status datagrams: an Ed25519 key, good for `ANNOUNCER_EKU` only.
+        """Issue to a signer of datagrams: an Ed25519 key, good for `announcers.PURPOSE` only.
 
         `name` tells announcers apart for a reader of their certificates, and decides nothing.
         """
         return self._issue(
             f"tornado_status {name}",
             ed25519.Ed25519PrivateKey.generate(),
-            leaf_extensions([ANNOUNCER_EKU]),
+            leaf_extensions([announcers.PURPOSE]),
             days,
             now,
         )

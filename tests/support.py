@@ -269,6 +269,7 @@ def running_server(
         "announce": {
             "source_port": free_port(socket.SOCK_DGRAM),
             "heartbeat_s": 0,
+            "signing_key": str(certs / "announcer.key"),
             "targets": targets(announce_port),
         },
         "access": {"readers": ["operator@example.com"]},

@@ -28,7 +28,6 @@ from hypothesis import strategies as st
 
 from certs_gen import cli, development, files
 from certs_gen.authority import (
-    ANNOUNCER_EKU,
     CLOCK_SKEW,
     Authority,
     Credential,
@@ -39,6 +38,7 @@ from certs_gen.authority import (
     leaf_extensions,
     new_key,
 )
+from tornado_status import announcers
 from tornado_status.errors import ConfigError, IdentityError
 from tornado_status.identity import Identity, identify, parse_email
 
@@ -235,7 +235,7 @@ def test_every_certificate_carries_the_extensions_of_its_purpose(made: Path) -> 
         "client": ExtendedKeyUsageOID.CLIENT_AUTH,
         "bad_client": ExtendedKeyUsageOID.CLIENT_AUTH,
         "operator": ExtendedKeyUsageOID.CLIENT_AUTH,
-        "announcer": ANNOUNCER_EKU,
+        "announcer": announcers.PURPOSE,
     }
     ca = certificate_of(made / "ca.crt")
     for stem in STEMS:

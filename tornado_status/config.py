@@ -157,7 +157,8 @@ LOOPBACK_TARGETS = (
 
 class Announce(Section):
     source_port: Port = 6666
-    signing_key: FilePath | None = None
+    signing_key: FilePath | None = Path("certs/announcer.key")
+    next_certificate: FilePath | None = None
     heartbeat_s: SecondsOrOff = 5.0
     targets: tuple[Target, ...] = LOOPBACK_TARGETS
 
@@ -210,7 +211,6 @@ RESERVED = (
     "ingress.mode",
     "ingress.trusted_proxies",
     "ingress.proxy_protocol",
-    "announce.signing_key",
     "presence.interval_s",
     "presence.offline_after_s",
     "history.retention",

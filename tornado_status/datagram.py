@@ -9,6 +9,7 @@ Two formats, described byte by byte in docs/protocol.md:
 
 from __future__ import annotations
 
+import base64
 import datetime
 import json
 import re
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as _quoted
-from typing import cast
+from typing import Protocol, cast
 
 from tornado_status.checkin import Event, normalise_ip, timestamp
 from tornado_status.errors import DatagramError
@@ -25,12 +26,17 @@ from tornado_status.errors import DatagramError
 VERSION = 1
 
 MAX_DATAGRAM = 1400  # one Ethernet frame: fragments are lost together
-SIGNATURE_ROOM = 25 + 96  # `,"kid":"…16…"` and `,"sig":"…86…"}`: room for these is always kept
+KID_PART = 25  # bytes of `,"kid":"0123456789abcdef"`
+SIGNATURE_PART = 96  # bytes of `,"sig":"` + 86 characters + `"}`, always the last of a datagram
+SIGNATURE_ROOM = KID_PART + SIGNATURE_PART  # kept free in unsigned datagrams, too
 MAX_EMAIL = 254  # RFC 5321: a path of 256 octets less its angle brackets
 MAX_SEQ = 2**63 - 1  # PostgreSQL's bigint
 
 # Printable ASCII without quotation mark and backslash, exactly one @: nothing to escape anywhere.
 _EMAIL = re.compile(r"[!#-?A-\[\]-~]{1,64}@[!#-?A-\[\]-~]{1,253}")
+_KID = re.compile(r"[0-9a-f]{16}")
+_KID_END = re.compile(rb',"kid":"([0-9a-f]{16})"')
+_SIGNATURE_END = re.compile(rb',"sig":"([A-Za-z0-9_-]{85}[AQgw])"\}')  # 512 bits: the last has 2
 _KIND = re.compile(r"[a-z][a-z-]{0,31}")
 _TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", re.ASCII)
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -41,13 +47,15 @@ class Datagram:
     """A decoded JSON v1 datagram.
 
     `stream` names one run of numbers, `sent` is the sender's clock (UTC), `head` the largest
-    number the sender knows. `updates` is empty in a heartbeat.
+    number the sender knows. `updates` is empty in a heartbeat. `kid` names the key of the
+    signature, None in an unsigned one; `verify` has been asked about neither.
     """
 
     stream: uuid.UUID
     sent: datetime.datetime
     head: int
     updates: tuple[Event, ...]
+    kid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +71,29 @@ class BinaryUpdate:
 # ------------------------------------------------------------------------------------------ JSON
 
 
+class Signs(Protocol):
+    """What signs datagrams: `announcers.Signer`."""
+
+    kid: str
+
+    def sign(self, message: bytes) -> bytes: ...
+
+
 def encode_json(
-    stream: uuid.UUID, sent: datetime.datetime, head: int, events: Sequence[Event]
+    stream: uuid.UUID,
+    sent: datetime.datetime,
+    head: int,
+    events: Sequence[Event],
+    signer: Signs | None = None,
 ) -> Iterator[bytes]:
     """Yield the datagrams that carry `events`, in order; one heartbeat where there are none.
 
-    Each is at most `MAX_DATAGRAM` bytes with the signature's room kept free. Raises
-    `DatagramError` for an event that fits in no datagram.
+    Each is at most `MAX_DATAGRAM` bytes, with the signature's room kept free where there is no
+    `signer`. Raises `DatagramError` for an event that fits in no datagram.
     """
     opening = f'{{"v":{VERSION},"stream":"{stream}","sent":"{timestamp(sent)}","head":{head}'
     envelope = f'{opening},"updates":['.encode()
-    closing = b"]}"
-    room = MAX_DATAGRAM - SIGNATURE_ROOM - len(envelope) - len(closing)
+    room = MAX_DATAGRAM - SIGNATURE_ROOM - len(envelope) - len(b"]}")
     pending: list[bytes] = []
     used = 0
     moment: datetime.datetime | None = None
@@ -86,12 +105,33 @@ def encode_json(
         if len(update) > room:
             raise DatagramError("too-long", f"an update of {len(update)} bytes fits in no datagram")
         if pending and used + 1 + len(update) > room:
-            yield envelope + b",".join(pending) + closing
+            yield _closed(envelope + b",".join(pending), signer)
             pending, used = [], 0
         used += len(update) + bool(pending)
         pending.append(update)
     if pending or not events:
-        yield envelope + b",".join(pending) + closing
+        yield _closed(envelope + b",".join(pending), signer)
+
+
+def _closed(beginning: bytes, signer: Signs | None) -> bytes:
+    if signer is None:
+        return beginning + b"]}"
+    signed = b'%b],"kid":"%b"' % (beginning, signer.kid.encode())
+    return b'%b,"sig":"%b"}' % (signed, signer.sign(signed))
+
+
+def split_signature(payload: bytes) -> tuple[str, bytes, bytes] | None:
+    """Return the key's name, the signed bytes and the signature of a signed JSON v1 datagram.
+
+    All by position from the end, never searched for: a search could be led to other bytes than
+    those that were signed. None where there is no signature in its place.
+    """
+    signed, part = payload[:-SIGNATURE_PART], payload[-SIGNATURE_PART:]
+    kid = _KID_END.fullmatch(signed[-KID_PART:])
+    signature = _SIGNATURE_END.fullmatch(part)
+    if kid is None or signature is None:
+        return None
+    return kid[1].decode(), signed, base64.urlsafe_b64decode(signature[1] + b"==")
 
 
 def encode_update(event: Event) -> bytes:
@@ -130,6 +170,7 @@ def decode_json(payload: bytes) -> Datagram:
         sent=_moment("sent", envelope.get("sent")),
         head=_integer("head", envelope.get("head"), 0, MAX_SEQ),
         updates=tuple(_update(update) for update in updates),
+        kid=_kid(envelope.get("kid")),
     )
 
 
@@ -160,6 +201,12 @@ def _update(update: object) -> Event:
         client_ip=_ip(update.get("client_ip")),
         client_port=_integer("client_port", update.get("client_port"), 0, 65535),
     )
+
+
+def _kid(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and _KID.fullmatch(value)):
+        return value
+    raise _malformed("kid", value)
 
 
 def _stream(value: object) -> uuid.UUID:

@@ -3,6 +3,7 @@
 StatusError
 ├── ConfigError            a setting, a file or a start-up condition is wrong: one line, exit 2
 ├── IdentityError          a certificate that may not check in, with the HTTP status that says so
+├── AnnouncerError         a certificate that does not prove a key that may announce
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
 └── StoreError             the database could not do it
     ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
@@ -37,6 +38,10 @@ class IdentityError(StatusError):
         self.status = status
         self.reason = reason
         self.detail = detail
+
+
+class AnnouncerError(StatusError):
+    """A certificate does not prove a key that may announce; the message says why."""
 
 
 class DatagramError(StatusError):

@@ -14,7 +14,7 @@ import structlog
 from tornado.httpserver import HTTPServer
 
 from tornado_status.admin import AdminServer, Vitals
-from tornado_status.announce import Announcer
+from tornado_status.announce import Announcer, keep_published, load_signing
 from tornado_status.api import Access, InFlight, make_application, problem_answer
 from tornado_status.checkin import Event
 from tornado_status.config import EMBEDDED, Server, Settings, without_effect
@@ -70,7 +70,10 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         stack.callback(sock.close)
     port = sockets[0].getsockname()[1]
 
-    announcer = Announcer(settings.announce)
+    signing = load_signing(settings.announce, settings.tls.client_ca)
+    if signing is None:
+        structlog.get_logger().warning("announcements are not signed: anybody can forge them")
+    announcer = Announcer(settings.announce, signing.signer if signing else None)
     announcer.open()
     stack.push_async_callback(announcer.close)
 
@@ -136,7 +139,15 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     await store.wait_connected()
     announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
     _say_serving(settings, port)
+    if signing is not None:
+        publishing = asyncio.create_task(keep_published(signing, store.publish_announcers))
+        stack.push_async_callback(_cancelled, publishing)
     await store.wait_failed()
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _stream_class(settings: Server) -> type[PeerStream]:

@@ -13,6 +13,7 @@ from tornado_status.api.client import ClientHandler, Recorder
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import NotFound
 from tornado_status.api.users import (
+    AnnouncersHandler,
     EventsHandler,
     Reader,
     ReadersOnlyHandler,
@@ -44,6 +45,7 @@ def make_application(
             (r"/api/users", UsersHandler, reading),
             (r"/api/users/([^/]+)", UserHandler, reading),
             (r"/api/events", EventsHandler, reading),
+            (r"/api/announcers", AnnouncersHandler, reading),
             (r"/api/stream", ReadersOnlyHandler, reading),
             (r"/", ReadersOnlyHandler, reading),
         ],

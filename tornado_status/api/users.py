@@ -1,8 +1,9 @@
-"""Reading: /api/users, /api/users/{email} and /api/events."""
+"""Reading: /api/users, /api/users/{email}, /api/events and /api/announcers."""
 
 from __future__ import annotations
 
 import json
+import uuid
 from typing import Protocol
 from urllib.parse import urlencode
 
@@ -25,6 +26,8 @@ class Reader(Protocol):
     async def users(self, after: str, limit: int) -> UserPage: ...
 
     async def events(self, after: int, limit: int) -> EventPage: ...
+
+    async def announcers(self) -> tuple[uuid.UUID, list[str]]: ...
 
 
 class ReadHandler(Handler):
@@ -90,6 +93,15 @@ class EventsHandler(ReadHandler):
         events = b",".join(datagram.encode_update(event) for event in page.events)
         opening = f'{{"stream":"{page.stream}","head":{page.head},"events":['.encode()
         self.write_json(opening + events + b"]}")
+
+
+class AnnouncersHandler(ReadHandler):
+    """The certificates of who signs datagrams, did in the last hour, or soon will."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        stream, certificates = await self.store.announcers()
+        self.write_json(json.dumps({"stream": str(stream), "announcers": certificates}).encode())
 
 
 class ReadersOnlyHandler(ReadHandler):

@@ -53,11 +53,11 @@ def parse_url(url: str) -> Parameters:
     return {name: str(value) for name, value in parameters.items()}
 
 
-async def addresses(parameters: Parameters) -> list[Parameters]:
+async def addresses(parameters: Parameters, timeout_s: float) -> list[Parameters]:
     """Return one set of parameters per address of each host, in the order given.
 
     In asynchronous mode libpq tries no second address by itself. Raises `StoreUnavailable` where
-    no name resolves.
+    no name resolves within `timeout_s`.
     """
     hosts = parameters.get("host", "").split(",")
     if all(not host or host.startswith("/") for host in hosts) or "hostaddr" in parameters:
@@ -69,7 +69,11 @@ async def addresses(parameters: Parameters) -> list[Parameters]:
     for number, host in enumerate(hosts):
         port = (ports[number] if len(ports) > 1 else ports[0]) or "5432"
         try:
-            infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+            async with asyncio.timeout(timeout_s):
+                infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
+        except TimeoutError:
+            problem = f"{host}: no answer from the name server"
+            continue
         except (OSError, ValueError) as error:
             problem = f"{host}: {error}"
             continue
@@ -97,7 +101,7 @@ class Connection:
         `StoreUnavailable` with the last address's reason.
         """
         problem = StoreUnavailable("no address to connect to")
-        for candidate in await addresses(parameters):
+        for candidate in await addresses(parameters, timeout_s):
             try:
                 connection = await cls._open_one(candidate, timeout_s)
                 if not writable:

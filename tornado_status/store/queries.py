@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import datetime
 import uuid
+from collections.abc import Sequence
 
 from tornado_status.checkin import Event, EventPage, StatusRecord, UserPage
 from tornado_status.errors import HistoryGone
 from tornado_status.store.database import Connection, Row
+
+# An hour, and as long again as two refreshes take, after an announcer was last said to be in use.
+PUBLISHED_S = 3600 + 2 * 60
 
 _RECORD = "seq, email, last_seen, host(client_ip), client_port"
 
@@ -53,6 +57,29 @@ async def events(connection: Connection, after: int, limit: int) -> EventPage:
     if after < head and (not found or found[0].seq != after + 1):
         raise HistoryGone(f"events after {after} are no longer kept")
     return EventPage(stream, head, found)
+
+
+async def announcers(connection: Connection) -> tuple[uuid.UUID, list[str]]:
+    """Return the stream and the certificates (PEM) of who signed in the last hour, or soon will."""
+    stream, certificates = await connection.fetch_one(
+        "SELECT h.stream, ARRAY(SELECT certificate FROM announcer"
+        " WHERE used_at > now() - %s * interval '1 second' ORDER BY used_at DESC, kid)"
+        " FROM head h",
+        [PUBLISHED_S],
+    )
+    return uuid.UUID(stream), certificates
+
+
+async def publish(connection: Connection, entries: Sequence[tuple[str, str]]) -> None:
+    """Note that announcers (key name, certificate) are in use now; forget those long gone."""
+    await connection.execute(
+        "INSERT INTO announcer (kid, certificate, used_at)"
+        " SELECT kid, certificate, now() FROM unnest(%s::text[], %s::text[]) e(kid, certificate)"
+        " ORDER BY kid ON CONFLICT (kid) DO UPDATE SET"
+        " certificate = excluded.certificate, used_at = excluded.used_at",
+        [[kid for kid, _ in entries], [certificate for _, certificate in entries]],
+    )
+    await connection.execute("DELETE FROM announcer WHERE used_at < now() - interval '1 day'")
 
 
 def _record(row: Row) -> StatusRecord:

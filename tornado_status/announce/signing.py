@@ -1,0 +1,112 @@
+"""The announcer's key: reading it from its files, and keeping its certificate published."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+
+from tornado_status import announcers
+from tornado_status.config import Announce
+from tornado_status.errors import AnnouncerError, ConfigError, StoreError
+
+REFRESH_S = (
+    60.0  # how often a certificate in use is said to be so; readers keep it for an hour more
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """An announcer's certificate for readers: the key's name, and PEM with intermediate CAs."""
+
+    kid: str
+    certificate: str
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """What signs from now on, and what readers shall know of: it, and the one that comes next."""
+
+    signer: announcers.Signer
+    published: tuple[Published, ...]
+
+
+def load_signing(settings: Announce, client_ca: Path) -> Signing | None:
+    """Read the configured key and certificates; None where none is configured.
+
+    A certificate that listeners would refuse is a warning: they may trust another CA. Raises
+    `ConfigError` that names the key and the file.
+    """
+    if settings.signing_key is None:
+        if settings.next_certificate is not None:
+            raise ConfigError("announce.next_certificate: needs announce.signing_key")
+        return None
+    path = settings.signing_key
+    try:
+        key = load_pem_private_key(_read("announce.signing_key", path), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise ConfigError(
+            f"announce.signing_key: {path} holds no unencrypted private key in PEM"
+        ) from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"announce.signing_key: {path} is no Ed25519 key")
+    cas = x509.load_pem_x509_certificates(_read("tls.client_ca", client_ca))
+    published = _published("announce.signing_key", path.with_suffix(".crt"), cas)
+    signer = announcers.Signer(key)
+    if published.kid != signer.kid:
+        raise ConfigError(
+            f"announce.signing_key: {path.with_suffix('.crt')} is the certificate of another key"
+        )
+    following: tuple[Published, ...] = ()
+    if settings.next_certificate is not None:
+        following = (_published("announce.next_certificate", settings.next_certificate, cas),)
+    return Signing(signer, (published, *following))
+
+
+def _published(name: str, path: Path, cas: Sequence[x509.Certificate]) -> Published:
+    try:
+        chain = x509.load_pem_x509_certificates(_read(name, path))
+    except ValueError as error:
+        raise ConfigError(f"{name}: {path} holds no certificate in PEM") from error
+    key = chain[0].public_key()
+    if not isinstance(key, Ed25519PublicKey):
+        raise ConfigError(f"{name}: {path} is not the certificate of an Ed25519 key")
+    try:
+        announcers.trust(chain, cas)
+    except AnnouncerError as error:
+        structlog.get_logger().warning(
+            "listeners of this CA will refuse the announcer", file=str(path), reason=str(error)
+        )
+    pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
+    return Published(announcers.key_id(key), pem.decode())
+
+
+def _read(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{name}: no file {path} (python -m certs_gen announcer makes one)"
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from error
+
+
+async def keep_published(
+    signing: Signing, publish: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]
+) -> None:
+    """Say again and again, until cancelled, that these certificates are in use."""
+    entries = [(published.kid, published.certificate) for published in signing.published]
+    while True:
+        try:
+            await publish(entries)
+            await asyncio.sleep(REFRESH_S)
+        except StoreError:
+            await asyncio.sleep(1)  # the database is away, and the log says so already
