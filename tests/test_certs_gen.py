@@ -173,6 +173,7 @@ def test_the_parts_of_the_server_that_it_needs_are_pure(tmp_path: Path) -> None:
     assert {name for name in modules if name.startswith("tornado_status")} == {
         "tornado_status",
         "tornado_status.errors",
+        "tornado_status.announcers",
         "tornado_status.identity",
     }
     assert not modules & {"tornado", "aiopg", "psycopg2", "pydantic", "yaml"}

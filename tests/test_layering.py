@@ -19,7 +19,7 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 # Each imports from those before it, and adapters never from each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("identity", "checkin", "datagram", "config"),
+    ("identity", "announcers", "checkin", "datagram", "config"),
     ("logs",),
     ("ingress", "store", "announce", "api", "admin"),
     ("server",),
@@ -33,7 +33,7 @@ ADAPTERS = LAYERS[3]
 DATABASE = {"aiopg", "psycopg2", "alembic", "sqlalchemy"}
 NETWORK = {"asyncio", "socket", "ssl", "structlog", "tornado"}
 # What other packages may know of the server: the values and formats that they share with it.
-SHARED = {"errors", "identity", "checkin", "datagram"}
+SHARED = {"errors", "identity", "announcers", "checkin", "datagram"}
 PACKAGES = ("tornado_status", "listeners", "clients", "certs_gen")
 
 SQL = re.compile(

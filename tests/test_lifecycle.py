@@ -274,6 +274,7 @@ def test_a_wrong_setting_is_one_line_and_exit_2(
             "client_ca": str(certs / "ca.crt"),
         },
         "server": {"port": 0, "host": LOOPBACK},
+        "announce": {"signing_key": str(certs / "announcer.key")},
     }
     for section, values in settings.items():
         base[section] = {**base.get(section, {}), **values}
