@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 done=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 work=$(mktemp -d)
+chmod 755 "$work" # a test becomes an ordinary user, who needs this Python too
 trap 'rm -rf "$work"' EXIT
 for version in 3.11 3.12 3.13; do
     [ "$version" != "$done" ] || continue

@@ -197,6 +197,23 @@ def test_mute_peers_do_not_delay_a_real_one(start_server: StartServer) -> None:
     assert 'connections_refused_total{reason="timeout"} 100.0' in metrics
 
 
+def test_handshakes_under_way_are_bounded(start_server: StartServer) -> None:
+    """Beyond `max_handshakes` a connection waits, and gets in when one of them ends."""
+    server = start_server(server={"handshake_timeout_s": 2, "max_handshakes": 5})
+    mute = [
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(12)
+    ]
+    try:
+        # In three rounds of five, and a real one in the last.
+        assert server.request("POST", "/api/client").status == 204
+    finally:
+        for sock in mute:
+            sock.close()
+    metrics = server.admin("/metrics").body.decode()
+    [line] = [x for x in metrics.splitlines() if 'refused_total{reason="timeout"}' in x]
+    assert float(line.split()[-1]) >= 5
+
+
 def test_an_idle_connection_is_closed(start_server: StartServer) -> None:
     """After `idle_timeout_s` without a request, on both ways."""
     server = start_server(server={"idle_timeout_s": 1})

@@ -73,6 +73,7 @@ class Server(Section):
     port: ListenPort = 8443
     reuse_port: bool = False
     handshake_timeout_s: Seconds = 10.0
+    max_handshakes: Count = 1000
     idle_timeout_s: Seconds = 180.0
     body_timeout_s: Seconds = 10.0
     drain_timeout_s: Seconds = 10.0

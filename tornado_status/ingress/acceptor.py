@@ -77,6 +77,8 @@ class Acceptor:
     ) -> None:
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
+        self._max_handshakes = settings.max_handshakes
+        self._full = False
         self._judge = judge
         self._on_connection = on_connection
         self._stream_class = stream_class
@@ -91,9 +93,8 @@ class Acceptor:
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept. The sockets are ours from here on."""
-        for sock in sockets:
-            self._listening.append(sock)
-            self._loop.add_reader(sock, self._accept, sock)
+        self._listening += sockets
+        self._watch()
 
     def stop_accepting(self) -> None:
         """Close the listening sockets. What was accepted goes on."""
@@ -111,8 +112,18 @@ class Acceptor:
             lingering.close()
         self._threads.shutdown(wait=True)  # a step never waits for a peer
 
+    def _watch(self) -> None:
+        for sock in self._listening:
+            self._loop.add_reader(sock, self._accept, sock)
+
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):
+            if len(self._handshakes) >= self._max_handshakes:
+                # The rest waits in the kernel's backlog; each handshake has its deadline.
+                self._full = True
+                for sock in self._listening:
+                    self._loop.remove_reader(sock)
+                return
             try:
                 connection, address = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -132,7 +143,7 @@ class Acceptor:
         self._loop.remove_reader(listening)
 
         def resume() -> None:
-            if listening in self._listening:
+            if listening in self._listening and not self._full:
                 self._loop.add_reader(listening, self._accept, listening)
 
         self._loop.call_later(FULL_PAUSE_S, resume)
@@ -152,6 +163,12 @@ class Acceptor:
             connection.close()  # gone before we looked
             return
         self._handshakes.add(_Handshake(self, self._loop, secure, address, self._timeout_s))
+
+    def _ended(self, handshake: _Handshake) -> None:
+        self._handshakes.discard(handshake)
+        if self._full and len(self._handshakes) < self._max_handshakes:
+            self._full = False
+            self._watch()
 
     def _established(self, secure: ssl.SSLSocket, address: Address) -> None:
         stream = self._stream_class(
@@ -258,7 +275,7 @@ class _Handshake:
     def _end(self) -> None:
         self._over = True
         self._deadline.cancel()
-        self._acceptor._handshakes.discard(self)
+        self._acceptor._ended(self)
         if not self._stepping:
             self._unwatch()
 

@@ -143,6 +143,11 @@ class Connection:
         except asyncio.CancelledError as error:
             _reraise_own_cancellation(error)
             raise StoreUnavailable("the database closed the connection") from error
+        try:
+            _raise_swallowed_cancellation()
+        except asyncio.CancelledError:
+            await raw.close()
+            raise
         return cls(raw, parameters)
 
     @property
@@ -170,6 +175,7 @@ class Connection:
             cursor = await self._raw.cursor(timeout=timeout_s)
             try:
                 await cursor.execute(sql, parameters)
+                _raise_swallowed_cancellation()
                 if cursor.description is None:
                     return []
                 return cast(list[Row], await cursor.fetchall())
@@ -264,6 +270,14 @@ def _reraise_own_cancellation(error: asyncio.CancelledError) -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise error
+
+
+def _raise_swallowed_cancellation() -> None:
+    """Up to Python 3.11 `asyncio.wait_for`, which aiopg waits with, loses a cancellation that
+    comes together with the result (python/cpython issue 81839)."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _one_line(error: BaseException) -> str:
