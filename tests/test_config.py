@@ -58,11 +58,13 @@ def test_every_key_of_a_target_is_shown(key: str) -> None:
 
 
 def test_the_shipped_file_says_the_defaults(tmp_path: Path) -> None:
-    """Apart from who may read, leaving a key out changes nothing."""
+    """Apart from who may read and who is revoked, leaving a key out changes nothing."""
     shipped = load(tmp_path, SHIPPED.read_text()).model_dump()
     default = load(tmp_path, "server:").model_dump()
     assert shipped["access"].pop("readers") == ("operator@example.com",)
     assert default["access"].pop("readers") == ()
+    assert shipped["tls"].pop("crl") == tmp_path / "certs" / "ca.crl"
+    assert default["tls"].pop("crl") is None
     assert shipped == default
 
 
@@ -152,8 +154,8 @@ def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
 def test_reserved_keys_are_told(tmp_path: Path) -> None:
     """They are accepted, and the operator learns that they do nothing yet."""
     assert config.without_effect(load(tmp_path)) == []
-    settings = load(tmp_path, "presence: {interval_s: 60}\ntls: {crl: certs/ca.crl}")
-    assert config.without_effect(settings) == ["tls.crl", "presence.interval_s"]
+    settings = load(tmp_path, "presence: {interval_s: 60}\naccess: {admins: [a@example.com]}")
+    assert config.without_effect(settings) == ["presence.interval_s", "access.admins"]
 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -23,10 +23,12 @@ PREFIX = "tornado_status_"
 class Vitals:
     """What the admin port shows, read when it is asked for.
 
-    `problems` are reasons why nothing can be recorded now; empty when ready.
+    `problems` are reasons why nothing can be recorded now; empty when ready. `warnings` are what
+    should be seen to before it becomes one.
     """
 
     problems: Callable[[], list[str]]
+    warnings: Callable[[], list[str]]
     head: Callable[[], int]
     pending: Callable[[], int]
     refused: Callable[[], Iterable[tuple[str, int]]]
@@ -89,7 +91,12 @@ class _Ready(RequestHandler):
         problems = self._vitals.problems()
         self.set_status(503 if problems else 200)
         self.set_header("Content-Type", "application/json")
-        self.finish(json.dumps({"ready": not problems, "problems": problems}) + "\n")
+        state = {
+            "ready": not problems,
+            "problems": problems,
+            "warnings": self._vitals.warnings(),
+        }
+        self.finish(json.dumps(state) + "\n")
 
 
 class _Metrics(RequestHandler):

@@ -85,6 +85,7 @@ class Tls(Section):
     private_key: FilePath = Path("certs/server.key")
     client_ca: FilePath = Path("certs/ca.crt")
     crl: FilePath | None = None
+    crl_expired: Literal["warn", "refuse"] = "warn"
     client_certificate: Literal["required", "optional"] = "required"
     minimum_version: Literal["1.2", "1.3"] = "1.3"
 
@@ -208,7 +209,6 @@ class Settings(Section):
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
 RESERVED = (
-    "tls.crl",
     "ingress.mode",
     "ingress.trusted_proxies",
     "ingress.proxy_protocol",

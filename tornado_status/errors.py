@@ -4,6 +4,7 @@ StatusError
 ├── ConfigError            a setting, a file or a start-up condition is wrong: one line, exit 2
 ├── IdentityError          a certificate that may not check in, with the HTTP status that says so
 ├── AnnouncerError         a certificate that does not prove a key that may announce
+├── RevocationListError    a revocation list that cannot be used
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
 └── StoreError             the database could not do it
     ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
@@ -42,6 +43,10 @@ class IdentityError(StatusError):
 
 class AnnouncerError(StatusError):
     """A certificate does not prove a key that may announce; the message says why."""
+
+
+class RevocationListError(StatusError):
+    """A revocation list cannot be used; the message says why."""
 
 
 class DatagramError(StatusError):

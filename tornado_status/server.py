@@ -5,29 +5,35 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import ssl
 import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 from tornado.httpserver import HTTPServer
 
 from tornado_status.admin import AdminServer, Vitals
-from tornado_status.announce import Announcer, keep_published, load_signing
+from tornado_status.announce import Announcer, Publication, Signing, load_signing
 from tornado_status.api import Access, InFlight, make_application, problem_answer
 from tornado_status.checkin import Event
 from tornado_status.config import EMBEDDED, Server, Settings, without_effect
 from tornado_status.ingress import (
     READ_CHUNK,
     Acceptor,
+    Anchors,
     Answers,
     CheckInService,
+    FileWatcher,
     Judge,
     PeerStream,
+    Trust,
     bind,
-    peer_of,
+    load_anchors,
     quick_stream_class,
+    self_test,
     server_context,
 )
 
@@ -64,16 +70,15 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect in this version", key=key)
-    context = server_context(settings.tls)
+    keys = _load_keys(settings, None)
     sockets = bind(settings.server)
     for sock in sockets:
         stack.callback(sock.close)
     port = sockets[0].getsockname()[1]
 
-    signing = load_signing(settings.announce, settings.tls.client_ca)
-    if signing is None:
+    if keys.signing is None:
         structlog.get_logger().warning("announcements are not signed: anybody can forge them")
-    announcer = Announcer(settings.announce, signing.signer if signing else None)
+    announcer = Announcer(settings.announce)
     announcer.open()
     stack.push_async_callback(announcer.close)
 
@@ -89,9 +94,11 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         on_commit=on_commit,
     )
     in_flight = InFlight()
+    trust = Trust(keys.anchors, settings.tls.crl_expired)
+    judge = Judge(trust)
     http = HTTPServer(
-        make_application(store, Access(settings.access.readers), in_flight, peer_of),
-        ssl_options=context,
+        make_application(store, Access(settings.access.readers), in_flight, judge),
+        ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_HEAD,
         max_body_size=MAX_BODY,
@@ -99,16 +106,38 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         body_timeout=settings.server.body_timeout_s,
     )
     check_ins = CheckInService(
-        store, Answers(problem_answer), http.handle_stream, settings.server.idle_timeout_s
+        store, Answers(problem_answer), http.handle_stream, settings.server.idle_timeout_s, trust
     )
     acceptor = Acceptor(
-        http, settings.server, Judge(), check_ins.serve, _stream_class(settings.server)
+        http, settings.server, judge, check_ins.serve, _stream_class(settings.server)
     )
+    publication = Publication(store.publish_announcers)
+
+    def put_in_force(keys: _Keys) -> None:
+        http.ssl_options = keys.context  # read at each accept
+        trust.replace(keys.anchors)
+        announcer.signer = keys.signing.signer if keys.signing is not None else None
+        publication.use(keys.signing)
+
+    async def reload() -> None:
+        put_in_force(await asyncio.to_thread(_load_keys, settings, trust.anchors))
+        structlog.get_logger().info("certificates and keys reloaded")
+        for warning in trust.warnings():
+            structlog.get_logger().warning(warning)
+
+    put_in_force(keys)
+    for warning in trust.warnings():
+        structlog.get_logger().warning(warning)
+    watcher = FileWatcher(_key_files(settings), reload)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
+    watching = asyncio.create_task(watcher.run(), name="file watcher")
+    stack.push_async_callback(_cancelled, watching)
 
     if settings.admin.port:
         admin = AdminServer(
             settings.admin,
             Vitals(
+                warnings=trust.warnings,
                 problems=lambda: [store.problem] if store.problem else [],
                 head=lambda: store.head,
                 pending=lambda: store.pending,
@@ -139,10 +168,33 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     await store.wait_connected()
     announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
     _say_serving(settings, port)
-    if signing is not None:
-        publishing = asyncio.create_task(keep_published(signing, store.publish_announcers))
-        stack.push_async_callback(_cancelled, publishing)
+    publishing = asyncio.create_task(publication.run(), name="publication")
+    stack.push_async_callback(_cancelled, publishing)
     await store.wait_failed()
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """What is read from the files with certificates and keys, all of it or nothing."""
+
+    context: ssl.SSLContext
+    anchors: Anchors
+    signing: Signing | None
+
+
+def _load_keys(settings: Settings, before: Anchors | None) -> _Keys:
+    context = server_context(settings.tls)
+    self_test(context)
+    anchors = load_anchors(settings.tls, before)
+    return _Keys(context, anchors, load_signing(settings.announce, settings.tls.client_ca))
+
+
+def _key_files(settings: Settings) -> list[Path]:
+    tls, announce = settings.tls, settings.announce
+    files = [tls.certificate, tls.private_key, tls.client_ca, tls.crl, announce.next_certificate]
+    if announce.signing_key is not None:
+        files += [announce.signing_key, announce.signing_key.with_suffix(".crt")]
+    return [file for file in files if file is not None]
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

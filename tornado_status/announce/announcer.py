@@ -30,9 +30,9 @@ class Announcer:
     `sent` counts datagrams by target, `errors` refusals by target and errno name.
     """
 
-    def __init__(self, settings: Announce, signer: datagram.Signs | None) -> None:
+    def __init__(self, settings: Announce) -> None:
         self._settings = settings
-        self._signer = signer
+        self.signer: datagram.Signs | None = None  # may change at any time
         self._log = structlog.get_logger()
         self._warnings = RateLimit()
         self._json: list[tuple[Target, socket.socket]] = []
@@ -63,7 +63,7 @@ class Announcer:
         if self._json:
             now = datetime.datetime.now(datetime.UTC)
             try:
-                for payload in datagram.encode_json(stream, now, head, events, self._signer):
+                for payload in datagram.encode_json(stream, now, head, events, self.signer):
                     self._send(self._json, payload)
             except DatagramError as error:
                 self._refused("encoding", "all", error.reason, str(error))

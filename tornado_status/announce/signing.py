@@ -99,14 +99,32 @@ def _read(name: str, path: Path) -> bytes:
         raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from error
 
 
-async def keep_published(
-    signing: Signing, publish: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]
-) -> None:
-    """Say again and again, until cancelled, that these certificates are in use."""
-    entries = [(published.kid, published.certificate) for published in signing.published]
-    while True:
-        try:
-            await publish(entries)
-            await asyncio.sleep(REFRESH_S)
-        except StoreError:
-            await asyncio.sleep(1)  # the database is away, and the log says so already
+class Publication:
+    """Says again and again which certificates are in use, so that readers can fetch them."""
+
+    def __init__(self, publish: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]) -> None:
+        self._publish = publish
+        self._entries: list[tuple[str, str]] = []
+        self._changed = asyncio.Event()
+
+    def use(self, signing: Signing | None) -> None:
+        """From now on publish these, at once."""
+        published = signing.published if signing is not None else ()
+        self._entries = [(each.kid, each.certificate) for each in published]
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            self._changed.clear()
+            wait_s = REFRESH_S
+            try:
+                if self._entries:
+                    await self._publish(self._entries)
+            except StoreError:
+                wait_s = 1.0  # the database is away, and the log says so already
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
-from tornado.httputil import HTTPServerRequest
 from tornado.web import Application, RequestHandler
 
 from tornado_status.api.access import Access
 from tornado_status.api.client import ClientHandler, Recorder
 from tornado_status.api.in_flight import InFlight
-from tornado_status.api.problem import NotFound
+from tornado_status.api.problem import NotFound, Peers
 from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
@@ -20,7 +18,6 @@ from tornado_status.api.users import (
     UserHandler,
     UsersHandler,
 )
-from tornado_status.checkin import Peer
 
 
 class ApiStore(Recorder, Reader, Protocol):
@@ -31,13 +28,13 @@ def make_application(
     store: ApiStore,
     access: Access,
     in_flight: InFlight,
-    peer_of: Callable[[HTTPServerRequest], Peer],
+    peers: Peers,
 ) -> Application:
     """Return the application.
 
-    `in_flight` counts its requests; `peer_of` tells who sent one.
+    `in_flight` counts its requests; `peers` tells who sent one.
     """
-    common = {"in_flight": in_flight, "peer_of": peer_of}
+    common = {"in_flight": in_flight, "peers": peers}
     reading = {**common, "store": store, "access": access}
     return Application(
         [

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from email.utils import formatdate
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
+from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
 from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
 
 from tornado_status.api.in_flight import InFlight
 from tornado_status.checkin import CheckIn, Peer
-from tornado_status.errors import StatusError, StoreUnavailable, UserUnknown
+from tornado_status.errors import IdentityError, StatusError, StoreUnavailable, UserUnknown
 
 MAX_BODY = 4096  # a check-in has no body; what proxies and old clients add is read and ignored
 
@@ -52,7 +56,9 @@ def problem_answer(error: StatusError) -> bytes:
 
 
 def describe(error: StatusError) -> tuple[int, str, dict[str, str]]:
-    """Return status, detail and headers of the answer to an error of the store."""
+    """Return status, detail and headers of the answer to an error of a check-in."""
+    if isinstance(error, IdentityError):
+        return error.status, error.detail, {"Connection": "close"}
     if isinstance(error, UserUnknown):
         return 403, "User unknown", {}
     if isinstance(error, StoreUnavailable):
@@ -69,6 +75,14 @@ class Problem(HTTPError):
         self.headers = headers or {}
 
 
+class Peers(Protocol):
+    """Who sent a request, as judged now, and whether its connection ends with it."""
+
+    def peer_of(self, request: HTTPServerRequest) -> Peer: ...
+
+    def is_last(self, request: HTTPServerRequest) -> bool: ...
+
+
 @stream_request_body  # so that `prepare` runs before the body: a large one is never read
 class Handler(RequestHandler):
     """Base of all handlers: knows its peer, refuses whom `identity` refused, answers errors.
@@ -77,7 +91,8 @@ class Handler(RequestHandler):
     """
 
     in_flight: InFlight
-    peer_of: Callable[[HTTPServerRequest], Peer]
+    peers: Peers
+    _last = False  # the connection ends with this request
     check_in: CheckIn  # what the caller's certificate says; set by `prepare`
 
     def initialize(self, **services: object) -> None:
@@ -89,11 +104,16 @@ class Handler(RequestHandler):
         self.clear_header("Server")  # which version of what answers is nobody's business
         self.clear_header("Content-Type")
         self.set_header("Cache-Control", "no-store")
+        if self._last:
+            self.set_header("Connection", "close")
 
     def prepare(self) -> Awaitable[None] | None:
         self.in_flight.begin()
         self._counted = True
-        peer = self.peer_of(self.request)
+        peer = self.peers.peer_of(self.request)
+        if self.peers.is_last(self.request):
+            self._last = True
+            self.set_header("Connection", "close")
         if peer.check_in is None:
             if peer.refusal is None:
                 raise Problem(400, "No required SSL certificate was sent")
@@ -113,6 +133,11 @@ class Handler(RequestHandler):
         if self._counted:
             self._counted = False
             self.in_flight.end()
+        if self._last and isinstance(self.request.connection, HTTP1Connection):
+            stream = self.request.connection.stream
+            with contextlib.suppress(StreamClosedError):
+                # Behind what is being written.
+                asyncio.ensure_future(stream.write(b"")).add_done_callback(lambda _: stream.close())
 
     def on_connection_close(self) -> None:
         # The client is gone; Tornado never calls on_finish for it.

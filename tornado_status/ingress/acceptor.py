@@ -178,7 +178,9 @@ class Acceptor:
             read_chunk_size=READ_CHUNK,
         )
         try:
-            stream.peer = self._judge.judge(stream, address)
+            # A stream whose peer was gone when it was made waits for nothing and never closes.
+            secure.getpeername()
+            stream.peer, stream.standing = self._judge.judge(stream, address)
         except (OSError, ValueError):
             stream.close()  # gone in between
             return

@@ -17,12 +17,14 @@ from typing import Protocol
 from tornado.iostream import StreamClosedError
 
 from tornado_status.checkin import CheckIn, Event
-from tornado_status.errors import StatusError, StoreError, StoreUnavailable
+from tornado_status.errors import IdentityError, StatusError, StoreError, StoreUnavailable
 from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
 from tornado_status.ingress.stream import PeerStream
+from tornado_status.ingress.trust import Standing, Trust
 
 READ_CHUNK = 4096  # a request fits in it; more would be allocated for each read
 
+QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way
 MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
 
 Address = tuple[str, int]
@@ -42,13 +44,15 @@ class Answers:
         self._second = 0
         self._no_content = b""
 
-    def no_content(self) -> bytes:
-        """Return the 204, with the Date of this second."""
+    def no_content(self, *, last: bool = False) -> bytes:
+        """Return the 204, with the Date of this second; `last` says that we close behind it."""
         now = int(time.time())
         if now != self._second:
             self._second = now
             date = email.utils.formatdate(now, usegmt=True)
             self._no_content = f"HTTP/1.1 204 No Content\r\nDate: {date}\r\n\r\n".encode()
+        if last:
+            return self._no_content[:-2] + b"Connection: close\r\n\r\n"
         return self._no_content
 
 
@@ -64,7 +68,9 @@ class CheckInService:
         answers: Answers,
         hand_over: Callable[[PeerStream, Address], None],
         idle_timeout_s: float,
+        trust: Trust,
     ) -> None:
+        self.trust = trust
         self.recorder = recorder
         self.answers = answers
         self.hand_over = hand_over
@@ -73,15 +79,17 @@ class CheckInService:
         self.connections: set[CheckInConnection] = set()
         self._idle_timeout_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()
-        self.now = self._loop.time()  # to a fraction of the idle timeout: see _sweep
+        self.now = self._loop.time()  # both to a second: see _sweep
+        self.epoch = time.time()
         self._sweeping = self._loop.call_soon(self._sweep)
 
     def serve(self, stream: PeerStream, address: Address) -> None:
         """Take a connection whose handshake is done."""
-        if stream.peer.check_in is None:
+        check_in, standing = stream.peer.check_in, stream.standing
+        if check_in is None or standing is None:
             self.hand_over(stream, address)  # it will be told why
         else:
-            CheckInConnection(self, stream, address, stream.peer.check_in).start()
+            CheckInConnection(self, stream, address, check_in, standing).start()
 
     def drain(self) -> None:
         """Close what is idle now, and everything else once it is answered."""
@@ -97,9 +105,9 @@ class CheckInService:
 
     def _sweep(self) -> None:
         # One timer for all connections: a timer each would cost more than the check-in's parsing.
-        self.now = self._loop.time()
+        self.now, self.epoch = self._loop.time(), time.time()
         for connection in list(self.connections):
-            connection.close_if_older(self.now - self._idle_timeout_s)
+            connection.close_if_over(self.now, self._idle_timeout_s)
         self._sweeping = self._loop.call_later(min(self._idle_timeout_s / 4, 1.0), self._sweep)
 
 
@@ -113,17 +121,24 @@ class CheckInConnection:
         "_last_active",
         "_partial",
         "_service",
+        "_standing",
         "_stream",
         "_unanswered",
     )
 
     def __init__(
-        self, service: CheckInService, stream: PeerStream, address: Address, check_in: CheckIn
+        self,
+        service: CheckInService,
+        stream: PeerStream,
+        address: Address,
+        check_in: CheckIn,
+        standing: Standing,
     ) -> None:
         self._service = service
         self._stream = stream
         self._address = address
         self._check_in = check_in
+        self._standing = standing
         self._partial = b""  # the beginning of a head, its end still on the way
         self._held = b""  # read, and waiting until what came before it is answered
         self._unanswered = 0
@@ -142,10 +157,15 @@ class CheckInConnection:
         if not self._unanswered and not self._held and not self._stream.writing():
             self.close()
 
-    def close_if_older(self, moment: float) -> None:
-        """Close a connection on which nothing has happened since `moment` of the loop's time."""
-        if self._last_active < moment:
+    def close_if_over(self, now: float, idle_timeout_s: float) -> None:
+        """Close where nothing has happened for too long, or the CAs have changed and all is said.
+
+        `now` is the loop's time.
+        """
+        if now - self._last_active > idle_timeout_s:
             self.close()
+        elif self._is_last() and now - self._last_active > QUIET_S:
+            self.close_if_idle()
 
     def _read(self) -> None:
         try:
@@ -198,6 +218,15 @@ class CheckInConnection:
             # Pipelined without end, or the answers are not read: so do not read either.
             self._held = head + rest
             return False
+        service, standing = self._service, self._standing
+        if standing.generation != service.trust.generation or service.epoch > standing.valid_until:
+            refusal = service.trust.renew(standing)
+            if refusal is not None:
+                if self._unanswered:
+                    self._held = head + rest
+                else:
+                    self._refuse(refusal)
+                return False
         try:
             self._service.recorder.submit(self._check_in, self._answer)
         except StoreUnavailable as error:
@@ -212,10 +241,20 @@ class CheckInConnection:
             self._read()
         return True
 
+    def _refuse(self, refusal: IdentityError) -> None:
+        """Say why, and close: what was a good certificate is none any more."""
+        try:
+            writing = self._stream.write(self._service.answers.of_error(refusal))
+        except (StreamClosedError, OSError):
+            self.close()
+            return
+        asyncio.ensure_future(writing).add_done_callback(lambda _: self.close())
+
     def _answer(self, result: Event | StoreError) -> None:
         self._unanswered -= 1
         if isinstance(result, Event):
-            self._write(self._service.answers.no_content())
+            last = not self._unanswered and not self._held and self._is_last()
+            self._write(self._service.answers.no_content(last=last))
         else:
             self._write(self._service.answers.of_error(result))
 
@@ -228,7 +267,7 @@ class CheckInConnection:
             return
         if stream.writing():
             asyncio.ensure_future(writing).add_done_callback(self._on_written)
-        elif not self._unanswered and (self._held or self._service.draining):
+        elif not self._unanswered and (self._held or self._is_last()):
             self._resume()
 
     def _on_written(self, writing: asyncio.Future[None]) -> None:
@@ -239,10 +278,15 @@ class CheckInConnection:
 
     def _resume(self) -> None:
         held, self._held = self._held, b""
-        if self._service.draining and not held:
-            self.close()
-        elif held:
+        if held:
             self._process(held)
+        elif self._is_last():
+            self.close()
+
+    def _is_last(self) -> bool:
+        """Say whether the connection ends once it is answered."""
+        service = self._service
+        return service.draining or self._standing.bundle != service.trust.bundle
 
     def _hand_over(self, data: bytes) -> None:
         self._service.connections.discard(self)

@@ -5,55 +5,55 @@ Not per request: once the peer hangs up, Tornado sets `stream.socket` to None.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
 from tornado_status.checkin import CheckIn, Peer, normalise_ip
-from tornado_status.errors import IdentityError
-from tornado_status.identity import Identity, identify
 from tornado_status.ingress.stream import PeerStream
-
-MAX_REMEMBERED = 4096  # verdicts on certificates: a quarter of a millisecond saved for each device
-
-NO_CERTIFICATE = IdentityError(400, "no-certificate", "No required SSL certificate was sent")
+from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust, verified_chain
 
 
 class Judge:
-    """Turns a finished handshake into a `Peer`. Remembers verdicts by the certificate's bytes."""
+    """Turns a finished handshake into a `Peer`, and says later whether that still holds."""
 
-    def __init__(self, identify: Callable[[bytes], Identity] = identify) -> None:
-        self._identify = identify
-        self._verdicts: dict[bytes, Identity | IdentityError] = {}
+    def __init__(self, trust: Trust) -> None:
+        self.trust = trust
 
-    def judge(self, stream: SSLIOStream, address: tuple[str, int]) -> Peer:
+    def judge(self, stream: SSLIOStream, address: tuple[str, int]) -> tuple[Peer, Standing | None]:
         """Read the certificate from the stream's socket, before anything awaits."""
         client_ip, client_port = normalise_ip(address[0]), address[1]
-        certificate = stream.socket.getpeercert(binary_form=True)
-        verdict = NO_CERTIFICATE if certificate is None else self._verdict(certificate)
-        if isinstance(verdict, IdentityError):
-            return Peer(client_ip, client_port, None, verdict)
-        check_in = CheckIn(verdict.email, client_ip, client_port, verdict.issuer, verdict.serial)
-        return Peer(client_ip, client_port, check_in, None)
+        secure = stream.socket
+        certificate = secure.getpeercert(binary_form=True)
+        if certificate is None:
+            return Peer(client_ip, client_port, None, NO_CERTIFICATE), None
+        standing = self.trust.standing(certificate, lambda: verified_chain(secure))
+        identity = standing.identity
+        if standing.refusal is not None or identity is None:
+            return Peer(client_ip, client_port, None, standing.refusal), standing
+        check_in = CheckIn(identity.email, client_ip, client_port, identity.issuer, identity.serial)
+        return Peer(client_ip, client_port, check_in, None), standing
 
-    def _verdict(self, certificate: bytes) -> Identity | IdentityError:
-        verdict = self._verdicts.get(certificate)
-        if verdict is None:
-            try:
-                verdict = self._identify(certificate)
-            except IdentityError as error:
-                verdict = error
-            if len(self._verdicts) >= MAX_REMEMBERED:
-                del self._verdicts[next(iter(self._verdicts))]  # the oldest
-            self._verdicts[certificate] = verdict
-        return verdict
+    def peer_of(self, request: HTTPServerRequest) -> Peer:
+        """Return the peer of the connection that a request came over, as it is judged now."""
+        connection: HTTPConnection | None = request.connection
+        stream = getattr(connection, "stream", None)
+        if not isinstance(stream, PeerStream):
+            raise TypeError("the request did not come over a check-in connection")
+        peer, standing = stream.peer, stream.standing
+        if standing is None or peer.check_in is None:
+            return peer
+        refusal = self.trust.renew(standing)
+        if refusal is None:
+            return peer
+        return Peer(peer.client_ip, peer.client_port, None, refusal)
 
+    def is_last(self, request: HTTPServerRequest) -> bool:
+        """Say whether a connection ends with this request.
 
-def peer_of(request: HTTPServerRequest) -> Peer:
-    """Return the peer of the connection that a request came over."""
-    connection: HTTPConnection | None = request.connection
-    stream = getattr(connection, "stream", None)
-    if not isinstance(stream, PeerStream):
-        raise TypeError("the request did not come over a check-in connection")
-    return stream.peer
+        So it does where the CAs have changed under it, or its certificate is good no more.
+        """
+        stream = getattr(request.connection, "stream", None)
+        if not isinstance(stream, PeerStream) or stream.standing is None:
+            return False
+        lapsed = stream.standing.refusal is not None and stream.peer.check_in is not None
+        return lapsed or stream.standing.bundle != self.trust.bundle

@@ -14,6 +14,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, SSLIOStream
 
 from tornado_status.checkin import Peer
+from tornado_status.ingress.trust import Standing
 
 # Of Tornado's source of the overridden method, by the versions that have it.
 KNOWN_SOURCES = {
@@ -27,7 +28,8 @@ class PeerStream(SSLIOStream):
     `taken` is the number of bytes that its reader has had so far; the reader counts.
     """
 
-    peer: Peer  # set when the handshake is done
+    peer: Peer  # set, with its standing, when the handshake is done
+    standing: Standing | None
     taken = 0
     _received = 0
     _given_back = b""

@@ -1,0 +1,499 @@
+"""Revocation, expiry and hot reload: who is let in changes while the server runs."""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import re
+import shutil
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certs_gen.authority import Authority, Credential, common_name, new_key
+from certs_gen.cli import main as certs_gen
+from tests.conftest import StartServer
+from tests.support import LOOPBACK, PATIENCE_S, Answer, Heard, Server, exchange, wait_until
+from tornado_status.datagram import decode_json
+from tornado_status.errors import RevocationListError
+from tornado_status.ingress.trust import Anchors, Trust
+from tornado_status.revocation import read_lists, replace_lists
+
+DAY = datetime.timedelta(days=1)
+GET = ("GET", "/api/client")
+POST = ("POST", "/api/client")
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def revocation_list(
+    authority: Credential,
+    serials: Sequence[int] = (),
+    *,
+    number: int | None = 2,
+    this_update: datetime.datetime | None = None,
+    next_update: datetime.datetime | None = None,
+    extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
+) -> bytes:
+    """Return a list in PEM, of any kind."""
+    start = this_update or now() - DAY
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(start)
+        .next_update(next_update or now() + DAY)
+    )
+    if number is not None:
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+    for extension, critical in extra:
+        builder = builder.add_extension(extension, critical=critical)
+    for serial in serials:
+        builder = builder.add_revoked_certificate(
+            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build()
+        )
+    key = authority.key
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put a file in the place of another, as whoever renews certificates does."""
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.chmod(0o600)
+    fresh.replace(path)
+
+
+class Site:
+    """A server whose certificates a test may change, and the CA that it trusts."""
+
+    def __init__(self, start: Callable[..., Server], certs: Path) -> None:
+        self.certs = certs
+        self.authority = Authority.load(certs)
+        self._start = start
+        self._reloads = 0
+        first = x509.load_pem_x509_crl((certs / "ca.crl").read_bytes())
+        number = first.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        self._first_number = number
+
+    def start(self, **tls: object) -> Server:
+        self.server = self._start(
+            tls={
+                **{key: str(self.certs / name) for key, name in FILES.items()},
+                "crl": str(self.certs / "ca.crl"),
+                **tls,
+            },
+            announce={"signing_key": str(self.certs / "announcer.key")},
+        )
+        return self.server
+
+    def wait_reloaded(self) -> None:
+        self._reloads += 1
+        count = self._reloads
+        wait_until(
+            lambda: len(self.server.events("certificates and keys reloaded")) >= count, "a reload"
+        )
+
+    def revoke(self, *names: str, number: int = 2) -> None:
+        serials = [
+            x509.load_pem_x509_certificate((self.certs / f"{n}.crt").read_bytes()).serial_number
+            for n in names
+        ]
+        self.put_list(serials, number)
+        self.wait_reloaded()
+
+    def put_list(self, serials: Sequence[int], number: int) -> None:
+        """Put a list in place whose number is so much above that of the development set's."""
+        number += self._first_number
+        replace(self.certs / "ca.crl", revocation_list(self.authority, serials, number=number))
+
+    def request(self, cert: str = "client", how: tuple[str, str] = POST) -> Answer:
+        return self.server.request(*how, cert=cert)
+
+
+FILES = {"certificate": "server.crt", "private_key": "server.key", "client_ca": "ca.crt"}
+
+
+@pytest.fixture
+def site(certs: Path, tmp_path: Path, start_server: StartServer) -> Site:
+    own = Path(shutil.copytree(certs, tmp_path / "certs"))
+
+    def start(**settings: object) -> Server:
+        server = start_server(**settings)
+        server.certs = own
+        return server
+
+    return Site(start, own)
+
+
+# ------------------------------------------------------------------------------------ revocation
+
+
+def test_a_revoked_certificate_is_refused_everywhere_at_once(site: Site) -> None:
+    """At new handshakes, in a resumed session, and on connections already open: 403 and close."""
+    site.start()
+    context = site.server.client_context()
+    plain, ordinary = site.server.connect(), site.server.connect()
+    assert exchange(plain, *POST).status == 204
+    assert exchange(ordinary, *GET).status == 200
+    with site.server.connect_raw() as first:
+        first.sendall(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert first.recv(4096).startswith(b"HTTP/1.1 204")
+        session = first.session
+    site.revoke("client")
+
+    for connection in (plain, ordinary):
+        answer = exchange(connection, *POST)
+        assert (answer.status, answer.detail) == (403, "The certificate is revoked")
+        assert answer.headers["Connection"] == "close"
+        assert connection.sock is None  # closed: http.client has read its end
+    assert site.request().detail == "The certificate is revoked"
+    raw = socket.create_connection((LOOPBACK, site.server.port), timeout=PATIENCE_S)
+    with context.wrap_socket(raw, server_hostname="localhost", session=session) as resumed:
+        resumed.sendall(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert resumed.recv(4096).startswith(b"HTTP/1.1 403")
+    assert site.request("operator").status == 204
+    assert site.server.rows("SELECT count(*) FROM check_in WHERE email LIKE 'valid%%'") == [(2,)]
+
+
+def test_who_is_not_revoked_notices_nothing(site: Site) -> None:
+    """An open connection goes on, over any number of new lists."""
+    site.start()
+    connection = site.server.connect("operator")
+    for number in range(2, 6):
+        assert exchange(connection, *POST).status == 204
+        site.revoke("client", number=number)
+    assert exchange(connection, *POST).status == 204
+    connection.close()
+
+
+def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
+    """Who was revoked does not come back with an old file."""
+    site.start()
+    site.revoke("client", number=7)
+    site.put_list([], 6)
+    failure = site.server.wait_event("reload failed, the old state stays")
+    assert re.search(r"tls\.crl: .* number \d+ is older than \d+, which is", failure["reason"])
+    assert site.request().status == 403
+
+
+@pytest.mark.parametrize(("policy", "status"), [("warn", 204), ("refuse", 403)])
+def test_a_late_list_is_the_operators_choice(site: Site, policy: str, status: int) -> None:
+    """By default it locks nobody out, but is told in the log and in readiness."""
+    late = revocation_list(site.authority, next_update=now() - DAY / 2)
+    replace(site.certs / "ca.crl", late)
+    site.start(crl_expired=policy)
+    assert site.request().status == status
+    ready = site.server.admin("/readyz")
+    assert ready.status == 200
+    assert ready.json["warnings"] == ["tls.crl: out of date for 0.5 days"]
+
+
+def test_a_revoked_intermediate_takes_its_clients_along(site: Site) -> None:
+    """Lists are judged for every CA in the chain."""
+    key = new_key("ec")
+    certificate = site.authority.certify(
+        key.public_key(),
+        common_name("intermediate"),
+        [
+            (x509.BasicConstraints(ca=True, path_length=0), True),
+            (
+                x509.KeyUsage(
+                    digital_signature=False,
+                    content_commitment=False,
+                    key_encipherment=False,
+                    data_encipherment=False,
+                    key_agreement=False,
+                    key_cert_sign=True,
+                    crl_sign=True,
+                    encipher_only=False,
+                    decipher_only=False,
+                ),
+                True,
+            ),
+        ],
+        not_before=now() - DAY,
+        not_after=now() + DAY,
+    )
+    intermediate = Authority(certificate, key)
+    leaf = intermediate.issue_client("below@example.com", days=1)
+    (site.certs / "below.key").write_bytes(leaf.key_pem())
+    (site.certs / "below.crt").write_bytes(leaf.certificate_pem() + intermediate.certificate_pem())
+    (site.certs / "intermediate.crt").write_bytes(intermediate.certificate_pem())
+    site.start()
+    connection = site.server.connect("below")
+    assert exchange(connection, *POST).status == 204
+    site.revoke("intermediate")
+    assert exchange(connection, *POST).status == 403
+    assert site.request("below").detail == "The certificate is revoked"
+    assert site.request("client").status == 204
+
+
+def test_another_cas_list_is_refused_at_the_start(site: Site) -> None:
+    """One line, exit 2."""
+    replace(site.certs / "ca.crl", revocation_list(Authority.create(name="somebody else")))
+    with pytest.raises(AssertionError, match=r"tls\.crl: .*issued by none of the client CAs"):
+        site.start()
+
+
+def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> None:
+    """403 and close, when its time is over."""
+    key = new_key("ec")
+    template = site.authority.issue_client("brief@example.com").certificate
+    brief = site.authority.certify(
+        key.public_key(),
+        template.subject,
+        [
+            (each.value, each.critical)
+            for each in template.extensions
+            if not isinstance(each.value, x509.SubjectKeyIdentifier | x509.AuthorityKeyIdentifier)
+        ],
+        not_before=now() - DAY,
+        not_after=now() + datetime.timedelta(seconds=4),
+    )
+    credential = Credential(brief, key)
+    (site.certs / "brief.key").write_bytes(credential.key_pem())
+    (site.certs / "brief.crt").write_bytes(credential.certificate_pem())
+    site.start()
+    connection = site.server.connect("brief")
+    last: list[Answer] = []
+
+    def refused() -> bool:
+        last.append(exchange(connection, *POST))
+        return last[-1].status != 204
+
+    wait_until(refused, "the certificate to expire")
+    assert len(last) > 1
+    assert last[-1].detail == "The certificate has expired"
+    assert connection.sock is None
+
+
+# ---------------------------------------------------------------------------------------- reload
+
+
+def renew_server(site: Site, name: str) -> bytes:
+    """Put a new server certificate in place, key first; return it in DER."""
+    credential = site.authority.issue_server([name, "localhost"], ["127.0.0.1"])
+    # Between the two renames key and certificate do not match: the server must wait for both.
+    replace(site.certs / "server.key", credential.key_pem())
+    replace(site.certs / "server.crt", credential.certificate_pem())
+    return credential.certificate.public_bytes(Encoding.DER)
+
+
+def served_certificate(server: Server) -> bytes:
+    with server.connect_raw() as connection:
+        certificate = connection.getpeercert(binary_form=True)
+        assert certificate is not None
+        return certificate
+
+
+def wait_served(server: Server, certificate: bytes) -> None:
+    wait_until(lambda: served_certificate(server) == certificate, "the new certificate")
+
+
+def test_a_renewed_server_certificate_is_served_without_a_failed_handshake(site: Site) -> None:
+    """Swapped five times under new connections and requests: not one of them fails."""
+    site.start()
+    stop = threading.Event()
+    problems: list[Exception] = []
+    done = [0, 0]
+
+    def connect_anew() -> None:
+        while not stop.is_set():
+            try:
+                assert site.request().status == 204
+                done[0] += 1
+            except Exception as error:
+                problems.append(error)
+
+    def stay() -> None:
+        connection = site.server.connect("operator")
+        try:
+            while not stop.is_set():
+                assert exchange(connection, *POST).status == 204
+                done[1] += 1
+        except Exception as error:
+            problems.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=target) for target in (connect_anew, stay)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(5):
+            fresh = renew_server(site, f"renewed{number}.example.com")
+            wait_served(site.server, fresh)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert problems == []
+    assert min(done) > 5
+
+
+def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
+    """The old certificate goes on being served; the next good one is taken."""
+    site.start()
+    before = served_certificate(site.server)
+    replace(site.certs / "server.crt", b"nonsense")
+    failure = site.server.wait_event("reload failed, the old state stays")
+    assert failure["reason"].startswith("tls.private_key: ")
+    assert served_certificate(site.server) == before
+    assert site.request().status == 204
+    fresh = renew_server(site, "mended.example.com")
+    wait_served(site.server, fresh)
+
+
+def test_sighup_reloads(site: Site) -> None:
+    """For those who would rather say when."""
+    site.start()
+    site.server.process.send_signal(signal.SIGHUP)
+    site.wait_reloaded()
+    assert site.request().status == 204
+
+
+def test_a_new_announcer_key_signs_from_then_on(site: Site) -> None:
+    """Without a restart, and published at once."""
+    site.start()
+    with Heard(site.server.announce_port) as listener:
+        assert site.request().status == 204
+        first = decode_json(listener.one()[0]).kid
+        assert certs_gen(["announcer", "--force", "--out", str(site.certs)]) == 0
+        site.wait_reloaded()
+        assert site.request().status == 204
+        second = decode_json(listener.one()[0]).kid
+    assert first != second
+
+    def published() -> bool:
+        page = site.request("operator", ("GET", "/api/announcers")).json
+        return len(page["announcers"]) == 2
+
+    wait_until(published, "both to be published")
+
+
+def test_another_ca_drains_what_the_old_one_let_in(site: Site, tmp_path: Path) -> None:
+    """With both in the bundle all go on; without the old one its clients are out, everywhere."""
+    other = tmp_path / "other"
+    assert certs_gen(["--out", str(other)]) == 0
+    site.start(crl=None)
+    server = site.server
+    staying, leaving = server.connect(), server.connect()
+    for connection in (staying, leaving):
+        assert exchange(connection, *POST).status == 204
+
+    both = (site.certs / "ca.crt").read_bytes() + (other / "ca.crt").read_bytes()
+    replace(tmp_path / "certs" / "ca.crt", both)
+    site.wait_reloaded()
+    answer = exchange(staying, *POST)  # judged anew, answered, and then closed
+    assert answer.status == 204
+    assert answer.headers["Connection"] == "close"
+    assert site.request().status == 204
+
+    late = server.connect()
+    assert exchange(late, *POST).status == 204
+    replace(tmp_path / "certs" / "ca.crt", (other / "ca.crt").read_bytes())
+    site.wait_reloaded()
+    try:
+        answer = exchange(late, *POST)
+        assert answer.detail == "The certificate's CA is not trusted any more"
+    except http.client.RemoteDisconnected:
+        pass  # idle for so long that it was closed already
+    with pytest.raises(ssl.SSLError, match="unknown ca"):
+        old = ssl.create_default_context(cafile=str(other / "ca.crt"))
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        old.load_cert_chain(site.certs / "client.crt", site.certs / "client.key")
+        raw = socket.create_connection((LOOPBACK, server.port), timeout=PATIENCE_S)
+        with old.wrap_socket(raw) as refused:
+            refused.recv(1)
+    staying.close()
+    leaving.close()
+    late.close()
+
+
+# ------------------------------------------------------------------------------------- in memory
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority.create()
+
+
+def test_only_whole_lists_of_our_cas_are_read(authority: Authority) -> None:
+    """Not another CA's, not forged, not from the future, not a delta."""
+    cas = [authority.certificate]
+    epoch = now().timestamp()
+    [found] = read_lists(revocation_list(authority, [5, 6], number=3), cas, epoch)
+    assert (found.number, found.serials) == (3, frozenset({5, 6}))
+    [unnumbered] = read_lists(revocation_list(authority, number=None), cas, epoch)
+    assert unnumbered.number == 0
+    two = revocation_list(authority, [1], number=3) + revocation_list(authority, [2], number=4)
+    assert [each.number for each in read_lists(two, cas, epoch)] == [4]
+
+    namesake = Authority.create()
+    delta = revocation_list(authority, extra=[(x509.DeltaCRLIndicator(1), True)])
+    future = revocation_list(authority, this_update=now() + DAY, next_update=now() + 2 * DAY)
+    for pem, message in (
+        (revocation_list(Authority.create(name="other")), "issued by none of the client CAs"),
+        (revocation_list(namesake), "not that of the CA it names"),
+        (delta, "a delta or partial list"),
+        (future, "from the future"),
+        (b"", "no certificate revocation list"),
+        (authority.certificate_pem(), "no certificate revocation list"),
+        (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "not a certificate"),
+    ):
+        with pytest.raises(RevocationListError, match=message):
+            read_lists(pem, cas, epoch)
+
+
+@given(st.binary(max_size=200), st.integers(0, 2000), st.integers(0, 255))
+def test_any_bytes_are_a_list_or_an_error(
+    authority: Authority, junk: bytes, position: int, value: int
+) -> None:
+    """Never anything else, and a changed list is never believed."""
+    cas, epoch = [authority.certificate], now().timestamp()
+    pem = bytearray(revocation_list(authority, [5]))
+    pem[position % len(pem)] = value
+    for data in (junk, bytes(pem)):
+        try:
+            [found] = read_lists(data, cas, epoch)
+        except RevocationListError:
+            continue
+        assert found.serials == {5}
+
+
+def test_numbers_never_go_back(authority: Authority) -> None:
+    """The same number again is no harm; a lower one is."""
+    cas, epoch = [authority.certificate], now().timestamp()
+    older, newer = (read_lists(revocation_list(authority, number=n), cas, epoch) for n in (3, 4))
+    assert replace_lists(older, newer)
+    assert replace_lists(newer, newer)
+    with pytest.raises(RevocationListError, match="number 3 is older than 4"):
+        replace_lists(newer, older)
+
+
+def test_a_verdict_is_renewed_when_its_time_is_over(authority: Authority) -> None:
+    """By the clock alone, without a reload: first good, then expired."""
+    clock = [now().timestamp()]
+    trust = Trust(Anchors((authority.certificate,)), clock=lambda: clock[0])
+    der = authority.issue_client("a@example.com", days=1).certificate.public_bytes(Encoding.DER)
+    standing = trust.standing(der, lambda: [der])
+    assert standing.refusal is None
+    assert trust.standing(der, lambda: []) is standing  # resumed: known from before
+    clock[0] += 2 * 86400
+    refusal = trust.renew(standing)
+    assert refusal is not None
+    assert refusal.reason == "expired"
