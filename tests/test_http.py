@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import datetime
 import ssl
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import StartServer
-from tests.support import Heard, Server, exchange
+from tests.support import Heard, Server, exchange, rows, running_server
 
 VALID = "valid_user@example.com"
+
+
+@pytest.fixture(scope="module")
+def shared(
+    postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One server for the tests that mind nobody else's rows."""
+    rows(postgres, "CREATE DATABASE http")
+    url = postgres.replace("/postgres?", "/http?")
+    with running_server(tmp_path_factory.mktemp("shared"), certs, url) as server:
+        yield server
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
@@ -176,3 +189,38 @@ def test_other_paths_are_nothing(server: Server) -> None:
     """404 as problem+json."""
     answer = server.request("GET", "/nowhere")
     assert (answer.status, answer.detail) == (404, "There is nothing here")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({}, True),
+        ({"Origin": "https://localhost:{port}"}, True),
+        ({"Sec-Fetch-Site": "none"}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "http://localhost:{port}"}, False),
+        ({"Origin": "https://localhost"}, False),
+        ({"Origin": "null"}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+    ],
+)
+def test_other_web_sites_cannot_use_a_visitors_certificate(
+    shared: Server, method: str, headers: dict[str, str], allowed: bool
+) -> None:
+    """Their pages can make the browser send requests; those are told no, and record nothing."""
+    before = shared.rows("SELECT seq FROM head")
+    connection = shared.connect()
+    filled = {name: value.format(port=shared.port) for name, value in headers.items()}
+    connection.request(method, "/api/client", headers=filled)
+    response = connection.getresponse()
+    body = response.read()
+    connection.close()
+    if allowed:
+        assert response.status in (200, 204, 404)
+    else:
+        assert response.status == 403
+        assert b"Requests from other web sites are not served" in body
+        assert shared.rows("SELECT seq FROM head") == before

@@ -14,7 +14,7 @@ import idna
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -757,3 +757,45 @@ def test_judging_a_certificate_says_nothing_on_standard_error(
     for replaced in odd_ones:
         judged(odd(**replaced))
     assert not recwarn.list
+
+
+# ------------------------------------------------------------------------------------- strength
+
+
+def issued(public_key: object) -> bytes:
+    """A client certificate with any key."""
+    ca = rsa.generate_private_key(65537, 2048)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a@example.com")]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "CA")]))
+        .public_key(public_key)  # type: ignore[arg-type] # any kind: that is the point
+        .serial_number(1)
+        .not_valid_before(datetime.datetime(2026, 1, 1))
+        .not_valid_after(datetime.datetime(2027, 1, 1))
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+    )
+    certificate = builder.sign(ca, hashes.SHA256())
+    return certificate.public_bytes(serialization.Encoding.DER)
+
+
+def test_weak_keys_and_signatures_are_refused() -> None:
+    """Each with its own reason; the same certificate with a strong one is accepted."""
+    strong = rsa.generate_private_key(65537, 2048).public_key()
+    weak = rsa.generate_private_key(65537, 1024).public_key()  # noqa: S505 - that is the point
+    assert identify(issued(strong)).email == "a@example.com"
+    for der, reason in (
+        (issued(weak), "weak-key"),
+        (issued(dsa.generate_private_key(2048).public_key()), "weak-key"),
+        (sha1_signed(issued(strong)), "weak-signature"),
+    ):
+        with pytest.raises(IdentityError) as caught:
+            identify(der)
+        assert (caught.value.status, caught.value.reason) == (403, reason)
+
+
+def sha1_signed(der: bytes) -> bytes:
+    """Name SHA-1 where SHA-256 was: only the name of the algorithm is judged here."""
+    sha256, sha1 = bytes.fromhex("2a864886f70d01010b"), bytes.fromhex("2a864886f70d010105")
+    assert der.count(sha256) == 2
+    return der.replace(sha256, sha1)

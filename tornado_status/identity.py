@@ -7,6 +7,8 @@ The rules, in the order in which they are judged:
    `CN_SENTENCE`, whatever else is wrong with the certificate.
 2. A subject alternative name of type rfc822Name, where there is one, names the same address.
 3. The certificate is meant for TLS clients: extended key usage clientAuth, and no CA.
+4. Neither its key nor its signature can be forged with known means: no RSA below 2,048 bits, no
+   DSA, no MD5 or SHA-1. (OpenSSL refuses most of these too, as its security level says.)
 
 An identity is one canonical spelling: lower case, the domain in its ASCII form (IDNA).
 """
@@ -19,6 +21,9 @@ from dataclasses import dataclass
 
 import email_validator
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tornado_status.errors import IdentityError
@@ -29,6 +34,7 @@ MAX_COMMON_NAME = 64  # ub-common-name of X.520 (RFC 5280, appendix A): no CA ma
 PRIVATE_DOMAINS = ("local", "test")
 _ORDINARY_DOMAIN = "example"
 MAX_SERIAL = 64  # hex digits that are kept; RFC 5280 allows 40
+MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
 MAX_ISSUER = 512  # characters of the issuer's name that are kept with each record
 
 # What `cryptography` raises for a certificate that it cannot read, each found by a test.
@@ -139,6 +145,7 @@ def _identify(certificate_der: bytes) -> Identity:
 
     _check_alternative_name(extensions, email)
     _check_purpose(extensions)
+    _check_strength(certificate)
     return Identity(
         email=email,
         issuer=issuer[:MAX_ISSUER],
@@ -194,4 +201,22 @@ def _check_purpose(extensions: x509.Extensions) -> None:
             403,
             "not-for-clients",
             "The certificate is not meant for TLS clients (extended key usage clientAuth)",
+        )
+
+
+def _check_strength(certificate: x509.Certificate) -> None:
+    try:
+        key = certificate.public_key()
+        algorithm = certificate.signature_hash_algorithm
+    except (*_UNREADABLE, UnsupportedAlgorithm) as error:
+        raise IdentityError(
+            403, "unknown-algorithm", "The certificate's key or signature is of an unknown kind"
+        ) from error
+    if isinstance(key, dsa.DSAPublicKey):
+        raise IdentityError(403, "weak-key", "DSA keys are not accepted")
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
+        raise IdentityError(403, "weak-key", f"RSA keys below {MIN_RSA_BITS} bits are not accepted")
+    if isinstance(algorithm, hashes.SHA1 | hashes.MD5):
+        raise IdentityError(
+            403, "weak-signature", f"{algorithm.name.upper()} signatures are not accepted"
         )

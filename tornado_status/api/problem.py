@@ -75,6 +75,18 @@ class Problem(HTTPError):
         self.headers = headers or {}
 
 
+def same_origin(request: HTTPServerRequest) -> bool:
+    """Say whether a request may be the user's own will.
+
+    Any web page can make a browser send requests, and the browser adds the user's certificate. It
+    also says where they come from (Fetch Metadata, RFC 6454); programs say nothing of the kind.
+    """
+    origin = request.headers.get("Origin")
+    if origin is not None and origin != f"https://{request.host}":
+        return False
+    return request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+
+
 class Peers(Protocol):
     """Who sent a request, as judged now, and whether its connection ends with it."""
 
@@ -119,6 +131,8 @@ class Handler(RequestHandler):
                 raise Problem(400, "No required SSL certificate was sent")
             raise Problem(peer.refusal.status, peer.refusal.detail)
         self.check_in = peer.check_in
+        if not same_origin(self.request):
+            raise Problem(403, "Requests from other web sites are not served")
         length = self.request.headers.get("Content-Length", "0")
         if length.isdecimal() and int(length[:20]) > MAX_BODY:
             raise Problem(
