@@ -39,9 +39,11 @@ CRL_DAYS = 30
 MAX_DAYS = CA_DAYS  # a leaf never outlives its CA, so more would say nothing
 # A device whose clock is a little behind must not refuse what was issued this minute.
 CLOCK_SKEW = datetime.timedelta(minutes=5)
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 RSA_BITS = 3072  # as strong as P-256: 128 bits (NIST SP 800-57 part 1, table 2)
 PATH_LENGTH = 1  # room for one intermediate CA between this one and a leaf
+MAX_NUMBER_BITS = 159  # of serial and CRL numbers: 20 octets with a sign (RFC 5280, 4.1.2.2, 5.2.3)
 
 MAX_DNS_NAME = 253  # characters (RFC 1035, 2.3.4: 255 bytes on the wire)
 # Underscores are no host name's, but the names of containers have them, and TLS stacks match them.
@@ -254,20 +256,38 @@ class Authority(Credential):
             extensions=extensions,
         )
 
-    def empty_crl(
-        self, *, days: int = CRL_DAYS, now: datetime.datetime | None = None
+    def crl(
+        self,
+        revoked: Iterable[x509.RevokedCertificate],
+        number: int,
+        *,
+        days: int = CRL_DAYS,
+        now: datetime.datetime | None = None,
     ) -> x509.CertificateRevocationList:
-        """Sign the CA's first CRL: number 1, nothing revoked, good for `days`."""
+        """Sign a complete CRL of exactly these entries, good for `days`.
+
+        `number` must be above those of all lists before (RFC 5280, 5.2.3); nobody looks here.
+        Raises `ConfigError` when the CA's own certificate does not let it sign CRLs.
+        """
+        if not _may_sign_crls(self.certificate):
+            raise ConfigError("the CA's certificate lacks the key usage cRLSign: make a new CA")
         this_update, next_update = _validity(days, now)
         return (
-            x509.CertificateRevocationListBuilder()
+            x509.CertificateRevocationListBuilder(revoked_certificates=list(revoked))
             .issuer_name(self.certificate.subject)
             .last_update(this_update)
             .next_update(next_update)
             .add_extension(self._key_identifier(), critical=False)
-            .add_extension(x509.CRLNumber(1), critical=False)
+            .add_extension(x509.CRLNumber(number), critical=False)
             .sign(self.key, _hash_for(self.key))
         )
+
+    def empty_crl(
+        self, *, days: int = CRL_DAYS, now: datetime.datetime | None = None
+    ) -> x509.CertificateRevocationList:
+        """Sign the CA's first CRL: nothing revoked, numbered by the time, good for `days`."""
+        moment = now or datetime.datetime.now(datetime.UTC)
+        return self.crl([], first_crl_number(moment), days=days, now=moment)
 
     def _issue(
         self,
@@ -298,6 +318,15 @@ class Authority(Credential):
         except x509.ExtensionNotFound:
             return x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(subject.value)
+
+
+def first_crl_number(now: datetime.datetime) -> int:
+    """Return the number of a list that follows none: the microseconds since the epoch.
+
+    A CA that is made again often has the name of the one before, and whoever knows its lists by
+    that name must not see their numbers fall. No two lists are signed within a microsecond.
+    """
+    return (now - _EPOCH) // datetime.timedelta(microseconds=1)
 
 
 def new_key(key_type: KeyType) -> PrivateKey:
@@ -425,6 +454,14 @@ def _is_ca(certificate: x509.Certificate) -> bool:
     except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
         return False
     return constraints.value.ca
+
+
+def _may_sign_crls(certificate: x509.Certificate) -> bool:
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage)
+    except x509.ExtensionNotFound:
+        return True  # without it a key may do everything (RFC 5280, 4.2.1.3)
+    return usage.value.crl_sign
 
 
 def _read(path: Path) -> bytes:

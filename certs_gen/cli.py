@@ -14,9 +14,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from certs_gen import development, files
+from cryptography.x509 import CertificateRevocationList
+
+from certs_gen import development, files, revocation
 from certs_gen.authority import (
     CA_CERTIFICATE_FILE,
+    CRL_DAYS,
     LEAF_DAYS,
     MAX_DAYS,
     Authority,
@@ -27,14 +30,15 @@ from certs_gen.authority import (
 )
 from certs_gen.files import NewFile
 from tornado_status.errors import ConfigError
+from tornado_status.identity import parse_email
 
 Parsed = TypeVar("Parsed")
 
 _DESCRIPTION = """\
 Makes certificates for tornado_status. Without a command: a development set, which is a new CA with
 an empty CRL, and what it issues to a server, three clients (client, bad_client, operator) and an
-announcer. The commands issue one more with the CA of that set. Private keys are not encrypted;
-their files are readable by their owner alone."""
+announcer. The commands issue one more with the CA of that set, or revoke what it issued. Private
+keys are not encrypted; their files are readable by their owner alone."""
 
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
 # Legible over the telephone: no 0, 1, i, l, o. 16 of these 31 letters are 79 bits.
@@ -49,7 +53,7 @@ class _Options(argparse.Namespace):
     out: Path
     force: bool
     if_missing: bool
-    days: int
+    days: int | None
     key_type: KeyType | None
     email: str
     names: list[str]
@@ -57,6 +61,8 @@ class _Options(argparse.Namespace):
     stem: str
     pkcs12: bool
     pkcs12_password: str | None
+    revoked: list[str | int]
+    reason: str
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +103,9 @@ def _make_set(options: _Options) -> None:
                 )
         if not options.force:
             files.refuse_existing(paths)
-        made = development.make(options.out, days=options.days, key_type=options.key_type or "ec")
+        made = development.make(
+            options.out, days=options.days or LEAF_DAYS, key_type=options.key_type or "ec"
+        )
         _write(made, options)
     out = "" if options.out == development.DIRECTORY else f" --out {options.out}"
     _say(
@@ -112,7 +120,7 @@ def _issue_client(options: _Options) -> None:
     with _authority(options) as authority:
         try:
             credential = authority.issue_client(
-                options.email, days=options.days, key_type=options.key_type or "ec"
+                options.email, days=options.days or LEAF_DAYS, key_type=options.key_type or "ec"
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -139,7 +147,7 @@ def _issue_server(options: _Options) -> None:
         names, ips = list(development.SERVER_NAMES), list(development.SERVER_IPS)
     with _authority(options) as authority:
         credential = authority.issue_server(
-            names, ips, days=options.days, key_type=options.key_type or "ec"
+            names, ips, days=options.days or LEAF_DAYS, key_type=options.key_type or "ec"
         )
         _write(files.pair(options.out, "server", credential), options)
 
@@ -148,8 +156,50 @@ def _issue_announcer(options: _Options) -> None:
     if options.key_type is not None:
         raise ConfigError("--key-type: an announcer's key is always Ed25519")
     with _authority(options) as authority:
-        credential = authority.issue_announcer(options.stem, days=options.days)
+        credential = authority.issue_announcer(options.stem, days=options.days or LEAF_DAYS)
         _write(files.pair(options.out, options.stem, credential), options)
+
+
+def _revoke(options: _Options) -> None:
+    with _authority_of_crl(options) as authority:
+        issued, unread = revocation.issued_in(options.out, authority)
+        serials = revocation.serials(options.revoked, issued, authority)
+        last = revocation.last_crl(options.out / development.CRL_FILE, authority)
+        reason = revocation.REASONS[options.reason]
+        crl = revocation.next_crl(authority, last, serials, reason=reason, days=options.days)
+        file = development.crl_file(options.out, crl)
+        files.replace(file)
+    for path in unread:
+        _say(f"{path} was not looked at: no certificate in PEM can be read in it")
+    for serial in serials:
+        entry = None if last is None else last.get_revoked_certificate_by_serial_number(serial)
+        before = "" if entry is None else f" already on {entry.revocation_date_utc:%Y-%m-%d}"
+        paths = [str(certificate.path) for certificate in issued if certificate.serial == serial]
+        where = ", ".join(paths) or f"not of a certificate in {options.out}"
+        _say(f"revoked{before}: {serial:x} ({where})")
+    _say_crl(file, last)
+
+
+def _issue_crl(options: _Options) -> None:
+    with _authority_of_crl(options) as authority:
+        last = revocation.last_crl(options.out / development.CRL_FILE, authority)
+        crl = revocation.next_crl(authority, last, days=options.days or CRL_DAYS)
+        file = development.crl_file(options.out, crl)
+        files.replace(file)
+    _say_crl(file, last)
+
+
+def _say_crl(file: NewFile, last: CertificateRevocationList | None) -> None:
+    if last is None:
+        _say(f"There was no {file.path}: if one was lost, what it revoked is valid again.")
+    _say(f"{file.path} ({file.note})")
+    _say("A server whose tls.crl it is notices by itself.")
+
+
+def _authority_of_crl(options: _Options) -> contextlib.AbstractContextManager[Authority]:
+    if options.force or options.key_type is not None:
+        raise ConfigError("--force and --key-type are for issuing certificates")
+    return _authority(options)
 
 
 @contextlib.contextmanager
@@ -186,7 +236,7 @@ def _parser(prog: str) -> _Parser:
         action="store_true",
         help="do nothing if the set is complete, make it if there is none, else fail",
     )
-    parser.set_defaults(out=development.DIRECTORY, days=LEAF_DAYS, force=False, key_type=None)
+    parser.set_defaults(out=development.DIRECTORY, days=None, force=False, key_type=None)
 
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -256,11 +306,53 @@ def _parser(prog: str) -> _Parser:
     )
     _add_common(announcer)
     announcer.set_defaults(run=_issue_announcer)
+
+    revoke = commands.add_parser(
+        "revoke",
+        help="revoke certificates: add them to ca.crl",
+        description="Revoke certificates: add them to ca.crl. An e-mail stands for every "
+        "certificate of it that is in the directory, a serial number for that one, be it there "
+        "or not.",
+        allow_abbrev=False,
+    )
+    revoke.add_argument(
+        "revoked",
+        metavar="EMAIL|SERIAL",
+        nargs="+",
+        type=_argument(_email_or_serial),
+        help="the serial number in hex, as the server or openssl shows it",
+    )
+    revoke.add_argument(
+        "--reason",
+        metavar="NAME",
+        choices=list(revocation.REASONS),
+        default="unspecified",
+        help=f"what the list says of it; the server does not care: {', '.join(revocation.REASONS)}",
+    )
+    _add_out(revoke)
+    _add_days(revoke, f"how long the list is good ({CRL_DAYS}, or as long as the last one)")
+    revoke.set_defaults(run=_revoke)
+
+    crl = commands.add_parser(
+        "crl",
+        help="issue ca.crl anew, before it expires",
+        description="Issue ca.crl anew, before it expires: it revokes what it revoked before.",
+        allow_abbrev=False,
+    )
+    _add_out(crl)
+    _add_days(crl, f"how long the list is good ({CRL_DAYS})")
+    crl.set_defaults(run=_issue_crl)
     return parser
 
 
 def _add_common(parser: argparse.ArgumentParser, force_help: str = "replace the files") -> None:
-    # No defaults here: a command's default would override what stands before the command.
+    _add_out(parser)
+    _add_days(parser, f"validity, at most until the CA expires ({LEAF_DAYS})")
+    parser.add_argument("--force", action="store_true", default=argparse.SUPPRESS, help=force_help)
+
+
+# No defaults here: a command's default would override what stands before the command.
+def _add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="DIR",
@@ -268,13 +360,10 @@ def _add_common(parser: argparse.ArgumentParser, force_help: str = "replace the 
         default=argparse.SUPPRESS,
         help=f"directory of the set ({development.DIRECTORY})",
     )
-    parser.add_argument(
-        "--days",
-        type=_argument(_days),
-        default=argparse.SUPPRESS,
-        help=f"validity, at most until the CA expires ({LEAF_DAYS})",
-    )
-    parser.add_argument("--force", action="store_true", default=argparse.SUPPRESS, help=force_help)
+
+
+def _add_days(parser: argparse.ArgumentParser, help_text: str) -> None:
+    parser.add_argument("--days", type=_argument(_days), default=argparse.SUPPRESS, help=help_text)
 
 
 def _add_key_type(parser: argparse.ArgumentParser) -> None:
@@ -302,6 +391,10 @@ def _days(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MAX_DAYS:
         raise ValueError(f"expected 1-{MAX_DAYS} days, got {text!r}")
     return int(text)
+
+
+def _email_or_serial(text: str) -> str | int:
+    return parse_email(text) if "@" in text else revocation.parse_serial(text)
 
 
 def _ip(text: str) -> str:

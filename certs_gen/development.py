@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from certs_gen import files
@@ -25,15 +26,8 @@ FILE_NAMES = (*(f"{stem}.{suffix}" for stem in STEMS for suffix in ("crt", "key"
 def make(directory: Path, *, days: int, key_type: KeyType) -> list[NewFile]:
     """Make a new CA and everything that it issues for a start, to be written in `directory`."""
     authority = Authority.create(key_type=key_type)
-    crl = authority.empty_crl()
     made = files.pair(directory, "ca", authority, key_mode=files.CA_PRIVATE)
-    made.append(
-        NewFile(
-            directory / CRL_FILE,
-            crl.public_bytes(serialization.Encoding.PEM),
-            note=f"until {crl.next_update_utc:%Y-%m-%d}",
-        )
-    )
+    made.append(crl_file(directory, authority.empty_crl()))
     issued = {
         "server": authority.issue_server(SERVER_NAMES, SERVER_IPS, days=days, key_type=key_type),
         "client": authority.issue_client(CLIENT_EMAIL, days=days, key_type=key_type),
@@ -44,3 +38,12 @@ def make(directory: Path, *, days: int, key_type: KeyType) -> list[NewFile]:
     for stem, credential in issued.items():
         made += files.pair(directory, stem, credential)
     return made
+
+
+def crl_file(directory: Path, crl: x509.CertificateRevocationList) -> NewFile:
+    """Return the CA's list of revoked certificates, to be written in `directory`."""
+    return NewFile(
+        directory / CRL_FILE,
+        crl.public_bytes(serialization.Encoding.PEM),
+        note=f"until {crl.next_update_utc:%Y-%m-%d}, {len(crl)} revoked",
+    )

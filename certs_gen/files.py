@@ -120,6 +120,27 @@ def write(files: Sequence[NewFile], *, force: bool) -> None:
         _write_new(ordered)
 
 
+def replace(file: NewFile) -> None:
+    """Put a public file in the place of the old one, if there is one. Raises `ConfigError`.
+
+    In one step: whoever opens it meanwhile, or after a kill -9 or a power cut, finds the old file
+    or the new one, whole. Where it is a symbolic link, the file that it points to is replaced: that
+    one is read somewhere.
+    """
+    target = Path(os.path.realpath(file.path))
+    beside = _beside(target)
+    with contextlib.ExitStack() as leftovers:
+        _create(beside, file, leftovers)
+        try:
+            # The server that read the old file, maybe as another user, must be able to read this
+            # one, whatever the umask is.
+            beside.chmod(file.mode)
+            beside.replace(target)
+            _sync_directory(target.parent)
+        except OSError as error:
+            raise ConfigError(f"{file.path}: cannot replace it: {error.strerror}") from error
+
+
 def _write_new(files: Sequence[NewFile]) -> None:
     with contextlib.ExitStack() as undo:
         for file in files:
@@ -135,7 +156,7 @@ def _replace(files: Sequence[NewFile]) -> None:
             for file in files:
                 if file.path.is_dir() and not file.path.is_symlink():
                     raise ConfigError(f"{file.path}: a directory, expected a file to replace")
-                beside = file.path.with_name(f".{file.path.name}.{secrets.token_hex(4)}.tmp")
+                beside = _beside(file.path)
                 _create(beside, file, leftovers)
                 staged.append((beside, file))
             # Two renames are not one step. With the old certificates gone before the first new key
@@ -147,6 +168,20 @@ def _replace(files: Sequence[NewFile]) -> None:
                 beside.replace(file.path)
         except OSError as error:
             raise ConfigError(f"{file.path}: cannot replace it: {error.strerror}") from error
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Some network file systems sync no directories; their server has the new name by now.
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _create(path: Path, file: NewFile, undo: contextlib.ExitStack) -> None:

@@ -59,6 +59,7 @@ def _below_config(path: Path, info: ValidationInfo) -> Path:
 Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
 ListenPort = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
+CountOrOff = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=365 * 86400)]
 SecondsOrOff = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * 86400)]
 FilePath = Annotated[Path, AfterValidator(_below_config)]
@@ -74,6 +75,9 @@ class Server(Section):
     reuse_port: bool = False
     handshake_timeout_s: Seconds = 10.0
     max_handshakes: Count = 1000
+    max_connections: Count = 10_000
+    max_connections_per_address: CountOrOff = 0
+    check_ins_per_second: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 0.0
     idle_timeout_s: Seconds = 180.0
     body_timeout_s: Seconds = 10.0
     drain_timeout_s: Seconds = 10.0

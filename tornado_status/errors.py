@@ -6,6 +6,7 @@ StatusError
 ├── AnnouncerError         a certificate that does not prove a key that may announce
 ├── RevocationListError    a revocation list that cannot be used
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
+├── TooFrequent            an identity checks in more often than it may (429)
 └── StoreError             the database could not do it
     ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
     ├── UserUnknown        enrolment is closed and nobody enrolled this e-mail (403)
@@ -55,6 +56,14 @@ class DatagramError(StatusError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class TooFrequent(StatusError):
+    """An identity checks in more often than it may; `retry_after_s` is in whole seconds."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"too many check-ins, try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(StatusError):

@@ -36,6 +36,7 @@ from tornado_status.ingress import (
     self_test,
     server_context,
 )
+from tornado_status.limits import CheckInLimit
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
@@ -96,8 +97,10 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     in_flight = InFlight()
     trust = Trust(keys.anchors, settings.tls.crl_expired)
     judge = Judge(trust)
+    rate = settings.server.check_ins_per_second
+    limit = CheckInLimit(rate) if rate else None
     http = HTTPServer(
-        make_application(store, Access(settings.access.readers), in_flight, judge),
+        make_application(store, Access(settings.access.readers), in_flight, judge, limit),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_HEAD,
@@ -106,7 +109,12 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         body_timeout=settings.server.body_timeout_s,
     )
     check_ins = CheckInService(
-        store, Answers(problem_answer), http.handle_stream, settings.server.idle_timeout_s, trust
+        store,
+        Answers(problem_answer),
+        http.handle_stream,
+        settings.server.idle_timeout_s,
+        trust,
+        limit,
     )
     acceptor = Acceptor(
         http, settings.server, judge, check_ins.serve, _stream_class(settings.server)

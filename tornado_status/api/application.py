@@ -7,7 +7,7 @@ from typing import Protocol
 from tornado.web import Application, RequestHandler
 
 from tornado_status.api.access import Access
-from tornado_status.api.client import ClientHandler, Recorder
+from tornado_status.api.client import ClientHandler, Limit, Recorder
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import NotFound, Peers
 from tornado_status.api.users import (
@@ -29,16 +29,18 @@ def make_application(
     access: Access,
     in_flight: InFlight,
     peers: Peers,
+    limit: Limit | None,
 ) -> Application:
     """Return the application.
 
-    `in_flight` counts its requests; `peers` tells who sent one.
+    `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
+    each may check in.
     """
     common = {"in_flight": in_flight, "peers": peers}
     reading = {**common, "store": store, "access": access}
     return Application(
         [
-            (r"/api/client", ClientHandler, {**common, "store": store}),
+            (r"/api/client", ClientHandler, {**common, "store": store, "limit": limit}),
             (r"/api/users", UsersHandler, reading),
             (r"/api/users/([^/]+)", UserHandler, reading),
             (r"/api/events", EventsHandler, reading),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
 from tornado_status.api.problem import Handler, Problem
@@ -17,12 +18,21 @@ class Recorder(Protocol):
     async def user(self, email: str) -> StatusRecord | None: ...
 
 
+class Limit(Protocol):
+    """How often one identity may check in: `limits.CheckInLimit`."""
+
+    def admit(self, email: str, now: float) -> None: ...
+
+
 class ClientHandler(Handler):
     """`PATCH`, `POST`, `PUT`: 204 after the commit. `GET`: the caller's own record."""
 
     store: Recorder
+    limit: Limit | None
 
     async def post(self) -> None:
+        if self.limit is not None:
+            self.limit.admit(self.check_in.email, time.monotonic())
         await self.store.record(self.check_in)
         self.set_status(204)
 

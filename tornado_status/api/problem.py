@@ -18,7 +18,13 @@ from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
 
 from tornado_status.api.in_flight import InFlight
 from tornado_status.checkin import CheckIn, Peer
-from tornado_status.errors import IdentityError, StatusError, StoreUnavailable, UserUnknown
+from tornado_status.errors import (
+    IdentityError,
+    StatusError,
+    StoreUnavailable,
+    TooFrequent,
+    UserUnknown,
+)
 
 MAX_BODY = 4096  # a check-in has no body; what proxies and old clients add is read and ignored
 
@@ -61,6 +67,8 @@ def describe(error: StatusError) -> tuple[int, str, dict[str, str]]:
         return error.status, error.detail, {"Connection": "close"}
     if isinstance(error, UserUnknown):
         return 403, "User unknown", {}
+    if isinstance(error, TooFrequent):
+        return 429, "More check-ins than allowed", {"Retry-After": str(error.retry_after_s)}
     if isinstance(error, StoreUnavailable):
         return 503, UNAVAILABLE, {"Retry-After": str(error.retry_after_s)}
     return 500, MISTAKE, {}
@@ -158,7 +166,7 @@ class Handler(RequestHandler):
         self.on_finish()
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
-        if isinstance(value, HTTPError | StoreUnavailable | UserUnknown | Finish):
+        if isinstance(value, HTTPError | StoreUnavailable | TooFrequent | UserUnknown | Finish):
             return
         structlog.get_logger().error(
             "request failed",

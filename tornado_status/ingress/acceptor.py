@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
+import resource
 import socket
 import ssl
 from collections import Counter
@@ -34,6 +36,7 @@ BACKLOG = 1024  # connections that the kernel completes while we are busy; it ca
 ACCEPTS_A_TURN = 64  # then those already connected have their turn
 HANDSHAKE_THREADS = 2  # OpenSSL lets go of the GIL; more would only fight for the same cores
 FULL_PAUSE_S = 0.1  # after running out of descriptors: those connected go on, the rest waits
+RESERVED = 64  # descriptors for the database, announcements, files and the admin port
 LINGER_S = 1.0  # for a refused client to read why: a reset would overtake the alert
 
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
@@ -78,6 +81,10 @@ class Acceptor:
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
         self._max_handshakes = settings.max_handshakes
+        self._max_connections = _within_descriptors(settings.max_connections)
+        self._open = 0
+        self._max_per_address = settings.max_connections_per_address
+        self._connections: Counter[str] = Counter()
         self._full = False
         self._judge = judge
         self._on_connection = on_connection
@@ -118,8 +125,8 @@ class Acceptor:
 
     def _accept(self, listening: socket.socket) -> None:
         for _ in range(ACCEPTS_A_TURN):
-            if len(self._handshakes) >= self._max_handshakes:
-                # The rest waits in the kernel's backlog; each handshake has its deadline.
+            if self._is_full():
+                # The rest waits in the kernel's backlog.
                 self._full = True
                 for sock in self._listening:
                     self._loop.remove_reader(sock)
@@ -152,6 +159,13 @@ class Acceptor:
         context = self._server.ssl_options
         if not isinstance(context, ssl.SSLContext):
             raise TypeError("server.ssl_options must be an SSLContext")
+        client_ip = address[0]
+        if self._max_per_address and self._connections[client_ip] >= self._max_per_address:
+            connection.close()
+            self.refused["too-many-connections"] += 1
+            if (held := self._logged.admit("address")) is not None:
+                self._log.info("too many connections", client_ip=client_ip, before=held)
+            return
         try:
             connection.setblocking(False)
             # Answers are single small packets; waiting to fill one would cost 40 ms.
@@ -162,11 +176,33 @@ class Acceptor:
         except OSError:
             connection.close()  # gone before we looked
             return
+        self._open += 1
+        self._connections[client_ip] += 1
         self._handshakes.add(_Handshake(self, self._loop, secure, address, self._timeout_s))
+
+    def _is_full(self) -> bool:
+        if len(self._handshakes) >= self._max_handshakes:
+            return True
+        if self._open < self._max_connections:
+            return False
+        if (held := self._logged.admit("connections")) is not None:
+            limit = self._max_connections
+            self._log.warning("as many connections as allowed", limit=limit, before=held)
+        return True
 
     def _ended(self, handshake: _Handshake) -> None:
         self._handshakes.discard(handshake)
-        if self._full and len(self._handshakes) < self._max_handshakes:
+        self._look_again()
+
+    def _closed(self, client_ip: str) -> None:
+        self._open -= 1
+        self._connections[client_ip] -= 1
+        if not self._connections[client_ip]:
+            del self._connections[client_ip]
+        self._look_again()
+
+    def _look_again(self) -> None:
+        if self._full and not self._is_full():
             self._full = False
             self._watch()
 
@@ -177,6 +213,7 @@ class Acceptor:
             max_buffer_size=MAX_BUFFER,
             read_chunk_size=READ_CHUNK,
         )
+        stream.on_closed = functools.partial(self._closed, address[0])
         try:
             # A stream whose peer was gone when it was made waits for nothing and never closes.
             secure.getpeername()
@@ -201,9 +238,14 @@ class Acceptor:
         if (held := self._logged.admit(kind)) is not None:
             self._log.info("handshake failed", kind=kind, client_ip=address[0], before=held)
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            self._lingering.add(_Lingering(self._loop, secure, self._lingering.discard))
+            self._lingering.add(_Lingering(self._loop, secure, self._lingered, address[0]))
         else:
             secure.close()
+            self._closed(address[0])
+
+    def _lingered(self, lingering: _Lingering) -> None:
+        self._lingering.discard(lingering)
+        self._closed(lingering.client_ip)
 
     def _log_identity(self, peer: Peer) -> None:
         if peer.refusal is None:
@@ -240,7 +282,11 @@ class _Handshake:
         """Close without a word."""
         self._end()
         if not self._stepping:
-            self._secure.close()
+            self._drop()
+
+    def _drop(self) -> None:
+        self._secure.close()
+        self._acceptor._closed(self._address[0])
 
     def _expire(self) -> None:
         self._end()
@@ -261,7 +307,7 @@ class _Handshake:
     def _continue(self, error: BaseException | None) -> None:
         self._stepping = False
         if self._over:
-            self._secure.close()
+            self._drop()
         elif isinstance(error, ssl.SSLWantReadError):
             self._loop.add_reader(self._secure, self._step)
         elif isinstance(error, ssl.SSLWantWriteError):
@@ -292,14 +338,16 @@ class _Lingering:
     Closing with unread data sends a reset, which overtakes the alert that says why.
     """
 
-    __slots__ = ("_deadline", "_loop", "_on_close", "_socket")
+    __slots__ = ("_deadline", "_loop", "_on_close", "_socket", "client_ip")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         secure: ssl.SSLSocket,
         on_close: Callable[[_Lingering], None],
+        client_ip: str,
     ) -> None:
+        self.client_ip = client_ip
         self._loop = loop
         self._on_close = on_close
         self._socket = socket.socket(fileno=secure.detach())
@@ -324,6 +372,17 @@ class _Lingering:
             more = b""
         if not more:
             self.close()
+
+
+def _within_descriptors(connections: int) -> int:
+    """Raise the limit of open files for so many connections; return how many it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + RESERVED
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(1, wanted - RESERVED)
 
 
 def _kind(error: OSError) -> str:

@@ -17,7 +17,13 @@ from typing import Protocol
 from tornado.iostream import StreamClosedError
 
 from tornado_status.checkin import CheckIn, Event
-from tornado_status.errors import IdentityError, StatusError, StoreError, StoreUnavailable
+from tornado_status.errors import (
+    IdentityError,
+    StatusError,
+    StoreError,
+    StoreUnavailable,
+    TooFrequent,
+)
 from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
 from tornado_status.ingress.stream import PeerStream
 from tornado_status.ingress.trust import Standing, Trust
@@ -34,6 +40,12 @@ class Recorder(Protocol):
     """The part of the store that a connection needs."""
 
     def submit(self, check_in: CheckIn, done: Callable[[Event | StoreError], None]) -> None: ...
+
+
+class Limit(Protocol):
+    """How often one identity may check in: `limits.CheckInLimit`."""
+
+    def admit(self, email: str, now: float) -> None: ...
 
 
 class Answers:
@@ -69,8 +81,10 @@ class CheckInService:
         hand_over: Callable[[PeerStream, Address], None],
         idle_timeout_s: float,
         trust: Trust,
+        limit: Limit | None,
     ) -> None:
         self.trust = trust
+        self.limit = limit
         self.recorder = recorder
         self.answers = answers
         self.hand_over = hand_over
@@ -228,8 +242,10 @@ class CheckInConnection:
                     self._refuse(refusal)
                 return False
         try:
-            self._service.recorder.submit(self._check_in, self._answer)
-        except StoreUnavailable as error:
+            if service.limit is not None:
+                service.limit.admit(self._check_in.email, time.monotonic())
+            service.recorder.submit(self._check_in, self._answer)
+        except (StoreUnavailable, TooFrequent) as error:
             if self._unanswered:
                 self._held = head + rest
                 return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+from collections.abc import Callable
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, SSLIOStream
@@ -30,9 +31,17 @@ class PeerStream(SSLIOStream):
 
     peer: Peer  # set, with its standing, when the handshake is done
     standing: Standing | None
+    on_closed: Callable[[], None] | None = None
     taken = 0
     _received = 0
     _given_back = b""
+
+    def close_fd(self) -> None:
+        """See `BaseIOStream.close_fd`: runs once, however the stream ends."""
+        super().close_fd()
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed()
 
     def unread(self, data: bytes) -> None:
         """Make the next read return `data` first. Call once, while no read is under way."""
