@@ -1,5 +1,6 @@
 # make run    set everything up and serve on https://localhost:8443
 # make test   set everything up and run the tests
+# make bench  measure this server and others that do the same job: docs/benchmarks.md
 # Others: lint, test-all (on every installed Python), lock, clean
 
 TESTED := 3.13 3.12 3.11
@@ -14,7 +15,7 @@ PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test test-all lint lock clean check-python
+.PHONY: run test bench test-all lint lock clean check-python
 
 run: $(VENV)/.run
 	@$(BIN)/python -m certs_gen --if-missing
@@ -22,6 +23,9 @@ run: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+bench: $(VENV)/.run
+	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -51,9 +55,11 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) pyproject.toml requirements.in -o requirements.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --group dev \
 		pyproject.toml requirements.in -o requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) benchmarks/requirements.in \
+		-o benchmarks/requirements.txt
 
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) benchmarks/.build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

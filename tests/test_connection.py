@@ -203,6 +203,8 @@ def test_handshakes_under_way_are_bounded(start_server: StartServer) -> None:
     mute = [
         socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(12)
     ]
+    for sock in mute:
+        sock.sendall(b"\x16")  # one byte of a handshake, and no more
     try:
         # In three rounds of five, and a real one in the last.
         assert server.request("POST", "/api/client").status == 204

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import functools
 import ipaddress
 import uuid
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class Peer:
     refusal: IdentityError | None
 
 
+@functools.lru_cache(4096)  # for each connection, and clients come back
 def normalise_ip(text: str) -> str:
     """Return an address as the database shows it: no zone, and IPv4 never as `::ffff:a.b.c.d`.
 

@@ -1,9 +1,6 @@
-"""Accepting connections: the listening sockets, and TLS handshakes in a few threads.
+"""Accepting connections: the listening sockets, and how many connections there may be.
 
-A handshake costs a millisecond of CPU, which would keep those waiting who only check in. So each
-step of it runs in a thread, once the loop has seen the socket ready: a thread never waits for a
-peer. A finished connection is handed on with its `Peer`; a failed one is told why, counted and
-logged.
+Hands a finished connection on with its `Peer`; a failed one is told why, counted and logged.
 """
 
 from __future__ import annotations
@@ -17,24 +14,24 @@ import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
 from tornado.httpserver import HTTPServer
-from tornado.iostream import SSLIOStream
 from tornado.netutil import bind_sockets
 
 from tornado_status.checkin import Peer
 from tornado_status.config import Server
 from tornado_status.errors import ConfigError
-from tornado_status.ingress.connection import READ_CHUNK, Address
+from tornado_status.ingress.connection import READ_CHUNK
+from tornado_status.ingress.handshake import Address, Handshake, HandshakeThreads
 from tornado_status.ingress.peer import Judge
 from tornado_status.ingress.stream import PeerStream
 from tornado_status.logs import RateLimit
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 ACCEPTS_A_TURN = 64  # then those already connected have their turn
-HANDSHAKE_THREADS = 2  # OpenSSL lets go of the GIL; more would only fight for the same cores
+HANDSHAKE_THREADS = 2  # more would only fight for the same cores
+DEFER_S = 1  # a client that has said nothing by then is accepted all the same
 FULL_PAUSE_S = 0.1  # after running out of descriptors: those connected go on, the rest waits
 RESERVED = 64  # descriptors for the database, announcements, files and the admin port
 LINGER_S = 1.0  # for a refused client to read why: a reset would overtake the alert
@@ -92,14 +89,17 @@ class Acceptor:
         self._log = structlog.get_logger()
         self._logged = RateLimit()
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(HANDSHAKE_THREADS, thread_name_prefix="handshake")
+        self._threads = HandshakeThreads(self._loop, HANDSHAKE_THREADS)
         self._listening: list[socket.socket] = []
-        self._handshakes: set[_Handshake] = set()
+        self._handshakes: dict[ssl.SSLSocket, Handshake] = {}
         self._lingering: set[_Lingering] = set()
         self.refused: Counter[str] = Counter()
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept. The sockets are ours from here on."""
+        for sock in sockets:
+            # Wake us when a client has spoken, not before: a mute one costs us nothing.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
         self._listening += sockets
         self._watch()
 
@@ -113,11 +113,11 @@ class Acceptor:
     def close(self) -> None:
         """Stop accepting, drop unfinished handshakes, end the threads."""
         self.stop_accepting()
-        for handshake in list(self._handshakes):
+        for handshake in list(self._handshakes.values()):
             handshake.abandon()
         for lingering in list(self._lingering):
             lingering.close()
-        self._threads.shutdown(wait=True)  # a step never waits for a peer
+        self._threads.close()  # soon: a step never waits for a peer
 
     def _watch(self) -> None:
         for sock in self._listening:
@@ -167,6 +167,7 @@ class Acceptor:
                 self._log.info("too many connections", client_ip=client_ip, before=held)
             return
         try:
+            connection.getpeername()  # gone already? wrap_socket would lose the descriptor
             connection.setblocking(False)
             # Answers are single small packets; waiting to fill one would cost 40 ms.
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -178,7 +179,9 @@ class Acceptor:
             return
         self._open += 1
         self._connections[client_ip] += 1
-        self._handshakes.add(_Handshake(self, self._loop, secure, address, self._timeout_s))
+        self._handshakes[secure] = Handshake(
+            self, self._threads, self._loop, secure, address, self._timeout_s
+        )
 
     def _is_full(self) -> bool:
         if len(self._handshakes) >= self._max_handshakes:
@@ -189,10 +192,6 @@ class Acceptor:
             limit = self._max_connections
             self._log.warning("as many connections as allowed", limit=limit, before=held)
         return True
-
-    def _ended(self, handshake: _Handshake) -> None:
-        self._handshakes.discard(handshake)
-        self._look_again()
 
     def _closed(self, client_ip: str) -> None:
         self._open -= 1
@@ -206,7 +205,10 @@ class Acceptor:
             self._full = False
             self._watch()
 
-    def _established(self, secure: ssl.SSLSocket, address: Address) -> None:
+    def established(self, secure: ssl.SSLSocket, address: Address) -> None:
+        """See `handshake.Owner`."""
+        del self._handshakes[secure]
+        self._look_again()
         stream = self._stream_class(
             secure,
             ssl_options=self._server.ssl_options,
@@ -224,15 +226,12 @@ class Acceptor:
         if stream.peer.refusal is not None:
             self._log_identity(stream.peer)
 
-        def ready(future: asyncio.Future[SSLIOStream]) -> None:
-            if future.cancelled() or future.exception() is not None:
-                return  # closed in between; the stream has cleaned up
-            self._on_connection(stream, address)
+        # The stream finds out by itself that the handshake is over.
+        self._on_connection(stream, address)
 
-        # The handshake is over; this lets the stream find out.
-        asyncio.ensure_future(stream.wait_for_handshake()).add_done_callback(ready)
-
-    def _failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
+    def failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
+        """See `handshake.Owner`."""
+        del self._handshakes[secure]
         kind = _kind(error)
         self.refused[kind] += 1
         if (held := self._logged.admit(kind)) is not None:
@@ -242,6 +241,12 @@ class Acceptor:
         else:
             secure.close()
             self._closed(address[0])
+
+    def dropped(self, secure: ssl.SSLSocket, address: Address) -> None:
+        """See `handshake.Owner`."""
+        del self._handshakes[secure]
+        secure.close()
+        self._closed(address[0])
 
     def _lingered(self, lingering: _Lingering) -> None:
         self._lingering.discard(lingering)
@@ -254,82 +259,6 @@ class Acceptor:
         self.refused[reason] += 1
         if (held := self._logged.admit(reason)) is not None:
             self._log.info("identity refused", reason=reason, client_ip=peer.client_ip, before=held)
-
-
-class _Handshake:
-    """One handshake under way: waits in the loop, steps in a thread, ends within its time."""
-
-    __slots__ = ("_acceptor", "_address", "_deadline", "_loop", "_over", "_secure", "_stepping")
-
-    def __init__(
-        self,
-        acceptor: Acceptor,
-        loop: asyncio.AbstractEventLoop,
-        secure: ssl.SSLSocket,
-        address: Address,
-        timeout_s: float,
-    ) -> None:
-        self._acceptor = acceptor
-        self._loop = loop
-        self._secure = secure
-        self._address = address
-        self._over = False
-        self._stepping = False
-        self._deadline = loop.call_later(timeout_s, self._expire)
-        loop.add_reader(secure, self._step)  # the client speaks first
-
-    def abandon(self) -> None:
-        """Close without a word."""
-        self._end()
-        if not self._stepping:
-            self._drop()
-
-    def _drop(self) -> None:
-        self._secure.close()
-        self._acceptor._closed(self._address[0])
-
-    def _expire(self) -> None:
-        self._end()
-        if self._stepping:
-            return  # closed when the thread lets go of it
-        self._acceptor._failed(self._secure, self._address, TimeoutError())
-
-    def _step(self) -> None:
-        self._unwatch()
-        self._stepping = True
-        self._acceptor._threads.submit(self._secure.do_handshake).add_done_callback(self._stepped)
-
-    def _stepped(self, future: Future[None]) -> None:
-        # In the thread.
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._continue, future.exception())
-
-    def _continue(self, error: BaseException | None) -> None:
-        self._stepping = False
-        if self._over:
-            self._drop()
-        elif isinstance(error, ssl.SSLWantReadError):
-            self._loop.add_reader(self._secure, self._step)
-        elif isinstance(error, ssl.SSLWantWriteError):
-            self._loop.add_writer(self._secure, self._step)
-        elif error is None:
-            self._end()
-            self._acceptor._established(self._secure, self._address)
-        else:
-            self._end()
-            failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
-            self._acceptor._failed(self._secure, self._address, failure)
-
-    def _end(self) -> None:
-        self._over = True
-        self._deadline.cancel()
-        self._acceptor._ended(self)
-        if not self._stepping:
-            self._unwatch()
-
-    def _unwatch(self) -> None:
-        self._loop.remove_reader(self._secure)
-        self._loop.remove_writer(self._secure)
 
 
 class _Lingering:

@@ -24,6 +24,7 @@ from tornado_status.errors import (
     StoreUnavailable,
     TooFrequent,
 )
+from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
 from tornado_status.ingress.stream import PeerStream
 from tornado_status.ingress.trust import Standing, Trust
@@ -32,8 +33,6 @@ READ_CHUNK = 4096  # a request fits in it; more would be allocated for each read
 
 QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way
 MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
-
-Address = tuple[str, int]
 
 
 class Recorder(Protocol):

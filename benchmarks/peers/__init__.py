@@ -1,0 +1,1 @@
+"""The servers that are compared, one a folder: `peer.py` says how it runs, the rest is it."""

@@ -1,0 +1,1 @@
+"""aiohttp with asyncpg, on uvloop."""

@@ -1,0 +1,1 @@
+"""nginx, gunicorn and Django: the way most Python services are run."""

@@ -1,0 +1,155 @@
+// What both ways share, so that they differ in how they commit alone: TLS, who the client is,
+// and the two sockets that announce.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"fmt"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"regexp"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+const (
+	path    = "/api/client"
+	badName = "CN must be a valid email address"
+)
+
+// What a web form calls an e-mail address (HTML Living Standard, 4.10.5.1.5), with a dot in it.
+var emailPattern = regexp.MustCompile(
+	"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?" +
+		`(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+$`)
+
+func setting(name string) string {
+	return os.Getenv("PEER_" + name)
+}
+
+func databaseURL() string {
+	return fmt.Sprintf("host=%s user=%s dbname=%s sslmode=disable",
+		setting("DATABASE_SOCKET"), setting("DATABASE_USER"), setting("DATABASE"))
+}
+
+// check is for what must not happen at start.
+func check(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// peer is who is at the other end of a connection; email is "" where the CN is no e-mail address.
+type peer struct {
+	email, ip, issuer, serial string
+	port                      int
+}
+
+type connectionKey struct{}
+
+// client reads the certificate once a connection: parsing names costs more than the rest.
+func client(r *http.Request) *peer {
+	known := r.Context().Value(connectionKey{}).(**peer)
+	if *known == nil {
+		*known = newPeer(r)
+	}
+	return *known
+}
+
+func newPeer(r *http.Request) *peer {
+	certificate := r.TLS.PeerCertificates[0]
+	email := certificate.Subject.CommonName
+	if !emailPattern.MatchString(email) {
+		return &peer{}
+	}
+	ip, text, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return &peer{}
+	}
+	port, err := strconv.Atoi(text)
+	if err != nil {
+		return &peer{}
+	}
+	return &peer{email, ip, certificate.Issuer.String(), certificate.SerialNumber.Text(16), port}
+}
+
+func isCheckIn(method string) bool {
+	return method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch
+}
+
+// serve never returns.
+func serve(handler func(http.ResponseWriter, *http.Request, *peer)) {
+	authorities := x509.NewCertPool()
+	pem, err := os.ReadFile(setting("CA"))
+	check(err)
+	if !authorities.AppendCertsFromPEM(pem) {
+		log.Fatal("no CA")
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+		if !isCheckIn(r.Method) {
+			w.WriteHeader(http.StatusMethodNotAllowed)
+			return
+		}
+		from := client(r)
+		if from.email == "" {
+			http.Error(w, badName, http.StatusBadRequest)
+			return
+		}
+		handler(w, r, from)
+	})
+	server := &http.Server{
+		Addr:        "127.0.0.1:" + setting("PORT"),
+		Handler:     mux,
+		IdleTimeout: 180 * time.Second,
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, connectionKey{}, new(*peer)) // HTTP/1.1: one request at a time
+		},
+		TLSConfig: &tls.Config{
+			MinVersion: tls.VersionTLS13,
+			ClientAuth: tls.RequireAndVerifyClientCert,
+			ClientCAs:  authorities,
+		},
+	}
+	log.Fatal(server.ListenAndServeTLS(setting("CERTIFICATE"), setting("KEY")))
+}
+
+// announcer holds one connected socket for the group and one for the broadcast address.
+type announcer []*net.UDPConn
+
+func newAnnouncer() announcer {
+	return announcer{
+		dial("GROUP", func(fd int) error {
+			loopback := [4]byte{127, 0, 0, 1}
+			return syscall.SetsockoptInet4Addr(fd, syscall.IPPROTO_IP, syscall.IP_MULTICAST_IF, loopback)
+		}),
+		dial("BROADCAST", func(fd int) error {
+			return syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_BROADCAST, 1)
+		}),
+	}
+}
+
+func (a announcer) send(payload []byte) {
+	for _, connection := range a {
+		if _, err := connection.Write(payload); err != nil {
+			log.Print(err)
+		}
+	}
+}
+
+func dial(target string, prepare func(fd int) error) *net.UDPConn {
+	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		if err := raw.Control(func(fd uintptr) { failed = prepare(int(fd)) }); err != nil {
+			return err
+		}
+		return failed
+	}}
+	connection, err := dialer.Dial("udp4", net.JoinHostPort(setting(target), setting("ANNOUNCE_PORT")))
+	check(err)
+	return connection.(*net.UDPConn)
+}

@@ -1,0 +1,1 @@
+"""Node.js with its own https module, and pg."""

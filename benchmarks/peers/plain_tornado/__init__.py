@@ -1,0 +1,1 @@
+"""Tornado as its documentation shows it: a RequestHandler, and a pool of connections."""
