@@ -9,34 +9,48 @@ import errno
 import math
 import os
 import select
+import shlex
 import signal
-import socket
+import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TextIO
+from pathlib import Path
+from typing import IO, Literal, NoReturn
 
-from listeners.complaints import Complaints
-from listeners.output import Format, Source, render
-from listeners.receiver import Encoding, Receiver
-from listeners.sockets import WILDCARD, open_socket
-from tornado_status.errors import ConfigError, DatagramError
+from listeners.deliveries import Gap
+from listeners.listener import GROUP, INTERFACE, PORT, Counts, Listener, Settings
+from listeners.output import Format, render
+from listeners.receiver import Encoding
+from listeners.sockets import WILDCARD
+from listeners.verify import MAX_SKEW_S
+from tornado_status.datagram import MAX_SEQ
+from tornado_status.errors import ConfigError
 
 PROGRAM = "status-listener"
 
-# What the shipped config.yaml announces.
-GROUP = "239.255.66.66"
-PORT = 6667
-INTERFACE = "127.0.0.1"
+# What certs_gen makes, and where the shipped server is.
+URL = "https://localhost:8443"
+CERTIFICATE = "certs/operator.crt"
+PRIVATE_KEY = "certs/operator.key"
+CA = "certs/ca.crt"
+ANNOUNCER = "certs/announcer.crt"
 
 EXIT_ENDED = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 
-_EPILOG = """\
+COMMAND_END_S = 30.0  # how long a command may take to end once its input is closed
+
+_EPILOG = f"""\
 exit status:
   0  ended by a signal, by its reader, by --count, or by --timeout where there is no --count
   1  --timeout was over before --count updates were shown, or stdout took no more
-  2  a wrong option, or a port, address, group or interface that cannot be used
+  2  a wrong option, or a file, port, address, group or interface that cannot be used
+
+An update is shown once it is proven: signed by an announcer whose certificate is known from
+--announcer, or from the server at --url, which also gives whatever was missed. By default both are
+used where {ANNOUNCER} and {CERTIFICATE} exist; an explicit --url wins over the former.
 
 A listener on the wildcard address hears broadcasts and groups alike, and shows what arrives as
 both once. On Linux, one on a broadcast address or on a group's own address hears only that one.
@@ -55,133 +69,163 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _listen(options: argparse.Namespace) -> int:
     console = _Console()
-    groups = [GROUP] if options.group is None else [group for group in options.group if group]
-    address = options.address or WILDCARD
     try:
-        sock = open_socket(address, options.port, groups, options.interface)
+        settings = _settings(options)
+        session = _Session(settings, console, options)
     except ConfigError as error:
         console.say(f"{PROGRAM}: {error}")
         return EXIT_USAGE
-    session = _Session(
-        Receiver(Encoding(options.encoding)),
-        console,
-        Format(options.format),
-        options.count,
-        options.timeout,
-    )
-    joined = f", groups {', '.join(groups)} on {options.interface}" if groups else ""
-    with sock:
-        status = asyncio.run(
-            session.run(sock, f"Listening on {address} port {options.port}{joined}")
-        )
+    try:
+        status = asyncio.run(session.run())
+    except ConfigError as error:
+        console.say(f"{PROGRAM}: {error}")
+        return EXIT_USAGE
+    finally:
+        command = console.close_command()
+    if command and status == EXIT_ENDED:
+        session.failure = f"the command of --exec ended with status {command}"
+        status = EXIT_FAILED
     if session.failure:
         console.say(f"{PROGRAM}: {session.failure}")
-    counts = session.receiver.counts
-    console.say(
-        f"Heard {counts.datagrams} datagrams: {counts.shown} updates shown, "
-        f"{counts.duplicates} duplicates, {counts.malformed} malformed, "
-        f"{counts.ignored} of the other encoding."
-    )
+    console.say(session.summary())
     return status
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    groups = [GROUP] if options.group is None else [group for group in options.group if group]
+    ca = Path(options.ca)
+    if options.announcer is not None:
+        announcers = [Path(name) for name in options.announcer if name]
+    elif options.url is None and Path(ANNOUNCER).exists() and ca.exists():
+        announcers = [Path(ANNOUNCER)]
+    else:
+        announcers = []
+    certificate, private_key = options.cert, options.key
+    if certificate is None and (options.url is not None or Path(CERTIFICATE).exists()):
+        certificate = CERTIFICATE
+        private_key = private_key or PRIVATE_KEY
+    reads = bool(certificate)
+    if not reads and options.url is not None and not announcers:
+        raise ConfigError("--url: needs a reader's certificate, see --cert and --key")
+    if reads and not private_key:
+        raise ConfigError("--cert: needs its private key, see --key")
+    return Settings(
+        address=options.address or WILDCARD,
+        port=options.port,
+        groups=groups,
+        interfaces=options.interface or [INTERFACE],
+        ca=ca if reads or announcers else None,
+        announcers=announcers,
+        url=(options.url or URL) if reads else None,
+        certificate=Path(certificate) if reads else None,
+        private_key=Path(private_key) if reads else None,
+        stream=options.stream,
+        state=options.state,
+        start=options.start,
+        max_skew_s=options.max_skew,
+        insecure=options.insecure,
+        encoding=Encoding(options.encoding),
+    )
 
 
 # ------------------------------------------------------------------------------------------ hearing
 
 
-class _Session(asyncio.DatagramProtocol):
-    """One run: from the open socket to the exit status, and in `failure` why that is not 0.
+class _Session:
+    """One run: from the settings to the exit status, and in `failure` why that is not 0."""
 
-    On asyncio rather than a select loop, because its datagram endpoint is the one non-blocking
-    receive that Windows' proactor has too, and what comes next (repair over HTTPS) waits as well.
-    """
-
-    def __init__(
-        self,
-        receiver: Receiver,
-        console: _Console,
-        form: Format,
-        count: int | None,
-        timeout_s: float | None,
-    ) -> None:
-        self.receiver = receiver
+    def __init__(self, settings: Settings, console: _Console, options: argparse.Namespace) -> None:
         self.failure: str | None = None
+        self.shown = 0
         self._console = console
-        self._form = form
-        self._count = count
-        self._timeout_s = timeout_s
-        self._complaints = Complaints()
+        self._form = Format.JSON if options.exec else Format(options.format)
+        self._command = options.exec
+        self._count: int | None = options.count
+        self._timeout_s: float | None = options.timeout
+        joined = ", ".join(settings.groups)
+        where = f", groups {joined} on {', '.join(settings.interfaces)}" if joined else ""
+        self._greeting = f"Listening on {settings.address} port {settings.port}{where}"
+        self._listener = Listener(settings, warn=self._say_warning)
 
-    async def run(self, sock: socket.socket, greeting: str) -> int:
-        """Receive on `sock` until something ends it, and return the exit status."""
+    async def run(self) -> int:
+        """Receive until something ends it, and return the exit status."""
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[int] = self._loop.create_future()
-        with _signals_call(self._on_signal):
-            transport, _ = await self._loop.create_datagram_endpoint(lambda: self, sock=sock)
-            try:
-                self._console.say(greeting)
-                async with asyncio.timeout(self._timeout_s):
-                    return await self._ended
-            except TimeoutError:
-                return self._out_of_time()
-            except _ReaderGone:
-                return EXIT_ENDED
-            finally:
-                transport.close()
-
-    def datagram_received(self, payload: bytes, source: Source) -> None:
-        if self._ended.done():
-            return
         try:
-            self._show(payload, source)
-        except DatagramError as error:
-            self._complain(f"a datagram from {source[0]}", error.reason, str(error))
+            with _signals_call(self._on_signal), self._usr1_summarises():
+                async with self._listener:
+                    if self._command:
+                        self._console.start_command(self._command)
+                    self._console.say(self._greeting)
+                    return await self._show_all()
         except _ReaderGone:
-            self._end(EXIT_ENDED)
-        except OSError as error:
-            self.failure = f"cannot write to stdout: {error.strerror}"
-            self._end(EXIT_FAILED)
+            return EXIT_ENDED
+        except _NotWritten as error:
+            self.failure = f"cannot write to {error}"
+            return EXIT_FAILED
 
-    def error_received(self, error: Exception) -> None:
-        # The endpoint goes on: the error belongs to one datagram.
-        self._complain("a datagram", "receive", str(error))
+    async def _show_all(self) -> int:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                async for delivery in self._listener:
+                    self._console.show(render(self._form, delivery))
+                    self.shown += not isinstance(delivery, Gap)
+                    if self.shown == self._count:
+                        break
+        except TimeoutError:
+            return self._out_of_time()
+        return EXIT_ENDED
 
-    def _show(self, payload: bytes, source: Source) -> None:
-        counts = self.receiver.counts
-        for update in self.receiver.receive(payload):
-            self._console.show(render(self._form, update, source))
-            counts.shown += 1
-            if counts.shown == self._count:
-                self._end(EXIT_ENDED)
-                return
+    def summary(self) -> str:
+        """Return the counts as one line."""
+        return _summary(self._listener.counts, self.shown)
 
     def _on_signal(self) -> None:
         if self._console.stuck():
             # The loop stands still until somebody reads: only an exception gets out of that.
             raise _ReaderGone
-        self._loop.call_soon_threadsafe(self._end, EXIT_ENDED)
+        self._loop.call_soon_threadsafe(self._listener.stop)
 
-    def _end(self, status: int) -> None:
-        if not self._ended.done():
-            self._ended.set_result(status)
+    @contextlib.contextmanager
+    def _usr1_summarises(self) -> Iterator[None]:
+        number = getattr(signal, "SIGUSR1", None)
+        if number is None:  # Windows
+            yield
+            return
+        self._loop.add_signal_handler(number, lambda: self._console.say(self.summary()))
+        try:
+            yield
+        finally:
+            self._loop.remove_signal_handler(number)
 
     def _out_of_time(self) -> int:
         if self._count is None:
             return EXIT_ENDED
         self.failure = (
-            f"{self.receiver.counts.shown} of {self._count} updates after {self._timeout_s:g} "
+            f"{self.shown} of {self._count} updates after {self._timeout_s:g} "
             f"seconds: is the server announcing to this group and port?"
         )
         return EXIT_FAILED
 
-    def _complain(self, subject: str, reason: str, sentence: str) -> None:
-        withheld = self._complaints.admit((subject, reason), self._loop.time())
-        if withheld is None:
-            return
-        more = f" ({withheld} more like it before)" if withheld else ""
-        try:
-            self._console.say(f"Warning: dropped {subject}: {sentence}{more}")
-        except _ReaderGone:
-            self._end(EXIT_ENDED)
+    def _say_warning(self, sentence: str) -> None:
+        # A reader who is gone is noticed when there is an update for him.
+        with contextlib.suppress(_ReaderGone):
+            self._console.say(f"Warning: {sentence}")
+
+
+def _summary(counts: Counts, shown: int) -> str:
+    refused = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.refused.items()))
+    parts = [
+        f"{shown} updates shown",
+        f"{counts.duplicates} duplicates",
+        f"{counts.refused.total()} refused{f' ({refused})' if refused else ''}",
+        f"{counts.ignored} of the other encoding",
+        f"{counts.repaired} repaired",
+        f"{counts.missed} missed",
+        f"lag {counts.lag}",
+    ]
+    if counts.dropped:
+        parts.insert(3, f"{counts.dropped} dropped in a flood")
+    return f"Heard {counts.datagrams} datagrams: {', '.join(parts)}."
 
 
 @contextlib.contextmanager
@@ -210,11 +254,38 @@ class _ReaderGone(Exception):
     """Nobody reads any more: the other end is closed, or a signal ended the wait for it."""
 
 
+class _NotWritten(Exception):
+    """The disk is full and the like: the update is lost to its reader."""
+
+
 class _Console:
-    """Updates to stdout, everything else to stderr; each flushed at once."""
+    """Updates to stdout or a command, everything else to stderr; each flushed at once."""
 
     def __init__(self) -> None:
-        self._writing: TextIO | None = None
+        self._writing: IO[str] | None = None
+        self._command: subprocess.Popen[str] | None = None
+
+    def start_command(self, line: str) -> None:
+        """Send updates to a command's standard input from now on. Raises `ConfigError`."""
+        try:
+            words = shlex.split(line)
+            self._command = subprocess.Popen(words, stdin=subprocess.PIPE, text=True)  # noqa: S603 - the operator's own command, without a shell
+        except (OSError, ValueError, IndexError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(f"--exec: {line!a} cannot be run ({reason})") from error
+
+    def close_command(self) -> int:
+        """Close the command's input and wait for its end. Returns its exit status."""
+        if self._command is None:
+            return 0
+        if self._command.stdin is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._command.stdin.close()
+        try:
+            return self._command.wait(COMMAND_END_S)
+        except subprocess.TimeoutExpired:
+            self._command.terminate()
+            return self._command.wait()
 
     def stuck(self) -> bool:
         """Whether a write is under way that waits for its reader."""
@@ -225,13 +296,15 @@ class _Console:
         return not select.select([], [self._writing], [], 0)[1]
 
     def show(self, text: str) -> None:
-        """Write to stdout. Raises `_ReaderGone`, or `OSError` for a full disk and the like."""
+        """Write an update. Raises `_ReaderGone`, or `_NotWritten` for a full disk and the like."""
+        stream = sys.stdout if self._command is None else self._command.stdin
         try:
-            self._write(sys.stdout, text)
+            self._write(stream, text)
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EINVAL):  # EINVAL: a closed pipe on Windows
                 raise _ReaderGone from error
-            raise
+            where = "stdout" if self._command is None else "the command of --exec"
+            raise _NotWritten(f"{where}: {error.strerror}") from error
 
     def say(self, sentence: str) -> None:
         """Write a line to stderr; where it is closed, to nobody. Raises `_ReaderGone`."""
@@ -239,7 +312,7 @@ class _Console:
             with contextlib.suppress(OSError):
                 self._write(sys.stderr, f"{sentence}\n")
 
-    def _write(self, stream: TextIO | None, text: str) -> None:
+    def _write(self, stream: IO[str] | None, text: str) -> None:
         if stream is None:  # closed before we started
             raise _ReaderGone
         self._writing = stream
@@ -272,44 +345,121 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    _add_hearing(parser.add_argument_group("hearing"))
+    _add_trust(parser.add_argument_group("trust and repair"))
+    _add_showing(parser.add_argument_group("showing"))
+    return parser
+
+
+def _add_hearing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--group",
         action="append",
         metavar="ADDRESS",
-        help=f"multicast group to join; may be repeated; '' joins none (default: {GROUP})",
+        help="multicast group to join, IPv4 or IPv6; may be repeated; '' joins none "
+        f"(default: {GROUP})",
     )
-    parser.add_argument(
+    group.add_argument(
         "--address", default="", help=f"local address to bind (default: all, {WILDCARD})"
     )
-    parser.add_argument(
+    group.add_argument(
         "--port", type=_port, default=PORT, help="UDP port to bind (default: %(default)s)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--interface",
-        default=INTERFACE,
+        action="append",
         metavar="ADDRESS|NAME",
-        help="interface to join the groups on: an address of this machine, or on Linux a name "
+        help="interface to join the groups on: an address of this machine, or on Linux a name; "
+        f"may be repeated (default: {INTERFACE})",
+    )
+
+
+def _add_trust(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--url",
+        metavar="URL",
+        help=f"server to repair from and to learn keys from (default: {URL})",
+    )
+    group.add_argument(
+        "--cert",
+        metavar="FILE",
+        help=f"a reader's certificate for it; '' for none (default: {CERTIFICATE}, where it is)",
+    )
+    group.add_argument(
+        "--key", metavar="FILE", help=f"its private key (default: {PRIVATE_KEY} with that)"
+    )
+    group.add_argument(
+        "--ca",
+        metavar="FILE",
+        default=CA,
+        help="the CA of the server and of the announcers (default: %(default)s)",
+    )
+    group.add_argument(
+        "--announcer",
+        action="append",
+        metavar="FILE",
+        help="an announcer's certificate, intermediate CAs behind it; may be repeated; '' for none "
+        f"(default: {ANNOUNCER}, where it is and --url is not given)",
+    )
+    group.add_argument(
+        "--stream",
+        type=_stream,
+        metavar="UUID",
+        help="follow this stream and no other (default: the one that the server confirms)",
+    )
+    group.add_argument(
+        "--max-skew",
+        type=_seconds,
+        default=MAX_SKEW_S,
+        metavar="SECONDS",
+        help="refuse what was sent further from this clock (default: %(default)g)",
+    )
+    group.add_argument(
+        "--insecure",
+        action="store_true",
+        help="also show what is not signed or not verified, marked as such",
+    )
+
+
+def _add_showing(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--from",
+        dest="start",
+        type=_start,
+        default="now",
+        metavar="now|start|SEQ",
+        help="where to begin: with what comes, with all that the server keeps, or with a number "
         "(default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--state",
+        type=Path,
+        metavar="FILE",
+        help="keep the number of the last update there, and go on after it at the next start",
+    )
+    group.add_argument(
         "--encoding",
         choices=[encoding.value for encoding in Encoding],
         default=Encoding.AUTO.value,
         help="show both encodings, or only one (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--format",
         choices=[form.value for form in Format],
         default=Format.TEXT.value,
         help="a block for each update, or a JSON object a line (default: %(default)s)",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--exec",
+        metavar="COMMAND",
+        help="start this once, and write updates to its standard input, a JSON object a line",
+    )
+    group.add_argument(
         "--count", type=_count, metavar="N", help="end after N updates shown (default: never)"
     )
-    parser.add_argument(
+    group.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help="end after so long (default: never)"
     )
-    return parser
 
 
 def _port(text: str) -> int:
@@ -317,7 +467,25 @@ def _port(text: str) -> int:
 
 
 def _count(text: str) -> int:
-    return _whole_number(text, 1, 2**63 - 1)
+    return _whole_number(text, 1, MAX_SEQ)
+
+
+def _start(text: str) -> int | Literal["now", "start"]:
+    if text == "now":
+        return "now"
+    if text == "start":
+        return "start"
+    try:
+        return _whole_number(text, 1, MAX_SEQ)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"expected now, start or a number: {error}") from None
+
+
+def _stream(text: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a UUID, got {text!a}") from None
 
 
 def _whole_number(text: str, low: int, high: int) -> int:

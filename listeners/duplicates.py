@@ -26,6 +26,9 @@ class Window(Generic[Key]):
     def __len__(self) -> int:
         return len(self._keys)
 
+    def __contains__(self, key: Key) -> bool:
+        return key in self._keys
+
     def add(self, key: Key) -> bool:
         """Remember `key` and forget the oldest one beyond the size. False: it was known."""
         if key in self._keys:

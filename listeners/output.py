@@ -1,4 +1,4 @@
-"""Updates to text: a block for people, a line for programs. Pure: no sockets, no streams.
+"""Deliveries to text: a block for people, a line for programs. Pure: no sockets, no streams.
 
 Everything in an update was checked when it was decoded, so nothing here needs escaping.
 """
@@ -9,14 +9,16 @@ import datetime
 import enum
 import json
 
-from tornado_status.checkin import Event
+from listeners.deliveries import Delivery, Gap, Snapshot, Source, Update
+from tornado_status.checkin import Event, StatusRecord
 from tornado_status.datagram import BinaryUpdate
 
-Source = tuple[str, int]  # a sender's address and port
-
 _RULE = "-" * 40
+_FETCHED = "none (fetched over HTTPS)"
 # The events that are a check-in themselves: the block looks the same for all three.
 _CHECK_INS = frozenset({"check-in", "new", "back"})
+
+SNAPSHOT = "snapshot"  # as an event's kind
 
 
 class Format(enum.StrEnum):
@@ -26,14 +28,25 @@ class Format(enum.StrEnum):
     JSON = "json"
 
 
-def render(form: Format, update: Event | BinaryUpdate, source: Source) -> str:
-    """Return one update as it is written, with its line ends."""
-    return text_block(update, source) if form is Format.TEXT else json_line(update)
+def render(form: Format, delivery: Delivery) -> str:
+    """Return one delivery as it is written, with its line ends."""
+    match delivery:
+        case Gap():
+            return _gap_block(delivery) if form is Format.TEXT else _gap_line(delivery)
+        case Snapshot(record):
+            event = _as_event(record)
+            return text_block(event, None) if form is Format.TEXT else json_line(event)
+        case Update(event, source, verified):
+            if form is Format.TEXT:
+                return text_block(event, source, verified=verified)
+            return json_line(event, verified=verified)
 
 
-def text_block(update: Event | BinaryUpdate, source: Source) -> str:
+def text_block(
+    update: Event | BinaryUpdate, source: Source | None, *, verified: bool = True
+) -> str:
     """Return the block for people. An event that is no check-in is named on one more line."""
-    lines = [_RULE, f"Source Packet: {source!r}"]
+    lines = [_RULE, f"Source Packet: {_FETCHED if source is None else repr(source)}"]
     if isinstance(update, Event) and update.event not in _CHECK_INS:
         lines.append(f"Event        : {update.event}")
     lines += [
@@ -41,14 +54,15 @@ def text_block(update: Event | BinaryUpdate, source: Source) -> str:
         f"Last Seen    : {_last_seen(update, ' ')}",
         f"Client IP    : {update.client_ip}",
         f"Client Port  : {update.client_port}",
-        _RULE,
     ]
-    return "\n".join(lines) + "\n"
+    if not verified:
+        lines.append("Verified     : no")
+    return "\n".join([*lines, _RULE]) + "\n"
 
 
-def json_line(update: Event | BinaryUpdate) -> str:
+def json_line(update: Event | BinaryUpdate, *, verified: bool = True) -> str:
     """Return one flat JSON object on a line of its own; what the binary format lacks is null."""
-    members = {
+    members: dict[str, object] = {
         "seq": update.seq if isinstance(update, Event) else None,
         "event": update.event if isinstance(update, Event) else None,
         "email": update.email,
@@ -56,7 +70,29 @@ def json_line(update: Event | BinaryUpdate) -> str:
         "client_ip": update.client_ip,
         "client_port": update.client_port,
     }
+    if not verified:
+        members["verified"] = False
     return json.dumps(members, separators=(",", ":")) + "\n"
+
+
+def _gap_block(gap: Gap) -> str:
+    lines = [_RULE, f"Missing      : {gap.first} to {gap.last}"]
+    if gap.stream is not None:
+        lines.append(f"New Stream   : {gap.stream}")
+    return "\n".join([*lines, _RULE]) + "\n"
+
+
+def _gap_line(gap: Gap) -> str:
+    members: dict[str, object] = {"event": "gap", "from": gap.first, "to": gap.last}
+    if gap.stream is not None:
+        members["stream"] = str(gap.stream)
+    return json.dumps(members, separators=(",", ":")) + "\n"
+
+
+def _as_event(record: StatusRecord) -> Event:
+    return Event(
+        record.seq, SNAPSHOT, record.email, record.last_seen, record.client_ip, record.client_port
+    )
 
 
 def _last_seen(update: Event | BinaryUpdate, separator: str) -> str:

@@ -1,4 +1,4 @@
-"""Judges what arrives: bytes in, the updates worth showing out. No sockets, no clock."""
+"""Reads what nothing proves, unsigned or of an unknown key: bytes in, new updates out. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from listeners.duplicates import WINDOW_SIZE, Window
 from tornado_status.checkin import Event
 from tornado_status.datagram import BinaryUpdate, Datagram, decode
-from tornado_status.errors import DatagramError
 
 
 class Encoding(enum.StrEnum):
@@ -22,13 +21,10 @@ class Encoding(enum.StrEnum):
 
 @dataclass(slots=True)
 class Counts:
-    """What became of everything that was heard."""
+    """What was not returned."""
 
-    datagrams: int = 0
-    shown: int = 0  # updates; all that follows counts updates or datagrams that were not
-    duplicates: int = 0
-    malformed: int = 0
-    ignored: int = 0  # well-formed, of the encoding that was not asked for
+    duplicates: int = 0  # updates
+    ignored: int = 0  # datagrams, well-formed, of the encoding that was not asked for
 
 
 class Receiver:
@@ -48,14 +44,9 @@ class Receiver:
     def receive(self, payload: bytes) -> Sequence[Event | BinaryUpdate]:
         """Return the new updates of one datagram, in its order; none for a heartbeat.
 
-        Raises `DatagramError` for bytes that are no status datagram, after counting them.
+        Raises `DatagramError` for bytes that are no status datagram.
         """
-        self.counts.datagrams += 1
-        try:
-            datagram = decode(payload)
-        except DatagramError:
-            self.counts.malformed += 1
-            raise
+        datagram = decode(payload)
         updates: Sequence[Event | BinaryUpdate]
         if isinstance(datagram, Datagram):
             if self._encoding is Encoding.BINARY:

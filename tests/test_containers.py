@@ -305,18 +305,19 @@ def test_the_listener_services_hear_the_client_service(
                 admin={"port": 9464},
             )
         )
+
+        def on_this_host(command: list[str]) -> list[str]:
+            return [argument.replace("//server:", "//localhost:") for argument in command]
+
         listeners = [
-            start(services[name]["command"], "--count", "1", "--format", "json")
+            start(on_this_host(services[name]["command"]), "--count", "1", "--format", "json")
             for name in ("listener", "broadcast-listener")
         ]
         for listener in listeners:
             listener.err.wait_for(lambda line: "Listening" in line, "Listening")
         assert start(healthcheck()).wait() == 0
 
-        command = [
-            argument.replace("//server:", "//localhost:")
-            for argument in services["client"]["command"]
-        ]
+        command = on_this_host(services["client"]["command"])
         client = start(command, "--count", "1")
         assert client.wait() == 0, client.err.wait_end()
         for listener in listeners:

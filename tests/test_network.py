@@ -124,6 +124,13 @@ def listening(host: tuple[str, ...], *options: str) -> Iterator[subprocess.Popen
         said.wait_end()
 
 
+def verifying(server: Server) -> list[str]:
+    """The options of a listener that knows the announcer, and does not ask the server."""
+    certs = server.certs
+    announcer = ["--announcer", str(certs / "announcer.crt"), "--ca", str(certs / "ca.crt")]
+    return ["--cert", "", *announcer]
+
+
 def shown(process: subprocess.Popen[str]) -> str:
     """What the listener showed, once it has ended by itself."""
     assert process.stdout is not None
@@ -189,7 +196,7 @@ def test_a_check_in_is_heard_on_another_host(
         server={"host": SERVER_IP},
         announce={"targets": targets_on("eth0", BROADCAST_IP, port)},
     )
-    options = [*heard_by, "--port", str(port)]
+    options = [*heard_by, "--port", str(port), *verifying(server)]
     with (
         listening(hosts.client, *options, "--format", "json") as for_programs,
         listening(hosts.client, *options, "--format", "text") as for_people,
@@ -221,9 +228,10 @@ def test_what_is_announced_on_loopback_stays_on_the_machine(
         announce={"targets": targets_on(LOOPBACK, "127.255.255.255", port)},
     )
     options = ["--port", str(port), "--format", "json"]
+    anything = ["--interface", "eth0", "--insecure", "--cert", "", "--announcer", ""]
     with (
-        listening(hosts.server, *options, "--interface", LOOPBACK) as beside,
-        listening(hosts.client, *options, "--interface", "eth0") as elsewhere,
+        listening(hosts.server, *options, *verifying(server)) as beside,
+        listening(hosts.client, *options, *anything) as elsewhere,
     ):
         check_in(hosts.client, server)
         assert json.loads(shown(beside))["email"] == VALID

@@ -1,0 +1,65 @@
+"""Which keys may announce: from files that the operator gave, and from the server. No network.
+
+A certificate's chain and purpose are judged once, here; its dates whenever its key is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from cryptography import x509
+
+from tornado_status.announcers import Announcer, trust
+from tornado_status.errors import AnnouncerError, ConfigError
+
+MAX_PUBLISHED = 64  # announcers: many servers, each with the last key and the next
+
+
+class Keys:
+    """The announcers by the name of their key; those of the server replace each other."""
+
+    def __init__(self, cas: Sequence[x509.Certificate] = ()) -> None:
+        self._cas = cas
+        self._files: dict[str, Announcer] = {}
+        self.known: Mapping[str, Announcer] = {}
+
+    @classmethod
+    def from_files(cls, ca: Path | None, announcers: Iterable[Path]) -> Keys:
+        """Read the CA and the announcers' files. Raises `ConfigError` that names the file."""
+        keys = cls(_load("--ca", ca) if ca is not None else ())
+        for path in announcers:
+            try:
+                announcer = trust(_load("--announcer", path), keys._cas)
+            except AnnouncerError as error:
+                raise ConfigError(f"--announcer: {path} is refused: {error}") from error
+            keys._files[announcer.kid] = announcer
+        keys.known = dict(keys._files)
+        return keys
+
+    def replace_published(self, certificates: Iterable[str]) -> list[str]:
+        """Trust those (PEM, intermediate CAs behind) beside the files'. Returns why not others."""
+        published: dict[str, Announcer] = {}
+        refusals = []
+        for pem in certificates:
+            if len(published) >= MAX_PUBLISHED:
+                refusals.append(f"more than {MAX_PUBLISHED} announcers")
+                break
+            try:
+                announcer = trust(x509.load_pem_x509_certificates(pem.encode()), self._cas)
+            except (AnnouncerError, ValueError) as error:
+                reason = str(error) if isinstance(error, AnnouncerError) else "no certificate"
+                refusals.append(reason)
+            else:
+                published[announcer.kid] = announcer
+        self.known = {**published, **self._files}
+        return refusals
+
+
+def _load(option: str, path: Path) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{option}: {path} cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ConfigError(f"{option}: {path} holds no certificate in PEM form") from error

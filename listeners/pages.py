@@ -1,0 +1,104 @@
+"""The server's answers: JSON to checked values. Pure.
+
+An answer over TLS is the server's word, but not therefore right: what contradicts itself, such as a
+page of events with a hole, is an error like any other.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+
+from tornado_status.checkin import EventPage, StatusRecord, UserPage
+from tornado_status.datagram import MAX_SEQ, decode_update
+from tornado_status.errors import DatagramError
+
+MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
+
+
+class AnswerError(Exception):
+    """An answer that is not what docs/protocol.md says. The message is a sentence's end."""
+
+
+def announcers(body: bytes) -> tuple[uuid.UUID, list[str]]:
+    """Return the stream and the certificates (PEM) of `GET /api/announcers`."""
+    members = _object(body)
+    found = members.get("announcers")
+    if not isinstance(found, list) or not all(isinstance(pem, str) for pem in found):
+        raise AnswerError("`announcers` is no list of certificates")
+    return _stream(members), found
+
+
+def events(body: bytes, after: int) -> EventPage:
+    """Return a page of `GET /api/events?after=…`, without a hole between `after` and its end."""
+    members = _object(body)
+    entries = members.get("events")
+    if not isinstance(entries, list):
+        raise AnswerError("`events` is no list")
+    try:
+        found = [decode_update(entry) for entry in entries]
+    except DatagramError as error:
+        raise AnswerError(str(error)) from error
+    for expected, event in enumerate(found, start=after + 1):
+        if event.seq != expected:
+            raise AnswerError(f"event {event.seq} stands where {expected} should")
+    head = _number(members, "head")
+    if head < after + len(found):
+        raise AnswerError(f"its head is {head}, below its events")
+    return EventPage(_stream(members), head, found)
+
+
+def users(body: bytes) -> UserPage:
+    """Return a page of `GET /api/users`; its `following` is the next page's path."""
+    members = _object(body)
+    entries = members.get("users")
+    if not isinstance(entries, list):
+        raise AnswerError("`users` is no list")
+    following = members.get("next")
+    if following is not None and not (
+        isinstance(following, str)
+        and following.startswith("/api/users?")
+        and following.isascii()
+        and following.isprintable()
+        and " " not in following
+        and len(following) <= MAX_PATH
+    ):
+        raise AnswerError("`next` is no path of a page of users")
+    return UserPage(
+        _stream(members), _number(members, "head"), [_record(entry) for entry in entries], following
+    )
+
+
+def _record(entry: object) -> StatusRecord:
+    if not isinstance(entry, dict):
+        raise AnswerError("a record is no object")
+    try:
+        event = decode_update({**entry, "event": "snapshot"})
+    except DatagramError as error:
+        raise AnswerError(str(error)) from error
+    return StatusRecord(event.seq, event.email, event.last_seen, event.client_ip, event.client_port)
+
+
+def _object(body: bytes) -> dict[str, object]:
+    try:
+        members: object = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise AnswerError("it is not JSON") from error
+    if not isinstance(members, dict):
+        raise AnswerError("it is no JSON object")
+    return members
+
+
+def _stream(members: dict[str, object]) -> uuid.UUID:
+    value = members.get("stream")
+    try:
+        return uuid.UUID(value if isinstance(value, str) else "")
+    except ValueError as error:
+        raise AnswerError("`stream` is no UUID") from error
+
+
+def _number(members: dict[str, object], name: str) -> int:
+    value = members.get(name)
+    if type(value) is int and 0 <= value <= MAX_SEQ:
+        return value
+    raise AnswerError(f"`{name}` is no number of the log")

@@ -1,0 +1,71 @@
+"""Where a listener stopped, in a file: a stream and the number up to which it delivered."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+
+from listeners.sequence import Position
+from tornado_status.datagram import MAX_SEQ
+from tornado_status.errors import ConfigError
+
+MAX_SIZE = 4096  # bytes: what is longer is not ours
+SAVE_INTERVAL_S = 1.0  # a crash repeats at most this much, and a disk bears one write a second
+
+
+class StateFile:
+    """Replaced as a whole at each save, so that a crash leaves the old state or the new one."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._saved: Position | None = None
+        self._saved_at = float("-inf")
+
+    def load(self) -> Position | None:
+        """Return what was saved, or None where there is no file. Raises `ConfigError`."""
+        try:
+            with self._path.open("rb") as file:
+                text = file.read(MAX_SIZE + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigError(f"--state: {self._path} cannot be read ({error.strerror})") from error
+        try:
+            members = json.loads(text)
+            stream, seq = uuid.UUID(members["stream"]), members["seq"]
+            if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
+                raise ValueError("seq")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ConfigError(
+                f"--state: {self._path} is no listener's state: "
+                f"name another file, or delete it to begin anew"
+            ) from error
+        self._saved = Position(stream, seq)
+        return self._saved
+
+    def check(self) -> None:
+        """See whether the file can be written at all. Raises `ConfigError`."""
+        if not os.access(self._path.parent, os.W_OK):
+            raise ConfigError(f"--state: {self._path.parent} is no directory that can be written")
+
+    def save(self, position: Position, now: float, *, at_once: bool = False) -> None:
+        """Write the position if it is due, or `at_once`. Raises `OSError`."""
+        if position == self._saved or (now < self._saved_at + SAVE_INTERVAL_S and not at_once):
+            return
+        self._saved_at = now
+        text = json.dumps({"stream": str(position.stream), "seq": position.seq}) + "\n"
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("w", encoding="ascii") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(self._path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+        self._saved = position

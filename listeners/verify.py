@@ -1,0 +1,123 @@
+"""Judges signed datagrams: bytes in, a datagram that is proven or the reason why not. Pure.
+
+Cheap checks first, by position; then the signature; what the bytes say is read last, so that a
+stranger's bytes never reach the JSON parser.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+
+from listeners.duplicates import Window
+from tornado_status.announcers import Announcer
+from tornado_status.datagram import (
+    MAX_DATAGRAM,
+    MAX_SEQ,
+    Datagram,
+    decode_json,
+    split_signature,
+)
+from tornado_status.errors import DatagramError
+
+MAX_SKEW_S = 60.0
+# What proves nothing, but may be shown as such with --insecure. All the other reasons speak against
+# a datagram; these only do not speak for it.
+UNPROVEN = frozenset({"unsigned", "unknown-kid", "signature", "key-expired", "key-not-yet-valid"})
+
+# Copies of a datagram, by each target and interface, are milliseconds apart; a replay comes within
+# twice the skew. 16 bytes each.
+REMEMBERED = 16_384
+
+# How the shipped server begins a datagram. Another order is no error, only judged later.
+_OPENING = re.compile(
+    rb'\{"v":1,"stream":"([0-9a-f-]{36})",'
+    rb'"sent":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)","head":(\d{1,19}),"updates":\['
+)
+
+
+class Copy(Exception):
+    """The same bytes were verified before."""
+
+
+class Verifier:
+    """Judges against `keys` (by kid) and a clock that is handed in, in UTC."""
+
+    def __init__(
+        self, keys: Callable[[], Mapping[str, Announcer]], max_skew_s: float = MAX_SKEW_S
+    ) -> None:
+        self._keys = keys
+        self._max_skew = datetime.timedelta(seconds=max_skew_s)
+        self._verified = Window[bytes](REMEMBERED)
+        self._heartbeats: dict[str, datetime.datetime] = {}
+
+    def screen(self, payload: bytes, now: datetime.datetime) -> tuple[str, bytes, bytes]:
+        """Refuse what can be refused at little cost. Raises `DatagramError`, or `Copy`.
+
+        Returns the key's name, the signed bytes and the signature.
+        """
+        if len(payload) > MAX_DATAGRAM:
+            raise DatagramError("too-long", f"more than {MAX_DATAGRAM} bytes")
+        parts = split_signature(payload)
+        if parts is None:
+            raise DatagramError("unsigned", "it has no signature in its place")
+        self._announcer(parts[0], now)
+        opening = _OPENING.match(payload)
+        if opening is None:
+            return parts
+        try:
+            sent = datetime.datetime.fromisoformat(opening[2].decode())
+        except ValueError:
+            raise DatagramError("malformed", "`sent` is no moment") from None
+        self._check_skew(sent, now)
+        if int(opening[3]) > MAX_SEQ:
+            raise DatagramError("malformed", "`head` is not a number of the log")
+        if _digest(payload) in self._verified:
+            raise Copy
+        return parts
+
+    def verify(self, payload: bytes, now: datetime.datetime) -> Datagram:
+        """Return what a datagram says that is signed by a known key, sent now and not a copy.
+
+        Raises `DatagramError`, or `Copy`.
+        """
+        kid, signed, signature = self.screen(payload, now)
+        if not self._announcer(kid, now).verify(signature, signed):
+            raise DatagramError("signature", "the signature is not over these bytes")
+        datagram = decode_json(payload)
+        if datagram.kid != kid:
+            raise DatagramError("malformed", "`kid` is not the key that signed it")
+        self._check_skew(datagram.sent, now)
+        if not self._verified.add(_digest(payload)):
+            raise Copy
+        if not datagram.updates:
+            newest = self._heartbeats.get(kid)
+            if newest is not None and datagram.sent <= newest:
+                raise DatagramError("old-heartbeat", "a heartbeat that is not newer than the last")
+            self._heartbeats = {known: m for known, m in self._heartbeats.items() if known != kid}
+            self._heartbeats[kid] = datagram.sent
+            while len(self._heartbeats) > 2 * len(self._keys()):
+                del self._heartbeats[next(iter(self._heartbeats))]  # of a key that is gone
+        return datagram
+
+    def _announcer(self, kid: str, now: datetime.datetime) -> Announcer:
+        announcer = self._keys().get(kid)
+        if announcer is None:
+            raise DatagramError("unknown-kid", f"no known announcer has the key {kid}")
+        if now < announcer.not_before:
+            raise DatagramError("key-not-yet-valid", "its key's certificate is not valid yet")
+        if now > announcer.not_after:
+            raise DatagramError("key-expired", "its key's certificate has expired")
+        return announcer
+
+    def _check_skew(self, sent: datetime.datetime, now: datetime.datetime) -> None:
+        if abs(sent - now) > self._max_skew:
+            seconds = (sent - now).total_seconds()
+            when = f"{abs(seconds):.0f} s {'after' if seconds > 0 else 'before'}"
+            raise DatagramError("skew", f"it was sent {when} the time on this clock")
+
+
+def _digest(payload: bytes) -> bytes:
+    return hashlib.blake2b(payload, digest_size=16).digest()

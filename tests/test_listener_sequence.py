@@ -1,0 +1,538 @@
+"""The order of updates, in pure: whatever the network does, the log comes out once and in order."""
+
+from __future__ import annotations
+
+import datetime
+import random
+import uuid
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from listeners.deliveries import Delivery, Gap, Snapshot, Update
+from listeners.intake import Intake
+from listeners.pace import MAX_RETRY_AFTER_S, UNKNOWN_S, Pace, Refresh
+from listeners.sequence import (
+    REPORT_WINDOW_S,
+    WINDOW_S,
+    Position,
+    Sequence,
+    WantEvents,
+    WantUsers,
+    Wish,
+)
+from listeners.streams import Streams, Verdict
+from tornado_status.checkin import Event, EventPage, StatusRecord, UserPage
+
+MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
+SOURCE = ("10.0.0.1", 6666)
+USERS = 7  # few, so that each checks in often
+
+examples = settings(deadline=None, max_examples=300)
+
+# ------------------------------------------------------------------------------------ the model
+
+
+@dataclass
+class World:
+    """The server: a stream, its log, and what of it was pruned."""
+
+    stream: uuid.UUID
+    log: list[Event] = field(default_factory=list)
+    pruned: int = 0
+
+    @property
+    def head(self) -> int:
+        return len(self.log)
+
+    def commit(self, user: int) -> Event:
+        event = Event(
+            self.head + 1, "check-in", f"u{user}@{self.stream}", MOMENT, "10.0.0.7", self.head % 9
+        )
+        self.log.append(event)
+        return event
+
+    def status(self) -> dict[str, int]:
+        return {event.email: event.seq for event in self.log}
+
+    def answer(self, wish: Wish, page: int) -> EventPage | UserPage | None:
+        """What the server says; None is 410."""
+        if isinstance(wish, WantEvents):
+            if wish.after > self.head or wish.after < self.pruned:
+                return None
+            found = self.log[wish.after : wish.after + wish.limit]
+            return EventPage(self.stream, self.head, found)
+        after = wish.path.removeprefix("/api/users?after=") if wish.path else ""
+        users = sorted(email for email in self.status() if email > after)
+        records = [
+            StatusRecord(self.status()[email], email, MOMENT, "10.0.0.7", 1)
+            for email in users[:page]
+        ]
+        following = f"/api/users?after={users[page - 1]}" if len(users) > page else None
+        return UserPage(self.stream, self.head, records, following)
+
+
+class Reader:
+    """Takes deliveries and checks that they continue what came before."""
+
+    def __init__(self, position: Position) -> None:
+        self.at = position
+        self.known: dict[str, int] = {}
+        self.gaps: list[Gap] = []
+        self.updates: list[Event] = []
+        self._snapshot_of: int | None = None
+
+    def take(self, delivery: Delivery) -> None:
+        match delivery:
+            case Update(event, _, verified):
+                assert isinstance(event, Event)
+                assert verified
+                assert event.email.endswith(str(self.at.stream))
+                assert event.seq == self.at.seq + 1
+                assert event.seq > self.known.get(event.email, 0)
+                self.known[event.email] = event.seq
+                self.updates.append(event)
+                self.at = Position(self.at.stream, event.seq)
+                self._snapshot_of = None
+            case Gap(first, last, stream):
+                if stream is None:
+                    assert first == self.at.seq + 1
+                    assert last >= first
+                else:
+                    assert first == 1
+                    self.known.clear()
+                self.gaps.append(delivery)
+                self.at = Position(stream or self.at.stream, last)
+                self._snapshot_of = last
+            case Snapshot(record):
+                assert self._snapshot_of is not None, "a snapshot without a gap before it"
+                assert record.seq <= self._snapshot_of
+                assert record.seq >= self.known.get(record.email, 0)
+                self.known[record.email] = record.seq
+
+
+class Run:
+    """One listener's sequence between a lossy network and a server that may fail."""
+
+    def __init__(self, chance: random.Random, *, repairs: bool = True, calm: bool = False) -> None:
+        self.chance = chance
+        self.calm = calm  # nothing is pruned, restored, restarted
+        self.now = 1000.0
+        self.world = World(uuid.UUID(int=1))
+        self.flying: list[tuple[uuid.UUID, int, list[Event]]] = []
+        self.max_held = chance.randint(4, 24)
+        self.page = chance.randint(1, 6)
+        self.repairs = repairs
+        for _ in range(chance.randint(0, 9)):
+            self.world.commit(chance.randrange(USERS))
+        self.sequence = self.new_sequence()
+        start = self.world.head
+        self.sequence.begin(self.world.stream, start, self.world.head, self.now)
+        self.start = start
+        self.reader = Reader(Position(self.world.stream, start))
+        self.asked: tuple[Wish, EventPage | UserPage | None] | None = None
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(
+            repairs=self.repairs,
+            chance=self.chance.random,
+            max_held=self.max_held,
+            page=self.page,
+        )
+
+    def step(self, loss: float) -> None:
+        chance = self.chance
+        match chance.randrange(9 if self.calm else 12):
+            case 0 | 1:
+                events = [
+                    self.world.commit(chance.randrange(USERS)) for _ in range(chance.randint(1, 5))
+                ]
+                self.send(events, loss)
+            case 2:
+                self.send([], loss)
+            case 3 | 4:
+                if self.flying:
+                    self.hear(self.flying.pop(chance.randrange(len(self.flying))))
+            case 5:
+                self.now += chance.choice([0.001, 0.05, 0.2, 5.0])
+            case 6:
+                self.ask()
+            case 7:
+                self.answer(fails=chance.random() < 0.2)
+            case 8:
+                for _ in range(chance.randint(1, 12)):
+                    self.take()
+            case 9:
+                self.world.pruned = chance.randint(self.world.pruned, self.world.head)
+            case 10:
+                if chance.random() < 0.3:
+                    self.world = World(uuid.UUID(int=self.world.stream.int + 1))
+                    for _ in range(chance.randint(0, 9)):
+                        self.world.commit(chance.randrange(USERS))
+            case 11:
+                self.restart()
+        assert len(self.sequence) <= 2 * self.max_held + self.page + 2
+
+    def send(self, events: list[Event], loss: float) -> None:
+        copies = 0 if self.chance.random() < loss else self.chance.choice([1, 1, 2, 3])
+        self.flying += [(self.world.stream, self.world.head, events)] * copies
+
+    def hear(self, datagram: tuple[uuid.UUID, int, list[Event]]) -> None:
+        stream, head, events = datagram
+        if stream == self.sequence.stream:
+            self.sequence.hear(head, events, SOURCE, self.now)
+        else:
+            self.confirm(self.world.stream)
+
+    def confirm(self, stream: uuid.UUID) -> bool:
+        """As the listener does when the server names a stream."""
+        if stream == self.sequence.stream:
+            return False
+        self.sequence.restart(stream, 0, self.now)
+        return True
+
+    def ask(self) -> None:
+        wish = self.sequence.wish(self.now)
+        if wish is not None and self.asked is None:
+            self.sequence.asking(wish)
+            self.asked = (wish, self.world.answer(wish, self.page))
+
+    def answer(self, *, fails: bool = False) -> None:
+        if self.asked is None:
+            return
+        (wish, answer), self.asked = self.asked, None
+        if fails:
+            self.sequence.failed(self.now, self.chance.choice([None, 1.0]))
+        elif answer is None:
+            assert isinstance(wish, WantEvents)
+            self.sequence.gone(wish)
+        elif not self.confirm(answer.stream):
+            if isinstance(answer, EventPage):
+                assert isinstance(wish, WantEvents)
+                self.sequence.page(wish, answer, self.now)
+            else:
+                assert isinstance(wish, WantUsers)
+                self.sequence.users(wish, answer, answer.following, self.now)
+
+    def take(self) -> bool:
+        delivery = self.sequence.take()
+        if delivery is None:
+            return False
+        self.reader.take(delivery)
+        return True
+
+    def restart(self) -> None:
+        """End in order and start again from what was saved."""
+        saved = self.sequence.position
+        assert saved is not None
+        self.asked = None
+        self.sequence = self.new_sequence()
+        self.sequence.begin(saved.stream, saved.seq, self.world.head, self.now)
+        if saved.stream != self.world.stream or saved.seq > self.world.head:
+            self.sequence.restart(self.world.stream, 0, self.now)
+        if saved != self.reader.at:
+            # In the middle of a snapshot: it comes again from its beginning.
+            assert self.reader.gaps
+            gaps, known = self.reader.gaps, self.reader.known
+            self.reader = Reader(saved)
+            self.reader.gaps = gaps
+            if saved.stream == self.world.stream:
+                self.reader.known = {e: s for e, s in known.items() if s <= saved.seq}
+
+    def settle(self) -> None:
+        """No more faults: what was missed must come."""
+        for datagram in self.flying:
+            self.hear(datagram)
+        for _ in range(2000):
+            self.ask()
+            self.answer()
+            self.sequence.expire(self.now)
+            self.now += 0.5
+            while self.take():
+                pass
+            self.hear((self.world.stream, self.world.head, []))
+            if self.sequence.lag == 0 and self.sequence.wish(self.now + 1e6) is None:
+                return
+        raise AssertionError("it never comes to rest")
+
+
+# ------------------------------------------------------------------------------- its properties
+
+
+@examples
+@given(st.randoms(), st.sampled_from([0.0, 0.1, 0.3, 0.6, 1.0]), st.integers(0, 250))
+def test_every_number_comes_once_and_in_order(
+    chance: random.Random, loss: float, steps: int
+) -> None:
+    """Loss, copies, reordering, slow readers and failing servers: the log comes out as it is."""
+    run = Run(chance, calm=True)
+    for _ in range(steps):
+        run.step(loss)
+    run.settle()
+    assert run.reader.updates == run.world.log[run.start :]
+    assert run.reader.gaps == []
+    assert run.sequence.position == Position(run.world.stream, run.world.head)
+    assert len(run.sequence) == 0
+
+
+@examples
+@given(st.randoms(), st.sampled_from([0.0, 0.1, 0.3, 0.6]), st.integers(0, 300))
+def test_what_cannot_be_had_is_a_gap_and_a_snapshot(
+    chance: random.Random, loss: float, steps: int
+) -> None:
+    """Pruned logs, restored databases and restarts: after a gap everybody's state is known."""
+    run = Run(chance)
+    for _ in range(steps):
+        run.step(loss)
+    run.settle()
+    assert run.reader.at == Position(run.world.stream, run.world.head)
+    assert run.sequence.position == run.reader.at
+    if run.reader.gaps:
+        assert run.reader.known == run.world.status()
+    else:
+        assert run.reader.updates == run.world.log[run.start :]
+    assert len(run.sequence) == 0
+
+
+@examples
+@given(st.randoms(), st.sampled_from([0.0, 0.1, 0.3, 0.6]), st.integers(0, 250))
+def test_without_a_server_gaps_are_told(chance: random.Random, loss: float, steps: int) -> None:
+    """Each number is delivered or in a gap, once and in order."""
+    run = Run(chance, repairs=False, calm=True)
+    for _ in range(steps):
+        run.step(loss)
+        run.sequence.expire(run.now)
+    run.settle()
+    assert run.reader.at == Position(run.world.stream, run.world.head)
+    told = {seq for gap in run.reader.gaps for seq in range(gap.first, gap.last + 1)}
+    assert len(told) == run.sequence.counts.missed
+    assert [e.seq for e in run.reader.updates] == [
+        e.seq for e in run.world.log[run.start :] if e.seq not in told
+    ]
+
+
+# -------------------------------------------------------------------------------- one by one
+
+
+def event(seq: int) -> Event:
+    return Event(seq, "check-in", f"u{seq}@example.com", MOMENT, "10.0.0.7", 1)
+
+
+STREAM, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
+
+
+def begun(*, repairs: bool = True, after: int = 0, held: int = 100) -> Sequence:
+    sequence = Sequence(repairs=repairs, chance=lambda: 1.0, max_held=held, page=10)
+    sequence.begin(STREAM, after, after, 0.0)
+    return sequence
+
+
+def taken(sequence: Sequence) -> list[Delivery]:
+    return list(iter(sequence.take, None))
+
+
+def seqs(sequence: Sequence) -> list[object]:
+    return [
+        d.event.seq if isinstance(d, Update) and isinstance(d.event, Event) else d
+        for d in taken(sequence)
+    ]
+
+
+def test_what_overtook_within_the_window_costs_no_request() -> None:
+    """Datagrams of two servers arrive in either order."""
+    sequence = begun()
+    sequence.hear(2, [event(2)], SOURCE, 0.0)
+    assert sequence.take() is None
+    assert sequence.wish(WINDOW_S / 2) is None
+    sequence.hear(2, [event(1)], SOURCE, WINDOW_S / 2)
+    assert seqs(sequence) == [1, 2]
+    assert sequence.wish(1e9) is None
+
+
+def test_a_gap_is_fetched_after_the_window_and_a_random_wait() -> None:
+    """A thousand listeners miss the same datagram, and do not ask in the same moment."""
+    sequence = begun()
+    sequence.hear(3, [event(3)], SOURCE, 0.0)
+    moment = sequence.wake_at()
+    assert moment is not None
+    assert moment > WINDOW_S
+    assert sequence.wish(moment - 0.001) is None
+    wish = sequence.wish(moment)
+    assert wish == WantEvents(0, 3)
+    sequence.asking(wish)
+    assert sequence.page(wish, EventPage(STREAM, 3, [event(n) for n in (1, 2, 3)]), moment)
+    assert seqs(sequence) == [1, 2, 3]
+    assert sequence.counts.repaired == 2
+
+
+def test_a_lost_tail_is_noticed_by_a_heartbeat() -> None:
+    """Its head says that there is more."""
+    sequence = begun()
+    sequence.hear(5, [], SOURCE, 0.0)
+    assert sequence.wish(10.0) == WantEvents(0, 5)
+    assert sequence.lag == 5
+
+
+def test_a_page_that_says_there_is_nothing_is_asked_for_again() -> None:
+    """The datagrams know of more: a standby may be behind."""
+    sequence = begun()
+    sequence.hear(5, [], SOURCE, 0.0)
+    wish = sequence.wish(10.0)
+    assert isinstance(wish, WantEvents)
+    assert not sequence.page(wish, EventPage(STREAM, 0, []), 10.0)
+    assert sequence.wish(10.1) is None
+    assert sequence.wish(60.0) == wish
+
+
+def test_what_finds_no_room_is_repaired_later() -> None:
+    """A reader who stands still bounds memory and loses nothing."""
+    sequence = begun(held=20)
+    for number in range(1, 100):
+        sequence.hear(number, [event(number)], SOURCE, 0.0)
+    assert len(sequence) == 10
+    assert sequence.counts.overflowed == 89
+    got: list[object] = []
+    now = 1.0
+    while len(got) < 99:
+        got += seqs(sequence)
+        now += 1.0
+        wish = sequence.wish(now)
+        assert isinstance(wish, WantEvents)
+        found = [event(n) for n in range(wish.after + 1, wish.after + 1 + wish.limit)]
+        sequence.page(wish, EventPage(STREAM, 99, found), now)
+        got += seqs(sequence)
+    assert got == list(range(1, 100))
+
+
+def test_without_a_server_a_gap_is_told_once_and_late() -> None:
+    """It cannot be taken back; what comes after that is a duplicate."""
+    sequence = begun(repairs=False)
+    sequence.hear(3, [event(3)], SOURCE, 0.0)
+    assert not sequence.expire(REPORT_WINDOW_S / 2)
+    assert sequence.expire(REPORT_WINDOW_S)
+    assert seqs(sequence) == [Gap(1, 2), 3]
+    sequence.hear(3, [event(1)], SOURCE, 2.0)
+    assert sequence.take() is None
+    assert sequence.counts.duplicates == 1
+
+
+def test_a_new_stream_without_a_server_is_a_gap_of_its_own() -> None:
+    """What was heard of the one before comes first."""
+    sequence = begun(repairs=False)
+    sequence.hear(1, [event(1)], SOURCE, 0.0)
+    sequence.restart(OTHER, 6, 0.0)
+    sequence.hear(7, [event(7)], SOURCE, 0.0)
+    assert seqs(sequence) == [1, Gap(1, 6, OTHER), 7]
+    assert sequence.position == Position(OTHER, 7)
+
+
+def test_a_position_is_not_moved_by_half_a_snapshot() -> None:
+    """Who is killed in it gets it again."""
+    sequence = begun(after=3)
+    sequence.hear(9, [], SOURCE, 0.0)
+    wish = sequence.wish(10.0)
+    assert isinstance(wish, WantEvents)
+    sequence.gone(wish)
+    ask = sequence.wish(10.0)
+    assert ask == WantUsers(None)
+    assert isinstance(ask, WantUsers)
+    records = [StatusRecord(n, f"u{n}@example.com", MOMENT, "::1", 1) for n in (8, 9, 10)]
+    sequence.users(ask, UserPage(STREAM, 9, records, None), None, 10.0)
+    assert sequence.take() == Gap(4, 9)
+    assert sequence.take() == Snapshot(records[0])
+    assert sequence.position == Position(STREAM, 3)
+    assert sequence.take() == Snapshot(records[1])
+    # Record 10 is newer than the snapshot: its own update follows.
+    sequence.hear(10, [event(10)], SOURCE, 10.0)
+    assert seqs(sequence) == [10]
+    assert sequence.position == Position(STREAM, 10)
+
+
+# ------------------------------------------------------------------------------- pace, streams
+
+
+@examples
+@given(st.lists(st.one_of(st.none(), st.floats(0, 1e9)), max_size=40), st.floats(0, 1))
+def test_a_back_off_grows_and_is_bounded(answers: list[float | None], chance: float) -> None:
+    """Never sooner than the server asked, and never so late that it is forgotten."""
+    pace = Pace(lambda: chance)
+    for retry_after_s in answers:
+        wait = pace.failed(0.0, retry_after_s)
+        asked = min(retry_after_s or 0.0, MAX_RETRY_AFTER_S)
+        assert asked < wait <= asked + 30
+    pace.succeeded()
+    assert pace.failed(0.0) <= 0.5
+
+
+def test_a_flood_of_unknown_keys_is_no_flood_of_requests() -> None:
+    """An hour of it is about one request a minute; a real rotation is followed at once."""
+    refresh = Refresh(lambda: 0.5)
+    refresh.answered(0.0, changed=True)
+    refresh.want(10.0)
+    assert refresh.due < 10.0 + UNKNOWN_S[0]
+    asked, now = 0, 10.0
+    while now < 3610.0:
+        refresh.want(now)
+        if now >= refresh.due:
+            asked += 1
+            refresh.answered(now, changed=False)
+        now += 0.1
+    assert 60 <= asked <= 90
+    refresh.answered(now, changed=True)
+    refresh.want(now + 5)
+    assert refresh.due < now + 6
+
+
+def test_another_stream_is_followed_only_on_good_grounds() -> None:
+    """The server's word, the operator's pin, or without both a newer signed datagram."""
+    later = MOMENT + datetime.timedelta(seconds=1)
+    asks = Streams(confirms=True)
+    assert asks.judge(STREAM, MOMENT) is Verdict.UNCONFIRMED
+    asks.follow(STREAM)
+    assert asks.judge(STREAM, MOMENT) is Verdict.FOLLOWED
+    assert asks.judge(OTHER, later) is Verdict.UNCONFIRMED
+    asks.follow(OTHER)
+    assert asks.judge(STREAM, later) is Verdict.REFUSED
+
+    trusts = Streams()
+    assert trusts.judge(STREAM, MOMENT) is Verdict.NEW
+    trusts.follow(STREAM, MOMENT)
+    assert trusts.judge(OTHER, MOMENT) is Verdict.REFUSED
+    assert trusts.judge(OTHER, later) is Verdict.NEW
+    trusts.follow(OTHER, later)
+    assert trusts.judge(STREAM, later + datetime.timedelta(hours=1)) is Verdict.REFUSED
+
+    pinned = Streams(pinned=OTHER, confirms=True)
+    assert pinned.judge(STREAM, later) is Verdict.REFUSED
+    assert pinned.judge(OTHER, MOMENT) is Verdict.NEW
+    assert not pinned.allows(STREAM)
+
+
+# ------------------------------------------------------------------------------------- intake
+
+
+def test_who_floods_displaces_nobody_else() -> None:
+    """Each source has its turn, and the longest queue gives way."""
+    intake = Intake(max_waiting=100)
+    for number in range(1000):
+        intake.put(b"forged %d" % number, ("10.0.0.66", 1))
+        if number % 100 == 0:
+            intake.put(b"good %d" % (number // 100), ("10.0.0.1", 6666))
+    assert len(intake) == 100
+    first = [intake.get() for _ in range(20)]
+    good = [found[0] for found in first if found is not None and found[1][0] == "10.0.0.1"]
+    assert good == [b"good %d" % number for number in range(10)]
+
+
+@pytest.mark.parametrize("sources", [1, 3, 1000])
+def test_forged_sources_cost_bounded_memory(sources: int) -> None:
+    """However many there are."""
+    intake = Intake(max_waiting=50, max_sources=8)
+    for number in range(500):
+        intake.put(b"x", ("10.0.0.1", number % sources))
+    assert len(intake) == 50
+    while intake.get() is not None:
+        pass
+    assert len(intake) == 0
