@@ -12,7 +12,7 @@ import asyncio
 import email.utils
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 from tornado.iostream import StreamClosedError
 
@@ -129,6 +129,7 @@ class CheckInConnection:
 
     __slots__ = (
         "_address",
+        "_blocked",
         "_check_in",
         "_held",
         "_last_active",
@@ -155,6 +156,7 @@ class CheckInConnection:
         self._partial = b""  # the beginning of a head, its end still on the way
         self._held = b""  # read, and waiting until what came before it is answered
         self._unanswered = 0
+        self._blocked = False  # an answer is on its way, and its reader does not take it
         self._last_active = service.now
 
     def start(self) -> None:
@@ -167,7 +169,7 @@ class CheckInConnection:
 
     def close_if_idle(self) -> None:
         """Close unless something is unanswered; then the last answer closes."""
-        if not self._unanswered and not self._held and not self._stream.writing():
+        if not self._unanswered and not self._held and not self._blocked:
             self.close()
 
     def close_if_over(self, now: float, idle_timeout_s: float) -> None:
@@ -186,7 +188,7 @@ class CheckInConnection:
         except (StreamClosedError, OSError):
             self.close()
             return
-        asyncio.ensure_future(reading).add_done_callback(self._on_read)
+        cast("asyncio.Future[bytes]", reading).add_done_callback(self._on_read)
 
     def _on_read(self, reading: asyncio.Future[bytes]) -> None:
         try:
@@ -212,7 +214,7 @@ class CheckInConnection:
                 return
             head = data[: end.end()] if end else b""
             if not end or not self._service.heads.is_plain(head):
-                if self._unanswered or self._stream.writing():
+                if self._unanswered or self._blocked:
                     self._held = data
                 else:
                     self._hand_over(data)
@@ -227,7 +229,7 @@ class CheckInConnection:
 
         False where the check-in, with `rest`, waits for those before it.
         """
-        if self._unanswered >= MAX_PIPELINED or self._stream.writing():
+        if self._unanswered >= MAX_PIPELINED or self._blocked:
             # Pipelined without end, or the answers are not read: so do not read either.
             self._held = head + rest
             return False
@@ -281,14 +283,16 @@ class CheckInConnection:
             self.close()
             return
         if stream.writing():
+            self._blocked = True
             asyncio.ensure_future(writing).add_done_callback(self._on_written)
         elif not self._unanswered and (self._held or self._is_last()):
             self._resume()
 
     def _on_written(self, writing: asyncio.Future[None]) -> None:
+        self._blocked = self._stream.writing()
         if writing.cancelled() or writing.exception() is not None:
             self.close()
-        elif not self._unanswered:
+        elif not self._unanswered and not self._blocked:
             self._resume()
 
     def _resume(self) -> None:

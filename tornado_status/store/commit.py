@@ -14,7 +14,6 @@ import random
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 
 import structlog
 
@@ -69,10 +68,7 @@ FROM now"""
 Done = Callable[["Event | StoreError"], None]
 
 
-@dataclass(slots=True)
-class _Pending:
-    check_in: CheckIn
-    done: Done
+Pending = tuple[CheckIn, Done]
 
 
 class GroupCommit:
@@ -97,7 +93,7 @@ class GroupCommit:
         self._max_pending = max_pending
         self._commit_timeout_s = commit_timeout_s
         self._log = structlog.get_logger()
-        self._queue: deque[_Pending] = deque()
+        self._queue: deque[Pending] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -122,9 +118,10 @@ class GroupCommit:
             raise StoreUnavailable(f"database away: {self.problem}")
         if len(self._queue) >= self._max_pending:
             raise StoreUnavailable("more check-ins than the database takes")
-        self._queue.append(_Pending(check_in, done))
-        self._idle.clear()
-        self._wake.set()
+        if not self._queue:
+            self._idle.clear()
+            self._wake.set()
+        self._queue.append((check_in, done))
 
     async def run(self) -> None:
         """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
@@ -184,8 +181,8 @@ class GroupCommit:
             batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
             await self._commit(connection, batch)
 
-    async def _commit(self, connection: Connection, batch: list[_Pending]) -> None:
-        check_ins = [pending.check_in for pending in batch]
+    async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
+        check_ins = [check_in for check_in, _ in batch]
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
         try:
             rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
@@ -207,9 +204,8 @@ class GroupCommit:
         recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
         is_new = set(new)
         events = []
-        for number, pending in enumerate(recorded, start=1):
+        for number, (check_in, _) in enumerate(recorded, start=1):
             position = number if accepted is None else accepted[number - 1]
-            check_in = pending.check_in
             kind = EventKind.NEW if position in is_new else EventKind.CHECK_IN
             events.append(
                 Event(
@@ -224,13 +220,13 @@ class GroupCommit:
         if events:
             self.head = events[-1].seq
             self._on_commit(events, self.head)
-        for pending, event in zip(recorded, events, strict=True):
-            pending.done(event)
+        for (_, done), event in zip(recorded, events, strict=True):
+            done(event)
         if len(recorded) < len(batch):
             known = set(accepted)
-            for position, pending in enumerate(batch, start=1):
+            for position, (check_in, done) in enumerate(batch, start=1):
                 if position not in known:
-                    pending.done(UserUnknown(pending.check_in.email))
+                    done(UserUnknown(check_in.email))
 
     async def _announce_unconfirmed(self, connection: Connection) -> None:
         """Announce what a commit without an answer has written after all.
@@ -267,9 +263,9 @@ class GroupCommit:
         self._fail(queued, StoreUnavailable(f"database away: {error}"))
         self._idle.set()
 
-    def _fail(self, batch: list[_Pending], error: StoreError) -> None:
-        for pending in batch:
-            pending.done(error)
+    def _fail(self, batch: list[Pending], error: StoreError) -> None:
+        for _, done in batch:
+            done(error)
 
     async def _sleep(self, seconds: float) -> None:
         self._wake.clear()
