@@ -94,6 +94,15 @@ def _listen(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> Settings:
     groups = [GROUP] if options.group is None else [group for group in options.group if group]
     ca = Path(options.ca)
+    encoding = Encoding(options.encoding)
+    if encoding is Encoding.BINARY:
+        return Settings(
+            address=options.address or WILDCARD,
+            port=options.port,
+            groups=groups,
+            interfaces=options.interface or [INTERFACE],
+            encoding=encoding,
+        )
     if options.announcer is not None:
         announcers = [Path(name) for name in options.announcer if name]
     elif options.url is None and Path(ANNOUNCER).exists() and ca.exists():
@@ -124,7 +133,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         start=options.start,
         max_skew_s=options.max_skew,
         insecure=options.insecure,
-        encoding=Encoding(options.encoding),
+        encoding=encoding,
     )
 
 
@@ -140,6 +149,7 @@ class _Session:
         self._console = console
         self._form = Format.JSON if options.exec else Format(options.format)
         self._command = options.exec
+        self._marks = settings.encoding is not Encoding.BINARY
         self._count: int | None = options.count
         self._timeout_s: float | None = options.timeout
         joined = ", ".join(settings.groups)
@@ -167,7 +177,7 @@ class _Session:
         try:
             async with asyncio.timeout(self._timeout_s):
                 async for delivery in self._listener:
-                    self._console.show(render(self._form, delivery))
+                    self._console.show(render(self._form, delivery, marks=self._marks))
                     self.shown += not isinstance(delivery, Gap)
                     if self.shown == self._count:
                         break

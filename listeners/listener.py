@@ -61,7 +61,8 @@ class Settings:
     """What to listen to, whom to trust, and where to begin.
 
     Trust: `ca` and one or both of `announcers` (certificate files) and `url` with a reader's
-    `certificate` and `private_key`, which repairs, too. None of them only with `insecure`.
+    `certificate` and `private_key`, which repairs, too. None of them only with `insecure`, or for
+    the binary format, which nothing can prove.
     `start` is "now", "start", or the number of the first update; a saved `state` comes first.
     """
 
@@ -121,7 +122,7 @@ class Listener:
                 settings.url, settings.certificate, settings.private_key, settings.ca
             )
         self._verifies = bool(self._server or self._keys.known)
-        if not (self._verifies or settings.insecure):
+        if not (self._verifies or settings.insecure or settings.encoding is Encoding.BINARY):
             raise ConfigError(
                 "nothing to verify announcements with: give --announcer and --ca, or --url with a "
                 "reader's --cert and --key, or --insecure to show what nobody vouches for"
@@ -348,7 +349,8 @@ class Listener:
         self._ready.set()
 
     def _take_binary(self, payload: bytes, source: Source) -> None:
-        if self._settings.insecure:
+        # Who asks for the binary format, and nothing else, knows that it proves nothing.
+        if self._settings.insecure or self._settings.encoding is Encoding.BINARY:
             self._take_unproven(payload, source)
             return
         if self._settings.encoding is Encoding.JSON:
@@ -360,7 +362,7 @@ class Listener:
             self._warned_of_binary = True
             self._warn(
                 "datagrams of the binary format are not signed: they are counted, and shown only "
-                "with --insecure"
+                "with --encoding binary or --insecure"
             )
 
     def _take_unproven(self, payload: bytes, source: Source) -> None:

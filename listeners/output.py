@@ -28,8 +28,11 @@ class Format(enum.StrEnum):
     JSON = "json"
 
 
-def render(form: Format, delivery: Delivery) -> str:
-    """Return one delivery as it is written, with its line ends."""
+def render(form: Format, delivery: Delivery, *, marks: bool = True) -> str:
+    """Return one delivery as it is written, with its line ends.
+
+    `marks` says of what is not verified that it is not.
+    """
     match delivery:
         case Gap():
             return _gap_block(delivery) if form is Format.TEXT else _gap_line(delivery)
@@ -37,6 +40,7 @@ def render(form: Format, delivery: Delivery) -> str:
             event = _as_event(record)
             return text_block(event, None) if form is Format.TEXT else json_line(event)
         case Update(event, source, verified):
+            verified = verified or not marks
             if form is Format.TEXT:
                 return text_block(event, source, verified=verified)
             return json_line(event, verified=verified)

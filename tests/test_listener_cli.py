@@ -679,3 +679,32 @@ def test_broadcast_is_heard_beside_the_group(certs: Path, port: int) -> None:
         announcing.announce(2)
         listener.wait_for_seq(2)
         assert "Heard 3 datagrams: 2 updates shown, 1 duplicates, 0 refused" in listener.stop()
+
+
+def test_who_asks_for_the_binary_format_needs_no_proof(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """It is shown as it comes, without a certificate, from any directory; JSON is left out."""
+    port = free_port(socket.SOCK_DGRAM)
+    server = start_server(announce={"targets": targets(port, "json", "binary")})
+    options = f"--encoding binary --format json --port {port} --count 1 --timeout {PATIENCE_S}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "listeners", *options.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr.readline().startswith("Listening on")
+        assert server.request("POST", "/api/client").status == 204
+        [line] = process.stdout.read().splitlines()
+        assert process.wait(PATIENCE_S) == 0
+    update = json.loads(line)
+    assert (update["seq"], update["event"], update["email"]) == (
+        None,
+        None,
+        "valid_user@example.com",
+    )
+    assert list(update) == MEMBERS
