@@ -324,14 +324,15 @@ def plain_environment() -> dict[str, str]:
 class Postgres:
     """A PostgreSQL of a test's own, to be stopped, killed and started again."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, binaries: Path | None = None) -> None:
         self.directory = directory
         self.url = ""
+        self._arguments = [str(directory)] + ([str(binaries)] if binaries is not None else [])
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.postgres", str(self.directory)],
+            [sys.executable, "-m", "tests.postgres", *self._arguments],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
