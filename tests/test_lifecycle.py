@@ -243,13 +243,10 @@ def test_an_ordinary_user_can_run_it_all(certs: Path, user: int) -> None:
         home.mkdir()
         os.chown(home, user, user)
         prefix = (setpriv, f"--reuid={user}", f"--regid={user}", "--clear-groups")
-        reachable = (
-            subprocess.run(
-                [*prefix, sys.executable, "-c", "import pydantic"], check=False
-            ).returncode
-            == 0
-        )
-        require("a Python that others may run", reachable, f"{sys.executable} is not reachable")
+        can_run = [*prefix, sys.executable, "-c", "import pydantic"]
+        if subprocess.run(can_run, check=False, capture_output=True).returncode != 0:
+            # A Python or a checkout in root's own home: nothing that could be installed.
+            pytest.skip(f"needs a Python that others may run: {sys.executable} is not")
         with running_server(
             home, theirs, EMBEDDED, prefix=prefix, environment={"HOME": str(home)}
         ) as server:
