@@ -31,7 +31,7 @@ LOOPBACK = "127.0.0.1"
 GROUP = "239.255.66.66"
 BROADCAST = "127.255.255.255"
 
-_SERVER_NEEDS = "TORNADO_STATUS_TESTS_REQUIRE"
+_SERVER_NEEDS = "STATUS_TESTS_REQUIRE"
 
 
 def require(what: str, available: bool, how: str) -> None:

@@ -1,4 +1,7 @@
-"""The command line: `python -m tornado_status`, also installed as `tornado-status`."""
+"""The command line: `python -m tornado_status`, also installed as `tornado-status`.
+
+A table of commands; what a command does is in a module of its own, imported only when it runs.
+"""
 
 from __future__ import annotations
 
@@ -6,51 +9,83 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tornado_status import __version__, config
-from tornado_status.errors import ConfigError
+from tornado_status.errors import StatusError
 
+EXIT_FAILED = 1
 EXIT_USAGE = 2
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="tornado-status",
-        description="A check-in service: a client certificate is the identity.",
-    )
-    parser.add_argument(
-        "command",
-        nargs="?",
-        choices=("serve", "version"),
-        default="serve",
-        help="serve (the default): run the server until SIGTERM or Ctrl-C; version: print it",
-    )
-    parser.add_argument(
-        "--config",
-        type=Path,
-        default=Path("config.yaml"),
-        metavar="FILE",
-        help="settings; relative paths in it are relative to it (default: %(default)s)",
-    )
-    options = parser.parse_args(arguments)
-    if options.command == "version":
-        print(f"tornado_status {__version__}")
-        return 0
-    try:
-        return _serve(options.config)
-    except ConfigError as error:
-        print(f"tornado_status: {error}", file=sys.stderr)
-        return EXIT_USAGE
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A word of the command line: `add` declares its arguments, `run` returns the exit status."""
+
+    name: str
+    help: str
+    run: Callable[[argparse.Namespace], int]
+    add: Callable[[argparse.ArgumentParser], None] | None = None
 
 
-def _serve(path: Path) -> int:
-    settings = config.load(path, os.environ)
+def serve(options: argparse.Namespace) -> int:
+    """Run the server until SIGTERM or Ctrl-C."""
+    settings = config.load(options.config, os.environ)
     # Imported here, so that a wrong setting is told at once.
     from tornado_status import logs, server
 
     logs.configure(settings.logging)
     asyncio.run(server.serve(settings))
     return 0
+
+
+def version(options: argparse.Namespace) -> int:
+    """Print the version."""
+    print(f"tornado_status {__version__}")
+    return 0
+
+
+COMMANDS = (
+    Command("serve", "run the server until SIGTERM or Ctrl-C (the default)", serve),
+    Command("version", "print the version", version),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 failed, 2 usage or configuration."""
+    options = make_parser().parse_args(arguments)
+    command = next(each for each in COMMANDS if each.name == (options.command or "serve"))
+    try:
+        return command.run(options)
+    except StatusError as error:
+        print(f"tornado-status: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands. `--config` may stand before or behind the command."""
+    parser = argparse.ArgumentParser(
+        prog="tornado-status",
+        description="A check-in service: a client certificate is the identity.",
+    )
+    _add_config(parser, Path("config.yaml"))
+    words = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    for command in COMMANDS:
+        word = words.add_parser(command.name, help=command.help, description=command.run.__doc__)
+        # Suppressed, or the default would undo what stood before the command.
+        _add_config(word, argparse.SUPPRESS)
+        if command.add is not None:
+            command.add(word)
+    return parser
+
+
+def _add_config(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        default=default,
+        metavar="FILE",
+        help="settings; relative paths in it are relative to it (default: config.yaml)",
+    )
