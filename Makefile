@@ -67,6 +67,9 @@ lock: $(VENV)/.dev
 		pyproject.toml requirements.in -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group docs \
 		-o requirements-docs.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group sbom -o requirements-sbom.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group kubernetes \
+		-o requirements-kubernetes.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) benchmarks/requirements.in \
 		-o benchmarks/requirements.txt
 

@@ -156,9 +156,12 @@ def _values(schema: dict[str, Any], node: dict[str, Any]) -> str:
         return ", ".join(f"`{value}`" for value in node["enum"])
     if "const" in node:
         return f"`{node['const']}`"
-    kind: str = {"object": "map", "array": "list", "integer": "whole number", "null": "nothing"}.get(
-        node.get("type", ""), node.get("type", "any")
-    )
+    kind: str = {
+        "object": "map",
+        "array": "list",
+        "integer": "whole number",
+        "null": "nothing",
+    }.get(node.get("type", ""), node.get("type", "any"))
     if node.get("format") == "path":
         kind = "path"
     limits = [

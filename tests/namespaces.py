@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,3 +78,9 @@ def running(command: list[str], cwd: Path, environment: Mapping[str, str]) -> It
 
 def environment_for_python() -> dict[str, str]:
     return {**plain_environment(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+
+
+def in_python(command: list[str]) -> list[str]:
+    """Return a command of the image as it runs here."""
+    assert command[0] == "python"
+    return [sys.executable, *command[1:]]
