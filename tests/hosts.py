@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support import PATIENCE_S, Lines, require, wait_until
+from tests.support import PATIENCE_S, ROOT, Lines, require, wait_until
 
 NETWORK, NETWORK_IPV6 = "10.78.0", "fd78::"
 SERVER_IP, BROADCAST_IP = f"{NETWORK}.1", f"{NETWORK}.255"
@@ -73,6 +73,17 @@ while True:
 """
 
 
+# A relay in user space would pass on the half of a checksum that a network card completes.
+FULL_CHECKSUMS = """\
+import ctypes, fcntl, socket, struct
+ETHTOOL_STXCSUM, SIOCETHTOOL = 0x17, 0x8946
+value = bytearray(struct.pack("@II", ETHTOOL_STXCSUM, 0))
+buffer = (ctypes.c_char * len(value)).from_buffer(value)
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    fcntl.ioctl(sock, SIOCETHTOOL, struct.pack("@16sP", b"eth0", ctypes.addressof(buffer)))
+"""
+
+
 class Hearing:
     """What arrives at a UDP port of a host, from the moment it is entered."""
 
@@ -111,6 +122,43 @@ class Hearing:
 
         datagram: dict[str, Any] = wait_until(found, f"update {seq} or later")
         return datagram
+
+
+class Relay:
+    """A running `python -m tests.relay`; `stop` tells what it did."""
+
+    def __init__(
+        self, inside: tuple[str, ...], near: str, far: str, port: int, percent: int
+    ) -> None:
+        arguments = [sys.executable, "-m", "tests.relay", near, far, str(port), str(percent)]
+        self._process = subprocess.Popen(
+            [*inside, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._lines = Lines(self._process.stdout)
+
+    def __enter__(self) -> Relay:
+        try:
+            self._lines.wait_for(lambda line: line == "relaying", "relaying")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(PATIENCE_S)
+        self._lines.wait_end()
+
+    def stop(self) -> dict[str, int]:
+        self.__exit__()
+        assert self._process.returncode == 0
+        words = self._lines.lines[-1].split()
+        return {word: int(count) for word, count in zip(words[::2], words[1::2], strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +216,23 @@ class Hosts:
     group: Host
     broadcast: Host
 
+    @contextlib.contextmanager
+    def disordering(self, number: int, port: int, percent: int) -> Iterator[Relay]:
+        """Repeat and delay so many of the datagrams on their way to host `number`, 2 or 3."""
+        cable, near, far = f"p{number}", f"relay{number}", f"r{number}"
+        inside = ("ip", "netns", "exec", self.switch)
+        link = ("ip", "-n", self.switch, "link")
+        run(*link, "add", near, "type", "veth", "peer", "name", far)
+        run(*link, "set", far, "master", "br0", "up")
+        run(*link, "set", near, "up")
+        run(*link, "set", cable, "nomaster")
+        try:
+            with Relay(inside, cable, near, port, percent) as relay:
+                yield relay
+        finally:
+            run(*link, "set", cable, "master", "br0")
+            run(*link, "delete", near)
+
 
 @contextlib.contextmanager
 def three_hosts(purpose: str) -> Iterator[Hosts]:
@@ -194,6 +259,7 @@ def three_hosts(purpose: str) -> Iterator[Hosts]:
                 run("ip", "-n", switch, "link", "set", f"p{number}", "master", "br0", "up")
                 run(*here, "link", "set", "lo", "up")
                 run(*here, "link", "set", "eth0", "up")
+                run("ip", "netns", "exec", name, sys.executable, "-c", FULL_CHECKSUMS)
                 address = (f"{NETWORK}.{number}/24", "broadcast", "+", "dev", "eth0")
                 run(*here, "address", "add", *address)
                 # Without waiting to see whether another host has it: these are all there are.

@@ -166,6 +166,33 @@ def test_every_host_ends_with_exactly_the_log(
             assert percent == 0 or " 0 repaired" not in final
 
 
+def test_repeated_and_overtaken_datagrams_change_nothing(
+    hosts: Hosts, start_server: StartServer
+) -> None:
+    """5,000 check-ins over cables that lose 10 % and repeat and disorder 10 %: exactly the log."""
+    port = free_port(socket.SOCK_DGRAM)
+    server = start_server(prefix=hosts.server.inside, **settings_for(port))
+    with (
+        hosts.disordering(2, port, 10) as to_group,
+        hosts.disordering(3, port, 10) as to_broadcast,
+        hosts.group.losing(10, port),
+        hosts.broadcast.losing(10, port),
+        both(hosts, server, port) as listeners,
+    ):
+        check_in(hosts.server, server, 5000)
+        log = log_of(server)
+        assert len(log) == 5000
+        for listener, relay in zip(listeners, (to_group, to_broadcast), strict=True):
+            assert listener.wait_for_seq(5000) == log
+            final = listener.stop()
+            assert "5000 updates shown" in final
+            assert final.endswith(" 0 missed, lag 0.")
+            # The cable did what it was asked to: 10 % of at least 5,000 / 7 datagrams, both ways.
+            did = relay.stop()
+            assert did["repeated"] > did["relayed"] * 0.05 > 0
+            assert did["overtaken"] > did["relayed"] * 0.05
+
+
 def test_interfaces_and_servers_go_and_come(hosts: Hosts, start_server: StartServer) -> None:
     """What was announced meanwhile is repaired, and the group is heard again."""
     port = free_port(socket.SOCK_DGRAM)
