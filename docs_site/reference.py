@@ -50,7 +50,7 @@ def config_page(text: str) -> str:
     opening, sections, closing = _read(text)
     schema = Settings.model_json_schema()
     defaults = Settings().model_dump(mode="json")
-    page = ["# Settings", "", *opening, ""]
+    page = ["# Settings", "", *(line.replace("this file", "config.yaml") for line in opening), ""]
     for section, (remark, keys) in sections.items():
         page += [f"## {section}", ""]
         if remark:
@@ -59,6 +59,8 @@ def config_page(text: str) -> str:
         properties = _resolve(schema, schema["properties"][section])["properties"]
         for key in keys:
             values = _values(schema, properties[key.name])
+            if key.name.endswith("_s"):
+                values = _durations(values)
             default = json.dumps(defaults[section][key.name], ensure_ascii=False)
             cells = (f"`{key.name}`", values, f"`{default}`", _meaning(key))
             page.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
@@ -172,6 +174,12 @@ def _values(schema: dict[str, Any], node: dict[str, Any]) -> str:
     if kind == "list" and "items" in node:
         return f"list of {_values(schema, node['items'])}s"
     return kind
+
+
+def _durations(values: str) -> str:
+    """Return values of a key in seconds with that unit, and long limits in days."""
+    days = re.sub(r"[0-9.]+e\+[0-9]+", lambda match: f"{float(match[0]) / 86400:.0f} days", values)
+    return days.replace("number", "seconds", 1)
 
 
 def _help(parser: argparse.ArgumentParser) -> list[str]:
