@@ -174,6 +174,19 @@ class Host:
     def ip(self, *arguments: str) -> None:
         run("ip", "-n", self.name, *arguments)
 
+    @property
+    def link_local(self) -> str:
+        """The IPv6 address that eth0 has by itself, without its scope; soon after it went up."""
+
+        def found() -> str:
+            shown = json.loads(run("ip", "-n", self.name, "-json", "address", "show", "eth0"))
+            for each in shown[0]["addr_info"]:
+                if each["scope"] == "link" and not each.get("tentative"):
+                    return str(each["local"])
+            return ""
+
+        return str(wait_until(found, "a link-local address"))
+
     def link(self, state: str) -> None:
         self.ip("link", "set", "eth0", state)
 

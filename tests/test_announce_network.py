@@ -121,6 +121,7 @@ def test_every_kind_of_address_is_reached(
     hosts: Hosts, start_server: StartServer, port: int
 ) -> None:
     """IPv4 and IPv6 groups, the computed broadcast, and single hosts beside them."""
+    here, there = hosts.server.link_local, hosts.broadcast.link_local
     server = start(
         start_server,
         hosts,
@@ -131,6 +132,9 @@ def test_every_kind_of_address_is_reached(
         to_ipv6("ff15::67", port),  # nobody joins it
         unicast("10.78.0.3", port + 1),
         unicast("fd78::3", port + 1),
+        unicast(there, port + 2, interfaces=["eth0"]),
+        to_ipv6(IPV6_LINK, port + 3, interfaces=["fd78::1"]),
+        to_ipv6(IPV6_LINK, port + 4, interfaces=[f"{here}%eth0"]),
     )
     source_port = server.settings["announce"]["source_port"]
     with (
@@ -140,24 +144,30 @@ def test_every_kind_of_address_is_reached(
         Hearing(hosts.broadcast, port, IPV6_SITE, "eth0", family=6) as site,
         Hearing(hosts.broadcast, port + 1) as alone,
         Hearing(hosts.broadcast, port + 1, family=6) as alone_by_ipv6,
+        Hearing(hosts.broadcast, port + 2, family=6) as on_the_link,
+        Hearing(hosts.group, port + 3, IPV6_LINK, "eth0", family=6) as by_address,
+        Hearing(hosts.group, port + 4, IPV6_LINK, "eth0", family=6) as by_scope,
     ):
         check_in(hosts.server, server)
         expected = [
             (group, SERVER_IP, GROUP, 3),
             (broadcast, SERVER_IP, BROADCAST_IP, 1),
-            (link, None, IPV6_LINK, 1),
+            (link, here, IPV6_LINK, 1),
             (site, "fd78::1", IPV6_SITE, 4),
             (alone, SERVER_IP, "10.78.0.3", 1),
             (alone_by_ipv6, "fd78::1", "fd78::3", 1),
+            (on_the_link, here, there, 1),
+            (by_address, "fd78::1", IPV6_LINK, 1),
+            (by_scope, here, IPV6_LINK, 1),
         ]
         for hearing, source, destination, ttl in expected:
-            heard = hearing.wait_for(1)
-            assert (heard["destination"], heard["ttl"], heard["port"]) == (
-                *(destination, ttl, source_port),
-            )
-            assert heard["source"] == source or (
-                source is None and heard["source"].startswith("fe80::")
-            )
+            assert hearing.wait_for(1) == {
+                "source": source,
+                "port": source_port,
+                "destination": destination,
+                "ttl": ttl,
+                "seqs": [1],
+            }
         for hearing in (link, site):  # the group that was not joined is not heard
             assert {each["destination"] for each in hearing.heard} <= {IPV6_LINK, IPV6_SITE}
     assert not said_of(server, GONE, "")

@@ -9,7 +9,7 @@ import re
 import shutil
 import socket
 import subprocess
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -84,6 +84,25 @@ def test_an_interface_that_does_not_exist_is_told_with_those_that_do(interface: 
         outlet.check(read_interfaces())
     assert f"interface {interface!r} does not exist; there are " in str(caught.value)
     assert "lo 127.0.0.1" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "address", "doubted"),
+    [
+        ("broadcast", "127.255.255.255", False),
+        ("broadcast", "198.51.100.255", True),
+        ("broadcast", "127.0.0.1", True),
+        ("unicast", "127.0.0.1", False),
+    ],
+)
+def test_what_is_no_broadcast_address_here_is_doubted(
+    kind: Literal["broadcast", "unicast"], address: str, doubted: bool
+) -> None:
+    """It would be sent all the same, to nobody: the mask is another one, or a slip."""
+    outlet = UdpOutlet(Target(kind=kind, address=address), None, 6666)
+    doubt = outlet.doubt(read_interfaces())
+    assert (doubt is not None) == doubted
+    assert doubt is None or "lo 127.255.255.255" in doubt
 
 
 def test_an_outlet_that_is_closed_says_why_each_time() -> None:

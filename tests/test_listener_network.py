@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,19 +126,29 @@ def settings_for(port: int) -> dict[str, Any]:
     }
 
 
+GROUP_OR_BROADCAST = (
+    ("--address", GROUP, "--interface", "eth0"),
+    ("--address", BROADCAST_IP, "--group", ""),
+)
+GROUPS_OF_IPV6 = (
+    ("--address", "::", "--group", "ff15::66", "--interface", "eth0"),
+    ("--address", "::", "--group", "ff02::66%eth0"),
+)
+
+
 @contextlib.contextmanager
-def both(hosts: Hosts, server: Server, port: int) -> Iterator[list[Listening]]:
+def both(
+    hosts: Hosts, server: Server, port: int, hearing: Sequence[Sequence[str]] = GROUP_OR_BROADCAST
+) -> Iterator[list[Listening]]:
     """A listener on the group's host and one on the broadcast's, both with repair."""
     certs = server.certs
     options = [
         *("--port", port, "--url", f"https://{SERVER_IP}:{server.port}", "--ca", certs / "ca.crt"),
         *("--cert", certs / "operator.crt", "--key", certs / "operator.key"),
     ]
-    group = ["--address", GROUP, "--interface", "eth0"]
-    broadcast = ["--address", BROADCAST_IP, "--group", ""]
     with (
-        Listening(*options, *group, prefix=hosts.group.inside) as first,
-        Listening(*options, *broadcast, prefix=hosts.broadcast.inside) as second,
+        Listening(*options, *hearing[0], prefix=hosts.group.inside) as first,
+        Listening(*options, *hearing[1], prefix=hosts.broadcast.inside) as second,
     ):
         yield [first, second]
 
@@ -219,6 +229,33 @@ def test_interfaces_and_servers_go_and_come(hosts: Hosts, start_server: StartSer
         for listener in listeners:
             assert listener.wait_for_seq(3200) == log
             assert listener.stop().endswith(" 0 missed, lag 0.")
+
+
+def test_every_host_ends_with_exactly_the_log_by_ipv6(
+    hosts: Hosts, start_server: StartServer
+) -> None:
+    """The server's own IPv6 groups, of the link and of the site, with a third of it lost."""
+    port = free_port(socket.SOCK_DGRAM)
+    common = {"kind": "multicast", "port": port, "interfaces": ["eth0"]}
+    settings = settings_for(port)
+    settings["announce"]["targets"] = [
+        {"address": "ff15::66", **common},
+        {"address": "ff02::66", **common},
+    ]
+    server = start_server(prefix=hosts.server.inside, **settings)
+    with (
+        hosts.group.losing(30, port),
+        hosts.broadcast.losing(30, port),
+        both(hosts, server, port, GROUPS_OF_IPV6) as listeners,
+    ):
+        check_in(hosts.server, server, 2000)
+        log = log_of(server)
+        for listener in listeners:
+            assert listener.wait_for_seq(2000) == log
+            final = listener.stop()
+            assert final.endswith(" 0 missed, lag 0.")
+            assert " 0 repaired" not in final
+            assert "Heard 0 datagrams" not in final
 
 
 def test_a_group_of_ipv6_is_heard_on_another_host(hosts: Hosts, certs: Path) -> None:

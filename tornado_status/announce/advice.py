@@ -12,7 +12,7 @@ ADVICE = {
     errno.EHOSTUNREACH: "no route to it, or its host does not answer: see `ip route get ADDRESS`",
     errno.ENETDOWN: "the interface is down: set it up, as with `ip link set eth0 up`",
     errno.ENODEV: "the interface is gone: bring it back, or change the target's `interfaces`",
-    errno.EADDRNOTAVAIL: "the interface has no such address now: give its name, or one that it has",
+    errno.EADDRNOTAVAIL: "no such address here now, or none on the interface: see `ip address`",
     errno.EADDRINUSE: "another program has the port: change announce.source_port, or end it",
     errno.EACCES: "it is a broadcast address: say kind: broadcast; or a route that prohibits it",
     errno.EPERM: "a firewall rule on this machine forbids it: allow UDP out to the target's port",

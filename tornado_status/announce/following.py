@@ -43,6 +43,9 @@ class Following:
         for outlet in self._outlets:
             outlet.refresh(interfaces)
             self._tell(outlet, None)
+            doubt = outlet.doubt(interfaces)
+            if doubt is not None:
+                self._log.warning("is it a broadcast address?", target=outlet.target, reason=doubt)
 
     async def run(self) -> None:
         """Follow until cancelled."""

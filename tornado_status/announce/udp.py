@@ -83,6 +83,24 @@ class UdpOutlet:
                 f"there are {there}"
             )
 
+    def doubt(self, interfaces: Interfaces) -> str | None:
+        """Return what is probably wrong with an address that can be sent to all the same."""
+        address = self._settings.address
+        if self._settings.kind != "broadcast" or address in (AUTO, _LIMITED):
+            return None
+        known = [
+            f"{each.name} {network.broadcast}"
+            for each in interfaces
+            for network in each.networks
+            if network.broadcast is not None
+        ]
+        if any(each.endswith(f" {address}") for each in known):
+            return None
+        return (
+            "no interface has this broadcast address, so it goes to a host of that address, or to "
+            f"another network; there are {', '.join(known)}; address: auto finds the right one"
+        )
+
     def refresh(self, interfaces: Interfaces) -> None:
         """Open the socket, or open it anew where its way out has changed. Sets `problem`."""
         try:
