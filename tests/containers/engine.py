@@ -80,7 +80,8 @@ class Engine:
             '[containers]\ncgroups = "disabled"\n'
             'default_ulimits = ["nofile=20000:20000", "nproc=90000:90000"]\n'
             '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
-            f'[network]\nnetwork_config_dir = "{self.directory}/networks"\n'
+            '[network]\nfirewall_driver = "nftables"\n'
+            f'network_config_dir = "{self.directory}/networks"\n'
         )
         storage = self.directory / "storage.conf"
         storage.write_text(
