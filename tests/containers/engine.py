@@ -14,6 +14,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.support import PATIENCE_S, ROOT, Lines, plain_environment, require, wait_until
 
 HERE = Path(__file__).resolve().parent
@@ -193,10 +195,14 @@ class Engine:
 
 
 def need_engine() -> None:
-    """Skip where containers cannot run; in CI that is a failure."""
+    """Skip where containers cannot run; in CI a missing program is a failure.
+
+    What the machine itself forbids, no installation mends: that stays a skip everywhere.
+    """
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     how = f"as root: apt-get install --no-install-recommends {DEBIAN}"
     require(", ".join(missing) or "programs", not missing, how)
     unshare = ["unshare", "--mount", "--net", "--propagation", "private", "sh", "-c", _CGROUPS]
     done = subprocess.run(unshare, capture_output=True, text=True, check=False)
-    require("root and version 2 control groups", done.returncode == 0, done.stderr or how)
+    if done.returncode != 0:
+        pytest.skip(f"needs root and version 2 control groups: {done.stderr.strip()}")
