@@ -30,6 +30,7 @@ from tornado_status.ingress import (
     Judge,
     PeerStream,
     Trust,
+    TrustedProxies,
     bind,
     load_anchors,
     quick_stream_class,
@@ -116,8 +117,14 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         trust,
         limit,
     )
+    proxied = settings.ingress.proxy_protocol
     acceptor = Acceptor(
-        http, settings.server, judge, check_ins.serve, _stream_class(settings.server)
+        http,
+        settings.server,
+        judge,
+        check_ins.serve,
+        _stream_class(settings.server),
+        TrustedProxies(settings.ingress.trusted_proxies) if proxied else None,
     )
     publication = Publication(store.publish_announcers)
 

@@ -1,15 +1,18 @@
 """How a check-in gets in: TLS, accepting, who the peer is, and the check-in connection."""
 
-from tornado_status.ingress.acceptor import Acceptor, bind
+from tornado_status.ingress.accepting import Accepting, bind
+from tornado_status.ingress.acceptor import Acceptor
 from tornado_status.ingress.connection import Answers, CheckInService
 from tornado_status.ingress.contexts import server_context
 from tornado_status.ingress.peer import Judge
+from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.reload import FileWatcher, self_test
 from tornado_status.ingress.stream import READ_CHUNK, PeerStream, quick_stream_class
 from tornado_status.ingress.trust import Anchors, Trust, load_anchors
 
 __all__ = [
     "READ_CHUNK",
+    "Accepting",
     "Acceptor",
     "Anchors",
     "Answers",
@@ -18,6 +21,7 @@ __all__ = [
     "Judge",
     "PeerStream",
     "Trust",
+    "TrustedProxies",
     "bind",
     "load_anchors",
     "quick_stream_class",
