@@ -131,13 +131,24 @@ class Database(Section):
 
 
 class Ingress(Section):
-    mode: Literal["tls"] = "tls"
+    """`mode: proxy` is plain HTTP from `trusted_proxies`, which terminate TLS."""
+
+    mode: Literal["tls", "proxy"] = "tls"
     trusted_proxies: tuple[TrustedNetwork, ...] = ()
     proxy_protocol: bool = False
+    certificate_header: Literal["client-cert", "x-ssl-client-cert", "x-forwarded-client-cert"] = (
+        "client-cert"
+    )
+    address_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
 
     @model_validator(mode="after")
     def _knows_its_proxies(self) -> Ingress:
-        if self.proxy_protocol and not self.trusted_proxies:
+        proxied = self.mode == "proxy"
+        if proxied and self.proxy_protocol:
+            raise ValueError("proxy_protocol is for mode tls: in mode proxy the headers say it")
+        if proxied and any(network.prefixlen == 0 for network in self.trusted_proxies):
+            raise ValueError("trusted_proxies: trusting everybody lets anybody be anybody")
+        if (proxied or self.proxy_protocol) and not self.trusted_proxies:
             raise ValueError(
                 "trusted_proxies: expected the addresses of the proxies: whoever is trusted says "
                 "which address a check-in comes from"
@@ -308,7 +319,8 @@ def without_effect(settings: Settings) -> list[str]:
         section, _, key = name.partition(".")
         if key in getattr(settings, section).model_fields_set:
             found.append(name)
-    if settings.ingress.trusted_proxies and not settings.ingress.proxy_protocol:
+    ingress = settings.ingress
+    if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
         found.append("ingress.trusted_proxies")
     return found
 

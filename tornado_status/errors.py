@@ -6,6 +6,7 @@ StatusError
 ├── AnnouncerError         a certificate that does not prove a key that may announce
 ├── RevocationListError    a revocation list that cannot be used
 ├── ProxyHeaderError       a PROXY protocol header that says no client's address
+├── ForwardedError         a proxy's headers that do not say who the client is
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
 ├── TooFrequent            an identity checks in more often than it may (429)
 └── StoreError             the database could not do it
@@ -56,6 +57,14 @@ class ProxyHeaderError(StatusError):
 
     `reason` is a short stable word for logs and counters.
     """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ForwardedError(StatusError):
+    """A proxy's headers do not say who the client is. `reason` is a short word for counters."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

@@ -5,6 +5,8 @@ from tornado_status.ingress.acceptor import Acceptor
 from tornado_status.ingress.connection import Answers, CheckInService
 from tornado_status.ingress.contexts import server_context
 from tornado_status.ingress.peer import Judge
+from tornado_status.ingress.plain import PlainAcceptor
+from tornado_status.ingress.proxied import ProxiedJudge
 from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.reload import FileWatcher, self_test
 from tornado_status.ingress.stream import READ_CHUNK, PeerStream, quick_stream_class
@@ -20,6 +22,8 @@ __all__ = [
     "FileWatcher",
     "Judge",
     "PeerStream",
+    "PlainAcceptor",
+    "ProxiedJudge",
     "Trust",
     "TrustedProxies",
     "bind",

@@ -55,7 +55,7 @@ class Accepting(ABC):
     `refused` counts those that were turned away, by kind.
     """
 
-    def __init__(self, settings: Server) -> None:
+    def __init__(self, settings: Server, refused: Counter[str]) -> None:
         self._max_handshakes = settings.max_handshakes
         self._max_connections = _within_descriptors(settings.max_connections)
         self._open = 0
@@ -66,7 +66,7 @@ class Accepting(ABC):
         self._logged = RateLimit()
         self._loop = asyncio.get_running_loop()
         self._listening: list[socket.socket] = []
-        self.refused: Counter[str] = Counter()
+        self.refused = refused
 
     @abstractmethod
     def _begin(self, connection: socket.socket, address: Address) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable
 
 from tornado.httpserver import HTTPServer
@@ -47,7 +48,7 @@ class Acceptor(Accepting):
         stream_class: type[PeerStream] = PeerStream,
         proxies: TrustedProxies | None = None,
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, Counter())
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
         self._judge = judge

@@ -17,10 +17,12 @@ class TrustedProxies:
         # Proxies are few and connect again and again.
         self._is_trusted = functools.lru_cache(1024)(functools.partial(_within, tuple(networks)))
 
-    def __contains__(self, address: str) -> bool:
+    def __contains__(self, address: object) -> bool:
         return self._is_trusted(address)
 
 
-def _within(networks: tuple[Network, ...], address: str) -> bool:
+def _within(networks: tuple[Network, ...], address: object) -> bool:
+    if not isinstance(address, str):
+        return False
     known = ipaddress.ip_address(normalise_ip(address))
     return any(known in network for network in networks)

@@ -103,10 +103,19 @@ class Trust:
         if standing is None or standing.refusal is UNKNOWN_CHAIN:
             if len(self._standings) >= MAX_REMEMBERED:
                 del self._standings[next(iter(self._standings))]  # the oldest
-            anchors = {_der(ca) for ca in self.anchors.cas}
-            below = tuple(der for der in chain() if der not in anchors)
-            standing = Standing(below or (certificate,), self.bundle)
-            self._standings[certificate] = standing
+            standing = self._standings[certificate] = self.judge(chain() or (certificate,))
+        else:
+            self.renew(standing)
+        return standing
+
+    def judge(self, chain: Sequence[bytes]) -> Standing:
+        """Return the verdict on a verified chain in DER, its first certificate the peer's.
+
+        For the caller to keep as long as `bundle` stays, and to renew.
+        """
+        anchors = {_der(ca) for ca in self.anchors.cas}
+        below = tuple(der for der in chain if der not in anchors)
+        standing = Standing(below or (chain[0],), self.bundle)
         self.renew(standing)
         return standing
 
