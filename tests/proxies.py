@@ -21,9 +21,9 @@ def accepts(port: int, host: str = LOOPBACK) -> bool:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], port: int, *, host: str = LOOPBACK, prefix: tuple[str, ...] = ()
+    command: Sequence[str], port: int | None, *, host: str = LOOPBACK, prefix: tuple[str, ...] = ()
 ) -> Iterator[Lines]:
-    """Run a proxy in the foreground until its port answers, and end it; its output."""
+    """Run a proxy in the foreground, once its port (None: do not look) answers; end it."""
     process = subprocess.Popen(
         [*prefix, *command],
         stdin=subprocess.DEVNULL,
@@ -37,7 +37,7 @@ def running(
 
         def ready() -> bool:
             assert process.poll() is None, output.wait_end()
-            return accepts(port, host)
+            return port is None or accepts(port, host)
 
         wait_until(ready, "a proxy that answers")
         yield output
