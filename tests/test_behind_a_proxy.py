@@ -7,9 +7,12 @@ import contextlib
 import datetime
 import http.client
 import ipaddress
+import re
 import shutil
 import socket
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from hypothesis import strategies as st
 from certs_gen.authority import Authority, common_name, new_key
 from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
+from tests.hostile_requests import CORPUS, HOST
 from tests.proxies import haproxy, program, running
 from tests.support import (
     LOOPBACK,
@@ -42,7 +46,9 @@ from tests.support import (
     wait_until,
 )
 from tests.test_trust import Site, replace, site  # noqa: F401
+from tornado_status.config import Ingress
 from tornado_status.errors import ForwardedError, IdentityError
+from tornado_status.ingress import Anchors, ProxiedJudge, Speakers, Trust, TrustedProxies
 from tornado_status.ingress.chains import ChainVerifier
 from tornado_status.ingress.forwarded import (
     MAX_CHAIN,
@@ -149,6 +155,76 @@ def test_one_connection_carries_everybody(shared: Server) -> None:
     connection.close()
     operator = "operator@example.com"
     assert seen == [(204, VALID), (204, operator), (400, operator), (204, VALID), (400, VALID)]
+
+
+def raw_check_in(server: Server, cert: str, *more: str, method: str = "POST") -> bytes:
+    headers = [f"{name}: {value}" for name, value in from_client(server, cert)]
+    lines = [f"{method} /api/client HTTP/1.1", "Host: localhost", *headers, *more, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+def read_statuses(raw: socket.socket, count: int) -> list[str]:
+    answers = b""
+    while len(found := re.findall(rb"HTTP/1\.1 (\d{3})", answers)) < count:
+        data = raw.recv(65536)
+        assert data, answers
+        answers += data
+    return [status.decode() for status in found]
+
+
+@pytest.mark.parametrize("size", [1_000_000, 61])
+def test_pipelined_check_ins_of_several_people_are_each_their_own(
+    start_server: StartServer, size: int
+) -> None:
+    """However TCP cuts them, in order, and what is no check-in waits for those before it."""
+    server = start_server(ingress=behind())
+    people = ["client", "operator", "client", "client", "operator"] * 4
+    data = b"".join(raw_check_in(server, cert) for cert in people)
+    data += raw_check_in(server, "client", method="GET") + raw_check_in(server, "operator")
+    with socket.create_connection(
+        (LOOPBACK, server.port), timeout=PATIENCE_S, source_address=(PROXY_IP, 0)
+    ) as raw:
+        raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for start in range(0, len(data), size):
+            raw.sendall(data[start : start + size])
+        statuses = read_statuses(raw, len(people) + 2)
+    assert statuses == ["204"] * len(people) + ["200", "204"]
+    emails = [email for (email,) in server.rows("SELECT email FROM check_in ORDER BY seq")]
+    names = {"client": VALID, "operator": "operator@example.com"}
+    assert emails == [names[cert] for cert in [*people, "operator"]]
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_both_ways_judge_alike(shared: Server, name: str) -> None:
+    """Hostile requests, with a good certificate: the same answers by the connection and by HTTP."""
+    good = "".join(f"{key}: {value}\r\n" for key, value in from_client(shared)).encode()
+    request = CORPUS[name].replace(HOST, HOST + good)
+
+    def verdict(first: bytes) -> tuple[list[bytes], bool]:
+        with socket.create_connection(
+            (LOOPBACK, shared.port), timeout=PATIENCE_S, source_address=(PROXY_IP, 0)
+        ) as raw:
+            if first:
+                raw.sendall(first)
+                head, _, body = raw.recv(65536).partition(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200"), head
+                assert body
+            raw.sendall(request)
+            raw.settimeout(0.3)
+            answers, closed = b"", True
+            try:
+                while data := raw.recv(65536):
+                    answers += data
+            except TimeoutError:
+                closed = False
+            except ConnectionResetError:
+                pass
+        return re.findall(rb"HTTP/1\.1 (\d{3})", answers), closed
+
+    assert send(shared, *from_client(shared)).status == 204
+    quick = verdict(b"")
+    assert quick == verdict(raw_check_in(shared, "client", method="GET"))
+    assert not [status for status in quick[0] if status >= b"500"]
 
 
 def test_nobody_but_the_proxy_is_listened_to(shared: Server) -> None:
@@ -460,6 +536,8 @@ def through_proxy(
             connection.request("POST", "/api/client", headers=headers)
             response = connection.getresponse()
             assert (response.status, response.read()) == (204, b"")
+            # The ordinary HTTP's answers have it: what the proxy adds does not lead there.
+            assert response.getheader("Cache-Control") is None
             expected = client_port if knows_port else 0
             email, seen_ip, seen_port = newest(server)[:3]
             assert (email, seen_port) == (VALID, expected)
@@ -475,6 +553,39 @@ def through_proxy(
 
 
 # ------------------------------------------------------------------------------------- in memory
+
+
+def test_who_spoke_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the exact bytes, as long as the chain is good and the CAs are the same, and not more."""
+    monkeypatch.setattr("tornado_status.ingress.shared_connection.MAX_REMEMBERED", 3)
+    monkeypatch.setattr("tornado_status.ingress.proxied.MAX_REMEMBERED", 3)
+    authority = Authority.create()
+    trust = Trust(Anchors((authority.certificate,)))
+    settings = Ingress.model_validate(behind())
+    judge = ProxiedJudge(trust, settings, TrustedProxies(settings.trusted_proxies), Counter())
+    speakers = Speakers(judge)
+    now = time.time()
+
+    def head(number: int) -> bytes:
+        certificate = authority.issue_client(f"u{number}@example.com").certificate
+        return (
+            "POST /api/client HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 10.1.2.3\r\n"
+            f"Client-Cert: {rfc9440(certificate.public_bytes(Encoding.DER))}\r\n\r\n"
+        ).encode()
+
+    heads = [head(number) for number in range(5)]
+    assert speakers.known(heads[0], trust.bundle, now) is None
+    for number, each in enumerate(heads):
+        spoken = speakers.of(each)
+        assert spoken is not None
+        assert spoken.check_in.email == f"u{number}@example.com"
+        assert speakers.known(each, trust.bundle, now) is spoken
+    known = [speakers.known(each, trust.bundle, now) is not None for each in heads]
+    assert known == [False, False, True, True, True]
+    assert speakers.known(heads[4], trust.bundle, now + 100 * 366 * 86400) is None
+    trust.replace(Anchors((Authority.create().certificate,)))
+    assert speakers.known(heads[4], trust.bundle, now) is None
+    assert speakers.of(heads[4]) is None
 
 
 def lines_of(*headers: tuple[str, str]) -> Any:

@@ -32,7 +32,10 @@ from tornado_status.ingress import (
     Judge,
     PeerStream,
     PlainAcceptor,
+    PlainStream,
     ProxiedJudge,
+    SharedConnection,
+    Speakers,
     Trust,
     TrustedProxies,
     bind,
@@ -127,9 +130,14 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         trust,
         limit,
     )
+    speakers = Speakers(proxied_judge)
+
+    def serve_shared(stream: PlainStream, address: tuple[str, int]) -> None:
+        SharedConnection(check_ins, stream, address, speakers).start()
+
     acceptor: Accepting
     if proxied:
-        acceptor = PlainAcceptor(settings.server, proxies, http.handle_stream, refused)
+        acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refused)
     else:
         acceptor = Acceptor(
             http,

@@ -9,7 +9,8 @@ from tornado_status.ingress.plain import PlainAcceptor
 from tornado_status.ingress.proxied import ProxiedJudge
 from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.reload import FileWatcher, self_test
-from tornado_status.ingress.stream import READ_CHUNK, PeerStream, quick_stream_class
+from tornado_status.ingress.shared_connection import SharedConnection, Speakers
+from tornado_status.ingress.stream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
 from tornado_status.ingress.trust import Anchors, Trust, load_anchors
 
 __all__ = [
@@ -23,7 +24,10 @@ __all__ = [
     "Judge",
     "PeerStream",
     "PlainAcceptor",
+    "PlainStream",
     "ProxiedJudge",
+    "SharedConnection",
+    "Speakers",
     "Trust",
     "TrustedProxies",
     "bind",

@@ -6,28 +6,13 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from tornado.iostream import IOStream
-
 from tornado_status.config import Server
 from tornado_status.ingress.accepting import Accepting
-from tornado_status.ingress.connection import READ_CHUNK
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.stream import READ_CHUNK, PlainStream
 
 MAX_BUFFER = 128 * 1024  # per connection: heads carry certificates, and proxies are few
-
-
-class PlainStream(IOStream):
-    """A stream that says when it has ended."""
-
-    on_closed: Callable[[], None] | None = None
-
-    def close_fd(self) -> None:
-        """See `BaseIOStream.close_fd`: runs once, however the stream ends."""
-        super().close_fd()
-        on_closed, self.on_closed = self.on_closed, None
-        if on_closed is not None:
-            on_closed()
 
 
 class PlainAcceptor(Accepting):

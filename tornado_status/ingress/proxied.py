@@ -20,7 +20,12 @@ from tornado_status.checkin import CheckIn, Peer, normalise_ip
 from tornado_status.config import Ingress
 from tornado_status.errors import ForwardedError, IdentityError
 from tornado_status.ingress.chains import ChainVerifier
-from tornado_status.ingress.forwarded import certificate_lines, client_address, read_certificate
+from tornado_status.ingress.forwarded import (
+    Lines,
+    certificate_lines,
+    client_address,
+    read_certificate,
+)
 from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
 from tornado_status.logs import RateLimit
@@ -63,40 +68,41 @@ class ProxiedJudge:
 
     def peer_of(self, request: HTTPServerRequest) -> Peer:
         """Return whom the proxy speaks for, as judged now."""
+        client_ip = normalise_ip(request.remote_ip or "")  # the proxy's, as long as nothing better
         lines = request.headers.get_list
-        client_ip, client_port = (
-            normalise_ip(request.remote_ip or ""),
-            0,
-        )  # the proxy's, for the log
         try:
-            client_ip, client_port = client_address(self._address_header, lines, self._proxies)
-            texts = certificate_lines(self._certificate_header, lines)
-            if not texts:
-                raise NO_CERTIFICATE
-            standing = self._standing(texts)
-            if standing.refusal is not None:
-                raise standing.refusal
+            client_ip, _ = client_address(self._address_header, lines, self._proxies)
+            check_in, _, _ = self.check_in_of(lines)
+            return Peer(client_ip, check_in.client_port, check_in, None)
         except ForwardedError as error:
             # The sentence is for the operator: it is the proxy that is set up wrongly.
             refusal = IdentityError(400, error.reason, f"The proxy in front: {error}")
         except IdentityError as error:
             refusal = error
-        else:
-            identity = standing.identity
-            if identity is None:
-                raise TypeError("a good standing has an identity")
-            check_in = CheckIn(
-                identity.email, client_ip, client_port, identity.issuer, identity.serial
-            )
-            return Peer(client_ip, client_port, check_in, None)
         self._tell(refusal, client_ip)
-        return Peer(client_ip, client_port, None, refusal)
+        return Peer(client_ip, 0, None, refusal)
+
+    def check_in_of(self, lines: Lines) -> tuple[CheckIn, Standing, float]:
+        """Return what a request says, the verdict, and until when (epoch) its chain is good.
+
+        Raises `IdentityError` and `ForwardedError`.
+        """
+        client_ip, client_port = client_address(self._address_header, lines, self._proxies)
+        texts = certificate_lines(self._certificate_header, lines)
+        if not texts:
+            raise NO_CERTIFICATE
+        known = self._judge(texts)
+        identity = known.standing.identity
+        if known.standing.refusal is not None or identity is None:
+            raise known.standing.refusal or NO_CERTIFICATE
+        check_in = CheckIn(identity.email, client_ip, client_port, identity.issuer, identity.serial)
+        return check_in, known.standing, known.chain_until
 
     def is_last(self, request: HTTPServerRequest) -> bool:
         """Say whether a connection ends with this request."""
         return self.draining
 
-    def _standing(self, texts: Sequence[str]) -> Standing:
+    def _judge(self, texts: Sequence[str]) -> _Known:
         """Return the verdict on a certificate. Raises `IdentityError`, `ForwardedError`."""
         if self._verifier is None or self._bundle != self._trust.bundle:
             self._bundle = self._trust.bundle
@@ -107,15 +113,15 @@ class ProxiedJudge:
         now = self._clock()
         if known is not None and now <= known.chain_until:
             self._trust.renew(known.standing)
-            return known.standing
+            return known
         forwarded = read_certificate(self._certificate_header, texts)
         chain = self._verifier.verify(forwarded.certificate, forwarded.chain, now)
         standing = self._trust.judge([ca.public_bytes(Encoding.DER) for ca in chain])
         if len(self._known) >= MAX_REMEMBERED:
             del self._known[next(iter(self._known))]  # the oldest
         chain_until = min(ca.not_valid_after_utc.timestamp() for ca in chain)
-        self._known[fingerprint] = _Known(standing, chain_until)
-        return standing
+        known = self._known[fingerprint] = _Known(standing, chain_until)
+        return known
 
     def _tell(self, refusal: IdentityError, client_ip: str) -> None:
         self._refused[refusal.reason] += 1
