@@ -13,6 +13,7 @@ from tornado_status.api.problem import NotFound, Peers
 from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
+    HistoryHandler,
     Reader,
     ReadersOnlyHandler,
     UserHandler,
@@ -43,6 +44,7 @@ def make_application(
             (r"/api/client", ClientHandler, {**common, "store": store, "limit": limit}),
             (r"/api/users", UsersHandler, reading),
             (r"/api/users/([^/]+)", UserHandler, reading),
+            (r"/api/users/([^/]+)/history", HistoryHandler, reading),
             (r"/api/events", EventsHandler, reading),
             (r"/api/announcers", AnnouncersHandler, reading),
             (r"/api/stream", ReadersOnlyHandler, reading),
