@@ -1,4 +1,4 @@
-"""Presence: what state a user is in, and how often that is looked at. Pure, the clock is handed in."""
+"""Presence: what state a user is in, and how often that is looked at. Pure: the clock is given."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ somebody who is back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ FROM head h"""
 PREPARE_SWEEP = """\
 PREPARE sweep (bigint, bigint, bigint[], interval, interval) AS
 WITH state AS MATERIALIZED (
-    SELECT seq AS base, greatest(at, clock_timestamp()) AS at, swept, swept_at, grace_until FROM head
+    SELECT seq AS base, greatest(at, clock_timestamp()) AS at, swept, swept_at, grace_until
+    FROM head
 ), now AS MATERIALIZED (
     SELECT base, at, coalesce(at - swept_at > $4, true) AS away,
            swept = $1 AND coalesce(at - swept_at <= $4, false)
@@ -99,6 +101,9 @@ WITH slice AS MATERIALIZED (
 SELECT count(*), max(seq) FROM deleted"""
 
 
+_PROBE = Work("SELECT 1", lambda rows: (), ())
+
+
 @dataclass(frozen=True, slots=True)
 class _Quiet:
     """What a look found: users whose newest entry is old, up to the number `to`."""
@@ -136,18 +141,23 @@ class Sweeper:
         while True:
             await self._commit.connected.wait()
             try:
-                await self.sweep()
+                await self.sweep(unless_within_s=self._every_s / 2)
                 await self.prune()
                 reported = ""
             except StoreError as error:
                 if str(error) != reported:
                     reported = str(error)
                     self._log.warning("sweep put off", reason=reported)
+                with contextlib.suppress(StoreError):
+                    # Where nobody checks in, only this makes the writer see that its connection is
+                    # lost too, and look for the database elsewhere.
+                    await self._commit.write(_PROBE)
             await asyncio.sleep(self._every_s)
 
-    async def sweep(self) -> int:
-        """Declare offline who is; return how many were. Nothing where another server just did.
+    async def sweep(self, *, unless_within_s: float = 0) -> int:
+        """Declare offline who is; return how many were.
 
+        Nothing where another server did so less than `unless_within_s` ago, and is not behind.
         Raises `StoreError` where the database cannot do it now; what was not done is done next
         time, because the cursor is moved by the commit that judges.
         """
@@ -156,8 +166,8 @@ class Sweeper:
             async with self._pool.connection() as connection:
                 quiet = await self._look(connection)
             ago_s = quiet.swept_ago_s
-            if not count and not quiet.more and ago_s is not None and ago_s < self._every_s / 2:
-                return 0
+            if not quiet.more and ago_s is not None and ago_s < unless_within_s:
+                return count
             [(_, _, due, away, emails, _)] = await self._commit.write(self._work(quiet))
             count += len(emails)
             if away and ago_s is not None:
@@ -168,6 +178,7 @@ class Sweeper:
                 )
             if not due or not quiet.more:
                 return count
+            unless_within_s = 0  # that was us
             await asyncio.sleep(PAUSE_S)
 
     async def prune(self) -> int:
@@ -177,6 +188,7 @@ class Sweeper:
         `StoreError`.
         """
         pruned = total = 0
+        count: int
         while True:
             async with self._pool.connection() as connection:
                 count, last = await connection.fetch_one(

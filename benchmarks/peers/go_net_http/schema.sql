@@ -6,7 +6,9 @@ CREATE TABLE user_status (
     client_ip   inet,
     client_port integer,
     issuer      text,
-    serial      text
+    serial      text,
+    first_seen  timestamptz,
+    offline     boolean NOT NULL DEFAULT false
 ) WITH (fillfactor = 70);
 
 CREATE TABLE check_in (
@@ -17,7 +19,9 @@ CREATE TABLE check_in (
     client_ip   inet,
     client_port integer,
     issuer      text,
-    serial      text
+    serial      text,
+    previous    bigint,
+    last_seen   timestamptz
 );
 
 CREATE TABLE head (

@@ -1,4 +1,4 @@
-"""Presence: who has gone offline, how far the log was looked through for it, and each user's chain."""
+"""Presence: who is offline, how far the log was looked through for it, and each user's chain."""
 
 from alembic import op
 
