@@ -69,13 +69,15 @@ def check_in(user: str, port: int = 1000, serial: str = "01") -> CheckIn:
 
 def time_passes(url: str, hours: float = 3) -> None:
     """Make all that was recorded so much older; the sweeps went on meanwhile."""
-    past = f"interval '{hours} hours'"
-    rows(url, f"UPDATE check_in SET at = at - {past}, last_seen = last_seen - {past}")
-    rows(
-        url,
-        f"UPDATE user_status SET last_seen = last_seen - {past}, first_seen = first_seen - {past}",
-    )
-    rows(url, f"UPDATE head SET at = at - {past}, grace_until = NULL, swept_at = clock_timestamp()")
+    past = f"{hours} hours"
+    for table, columns in {
+        "check_in": ("at", "last_seen"),
+        "user_status": ("last_seen", "first_seen"),
+        "head": ("at",),
+    }.items():
+        changes = ", ".join(f"{column} = {column} - interval '{past}'" for column in columns)
+        rows(url, f"UPDATE {table} SET {changes}")  # noqa: S608 - the names are ours
+    rows(url, "UPDATE head SET grace_until = NULL, swept_at = clock_timestamp()")
 
 
 # ----------------------------------------------------------------------------- offline and back
@@ -473,6 +475,66 @@ def test_a_history_has_no_hole_where_enrolment_is_closed(database_url: str) -> N
         assert [entry.event.seq for entry in page.entries] == [4, 3, 2, 1]
 
     run(database_url, [], body, enrolment_closed=True)
+
+
+# ---------------------------------------------------------------------------------------- devices
+
+
+def test_several_devices_of_a_user_are_told_apart(database_url: str) -> None:
+    """By their certificates, the newest first, also when they check in at the same time."""
+
+    async def devices(store: Store) -> list[tuple[str, int]]:
+        record = await store.user("a@example.com")
+        assert record is not None
+        assert record.devices[0].last_seen == record.last_seen
+        moments = [device.last_seen for device in record.devices]
+        assert moments == sorted(moments, reverse=True)
+        return [(device.serial, device.client_port) for device in record.devices]
+
+    async def body(store: Store) -> None:
+        # In one commit, on an empty table: an insert.
+        await asyncio.gather(
+            *(store.record(check_in("a", n, s)) for n, s in [(1, "01"), (2, "02")])
+        )
+        assert await devices(store) == [("02", 2), ("01", 1)]
+        await store.record(check_in("a", 3, "02"))
+        assert await devices(store) == [("02", 3), ("01", 1)]
+        await store.record(check_in("a", 4, "01"))
+        assert await devices(store) == [("01", 4), ("02", 3)]
+        # In one commit, three of them, two known.
+        several = [(5, "03"), (6, "02"), (7, "02"), (8, "01")]
+        await asyncio.gather(*(store.record(check_in("a", n, serial)) for n, serial in several))
+        found = await devices(store)
+        assert found[0] == ("01", 8)
+        assert sorted(found[1:]) in ([("02", 6), ("03", 5)], [("02", 7), ("03", 5)])
+        await store.record(check_in("b", 9, "01"))
+        assert (await devices(store))[0] == ("01", 8)
+
+    run(database_url, [], body)
+
+
+def test_the_devices_that_are_remembered_are_bounded(database_url: str) -> None:
+    """The newest eight beside the one in use: a certificate renewed daily fills no page."""
+
+    async def body(store: Store) -> None:
+        for number in range(20):
+            await store.record(check_in("a", 1, f"{number:02x}"))
+        record = await store.user("a@example.com")
+        assert record is not None
+        assert [int(device.serial, 16) for device in record.devices] == list(range(19, 10, -1))
+
+    run(database_url, [], body)
+
+
+def test_one_device_writes_nothing_about_devices(database_url: str) -> None:
+    """The common case costs nothing."""
+
+    async def body(store: Store) -> None:
+        await asyncio.gather(*(store.record(check_in("a")) for _ in range(3)))
+        await store.record(check_in("a"))
+
+    run(database_url, [], body)
+    assert rows(database_url, "SELECT devices FROM user_status") == [(None,)]
 
 
 # ------------------------------------------------------------------------------------ end to end

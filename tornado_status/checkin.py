@@ -57,11 +57,22 @@ class Event(NamedTuple):
     at: datetime.datetime | None = None
 
 
+class Device(NamedTuple):
+    """One certificate that a user checks in with, and the newest check-in with it."""
+
+    issuer: str
+    serial: str
+    last_seen: datetime.datetime
+    client_ip: str
+    client_port: int
+
+
 @dataclass(frozen=True, slots=True)
 class StatusRecord:
     """What is known of one user: the newest check-in, and the number of the newest entry.
 
-    `state` is that of `presence.state`; None and no `first_seen` where an older server sent it.
+    `state` is that of `presence.state`. `devices` are all that are remembered, the newest first;
+    empty in pages of users.
     """
 
     seq: int
@@ -71,6 +82,7 @@ class StatusRecord:
     client_port: int
     state: str | None = None
     first_seen: datetime.datetime | None = None
+    devices: tuple[Device, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

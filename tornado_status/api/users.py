@@ -145,19 +145,22 @@ class ReadersOnlyHandler(ReadHandler):
 
 
 def record_json(record: StatusRecord) -> bytes:
-    """Return a record as a JSON object."""
-    return json.dumps(
-        {
-            "email": record.email,
-            "state": record.state,
-            "last_seen": timestamp(record.last_seen),
-            "first_seen": None if record.first_seen is None else timestamp(record.first_seen),
-            "client_ip": record.client_ip,
-            "client_port": record.client_port,
-            "seq": record.seq,
-        },
-        separators=(",", ":"),
-    ).encode()
+    """Return a record as a JSON object, with the devices where they are known."""
+    members: dict[str, object] = {
+        "email": record.email,
+        "state": record.state,
+        "last_seen": timestamp(record.last_seen),
+        "first_seen": None if record.first_seen is None else timestamp(record.first_seen),
+        "client_ip": record.client_ip,
+        "client_port": record.client_port,
+        "seq": record.seq,
+    }
+    if record.devices:
+        members["devices"] = [
+            {**device._asdict(), "last_seen": timestamp(device.last_seen)}
+            for device in record.devices
+        ]
+    return json.dumps(members, separators=(",", ":")).encode()
 
 
 def history_json(entry: HistoryEntry) -> bytes:

@@ -33,18 +33,19 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
 
 # The arrays hold one element a check-in, in order of arrival. $6 is the position of the check-in of
-# the same user before it in this batch, or 0; $7 marks the last of its user: only that becomes the
-# user's status. $8: enrolment is closed. `accepted` reads user_status after the head is locked, so
-# two servers cannot both see a user for the first time, or come back. Rows are upserted in order of
-# their key: unsorted batches deadlock.
+# the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
+# becomes the user's status; or 2 where it is that and the batch has another device of the user. $8:
+# enrolment is closed. `accepted` reads user_status after the head is locked, so two servers cannot
+# both see a user for the first time, or come back. Rows are upserted in order of their key: unsorted
+# batches deadlock. `devices` changes only with the certificate.
 PREPARE_RECORD = """\
 PREPARE record_check_ins
-    (text[], inet[], integer[], text[], text[], integer[], boolean[], boolean) AS
+    (text[], inet[], integer[], text[], text[], integer[], integer[], boolean) AS
 WITH accepted AS MATERIALIZED (
     SELECT i.*, row_number() OVER (ORDER BY i.n) AS k, s.seq AS newest,
            i.before = 0 AND s.last_seen IS NULL AS is_new, i.before = 0 AND s.offline AS is_back
     FROM unnest($1, $2, $3, $4, $5, $6, $7) WITH ORDINALITY
-         AS i(email, client_ip, client_port, issuer, serial, before, last_of_user, n)
+         AS i(email, client_ip, client_port, issuer, serial, before, role, n)
     LEFT JOIN user_status s ON s.email = i.email
     WHERE NOT $8 OR s.email IS NOT NULL
 ), now AS MATERIALIZED (
@@ -59,13 +60,27 @@ WITH accepted AS MATERIALIZED (
     FROM accepted, now
 ), status AS (
     INSERT INTO user_status AS u
-        (email, seq, last_seen, client_ip, client_port, issuer, serial, first_seen)
-    SELECT email, base + k, at, client_ip, client_port, issuer, serial, at
-    FROM accepted, now WHERE last_of_user ORDER BY email
+        (email, seq, last_seen, client_ip, client_port, issuer, serial, first_seen, devices)
+    SELECT email, base + k, at, client_ip, client_port, issuer, serial, at,
+           CASE WHEN role = 2 THEN (
+               SELECT other_devices(
+                   jsonb_agg(user_device(a.issuer, a.serial, at, a.client_ip, a.client_port)),
+                   accepted.issuer, accepted.serial)
+               FROM accepted a WHERE a.email = accepted.email
+           ) END
+    FROM accepted, now WHERE role > 0 ORDER BY email
     ON CONFLICT (email) DO UPDATE SET
         seq = excluded.seq, last_seen = excluded.last_seen, client_ip = excluded.client_ip,
         client_port = excluded.client_port, issuer = excluded.issuer, serial = excluded.serial,
-        first_seen = coalesce(u.first_seen, excluded.first_seen), offline = false
+        first_seen = coalesce(u.first_seen, excluded.first_seen), offline = false,
+        devices = CASE
+            WHEN u.serial = excluded.serial AND u.issuer = excluded.issuer
+                AND excluded.devices IS NULL THEN u.devices
+            ELSE other_devices(
+                coalesce(u.devices, '[]') || coalesce(excluded.devices, '[]')
+                    || user_device(u.issuer, u.serial, u.last_seen, u.client_ip, u.client_port),
+                excluded.issuer, excluded.serial)
+        END
 ), moved AS (
     UPDATE head SET seq = head.seq + (SELECT count(*) FROM accepted), at = now.at FROM now
 )
@@ -351,11 +366,16 @@ def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
     """Return the EXECUTE statement with its arrays, in PostgreSQL's literal syntax."""
     last: dict[str, int] = {}
     before = []
+    mixed = set()  # users who check in with several certificates at once
     for position, check_in in enumerate(check_ins, start=1):
-        before.append(str(last.get(check_in.email, 0)))
+        earlier = last.get(check_in.email, 0)
+        if earlier and check_ins[earlier - 1].serial != check_in.serial:
+            mixed.add(check_in.email)
+        before.append(str(earlier))
         last[check_in.email] = position
-    lasts = set(last.values())
-    positions = range(1, len(check_ins) + 1)
+    roles = ["0"] * len(check_ins)
+    for email, position in last.items():
+        roles[position - 1] = "2" if email in mixed else "1"
     issuers = {c.issuer: _escaped(c.issuer) for c in check_ins}  # one for many
     arrays = (
         # Of these elements none has a quotation mark or a backslash: see `identity` and `CheckIn`.
@@ -365,7 +385,7 @@ def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
         _array([issuers[c.issuer] for c in check_ins]),
         _array([c.serial for c in check_ins]),
         _array(before),
-        _array(["t" if n in lasts else "f" for n in positions]),
+        _array(roles),
     )
     return f"EXECUTE record_check_ins ({', '.join(arrays)}, {enrolment_closed})"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from tornado_status import presence
 from tornado_status.checkin import (
+    Device,
     Event,
     EventPage,
     HistoryEntry,
@@ -20,6 +23,8 @@ from tornado_status.store.database import Connection, Row
 
 # An hour, and as long again as two refreshes take, after an announcer was last said to be in use.
 PUBLISHED_S = 3600 + 2 * 60
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 # The columns of `check_in c` that `entry` reads.
 ENTRY = (
@@ -37,10 +42,17 @@ async def user(connection: Connection, email: str, interval_s: float) -> StatusR
     `interval_s` is how often one should check in.
     """
     rows = await connection.execute(
-        f"SELECT {_RECORD} FROM user_status WHERE email = %s AND seq IS NOT NULL",  # noqa: S608
+        f"SELECT issuer, serial, devices, {_RECORD} FROM user_status"  # noqa: S608
+        " WHERE email = %s AND seq IS NOT NULL",
         [email],
     )
-    return _record(rows[0], interval_s) if rows else None
+    if not rows:
+        return None
+    issuer, serial, others, *columns = rows[0]
+    record = _record(tuple(columns), interval_s)
+    newest = Device(issuer, serial, record.last_seen, record.client_ip, record.client_port)
+    known = [_device(other) for other in others or ()]
+    return dataclasses.replace(record, devices=(newest, *known))
 
 
 async def users(connection: Connection, after: str, limit: int, interval_s: float) -> UserPage:
@@ -132,6 +144,16 @@ def entry(row: Row) -> Event:
     seq, event, email, last_seen, client_ip, client_port, at = row
     moment = None if at is None else _utc(at)
     return Event(seq, event, email, _utc(last_seen), client_ip, client_port, moment)
+
+
+def _device(members: dict[str, Any]) -> Device:
+    return Device(
+        members["issuer"],
+        members["serial"],
+        _EPOCH + datetime.timedelta(microseconds=members["microseconds"]),
+        members["client_ip"],
+        members["client_port"],
+    )
 
 
 def _record(row: Row, interval_s: float) -> StatusRecord:

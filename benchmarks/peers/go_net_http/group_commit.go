@@ -173,10 +173,21 @@ func (s signer) close(datagram []byte) []byte {
 // executeRecord returns the EXECUTE statement with its arrays as literals.
 func executeRecord(batch []*checkIn) string {
 	// Positions begin at 1; the map gives 0 where the user has none before.
-	before, last := make([]int, len(batch)), map[string]int{}
+	before, last, mixed := make([]int, len(batch)), map[string]int{}, map[string]bool{}
 	for number, c := range batch {
-		before[number] = last[c.email]
+		earlier := last[c.email]
+		if earlier > 0 && batch[earlier-1].serial != c.serial {
+			mixed[c.email] = true
+		}
+		before[number] = earlier
 		last[c.email] = number + 1
+	}
+	roles := make([]int, len(batch))
+	for email, position := range last {
+		roles[position-1] = 1
+		if mixed[email] {
+			roles[position-1] = 2
+		}
 	}
 	var b strings.Builder
 	b.WriteString("EXECUTE record_check_ins (")
@@ -186,7 +197,7 @@ func executeRecord(batch []*checkIn) string {
 	array(&b, batch, func(_ int, c *checkIn) string { return quote(c.issuer) })
 	array(&b, batch, func(_ int, c *checkIn) string { return c.serial })
 	array(&b, batch, func(n int, _ *checkIn) string { return strconv.Itoa(before[n]) })
-	array(&b, batch, func(n int, c *checkIn) string { return strconv.FormatBool(last[c.email] == n+1) })
+	array(&b, batch, func(n int, _ *checkIn) string { return strconv.Itoa(roles[n]) })
 	b.WriteString("false)")
 	return b.String()
 }
