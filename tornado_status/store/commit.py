@@ -36,7 +36,7 @@ LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
 # the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
 # becomes the user's status; or 2 where it is that and the batch has another device of the user. $8:
 # enrolment is closed. `accepted` reads user_status after the head is locked, so two servers cannot
-# both see a user for the first time, or come back. Rows are upserted in order of their key: unsorted
+# both see a user for the first time, or come back. Rows are upserted in order of key: unsorted
 # batches deadlock. `devices` changes only with the certificate.
 PREPARE_RECORD = """\
 PREPARE record_check_ins
