@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import datetime
+import http.client
+import io
+import json
 import socket
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -12,10 +17,11 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartServer
-from tests.support import PATIENCE_S, Heard, Postgres, free_port, rows, targets, wait_until
+from tests.support import PATIENCE_S, Heard, Postgres, Server, free_port, rows, targets, wait_until
 from tests.test_check_ins import _break_connections
 from tornado_status import presence
-from tornado_status.checkin import CheckIn, Event
+from tornado_status.api.export import csv_lines, csv_row
+from tornado_status.checkin import CheckIn, Event, HistoryEntry
 from tornado_status.config import Database, History, Presence
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
 from tornado_status.presence import State
@@ -600,6 +606,78 @@ def test_receivers_of_the_older_format_hear_check_ins_only(start_server: StartSe
         " WHERE event IN ('new', 'back') ORDER BY seq LIMIT 2"
     )
     assert moments == {moment for (moment,) in seen}
+
+
+# ----------------------------------------------------------------------------------------- export
+
+
+def fill_log(server: Server, count: int) -> None:
+    """Make a log of one user's check-ins, as that many would leave it."""
+    server.rows(
+        "INSERT INTO check_in"
+        " (seq, at, event, email, client_ip, client_port, issuer, serial, previous)"
+        " SELECT n, now(), 'check-in', 'valid_user@example.com', '10.0.0.7', 51514,"
+        " 'CN=\"a\", O=b', 'ff', nullif(n - 1, 0) FROM generate_series(1, %s) AS n",
+        count,
+    )
+    server.rows(
+        "INSERT INTO user_status (email, seq, last_seen)"
+        " VALUES ('valid_user@example.com', %s, now())",
+        count,
+    )
+    server.rows("UPDATE head SET seq = %s", count)
+
+
+def test_the_log_and_a_history_are_exported_whole(start_server: StartServer) -> None:
+    """As CSV and as JSON lines, more than a page of them."""
+    server = start_server()
+    count = 2500
+    fill_log(server, count)
+    answer = server.request("GET", "/api/events.csv", cert="operator")
+    assert answer.headers["Content-Type"] == "text/csv; charset=utf-8"
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="events.csv"'
+    table = list(csv.DictReader(io.StringIO(answer.body.decode(), newline="")))
+    assert [int(row["seq"]) for row in table] == list(range(1, count + 1))
+    assert (table[0]["issuer"], table[0]["client_ip"]) == ('CN="a", O=b', "10.0.0.7")
+    lines = server.request("GET", "/api/events.jsonl?after=2000", cert="operator").body.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(2001, count + 1))
+    path = "/api/users/valid_user@example.com/history"
+    lines = server.request("GET", f"{path}.jsonl").body.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(count, 0, -1))
+    assert len(server.request("GET", f"{path}.csv").body.splitlines()) == count + 1
+    assert server.request("GET", "/api/events.csv").status == 403
+    assert server.request("GET", "/api/users/operator@example.com/history.csv").status == 403
+    assert (
+        server.request("GET", f"/api/events.csv?after={count + 1}", cert="operator").status == 410
+    )
+    server.rows("DELETE FROM check_in WHERE seq < 2000")
+    assert server.request("GET", "/api/events.csv?after=5", cert="operator").status == 410
+    assert len(server.request("GET", "/api/events.csv", cert="operator").body.splitlines()) == 502
+
+
+def test_an_export_that_cannot_be_finished_is_cut_off(start_server: StartServer) -> None:
+    """A client sees that it is not whole: what is missing was pruned while it read."""
+    server = start_server()
+    fill_log(server, 60_000)
+    connection = server.connect("operator")
+    connection.connect()
+    connection.request("GET", "/api/events.jsonl")
+    response = connection.getresponse()
+    assert response.status == 200
+    # The client does not read on, so the server is somewhere in the middle.
+    server.rows("DELETE FROM check_in")
+    with pytest.raises((http.client.IncompleteRead, ConnectionError, ssl.SSLError)):
+        response.read()
+    connection.close()
+    assert server.wait_event("export cut off")["who"] == "operator@example.com"
+
+
+def test_a_cell_is_no_formula() -> None:
+    """A spreadsheet would run what somebody put into the name of a certificate."""
+    event = Event(1, "offline", "=1+1@example.com", NOW, None, None, NOW)
+    row = csv_lines([csv_row(HistoryEntry(event, None, None))]).decode()
+    moment = "2026-01-02T03:04:05.000000Z"
+    assert row == f"1,offline,'=1+1@example.com,{moment},{moment},,,,\r\n"
 
 
 # -------------------------------------------------------------------------------------------- HOT

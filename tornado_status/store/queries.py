@@ -82,11 +82,35 @@ async def events(connection: Connection, after: int, limit: int) -> EventPage:
     )
     stream, head = uuid.UUID(rows[0][0]), rows[0][1]
     found = [entry(row[2:]) for row in rows if row[2] is not None]
+    _check_reach(after, head, found[0].seq if found else None)
+    return EventPage(stream, head, found)
+
+
+async def log(
+    connection: Connection, after: int | None, limit: int
+) -> tuple[int, list[HistoryEntry]]:
+    """Return the head and up to `limit` entries above `after`, or from the oldest one on.
+
+    Raises `HistoryGone` where entries behind `after` are pruned, or it is above the head.
+    """
+    rows = await connection.execute(
+        f"SELECT h.seq, c.issuer, c.serial, {ENTRY}"  # noqa: S608
+        " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in WHERE seq > %s"
+        " ORDER BY seq LIMIT %s) c ON true ORDER BY c.seq",
+        [after or 0, limit],
+    )
+    head: int = rows[0][0]
+    found = [HistoryEntry(entry(row[3:]), row[1], row[2]) for row in rows if row[3] is not None]
+    if after is not None:
+        _check_reach(after, head, found[0].event.seq if found else None)
+    return head, found
+
+
+def _check_reach(after: int, head: int, first: int | None) -> None:
     if after > head:
         raise HistoryGone(f"the newest event is {head}")
-    if after < head and (not found or found[0].seq != after + 1):
+    if after < head and first != after + 1:
         raise HistoryGone(f"events after {after} are no longer kept")
-    return EventPage(stream, head, found)
 
 
 async def history(

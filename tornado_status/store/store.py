@@ -18,6 +18,7 @@ from tornado_status.checkin import (
     CheckIn,
     Event,
     EventPage,
+    HistoryEntry,
     HistoryPage,
     StatusRecord,
     UserPage,
@@ -207,6 +208,12 @@ class Store:
         with _reading():
             async with self._pool.connection() as connection:
                 return await queries.events(connection, after, limit)
+
+    async def log(self, after: int | None, limit: int) -> tuple[int, list[HistoryEntry]]:
+        """See `queries.log`. Raises `HistoryGone` and `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.log(connection, after, limit)
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """See `queries.announcers`. Raises `StoreUnavailable`."""
