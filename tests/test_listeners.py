@@ -26,12 +26,13 @@ from hypothesis import strategies as st
 from listeners import cli
 from listeners import listener as library
 from listeners.complaints import Complaints
+from listeners.deliveries import Snapshot
 from listeners.duplicates import Window
-from listeners.output import json_line, text_block
+from listeners.output import Format, json_line, render, text_block
 from listeners.receiver import Encoding, Receiver
 from listeners.sockets import WILDCARD
 from tests.support import PATIENCE_S, ROOT, Lines, free_port, wait_until
-from tornado_status.checkin import Event
+from tornado_status.checkin import Event, StatusRecord
 from tornado_status.datagram import (
     MAX_DATAGRAM,
     BinaryUpdate,
@@ -693,6 +694,28 @@ def test_an_event_that_is_no_check_in_is_named() -> None:
     assert offline.splitlines()[2] == "Event        : offline"
     plain = {text_block(check_in(event=kind), source) for kind in ("check-in", "new", "back")}
     assert plain == {offline.replace("Event        : offline\n", "")}
+
+
+def test_an_event_that_no_client_caused_shows_no_address() -> None:
+    """For people the lines are left out; for programs they are null, and `at` says when."""
+    later = MOMENT + datetime.timedelta(seconds=187)
+    event = Event(43, "offline", "a@example.com", MOMENT, None, None, later)
+    assert text_block(event, ("127.0.0.1", 6666)).splitlines()[1:-1] == [
+        "Source Packet: ('127.0.0.1', 6666)",
+        "Event        : offline",
+        "User Email   : a@example.com",
+        "Last Seen    : 2026-01-02 03:04:05.678901+00:00",
+    ]
+    members = json.loads(json_line(event))
+    assert (members["client_ip"], members["client_port"]) == (None, None)
+    assert members["at"] == "2026-01-02T03:07:12.678901Z"
+
+
+def test_a_snapshot_says_the_state() -> None:
+    """Who is offline is known after a gap, too."""
+    record = StatusRecord(7, "a@example.com", MOMENT, "10.0.0.7", 1, "offline")
+    assert json.loads(render(Format.JSON, Snapshot(record)))["state"] == "offline"
+    assert "State        : offline\n" in render(Format.TEXT, Snapshot(record))
 
 
 def test_the_fraction_is_shown_even_where_it_is_zero() -> None:
