@@ -23,7 +23,7 @@ from tornado_status.errors import StoreError
 from tornado_status.store.commit import GroupCommit, Work
 from tornado_status.store.database import Connection, Pool, Row
 
-LOOK = 5000  # entries looked through at a time: some 20 ms of a reading connection
+LOOK = 5000  # entries looked through at a time: some 30 ms of CPU of a reading connection
 MAX_OFFLINE = 512  # users a commit: no more than a batch of check-ins, which may wait behind it
 PRUNE = 2000  # entries deleted at a time
 PAUSE_S = 0.02  # between two of them: the disk is for check-ins first
