@@ -147,7 +147,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         admin = AdminServer(
             settings.admin,
             Vitals(
-                warnings=trust.warnings,
+                warnings=lambda: [*trust.warnings(), *announcer.warnings()],
                 problems=lambda: [store.problem] if store.problem else [],
                 head=lambda: store.head,
                 pending=lambda: store.pending,
@@ -176,7 +176,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     stack.push_async_callback(drain)
     acceptor.listen(sockets)
     await store.wait_connected()
-    announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
+    announcer.start(lambda: None if store.problem else (store.stream, store.head))
     _say_serving(settings, port)
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
@@ -213,11 +213,11 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def _stream_class(settings: Server) -> type[PeerStream]:
-    if not settings.skip_speculative_read:
+    if not settings.quick_reads:
         return PeerStream
     quick = quick_stream_class()
     if quick is None:
-        structlog.get_logger().warning("this Tornado is unknown: server.skip_speculative_read off")
+        structlog.get_logger().warning("this Tornado is unknown: server.quick_reads off")
         return PeerStream
     return quick
 
