@@ -262,8 +262,16 @@ class Announce(Section):
 
 
 class Presence(Section):
+    """How often users check in, and after how much silence one is offline."""
+
     interval_s: Seconds = 60.0
-    offline_after_s: Seconds = 180.0
+    offline_after_s: Seconds = Field(default_factory=lambda known: 3 * known["interval_s"])
+
+    @model_validator(mode="after")
+    def _survives_a_lost_check_in(self) -> Presence:
+        if self.offline_after_s < 2 * self.interval_s:
+            raise ValueError("offline_after_s: expected at least two times interval_s")
+        return self
 
 
 class History(Section):
@@ -305,9 +313,6 @@ class Settings(Section):
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
 RESERVED = (
-    "presence.interval_s",
-    "presence.offline_after_s",
-    "history.retention",
     "access.admins",
 )
 

@@ -102,6 +102,8 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         settings.database,
         enrolment_closed=settings.access.enrolment == "closed",
         on_commit=on_commit,
+        when=settings.presence,
+        history=settings.history,
     )
     in_flight = InFlight()
     trust = Trust(keys.anchors, settings.tls.crl_expired)

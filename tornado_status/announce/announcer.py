@@ -97,6 +97,8 @@ class Announcer:
             self._last_sent = asyncio.get_running_loop().time()
         if self._binary:
             for event in events:
+                if event.client_ip is None:
+                    continue  # no check-in, and the format has nothing else
                 try:
                     self._send(self._binary, datagram.encode_binary(event))
                 except DatagramError as error:

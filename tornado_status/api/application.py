@@ -8,11 +8,13 @@ from tornado.web import Application, RequestHandler
 
 from tornado_status.api.access import Access
 from tornado_status.api.client import ClientHandler, Limit, Recorder
+from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import NotFound, Peers
 from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
+    HistoryHandler,
     Reader,
     ReadersOnlyHandler,
     UserHandler,
@@ -43,6 +45,9 @@ def make_application(
             (r"/api/client", ClientHandler, {**common, "store": store, "limit": limit}),
             (r"/api/users", UsersHandler, reading),
             (r"/api/users/([^/]+)", UserHandler, reading),
+            (r"/api/users/([^/]+)/history", HistoryHandler, reading),
+            (r"/api/users/([^/]+)/history\.(csv|jsonl)", HistoryExportHandler, reading),
+            (r"/api/events\.(csv|jsonl)", EventsExportHandler, reading),
             (r"/api/events", EventsHandler, reading),
             (r"/api/announcers", AnnouncersHandler, reading),
             (r"/api/stream", ReadersOnlyHandler, reading),
