@@ -312,9 +312,7 @@ class Settings(Section):
 
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
-RESERVED = (
-    "access.admins",
-)
+RESERVED = ("access.admins",)
 
 
 def without_effect(settings: Settings) -> list[str]:
