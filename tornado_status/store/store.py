@@ -25,7 +25,7 @@ from tornado_status.checkin import (
 )
 from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import StoreError, StoreUnavailable
-from tornado_status.store import migrate, queries
+from tornado_status.store import migrate, people, queries
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
@@ -112,8 +112,10 @@ class Store:
             every_s=presence.sweep_every_s(when.interval_s),
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
+        self._outbox = people.Outbox(self._commit, self._pool)
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._outgoing: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
@@ -125,6 +127,7 @@ class Store:
             self._parameters = self._embedded.parameters
         self._writer = asyncio.create_task(self._commit.run(), name="store writer")
         self._sweeping = asyncio.create_task(self.sweeper.run(), name="sweep")
+        self._outgoing = asyncio.create_task(self._outbox.run(), name="outbox")
 
     async def wait_connected(self) -> None:
         """Return once check-ins can be recorded. Raises `ConfigError` where they never will."""
@@ -137,7 +140,8 @@ class Store:
 
     async def wait_failed(self) -> None:
         """Return never, but raise what nobody expected, should a part of the store end with it."""
-        parts = {self._running()} | ({self._sweeping} if self._sweeping is not None else set())
+        others = (self._sweeping, self._outgoing)
+        parts = {self._running()} | {task for task in others if task is not None}
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for part in done:
             part.result()
@@ -184,6 +188,14 @@ class Store:
 
         self.submit(check_in, done)
         return await future
+
+    async def enrol(self, email: str) -> bool:
+        """Enrol a (canonical) e-mail; False where it is there already. Raises `StoreUnavailable`."""
+        return bool(people.changed(await self._commit.write(people.enrol([email]))))
+
+    async def remove(self, email: str) -> bool:
+        """Remove an e-mail with its record; False where it is unknown. Raises `StoreUnavailable`."""
+        return bool(people.changed(await self._commit.write(people.remove([email]))))
 
     async def user(self, email: str) -> StatusRecord | None:
         """See `queries.user`. Raises `StoreUnavailable`."""
@@ -233,9 +245,10 @@ class Store:
 
     async def stop(self) -> None:
         """Close the connections, and stop an embedded PostgreSQL. See `drain`."""
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-            await asyncio.gather(self._sweeping, return_exceptions=True)
+        for task in (self._sweeping, self._outgoing):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self._writer is not None:
             self._commit.stop()
             _, late = await asyncio.wait({self._writer}, timeout=self._settings.commit_timeout_s)
