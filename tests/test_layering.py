@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("logs",),
     ("ingress", "store", "announce", "api", "admin"),
     ("server",),
+    ("users",),
     ("cli",),
     ("__main__",),
 )

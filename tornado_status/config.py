@@ -312,7 +312,7 @@ class Settings(Section):
 
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
-RESERVED = ("access.admins",)
+RESERVED: tuple[str, ...] = ()
 
 
 def without_effect(settings: Settings) -> list[str]:

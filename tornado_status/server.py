@@ -115,8 +115,9 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     peers = proxied_judge if proxied else judge
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
+    access = Access(settings.access.readers, settings.access.admins)
     http = HTTPServer(
-        make_application(store, Access(settings.access.readers), in_flight, peers, limit),
+        make_application(store, access, in_flight, peers, limit),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,

@@ -15,14 +15,15 @@ from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
     HistoryHandler,
-    Reader,
     ReadersOnlyHandler,
+    Registry,
     UserHandler,
     UsersHandler,
 )
+from tornado_status.logs import RateLimit
 
 
-class ApiStore(Recorder, Reader, Protocol):
+class ApiStore(Recorder, Registry, Protocol):
     """The parts of the store that the handlers need."""
 
 
@@ -38,7 +39,7 @@ def make_application(
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
     each may check in.
     """
-    common = {"in_flight": in_flight, "peers": peers}
+    common = {"in_flight": in_flight, "peers": peers, "refusals": RateLimit()}
     reading = {**common, "store": store, "access": access}
     return Application(
         [

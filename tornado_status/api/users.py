@@ -1,4 +1,4 @@
-"""Reading: /api/users, /api/users/{email}, /api/events and /api/announcers."""
+"""/api/users and /api/users/{email}, with enrolling and removing; /api/events, /api/announcers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tornado_status.checkin import (
     timestamp,
 )
 from tornado_status.errors import HistoryGone
+from tornado_status.identity import parse_email
 
 DEFAULT_LIMIT = 1000
 MAX_EVENTS = 100_000  # a page of about 20 MB
@@ -42,6 +43,14 @@ class Reader(Protocol):
     async def announcers(self) -> tuple[uuid.UUID, list[str]]: ...
 
 
+class Registry(Reader, Protocol):
+    """The same, and what admins may do."""
+
+    async def enrol(self, email: str) -> bool: ...
+
+    async def remove(self, email: str) -> bool: ...
+
+
 class ReadHandler(Handler):
     """Base of what only readers may see."""
 
@@ -50,7 +59,20 @@ class ReadHandler(Handler):
 
     def require_reader(self) -> None:
         if not self.access.may_read_all(self.check_in.email):
-            raise Problem(403, "Only readers may see this")
+            self.refuse("Only readers may see this")
+
+    def readable(self, text: str) -> str:
+        """Return the canonical form of an e-mail in the path that the caller may read about."""
+        if text.lower() == self.check_in.email:
+            return self.check_in.email
+        self.require_reader()
+        return self.canonical(text)
+
+    def canonical(self, text: str) -> str:
+        try:
+            return parse_email(text)
+        except ValueError as error:
+            raise Problem(400, str(error)) from error
 
     def has(self, name: str) -> bool:
         return self.get_query_argument(name, None) is not None
@@ -66,16 +88,29 @@ class ReadHandler(Handler):
 
 
 class UserHandler(ReadHandler):
-    """One user's record: for readers, and for the user."""
+    """One user's record: for readers, and for the user. Admins enrol and remove."""
 
-    async def get(self, email: str) -> None:
-        email = email.lower()
-        if email != self.check_in.email:
-            self.require_reader()
-        record = await self.store.user(email)
+    store: Registry
+
+    async def get(self, text: str) -> None:
+        record = await self.store.user(self.readable(text))
         if record is None:
             raise Problem(404, "No check-in is recorded for this e-mail")
         self.write_json(record_json(record))
+
+    async def put(self, text: str) -> None:
+        enrolled = await self.store.enrol(self.administered(text))
+        self.set_status(201 if enrolled else 204)
+
+    async def delete(self, text: str) -> None:
+        if not await self.store.remove(self.administered(text)):
+            raise Problem(404, "This e-mail is not enrolled")
+        self.set_status(204)
+
+    def administered(self, text: str) -> str:
+        if not self.access.may_administer(self.check_in.email):
+            self.refuse("Only admins may enrol and remove users")
+        return self.canonical(text)
 
 
 class UsersHandler(ReadHandler):
@@ -97,10 +132,8 @@ class UsersHandler(ReadHandler):
 class HistoryHandler(ReadHandler):
     """One user's entries of the log, the newest first: for readers, and for the user."""
 
-    async def get(self, email: str) -> None:
-        email = email.lower()
-        if email != self.check_in.email:
-            self.require_reader()
+    async def get(self, text: str) -> None:
+        email = self.readable(text)
         limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_HISTORY)
         before = self.integer("before", 0, 1, datagram.MAX_SEQ) if self.has("before") else None
         page = await self.store.history(email, before, limit)
@@ -151,7 +184,7 @@ def record_json(record: StatusRecord) -> bytes:
     members: dict[str, object] = {
         "email": record.email,
         "state": record.state,
-        "last_seen": timestamp(record.last_seen),
+        "last_seen": None if record.last_seen is None else timestamp(record.last_seen),
         "first_seen": None if record.first_seen is None else timestamp(record.first_seen),
         "client_ip": record.client_ip,
         "client_port": record.client_port,

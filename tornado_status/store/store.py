@@ -29,7 +29,7 @@ from tornado_status.store import migrate, people, queries
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
-from tornado_status.store.sweep import PREPARE_SWEEP, Sweeper
+from tornado_status.store.sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
 
 READERS = 4  # connections for reading: a page of events each, beside the writer
 READ_WAIT_S = 3.0  # how long a read waits for one of them
@@ -89,6 +89,7 @@ class Store:
         history: History = _HISTORY,
     ) -> None:
         self._settings = settings
+        self._when = when
         self._interval_s = when.interval_s
         self._log = structlog.get_logger()
         self._embedded: EmbeddedPostgres | None = None
@@ -108,7 +109,7 @@ class Store:
         self.sweeper = Sweeper(
             self._commit,
             self._pool,
-            offline_after_s=when.offline_after_s,
+            when=when,
             every_s=presence.sweep_every_s(when.interval_s),
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
@@ -190,11 +191,11 @@ class Store:
         return await future
 
     async def enrol(self, email: str) -> bool:
-        """Enrol a (canonical) e-mail; False where it is there already. Raises `StoreUnavailable`."""
+        """Enrol a (canonical) e-mail; False: it is there already. Raises `StoreUnavailable`."""
         return bool(people.changed(await self._commit.write(people.enrol([email]))))
 
     async def remove(self, email: str) -> bool:
-        """Remove an e-mail with its record; False where it is unknown. Raises `StoreUnavailable`."""
+        """Remove an e-mail with its record; False: it is unknown. Raises `StoreUnavailable`."""
         return bool(people.changed(await self._commit.write(people.remove([email]))))
 
     async def user(self, email: str) -> StatusRecord | None:
@@ -289,6 +290,7 @@ class Store:
         renewed = await connection.execute(_RENEW_STREAM)
         if renewed:
             self._log.info("stream of numbers", stream=renewed[0][0])
+        await connection.execute(SAY_SETTINGS, [self._when.interval_s, self._when.offline_after_s])
         await connection.execute(PREPARE_RECORD)
         await connection.execute(PREPARE_SWEEP)
 
