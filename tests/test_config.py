@@ -188,11 +188,11 @@ def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
     assert "s3cret" not in str(caught.value)
 
 
-def test_reserved_keys_are_told(tmp_path: Path) -> None:
-    """They are accepted, and the operator learns that they do nothing yet."""
+def test_keys_without_effect_are_told(tmp_path: Path) -> None:
+    """They are accepted, and the operator learns that they do nothing."""
     assert config.without_effect(load(tmp_path)) == []
-    settings = load(tmp_path, "ingress: {mode: tls}\naccess: {admins: [a@example.com]}")
-    assert config.without_effect(settings) == ["ingress.mode", "access.admins"]
+    settings = load(tmp_path, "ingress: {trusted_proxies: [10.0.0.1]}")
+    assert config.without_effect(settings) == ["ingress.trusted_proxies"]
 
 
 def test_three_missed_intervals_are_offline_unless_told_otherwise(tmp_path: Path) -> None:

@@ -16,9 +16,7 @@ from tornado_status.store import migrate, queries
 from tornado_status.store.commit import LOCK_HEAD, GroupCommit, Work, array
 from tornado_status.store.database import Connection, Pool, Row, StatementFailed
 
-CHUNK = (
-    512  # people a transaction: no more rows than a batch of check-ins, which may wait behind it
-)
+CHUNK = 512  # people a transaction: no more rows than a batch of check-ins
 ERASE_CHUNK = 5000  # entries looked through by one statement: at worst all of them are rewritten
 COMMAND_TIMEOUT_S = 30.0  # for one statement of a command
 POLL_S = 1.0  # how late at most a server hears of what a command wrote
