@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("identity", "announcers", "revocation", "limits", "checkin", "datagram", "config"),
     ("logs",),
     ("ingress", "store", "announce", "api", "admin"),
+    ("keys", "welcome"),
     ("server",),
     ("cli",),
     ("__main__",),

@@ -5,25 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import ssl
-import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from tornado.httpserver import HTTPServer
 
 from tornado_status.admin import AdminServer, Vitals
-from tornado_status.announce import Announcer, Publication, Signing, load_signing
+from tornado_status.announce import Announcer, Publication
 from tornado_status.api import Access, InFlight, make_application, problem_answer
 from tornado_status.checkin import Event
-from tornado_status.config import EMBEDDED, Server, Settings, without_effect
+from tornado_status.config import Server, Settings, without_effect
 from tornado_status.ingress import (
     READ_CHUNK,
     Acceptor,
-    Anchors,
     Answers,
     CheckInService,
     FileWatcher,
@@ -31,12 +26,11 @@ from tornado_status.ingress import (
     PeerStream,
     Trust,
     bind,
-    load_anchors,
     quick_stream_class,
-    self_test,
-    server_context,
 )
+from tornado_status.keys import Keys, key_files, load_keys
 from tornado_status.limits import CheckInLimit
+from tornado_status.welcome import say_serving
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
@@ -71,7 +65,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect in this version", key=key)
-    keys = _load_keys(settings, None)
+    keys = load_keys(settings, None)
     sockets = bind(settings.server)
     for sock in sockets:
         stack.callback(sock.close)
@@ -121,14 +115,14 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     )
     publication = Publication(store.publish_announcers)
 
-    def put_in_force(keys: _Keys) -> None:
+    def put_in_force(keys: Keys) -> None:
         http.ssl_options = keys.context  # read at each accept
         trust.replace(keys.anchors)
         announcer.signer = keys.signing.signer if keys.signing is not None else None
         publication.use(keys.signing)
 
     async def reload() -> None:
-        put_in_force(await asyncio.to_thread(_load_keys, settings, trust.anchors))
+        put_in_force(await asyncio.to_thread(load_keys, settings, trust.anchors))
         structlog.get_logger().info("certificates and keys reloaded")
         for warning in trust.warnings():
             structlog.get_logger().warning(warning)
@@ -136,7 +130,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     put_in_force(keys)
     for warning in trust.warnings():
         structlog.get_logger().warning(warning)
-    watcher = FileWatcher(_key_files(settings), reload)
+    watcher = FileWatcher(key_files(settings), reload)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
     watching = asyncio.create_task(watcher.run(), name="file watcher")
     stack.push_async_callback(_cancelled, watching)
@@ -175,34 +169,10 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     acceptor.listen(sockets)
     await store.wait_connected()
     announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
-    _say_serving(settings, port)
+    say_serving(settings, port)
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
     await store.wait_failed()
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """What is read from the files with certificates and keys, all of it or nothing."""
-
-    context: ssl.SSLContext
-    anchors: Anchors
-    signing: Signing | None
-
-
-def _load_keys(settings: Settings, before: Anchors | None) -> _Keys:
-    context = server_context(settings.tls)
-    self_test(context)
-    anchors = load_anchors(settings.tls, before)
-    return _Keys(context, anchors, load_signing(settings.announce, settings.tls.client_ca))
-
-
-def _key_files(settings: Settings) -> list[Path]:
-    tls, announce = settings.tls, settings.announce
-    files = [tls.certificate, tls.private_key, tls.client_ca, tls.crl, announce.next_certificate]
-    if announce.signing_key is not None:
-        files += [announce.signing_key, announce.signing_key.with_suffix(".crt")]
-    return [file for file in files if file is not None]
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -218,34 +188,3 @@ def _stream_class(settings: Server) -> type[PeerStream]:
         structlog.get_logger().warning("this Tornado is unknown: server.skip_speculative_read off")
         return PeerStream
     return quick
-
-
-def _say_serving(settings: Settings, port: int) -> None:
-    host = settings.server.host
-    host = "localhost" if host in ("", "0.0.0.0", "::", "127.0.0.1", "::1") else host  # noqa: S104
-    url = f"https://{host}:{port}"
-    targets = " and ".join(str(target) for target in settings.announce.targets) or "nobody"
-    structlog.get_logger().info(
-        "serving",
-        url=url,
-        announcing=targets,
-        database=EMBEDDED if settings.database.url == EMBEDDED else "postgresql",
-    )
-    if settings.logging.format == "console":
-        command = _try_next(settings, url)
-        print(f"Serving on {url}, announcing to {targets}. Try: {command}", flush=True)
-
-
-def _try_next(settings: Settings, url: str) -> str:
-    """Return a command that checks in, as it would be typed in the current directory."""
-    here = Path.cwd()
-    python = Path(sys.executable)
-    shown = python.relative_to(here) if python.is_relative_to(here) else python
-    command = f"{shown} -m clients"
-    if url != "https://localhost:8443":
-        command += f" --url {url}/api/client"
-    certs = settings.tls.client_ca.parent
-    if certs != here / "certs":
-        command += f" --cert {certs}/client.crt --key {certs}/client.key"
-        command += f" --ca {settings.tls.client_ca}"
-    return command
