@@ -189,6 +189,14 @@ class Access(Section):
 class Admin(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Admin:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key: expected both or neither")
+        return self
 
 
 class Logging(Section):

@@ -11,11 +11,13 @@ from contextlib import AsyncExitStack
 import structlog
 from tornado.httpserver import HTTPServer
 
-from tornado_status.admin import AdminServer, Vitals
+from tornado_status.admin import AdminServer
 from tornado_status.announce import Announcer, Publication
-from tornado_status.api import Access, InFlight, make_application, problem_answer
+from tornado_status.api import Access, AccessLog, InFlight, make_application, problem_answer
 from tornado_status.checkin import Event
 from tornado_status.config import Server, Settings, without_effect
+from tornado_status.errors import StatusError
+from tornado_status.health import Check
 from tornado_status.ingress import (
     READ_CHUNK,
     Acceptor,
@@ -30,6 +32,9 @@ from tornado_status.ingress import (
 )
 from tornado_status.keys import Keys, key_files, load_keys
 from tornado_status.limits import CheckInLimit
+from tornado_status.metrics import Vitals, make_registry
+from tornado_status.readiness import look, look_at_terms
+from tornado_status.reminder import Reminder
 from tornado_status.welcome import say_serving
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
@@ -93,8 +98,10 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     judge = Judge(trust)
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
+    access_log = AccessLog(store.counted)
+    access = Access(settings.access.readers)
     http = HTTPServer(
-        make_application(store, Access(settings.access.readers), in_flight, judge, limit),
+        make_application(store, access, in_flight, judge, limit, access_log),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_HEAD,
@@ -102,9 +109,14 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         idle_connection_timeout=settings.server.idle_timeout_s,
         body_timeout=settings.server.body_timeout_s,
     )
+
+    def answer_of(error: StatusError) -> bytes:
+        store.counted.refused(error)
+        return problem_answer(error)
+
     check_ins = CheckInService(
         store,
-        Answers(problem_answer),
+        Answers(answer_of),
         http.handle_stream,
         settings.server.idle_timeout_s,
         trust,
@@ -114,40 +126,52 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         http, settings.server, judge, check_ins.serve, _stream_class(settings.server)
     )
     publication = Publication(store.publish_announcers)
+    in_force = keys
+
+    def checks() -> list[Check]:
+        return look(settings, in_force, store.problem, announcer.failing())
+
+    vitals = Vitals(
+        checks=checks,
+        terms=lambda: in_force.terms,
+        head=lambda: store.head,
+        pending=lambda: store.pending,
+        connections=lambda: acceptor.connections,
+        handshakes=lambda: acceptor.handshakes,
+        check_ins=store.counted,
+        handshake_durations=acceptor.durations,
+        refused=acceptor.refused,
+        requests=access_log.requests,
+        datagrams_sent=announcer.sent,
+        datagrams_refused=announcer.errors,
+    )
+    admin = AdminServer(settings.admin, checks, make_registry(vitals), keys.admin_context)
+    reminder = Reminder(lambda: look_at_terms(settings, in_force))
 
     def put_in_force(keys: Keys) -> None:
+        nonlocal in_force
+        in_force = keys
         http.ssl_options = keys.context  # read at each accept
         trust.replace(keys.anchors)
         announcer.signer = keys.signing.signer if keys.signing is not None else None
         publication.use(keys.signing)
+        admin.use(keys.admin_context)
 
     async def reload() -> None:
         put_in_force(await asyncio.to_thread(load_keys, settings, trust.anchors))
         structlog.get_logger().info("certificates and keys reloaded")
-        for warning in trust.warnings():
-            structlog.get_logger().warning(warning)
+        reminder.again()
 
     put_in_force(keys)
-    for warning in trust.warnings():
-        structlog.get_logger().warning(warning)
+    reminder.look()
+    reminding = asyncio.create_task(reminder.run(), name="reminder")
+    stack.push_async_callback(_cancelled, reminding)
     watcher = FileWatcher(key_files(settings), reload)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
     watching = asyncio.create_task(watcher.run(), name="file watcher")
     stack.push_async_callback(_cancelled, watching)
 
     if settings.admin.port:
-        admin = AdminServer(
-            settings.admin,
-            Vitals(
-                warnings=trust.warnings,
-                problems=lambda: [store.problem] if store.problem else [],
-                head=lambda: store.head,
-                pending=lambda: store.pending,
-                refused=acceptor.refused.items,
-                datagrams_sent=announcer.sent.items,
-                datagrams_refused=announcer.errors.items,
-            ),
-        )
         admin.listen()
         stack.push_async_callback(admin.close)
 

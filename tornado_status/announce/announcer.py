@@ -23,6 +23,10 @@ from tornado_status.config import Announce, Target
 from tornado_status.errors import DatagramError
 from tornado_status.logs import RateLimit
 
+# How long a target that refused counts as failing. Not until the next datagram gets through: to a
+# unicast address where nobody listens every second one seems to.
+FAILING_S = 60.0
+
 
 class Announcer:
     """Sends every event it is given to every target, in order.
@@ -41,12 +45,14 @@ class Announcer:
         self._heartbeat: asyncio.Task[None] | None = None
         self.sent: Counter[str] = Counter()
         self.errors: Counter[tuple[str, str]] = Counter()
+        self._failed: dict[str, tuple[float, str]] = {}
 
     def open(self) -> None:
         """Open the sockets. Raises `ConfigError` where a target can never be reached as set."""
         try:
             for target in self._settings.targets:
                 sockets = self._binary if target.encoding == "binary" else self._json
+                self.sent[str(target)] += 0  # known from the start, for who counts
                 for sock in open_sockets(target, self._settings.source_port):
                     sockets.append((target, sock))
         except BaseException:
@@ -75,6 +81,15 @@ class Announcer:
                 except DatagramError as error:
                     self._refused("encoding", "binary", error.reason, str(error))
 
+    def failing(self) -> dict[str, str]:
+        """Return why targets could not be sent to, those of the last `FAILING_S`."""
+        now = asyncio.get_running_loop().time()
+        return {
+            target: reason
+            for target, (failed, reason) in self._failed.items()
+            if now - failed < FAILING_S
+        }
+
     async def close(self) -> None:
         """Stop the heartbeats and close the sockets."""
         if self._heartbeat is not None:
@@ -96,6 +111,7 @@ class Announcer:
 
     def _refused(self, what: str, target: str, name: str, advice: str) -> None:
         self.errors[target, name] += 1
+        self._failed[target] = (asyncio.get_running_loop().time(), f"{name}: {advice}")
         held = self._warnings.admit((target, name))
         if held is not None:
             self._log.warning(

@@ -114,6 +114,7 @@ class Handler(RequestHandler):
     peers: Peers
     _last = False  # the connection ends with this request
     check_in: CheckIn  # what the caller's certificate says; set by `prepare`
+    error: BaseException | None = None  # what the answer is about, where it is one
 
     def initialize(self, **services: object) -> None:
         self._counted = False
@@ -176,7 +177,7 @@ class Handler(RequestHandler):
         )
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info", (None, None, None))[1]
+        error = self.error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, StatusError):
             status_code = describe(error)[0]
         super().send_error(status_code, **kwargs)

@@ -27,6 +27,7 @@ from tornado_status.ingress.handshake import Address, Handshake, HandshakeThread
 from tornado_status.ingress.peer import Judge
 from tornado_status.ingress.stream import PeerStream
 from tornado_status.logs import RateLimit
+from tornado_status.measure import SECONDS, Histogram
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 ACCEPTS_A_TURN = 64  # then those already connected have their turn
@@ -64,7 +65,7 @@ class Acceptor:
     """Takes connections from bound sockets to `on_connection`, once their peer is known.
 
     The TLS context is read from `server.ssl_options` at each accept, so that it can be swapped.
-    `refused` counts failed handshakes by kind.
+    `refused` counts failed handshakes by kind, `durations` times the good ones, in seconds.
     """
 
     def __init__(
@@ -94,6 +95,17 @@ class Acceptor:
         self._handshakes: dict[ssl.SSLSocket, Handshake] = {}
         self._lingering: set[_Lingering] = set()
         self.refused: Counter[str] = Counter()
+        self.durations = Histogram(SECONDS)
+
+    @property
+    def connections(self) -> int:
+        """Those open now, with the handshakes under way."""
+        return self._open
+
+    @property
+    def handshakes(self) -> int:
+        """Those under way now."""
+        return len(self._handshakes)
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept. The sockets are ours from here on."""
@@ -207,7 +219,8 @@ class Acceptor:
 
     def established(self, secure: ssl.SSLSocket, address: Address) -> None:
         """See `handshake.Owner`."""
-        del self._handshakes[secure]
+        handshake = self._handshakes.pop(secure)
+        self.durations.observe(self._loop.time() - handshake.began)
         self._look_again()
         stream = self._stream_class(
             secure,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,6 +20,7 @@ import structlog
 
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
+from tornado_status.measure import CheckIns
 from tornado_status.store.database import Connection, StatementFailed
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
@@ -67,8 +69,7 @@ FROM now"""
 
 Done = Callable[["Event | StoreError"], None]
 
-
-Pending = tuple[CheckIn, Done]
+Pending = tuple[CheckIn, Done, float]  # and when it was submitted, in monotonic seconds
 
 
 class GroupCommit:
@@ -99,6 +100,7 @@ class GroupCommit:
         self._idle.set()
         self._stopping = False
         self._unconfirmed: list[CheckIn] = []
+        self.counted = CheckIns()
         self.connected = asyncio.Event()
         self.head = 0
         self.stream = uuid.UUID(int=0)
@@ -121,7 +123,7 @@ class GroupCommit:
         if not self._queue:
             self._idle.clear()
             self._wake.set()
-        self._queue.append((check_in, done))
+        self._queue.append((check_in, done, time.monotonic()))
 
     async def run(self) -> None:
         """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
@@ -182,8 +184,9 @@ class GroupCommit:
             await self._commit(connection, batch)
 
     async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
-        check_ins = [check_in for check_in, _ in batch]
+        check_ins = [check_in for check_in, _, _ in batch]
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
+        sent = time.monotonic()
         try:
             rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
         except StatementFailed as error:
@@ -199,12 +202,13 @@ class GroupCommit:
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
+        committed = time.monotonic()
         base, microseconds, new, accepted = rows[0]
         moment = _EPOCH + datetime.timedelta(microseconds=microseconds)
         recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
         is_new = set(new)
         events = []
-        for number, (check_in, _) in enumerate(recorded, start=1):
+        for number, (check_in, _, _) in enumerate(recorded, start=1):
             position = number if accepted is None else accepted[number - 1]
             kind = EventKind.NEW if position in is_new else EventKind.CHECK_IN
             events.append(
@@ -220,13 +224,14 @@ class GroupCommit:
         if events:
             self.head = events[-1].seq
             self._on_commit(events, self.head)
-        for (_, done), event in zip(recorded, events, strict=True):
+        for (_, done, _), event in zip(recorded, events, strict=True):
             done(event)
         if len(recorded) < len(batch):
             known = set(accepted)
-            for position, (check_in, done) in enumerate(batch, start=1):
+            for position, (check_in, done, _) in enumerate(batch, start=1):
                 if position not in known:
                     done(UserUnknown(check_in.email))
+        self.counted.batch([submitted for _, _, submitted in batch], len(recorded), sent, committed)
 
     async def _announce_unconfirmed(self, connection: Connection) -> None:
         """Announce what a commit without an answer has written after all.
@@ -264,7 +269,7 @@ class GroupCommit:
         self._idle.set()
 
     def _fail(self, batch: list[Pending], error: StoreError) -> None:
-        for _, done in batch:
+        for _, done, _ in batch:
             done(error)
 
     async def _sleep(self, seconds: float) -> None:

@@ -16,6 +16,7 @@ import structlog
 from tornado_status.checkin import CheckIn, Event, EventPage, StatusRecord, UserPage
 from tornado_status.config import EMBEDDED, Database
 from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, queries
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
@@ -134,6 +135,11 @@ class Store:
     def pending(self) -> int:
         """Check-ins that wait for a commit to begin."""
         return self._commit.pending
+
+    @property
+    def counted(self) -> CheckIns:
+        """What became of check-ins; who answers them adds those that were refused."""
+        return self._commit.counted
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
