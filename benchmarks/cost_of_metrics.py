@@ -1,7 +1,7 @@
 """What measuring a check-in costs the server: `python -m benchmarks.cost_of_metrics`.
 
-Times, in nanoseconds of CPU, what the check-in path does for `/metrics`, per check-in, for batches of several sizes; beside
-it prometheus-client's own counter and histogram, which would be asked once for each.
+Times, in nanoseconds of CPU, what the check-in path does for `/metrics`, per check-in, for batches
+of several sizes; beside it prometheus-client's own counter and histogram, asked once for each.
 """
 
 from __future__ import annotations
