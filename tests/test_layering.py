@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("identity", "announcers", "revocation", "limits", "checkin", "datagram", "config"),
     ("expiry", "measure", "health"),
     ("logs",),
-    ("ingress", "store", "announce", "api", "admin", "metrics"),
+    ("ingress", "store", "announce", "api", "admin", "metrics", "notify"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
     ("cli",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -33,6 +34,7 @@ from tornado_status.ingress import (
 from tornado_status.keys import Keys, key_files, load_keys
 from tornado_status.limits import CheckInLimit
 from tornado_status.metrics import Vitals, make_registry
+from tornado_status.notify import Notifier
 from tornado_status.readiness import look, look_at_terms
 from tornado_status.reminder import Reminder
 from tornado_status.welcome import say_serving
@@ -53,20 +55,23 @@ async def serve(settings: Settings) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, told_to_stop.set)
     stop = asyncio.create_task(told_to_stop.wait(), name="stop signal")
+    notifier = Notifier.from_environment(os.environ)
     try:
         async with AsyncExitStack() as stack:
-            running = asyncio.create_task(_run(settings, stack), name="server")
+            running = asyncio.create_task(_run(settings, stack, notifier), name="server")
             await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 structlog.get_logger().info("stopping")
+                notifier.stopping()
                 running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
     finally:
         stop.cancel()
+        notifier.close()
 
 
-async def _run(settings: Settings, stack: AsyncExitStack) -> None:
+async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect in this version", key=key)
@@ -158,7 +163,8 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         admin.use(keys.admin_context)
 
     async def reload() -> None:
-        put_in_force(await asyncio.to_thread(load_keys, settings, trust.anchors))
+        with notifier.reloading():
+            put_in_force(await asyncio.to_thread(load_keys, settings, trust.anchors))
         structlog.get_logger().info("certificates and keys reloaded")
         reminder.again()
 
@@ -170,6 +176,15 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
     watching = asyncio.create_task(watcher.run(), name="file watcher")
     stack.push_async_callback(_cancelled, watching)
+    beating = asyncio.create_task(
+        notifier.run(
+            # Not whether the database is there: a restart would not bring it back.
+            healthy=lambda: not (watching.done() or reminding.done()),
+            status=lambda: store.problem or "recording check-ins",
+        ),
+        name="notifier",
+    )
+    stack.push_async_callback(_cancelled, beating)
 
     if settings.admin.port:
         admin.listen()
@@ -194,6 +209,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     await store.wait_connected()
     announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
     say_serving(settings, port)
+    notifier.ready()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
     await store.wait_failed()
