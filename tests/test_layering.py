@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ingress", "store", "announce", "api", "admin", "metrics", "notify"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
+    ("show", "completion"),
     ("cli",),
     ("__main__",),
 )
