@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ingress", "store", "announce", "api", "admin", "metrics", "notify"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
-    ("show", "completion"),
+    ("show", "completion", "doctor"),
     ("cli",),
     ("__main__",),
 )

@@ -57,6 +57,16 @@ def _add_show_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def examine(options: argparse.Namespace) -> int:
+    """Look for what is wrong with the setup; exit 1 where something is."""
+    from tornado_status import doctor, logs
+
+    logs.configure(config.Logging(level="error"))
+    findings = doctor.examine(options.config, os.environ)
+    print(doctor.text(findings), end="")
+    return EXIT_FAILED if any(finding.level == "problem" for finding in findings) else 0
+
+
 def complete(options: argparse.Namespace) -> int:
     """Print a completion script: `source <(tornado-status completion bash)`."""
     from tornado_status import completion
@@ -78,6 +88,7 @@ def version(options: argparse.Namespace) -> int:
 COMMANDS = (
     Command("serve", "run the server until SIGTERM or Ctrl-C (the default)", serve),
     Command("config", "print the settings in effect", show_config, _add_show_config),
+    Command("doctor", "look for what is wrong and say what to do", examine),
     Command("completion", "print a completion script for a shell", complete, _add_complete),
     Command("version", "print the version", version),
 )
