@@ -259,10 +259,10 @@ def test_a_target_that_refuses_is_a_warning(start_server: StartServer) -> None:
         assert server.request("POST", "/api/client").status == 204
     ready = server.admin("/readyz")
     assert ready.status == 200
-    assert ready.json["checks"]["announce"] == {
-        "status": "warning",
-        "reasons": ["unicast 127.0.0.1:1: ECONNREFUSED: nobody listens there"],
-    }
+    check = ready.json["checks"]["announce"]
+    assert check["status"] == "warning"
+    [reason] = check["reasons"]
+    assert reason.startswith("unicast 127.0.0.1:1: ECONNREFUSED: nobody listens there")
     found = samples(server)
     assert found["tornado_status_troubles", "announce", "warning"] == 1
     assert found["tornado_status_ready",] == 1

@@ -306,7 +306,7 @@ def test_targets_that_lead_nowhere_are_found(site: Site) -> None:
     not_here = {"kind": "broadcast", "address": "127.1.2.255", "interfaces": [LOOPBACK]}
     site.wrong(
         "interface 'nic9' does not exist; there are",
-        "127.1.2.255:6667 is no broadcast address of this machine's networks",
+        "127.1.2.255:6667: no interface has this broadcast address",
         announce={"targets": [unknown, not_here]},
     )
 

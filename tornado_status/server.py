@@ -207,7 +207,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     stack.push_async_callback(drain)
     acceptor.listen(sockets)
     await store.wait_connected()
-    announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
+    announcer.start(lambda: None if store.problem else (store.stream, store.head))
     say_serving(settings, port)
     notifier.ready()
     publishing = asyncio.create_task(publication.run(), name="publication")
@@ -221,10 +221,10 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def _stream_class(settings: Server) -> type[PeerStream]:
-    if not settings.skip_speculative_read:
+    if not settings.quick_reads:
         return PeerStream
     quick = quick_stream_class()
     if quick is None:
-        structlog.get_logger().warning("this Tornado is unknown: server.skip_speculative_read off")
+        structlog.get_logger().warning("this Tornado is unknown: server.quick_reads off")
         return PeerStream
     return quick

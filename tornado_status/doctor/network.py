@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import http.client
+import ipaddress
 import json
 import shutil
 import socket
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tornado_status.announce.sockets import interface_address, open_sockets
+from tornado_status.announce.advice import advice as what_to_do
+from tornado_status.announce.interfaces import Interfaces, read_interfaces
+from tornado_status.announce.udp import UdpOutlet, udp_outlets
 from tornado_status.config import Settings, Target
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import ConfigError
@@ -29,8 +32,7 @@ _PASSIVE = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at all of it."""
     yield from _ports(settings)
-    for target in settings.announce.targets:
-        yield from _target(settings, target)
+    yield from _targets(settings)
     yield from _audience(settings)
     yield from _multicast_route(settings)
     yield from _firewall(settings)
@@ -116,60 +118,73 @@ def _is_running(settings: Settings) -> bool:
 # ------------------------------------------------------------------------------------ interfaces
 
 
-def _target(settings: Settings, target: Target) -> Iterator[Finding]:
+def _targets(settings: Settings) -> Iterator[Finding]:
+    """Open what the server would announce from, without sending."""
+    interfaces = read_interfaces()
+    for target in settings.announce.targets:
+        for outlet in udp_outlets(target, settings.announce.source_port):
+            try:
+                yield _outlet(outlet, settings, interfaces)
+            finally:
+                outlet.close()
+
+
+def _outlet(outlet: UdpOutlet, settings: Settings, interfaces: Interfaces) -> Finding:
     try:
-        for sock in open_sockets(target, settings.announce.source_port):
-            sock.close()
+        outlet.check(interfaces)
     except ConfigError as error:
         advice = "`ip address` shows this machine's interfaces and addresses."
-        if "source_port" in str(error):
-            advice = "Stop that program (`ss -lunp` shows it), or choose another port."
-        yield problem(INTERFACES, str(error), advice)
-        return
-    if target.kind == "broadcast" and not _is_broadcast(target.address):
-        yield problem(
+        return problem(INTERFACES, str(error), advice)
+    outlet.refresh(interfaces)
+    if outlet.problem is not None and outlet.problem.errno == errno.EADDRINUSE:
+        port = settings.announce.source_port
+        return problem(
+            PORTS,
+            f"announce.source_port: UDP port {port} is taken by another program",
+            "Stop that program (`ss -lunp` shows it), or choose another port.",
+        )
+    if outlet.problem is not None:
+        return problem(
             INTERFACES,
-            f"announce.targets: {target} is no broadcast address of this machine's networks",
+            f"announce.targets: {outlet.target} by {outlet.via}: {what_to_do(outlet.problem)}",
+            "The server starts all the same, and announces there once it can.",
+        )
+    doubt = outlet.doubt(interfaces)
+    if doubt is not None:
+        return problem(
+            INTERFACES,
+            f"announce.targets: {outlet.target}: {doubt}",
             "`ip address` shows it behind `brd`; a wrong one reaches nobody.",
         )
-        return
-    where = ", ".join(target.interfaces) or "the interface that its route leads to"
-    yield ok(INTERFACES, f"announce.targets: {target} can be sent to by {where}")
-
-
-def _is_broadcast(address: str) -> bool:
-    """Ask the kernel, which forbids connecting to one without SO_BROADCAST."""
-    if address == "255.255.255.255":
-        return True
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect((address, 9))
-        except OSError as error:
-            return error.errno == errno.EACCES
-    return False
+    return ok(INTERFACES, f"announce.targets: {outlet.target} can be sent to by {outlet.via}")
 
 
 def _audience(settings: Settings) -> Iterator[Finding]:
-    def is_local(target: Target) -> bool:
-        if target.kind == "unicast":
-            return target.address.startswith("127.")
-        default = ("127.0.0.1",) if target.kind == "multicast" else ()
-        interfaces = target.interfaces or default
-        try:
-            addresses = [interface_address(interface) for interface in interfaces]
-        except ConfigError:
-            return False  # told already
-        return bool(addresses) and all(address.startswith("127.") for address in addresses)
-
     targets = settings.announce.targets
+    interfaces = read_interfaces()
     if not targets:
         yield note(INTERFACES, "announce.targets: nobody is told of check-ins")
-    elif all(map(is_local, targets)):
+    elif all(_is_local(target, interfaces) for target in targets):
         yield note(
             INTERFACES,
             "announce.targets: only this machine hears the announcements",
             "For a LAN name its interface and broadcast address: config.yaml shows the two lines.",
         )
+
+
+def _is_local(target: Target, interfaces: Interfaces) -> bool:
+    if target.kind == "unicast":
+        return ipaddress.ip_address(target.address).is_loopback
+    named = target.interfaces or (("127.0.0.1",) if target.kind == "multicast" else ())
+    return bool(named) and all(_is_loopback(each, interfaces) for each in named)
+
+
+def _is_loopback(text: str, interfaces: Interfaces) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        found = interfaces.named(text)
+        return found is not None and all(each.address.is_loopback for each in found.networks)
 
 
 # ---------------------------------------------------------------------------------------- routes
@@ -189,9 +204,9 @@ def routes() -> list[tuple[str, int, int, int]]:
 
 def _multicast_route(settings: Settings) -> Iterator[Finding]:
     groups = [t.address for t in settings.announce.targets if t.kind == "multicast"]
-    if not groups:
-        return
     for group in groups:
+        if ":" in group:
+            continue  # an IPv6 group is reached by its interface alone
         number = int.from_bytes(socket.inet_aton(group), "big")
         interfaces = [name for name, network, mask, _ in routes() if number & mask == network]
         if interfaces:
