@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +32,7 @@ from tornado_status.errors import ConfigError
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
 EMBEDDED = "embedded"
+DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -289,6 +290,14 @@ class Access(Section):
 class Admin(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Admin:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key: expected both or neither")
+        return self
 
 
 class Logging(Section):
@@ -334,13 +343,8 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
     Relative paths in the result are relative to the directory of `path`. Raises `ConfigError`.
     """
     values = _read_yaml(path)
-    for name, (section, key) in PLATFORM_VARIABLES.items():
-        if environment.get(name):
-            _overlay(values, name, [section, key], environment[name])
-    for name in sorted(environment):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            _overlay(values, name, keys, _environment_value(name, environment[name]))
+    for name, keys, value in _variables(environment):
+        _overlay(values, name, keys, value)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
             values[section] = {}
@@ -348,6 +352,41 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
         return Settings.model_validate(values, context={"directory": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_problem(error)}") from error
+
+
+def origins(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return where each setting comes from, by `section.key`, and `section` where it has no keys.
+
+    An origin is `path` or the name of a variable; what is not named has its default. Raises
+    `ConfigError`.
+    """
+    found: dict[str, str] = {}
+
+    def add(section: str, value: object, origin: str) -> None:
+        keys = [f"{section}.{key}" for key in value] if isinstance(value, dict) else [section]
+        found.update(dict.fromkeys(keys, origin))
+
+    for section, value in _read_yaml(path).items():
+        add(str(section), value, str(path))
+    for name, (section, *keys), value in _variables(environment):
+        if keys:
+            found[f"{section}.{keys[0]}"] = name
+            continue
+        for known in [each for each in found if each.partition(".")[0] == section]:
+            del found[known]  # the section is replaced as a whole
+        add(section, value, name)
+    return found
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, list[str], object]]:
+    """Yield name, keys and value of each variable that is a setting; the later one wins."""
+    for name, (section, key) in PLATFORM_VARIABLES.items():
+        if environment.get(name):
+            yield name, [section, key], environment[name]
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            yield name, keys, _environment_value(name, environment[name])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tornado.web import Application, RequestHandler
+from tornado.web import Application
 
 from tornado_status.api.access import Access
+from tornado_status.api.access_log import AccessLog
 from tornado_status.api.client import ClientHandler, Limit, Recorder
 from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
 from tornado_status.api.in_flight import InFlight
@@ -32,11 +33,12 @@ def make_application(
     in_flight: InFlight,
     peers: Peers,
     limit: Limit | None,
+    access_log: AccessLog,
 ) -> Application:
     """Return the application.
 
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
-    each may check in.
+    each may check in. `access_log` is told of every answer.
     """
     common = {"in_flight": in_flight, "peers": peers}
     reading = {**common, "store": store, "access": access}
@@ -55,9 +57,5 @@ def make_application(
         ],
         default_handler_class=NotFound,
         default_handler_args=common,
-        log_function=_no_access_log,  # a line a check-in would be the costliest part of it
+        log_function=access_log.answered,
     )
-
-
-def _no_access_log(handler: RequestHandler) -> None:
-    pass

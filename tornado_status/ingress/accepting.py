@@ -20,6 +20,7 @@ from tornado_status.config import Server
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.handshake import Address
 from tornado_status.logs import RateLimit
+from tornado_status.measure import SECONDS, Histogram
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 ACCEPTS_A_TURN = 64  # then those already connected have their turn
@@ -67,6 +68,17 @@ class Accepting(ABC):
         self._loop = asyncio.get_running_loop()
         self._listening: list[socket.socket] = []
         self.refused = refused
+        self.durations = Histogram(SECONDS)
+
+    @property
+    def connections(self) -> int:
+        """Those open now, with the handshakes under way."""
+        return self._open
+
+    @property
+    def handshakes(self) -> int:
+        """Those under way now, and whatever else has not come to a first request."""
+        return self._beginning()
 
     @abstractmethod
     def _begin(self, connection: socket.socket, address: Address) -> None:

@@ -25,7 +25,6 @@ from tornado_status.identity import Identity, identify
 from tornado_status.revocation import RevocationList, read_lists, replace_lists
 
 MAX_REMEMBERED = 4096  # verdicts on certificates: a quarter of a millisecond saved for each device
-WARN_BEFORE_S = 3 * 86400.0  # before a list or a certificate is out of date: a long weekend
 
 NO_CERTIFICATE = IdentityError(400, "no-certificate", "No required SSL certificate was sent")
 REVOKED = IdentityError(403, "revoked", "The certificate is revoked")
@@ -130,17 +129,6 @@ class Trust:
             except IdentityError as error:
                 standing.refusal = error
         return standing.refusal
-
-    def warnings(self) -> list[str]:
-        """Return what an operator should know of the lists."""
-        found = []
-        for known in self.anchors.lists.values():
-            days = (known.next_update - self._clock()) / 86400
-            if days < 0:
-                found.append(f"tls.crl: out of date for {-days:.1f} days")
-            elif days < WARN_BEFORE_S / 86400:
-                found.append(f"tls.crl: out of date in {days:.1f} days")
-        return found
 
     def _judge_chain(self, standing: Standing, not_after: float) -> float:
         """Return until when the chain is good. Raises `IdentityError`."""

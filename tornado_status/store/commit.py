@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,7 @@ import structlog
 
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
+from tornado_status.measure import CheckIns
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, Row, StatementFailed
 
@@ -92,7 +94,7 @@ FROM now"""
 Done = Callable[["Event | StoreError"], None]
 
 
-Pending = tuple[CheckIn, Done]
+Pending = tuple[CheckIn, Done, float]  # and when it was submitted, in monotonic seconds
 Origin = tuple[str, "str | None", "int | None"]  # an entry's e-mail and client address
 
 
@@ -138,6 +140,7 @@ class GroupCommit:
         self._idle.set()
         self._stopping = False
         self._unconfirmed: set[Origin] = set()
+        self.counted = CheckIns()
         self.connected = asyncio.Event()
         self.head = 0
         self.stream = uuid.UUID(int=0)
@@ -160,7 +163,7 @@ class GroupCommit:
         if not self._queue:
             self._idle.clear()
             self._wake.set()
-        self._queue.append((check_in, done))
+        self._queue.append((check_in, done, time.monotonic()))
 
     async def write(self, work: Work) -> list[Row]:
         """Run other work on the writing connection, and return its rows.
@@ -240,8 +243,9 @@ class GroupCommit:
                 await self._do(connection, *self._work.popleft())
 
     async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
-        check_ins = [check_in for check_in, _ in batch]
+        check_ins = [check_in for check_in, _, _ in batch]
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
+        sent = time.monotonic()
         try:
             rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
         except StatementFailed as error:
@@ -257,12 +261,13 @@ class GroupCommit:
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
+        committed = time.monotonic()
         base, microseconds, new, back, accepted = rows[0]
         moment = _EPOCH + datetime.timedelta(microseconds=microseconds)
         recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
         special = dict.fromkeys(new, EventKind.NEW) | dict.fromkeys(back, EventKind.BACK)
         events = []
-        for number, (check_in, _) in enumerate(recorded, start=1):
+        for number, (check_in, _, _) in enumerate(recorded, start=1):
             position = number if accepted is None else accepted[number - 1]
             kind = special.get(position, EventKind.CHECK_IN)
             events.append(
@@ -278,13 +283,14 @@ class GroupCommit:
         if events:
             self.head = events[-1].seq
             self._on_commit(events, self.head)
-        for (_, done), event in zip(recorded, events, strict=True):
+        for (_, done, _), event in zip(recorded, events, strict=True):
             done(event)
         if len(recorded) < len(batch):
             known = set(accepted)
-            for position, (check_in, done) in enumerate(batch, start=1):
+            for position, (check_in, done, _) in enumerate(batch, start=1):
                 if position not in known:
                     done(UserUnknown(check_in.email))
+        self.counted.batch([submitted for _, _, submitted in batch], len(recorded), sent, committed)
 
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
@@ -345,7 +351,7 @@ class GroupCommit:
         self._idle.set()
 
     def _fail(self, batch: list[Pending], error: StoreError) -> None:
-        for _, done in batch:
+        for _, done, _ in batch:
             done(error)
 
     async def _sleep(self, seconds: float) -> None:

@@ -25,6 +25,7 @@ from tornado_status.checkin import (
 )
 from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, queries
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
@@ -161,6 +162,11 @@ class Store:
     def pending(self) -> int:
         """Check-ins that wait for a commit to begin."""
         return self._commit.pending
+
+    @property
+    def counted(self) -> CheckIns:
+        """What became of check-ins; who answers them adds those that were refused."""
+        return self._commit.counted
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
