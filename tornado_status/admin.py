@@ -32,6 +32,8 @@ class Vitals:
     head: Callable[[], int]
     pending: Callable[[], int]
     refused: Callable[[], Iterable[tuple[str, int]]]
+    streams: Callable[[], int]
+    streams_ended: Callable[[], Iterable[tuple[str, int]]]
     datagrams_sent: Callable[[], Iterable[tuple[str, int]]]
     datagrams_refused: Callable[[], Iterable[tuple[tuple[str, str], int]]]
 
@@ -123,6 +125,15 @@ class _VitalsCollector(Collector):
         yield GaugeMetricFamily(
             PREFIX + "ready", "1 when check-ins are recorded", value=float(not vitals.problems())
         )
+        yield GaugeMetricFamily(
+            PREFIX + "streams", "Open streams of /api/stream and /api/socket", vitals.streams()
+        )
+        ended = CounterMetricFamily(
+            PREFIX + "streams_ended", "Streams that the server ended", labels=["reason"]
+        )
+        for reason, count in vitals.streams_ended():
+            ended.add_metric([reason], count)
+        yield ended
         refused = CounterMetricFamily(
             PREFIX + "connections_refused", "Handshakes and identities refused", labels=["reason"]
         )

@@ -18,7 +18,7 @@ from tornado.httpserver import HTTPServer
 
 from tornado_status.admin import AdminServer, Vitals
 from tornado_status.announce import Announcer, Publication, Signing, load_signing
-from tornado_status.api import Access, InFlight, make_application, problem_answer
+from tornado_status.api import Access, InFlight, Streams, make_application, problem_answer
 from tornado_status.checkin import Event
 from tornado_status.config import EMBEDDED, Server, Settings, without_effect
 from tornado_status.ingress import (
@@ -104,6 +104,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         on_commit=on_commit,
     )
     in_flight = InFlight()
+    streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
     proxied = settings.ingress.mode == "proxy"
     proxies = TrustedProxies(settings.ingress.trusted_proxies)
@@ -114,7 +115,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
     http = HTTPServer(
-        make_application(store, Access(settings.access.readers), in_flight, peers, limit),
+        make_application(store, Access(settings.access.readers), in_flight, peers, limit, streams),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
@@ -178,6 +179,8 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
                 head=lambda: store.head,
                 pending=lambda: store.pending,
                 refused=acceptor.refused.items,
+                streams=lambda: streams.count,
+                streams_ended=streams.ended.items,
                 datagrams_sent=announcer.sent.items,
                 datagrams_refused=announcer.errors.items,
             ),
@@ -188,12 +191,14 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     drain_timeout_s = settings.server.drain_timeout_s
     stack.push_async_callback(store.stop)
     await store.start()
+    streams.start()
 
     async def drain() -> None:
         acceptor.stop_accepting()
         check_ins.drain()
         proxied_judge.draining = True
         await store.drain(drain_timeout_s)
+        await streams.close()
         if not await in_flight.wait_none(drain_timeout_s):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
         check_ins.close()

@@ -2,7 +2,8 @@
 
 from tornado_status.api.access import Access
 from tornado_status.api.application import make_application
+from tornado_status.api.following import Streams
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import problem_answer
 
-__all__ = ["Access", "InFlight", "make_application", "problem_answer"]
+__all__ = ["Access", "InFlight", "Streams", "make_application", "problem_answer"]

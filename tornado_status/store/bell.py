@@ -37,7 +37,7 @@ SELECT stream, seq, EXISTS (
     WHERE locktype = 'advisory' AND classid = 0 AND objid = {FOLLOWING} AND objsubid = 1
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
       AND pid <> pg_backend_pid())
-FROM head"""
+FROM head"""  # noqa: S608
 
 
 class Bell:

@@ -88,9 +88,8 @@ class Feed:
         """Hear that the log has gone on to `head`, or that it is another stream's."""
         if not self._awake:
             return
-        if stream is not None and (stream != self.stream or head < self.head):
-            # A smaller number may only be an older look at it: the log will tell.
-            self._doubt = self._doubt or stream != self.stream
+        if stream is not None and stream != self.stream:
+            self._doubt = True  # the log will tell
         self._known = max(self._known, head)
         if self._doubt or self._known > self.head:
             self._wake.set()
