@@ -130,9 +130,10 @@ class Follow:
         return found
 
     def answer(self) -> tuple[int, str | None]:
-        """Return status and detail of a refusal."""
+        """Return status and detail of a refusal, and close."""
         body = self._file.read(int(self.headers["Content-Length"]))
         detail = None
         with contextlib.suppress(ValueError):
             detail = json.loads(body).get("detail")
+        self.close()
         return self.status, detail

@@ -141,7 +141,8 @@ def test_only_readers_may_read(server: Server, path: str) -> None:
     """403 for a user, from the first version on; not for an operator."""
     answer = server.request("GET", path)
     assert (answer.status, answer.detail) == (403, "Only readers may see this")
-    assert server.request("GET", path, cert="operator").status in (200, 404)
+    if path != "/api/stream":  # which has no end: see test_stream
+        assert server.request("GET", path, cert="operator").status in (200, 404)
 
 
 def test_readers_see_users_in_pages(server: Server) -> None:

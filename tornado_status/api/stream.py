@@ -25,7 +25,6 @@ from tornado_status.api.users import ReadHandler
 from tornado_status.errors import StoreError
 
 MAX_IGNORED = 4096  # bytes from a client that has nothing to say once it follows
-PING_TIMEOUT_S = 15.0  # for a pong; and never longer than from ping to ping
 
 EVENT_STREAM = EventStream()
 WEB_SOCKET_FRAMES = WebSocketFrames()
@@ -200,7 +199,7 @@ class SocketHandler(FollowHandler, WebSocketHandler):
 
     @property
     def ping_timeout(self) -> float:
-        return min(PING_TIMEOUT_S, self.streams.keep_alive_s)
+        return self.streams.keep_alive_s
 
     def _say_goodbye(self, code: int, reason: str) -> None:
         self.close(code, reason)
