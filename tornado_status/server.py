@@ -212,7 +212,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     _say_serving(settings, port)
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
-    await store.wait_failed()
+    await asyncio.gather(store.wait_failed(), streams.wait_failed())
 
 
 @dataclass(frozen=True, slots=True)

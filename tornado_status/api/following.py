@@ -31,7 +31,7 @@ from tornado_status.errors import HistoryGone, StoreError
 TURN = 500  # events a turn, about 100 KB: well below what may wait for a reader
 SLICE_S = 0.005  # of a turn at a time; then check-ins have their turn
 REST = 4  # times as long as a turn took: following takes a fifth of the processor, not more
-MAX_REST_S = 1.0
+MAX_REST_S = 0.5  # who looks at the board sees a check-in within a second
 CATCH_UP = 1000  # events at once, for who has missed some
 STALL_S = 30.0  # a page that is not taken by then: its reader is gone, or as good as gone
 RETRY_S = 0.5  # while the database is away
@@ -112,6 +112,7 @@ class Follower:
         self.stream = stream
         self.is_open = True
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.last_sent = 0.0  # of the loop's clock
         self._unread = 0
         self._blocked_since: float | None = None
 
@@ -133,6 +134,7 @@ class Follower:
         except (StreamClosedError, OSError):
             return None
         self._unread += len(data)
+        self.last_sent = now
         return written
 
 
@@ -188,6 +190,10 @@ class Streams:
             asyncio.create_task(self._judge(), name="streams' certificates"),
         ]
 
+    async def wait_failed(self) -> None:
+        """Return never, but raise what nobody expected, should the turns end with it."""
+        await asyncio.gather(*(asyncio.shield(task) for task in self._tasks))
+
     def take_place(self, email: str, *, is_reader: bool) -> Place:
         """Return a place for one more stream. Raises `Problem` where there is none."""
         if self._closing:
@@ -221,7 +227,7 @@ class Streams:
         if not self._join(follower):
             task = asyncio.create_task(self._catch_up(follower), name="catching up")
             self._catching_up.add(task)
-            task.add_done_callback(self._catching_up.discard)
+            task.add_done_callback(lambda task: self._caught_up(task, follower))
 
     def closed(self, follower: Follower) -> None:
         """Hear that the connection of a follower is closed."""
@@ -320,7 +326,7 @@ class Streams:
         return await self._deliver(events)
 
     async def _deliver(self, events: Sequence[Event]) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()
         spent_s = 0.0
         # All at once, before anything awaits: who joins from here on has these events already.
         chosen = [
@@ -338,11 +344,11 @@ class Streams:
             for follower in members:
                 if follower.is_open:
                     self._send_events(follower, selected)
-                if (elapsed := time.perf_counter() - began) > SLICE_S:
+                if (elapsed := time.thread_time() - began) > SLICE_S:
                     spent_s += elapsed
                     await asyncio.sleep(0)
-                    began = time.perf_counter()
-        return spent_s + time.perf_counter() - began
+                    began = time.thread_time()
+        return spent_s + time.thread_time() - began
 
     def _interested(self, events: Sequence[Event]) -> dict[Wanted, _Group]:
         found = dict(self._broad)
@@ -390,12 +396,22 @@ class Streams:
 
     async def _catch_up(self, follower: Follower) -> None:
         """Bring a follower up to the position of the turns."""
+        loop = asyncio.get_running_loop()
         while follower.is_open and not self._join(follower):
+            if loop.time() - follower.last_sent > self._settings.keep_alive_s:
+                stream = follower.stream or self._stream
+                self._send(follower, [framing.position(stream, follower.position)])
             try:
                 await self._catch_up_some(follower)
             except StoreError as error:
                 self._log.debug("catching up waits for the database", reason=str(error))
                 await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))  # noqa: S311 - jitter
+
+    def _caught_up(self, task: asyncio.Task[None], follower: Follower) -> None:
+        self._catching_up.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("stream failed", exc_info=error)
+            self._cut_off(follower)
 
     async def _catch_up_some(self, follower: Follower) -> None:
         stream, position = follower.stream, follower.position
@@ -428,13 +444,13 @@ class Streams:
                 return
             events, last = page.events, page.last
         async with self._catch_up_turn:
-            began = time.perf_counter()
+            began = time.thread_time()
             written: Awaitable[None] | None = None
             if selected := follower.wanted.select(events):
                 written = self._send_events(follower, selected)
             follower.position = last
             # All who catch up share half of the processor.
-            await asyncio.sleep(time.perf_counter() - began)
+            await asyncio.sleep(time.thread_time() - began)
         if written is not None:
             taken = asyncio.ensure_future(written)
             await asyncio.wait({taken}, timeout=STALL_S)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from tornado_status.api.access import any_of
@@ -42,9 +43,8 @@ class Wanted:
         if self.kinds:
             events = [event for event in events if event.event in self.kinds]
         if self.patterns:
-            matches = any_of([*self.patterns, *map(_literally, self.emails)])
-            if matches is not None:
-                events = [event for event in events if matches.fullmatch(event.email)]
+            matches = _matches(self)
+            events = [event for event in events if matches(event.email)]
         elif self.emails:
             events = [event for event in events if event.email in self.emails]
         return events
@@ -73,6 +73,12 @@ def _kinds(kinds: Iterable[str]) -> frozenset[str]:
     ):
         raise FilterError(f"event: expected up to {MAX_TERMS} kinds, such as check-in")
     return found
+
+
+@functools.lru_cache(256)
+def _matches(wanted: Wanted) -> Callable[[str], object]:
+    compiled = any_of([*wanted.patterns, *map(_literally, wanted.emails)])
+    return compiled.fullmatch if compiled is not None else lambda _: None
 
 
 def _literally(email: str) -> str:

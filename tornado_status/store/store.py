@@ -31,7 +31,7 @@ from tornado_status.store.database import Connection, Parameters, Pool, Statemen
 from tornado_status.store.embedded import EmbeddedPostgres
 from tornado_status.store.feed import Feed
 
-READERS = 4  # connections for reading: a page of events each, beside the writer
+READERS = 6  # connections for reading: half for requests, half for who follows
 READ_WAIT_S = 3.0  # how long a read waits for one of them
 
 # PostgreSQL gives up a little before we do: then it is known that nothing was recorded.
@@ -130,8 +130,9 @@ class Store:
             writer.result()
 
     async def wait_failed(self) -> None:
-        """Return never, but raise what nobody expected, should the writer end with it."""
-        await asyncio.shield(self._running())
+        """Return never, but raise what nobody expected, should a part of the store end with it."""
+        tasks = (self._running(), *self._following)
+        await asyncio.gather(*(asyncio.shield(task) for task in tasks))
 
     @property
     def problem(self) -> str:
