@@ -472,6 +472,7 @@ def test_other_web_sites_cannot_follow(server: Server) -> None:
         allowed = await socket_to(server, headers={"Origin": f"https://localhost:{server.port}"})
         assert (await say(allowed))["event"] == "position"
         allowed.close()
+        await ended(allowed)
 
     run(talk())
 
@@ -642,6 +643,7 @@ async def say(connection: WebSocketClientConnection) -> dict[str, Any]:
 async def ended(connection: WebSocketClientConnection) -> tuple[int | None, str | None]:
     while await connection.read_message() is not None:
         pass
+    connection.close()  # our side of it
     return connection.close_code, connection.close_reason
 
 
