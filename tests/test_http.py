@@ -179,6 +179,51 @@ def test_readers_see_the_log_after_a_number(server: Server) -> None:
         assert answer.detail is not None
 
 
+def test_pages_name_the_next_one(server: Server) -> None:
+    """In a Link header, as RFC 8288 says; the last has none."""
+    for cert in ("client", "operator", "client"):
+        assert server.request("POST", "/api/client", cert=cert).status == 204
+    for path, count in (("/api/users?limit=1", 2), ("/api/events?after=0&limit=1", 3)):
+        following: str | None = path
+        for _ in range(count):
+            assert following is not None
+            page = server.request("GET", following, cert="operator")
+            assert page.status == 200
+            link = page.headers["Link"]
+            following = link.removeprefix("<").removesuffix('>; rel="next"') if link else None
+        assert following is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/api/users", "/api/users?limit=1", f"/api/users/{VALID}", "/api/client", "/api/events"],
+)
+def test_a_snapshot_is_sent_again_only_when_something_has_changed(
+    server: Server, path: str
+) -> None:
+    """304 for the ETag of before, until the next check-in."""
+
+    def get(etag: str | None) -> tuple[int, str, bytes]:
+        connection = server.connect("operator")
+        connection.request("GET", path, headers={"If-None-Match": etag} if etag else {})
+        response = connection.getresponse()
+        body = response.read()
+        connection.close()
+        return response.status, response.headers["ETag"], body
+
+    for cert in ("client", "operator"):
+        assert server.request("POST", "/api/client", cert=cert).status == 204
+    status, etag, body = get(None)
+    assert (status, bool(body)) == (200, True)
+    assert get(etag) == (304, etag, b"")
+    assert get('"another"')[0] == 200
+    for cert in ("client", "operator"):
+        assert server.request("POST", "/api/client", cert=cert).status == 204
+    status, newer, body = get(etag)
+    assert (status, bool(body)) == (200, True)
+    assert newer != etag
+
+
 def test_other_methods_are_told_what_is_allowed(server: Server) -> None:
     """405 with Allow."""
     answer = server.request("DELETE", "/api/client")
