@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import datetime
 import http.client
@@ -17,6 +18,7 @@ from typing import Any
 import psycopg2
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -739,3 +741,30 @@ def test_what_is_no_web_socket_handshake_takes_no_place(start_server: StartServe
         connection.close()
     with Follow(server) as follow:
         assert follow.status == 200
+
+
+def test_a_stream_through_a_proxy_ends_with_its_certificate(
+    site: Site, start_server: StartServer
+) -> None:
+    """Where a proxy terminates TLS, and one certificate is among many on its connections."""
+    server = site.server = start_server(
+        ingress={"mode": "proxy", "trusted_proxies": ["127.0.0.1"]},
+        tls={"client_ca": str(site.certs / "ca.crt"), "crl": str(site.certs / "ca.crl")},
+    )
+
+    def follow(cert: str, query: str) -> http.client.HTTPResponse:
+        certificate = x509.load_pem_x509_certificate((site.certs / f"{cert}.crt").read_bytes())
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+        headers = {
+            "Client-Cert": f":{base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()}:",
+            "X-Forwarded-For": "10.0.0.7",
+        }
+        connection.request("GET", f"/api/stream{query}", headers=headers)
+        return connection.getresponse()
+
+    theirs, ours = follow("client", f"?email={VALID}"), follow("operator", "")
+    assert (theirs.status, ours.status) == (200, 200)
+    site.revoke("client")
+    assert theirs.read().decode().endswith("\n\n: The certificate is revoked\n\n")
+    assert metric(server, "streams") == 1
+    ours.close()
