@@ -279,6 +279,12 @@ class History(Section):
     retention: SecondsOrOff = 7 * 86400.0
 
 
+class Stream(Section):
+    max_streams: CountOrOff = 1000
+    keep_alive_s: Seconds = 15.0
+    max_unread_bytes: Count = 256 * 1024
+
+
 class Access(Section):
     """`readers` and `admins` are e-mail addresses or shell patterns (`*@ops.example.com`)."""
 
@@ -315,6 +321,7 @@ class Settings(Section):
     announce: Announce = Announce()
     presence: Presence = Presence()
     history: History = History()
+    stream: Stream = Stream()
     access: Access = Access()
     admin: Admin = Admin()
     logging: Logging = Logging()

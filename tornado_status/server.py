@@ -15,7 +15,14 @@ from tornado.httpserver import HTTPServer
 
 from tornado_status.admin import AdminServer
 from tornado_status.announce import Announcer, Publication
-from tornado_status.api import Access, AccessLog, InFlight, make_application, problem_answer
+from tornado_status.api import (
+    Access,
+    AccessLog,
+    InFlight,
+    Streams,
+    make_application,
+    problem_answer,
+)
 from tornado_status.checkin import Event
 from tornado_status.config import Server, Settings, without_effect
 from tornado_status.errors import StatusError
@@ -110,6 +117,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         history=settings.history,
     )
     in_flight = InFlight()
+    streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
     proxied = settings.ingress.mode == "proxy"
     proxies = TrustedProxies(settings.ingress.trusted_proxies)
@@ -122,7 +130,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     access_log = AccessLog(store.counted)
     access = Access(settings.access.readers)
     http = HTTPServer(
-        make_application(store, access, in_flight, peers, limit, access_log),
+        make_application(store, access, in_flight, peers, limit, access_log, streams),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
@@ -177,6 +185,8 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         handshake_durations=acceptor.durations,
         refused=acceptor.refused,
         requests=access_log.requests,
+        streams=lambda: streams.count,
+        streams_ended=streams.ended,
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
@@ -223,12 +233,14 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     drain_timeout_s = settings.server.drain_timeout_s
     stack.push_async_callback(store.stop)
     await store.start()
+    streams.start()
 
     async def drain() -> None:
         acceptor.stop_accepting()
         check_ins.drain()
         proxied_judge.draining = True
         await store.drain(drain_timeout_s)
+        await streams.close()
         if not await in_flight.wait_none(drain_timeout_s):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
         check_ins.close()
@@ -243,7 +255,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     notifier.ready()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
-    await store.wait_failed()
+    await asyncio.gather(store.wait_failed(), streams.wait_failed())
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -161,10 +161,14 @@ class Handler(RequestHandler):
     def data_received(self, chunk: bytes) -> None:
         """Ignore the body. What comes in chunks is bounded by the server's own limit."""
 
-    def on_finish(self) -> None:
+    def leave_flight(self) -> None:
+        """Count as answered. Twice is once."""
         if self._counted:
             self._counted = False
             self.in_flight.end()
+
+    def on_finish(self) -> None:
+        self.leave_flight()
         if self._last and isinstance(self.request.connection, HTTP1Connection):
             stream = self.request.connection.stream
             with contextlib.suppress(StreamClosedError):

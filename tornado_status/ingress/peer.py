@@ -5,12 +5,16 @@ Not per request: once the peer hangs up, Tornado sets `stream.socket` to None.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
 from tornado_status.checkin import CheckIn, Peer, normalise_ip
 from tornado_status.ingress.stream import PeerStream
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust, verified_chain
+
+CAS_RENEWED = "The trusted CAs have changed: connect anew"
 
 
 class Judge:
@@ -57,3 +61,21 @@ class Judge:
             return False
         lapsed = stream.standing.refusal is not None and stream.peer.check_in is not None
         return lapsed or stream.standing.bundle != self.trust.bundle
+
+    def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
+        """Return what says, at any time, why the connection of a request has to end; None if not.
+
+        For what outlives its request.
+        """
+        stream = getattr(request.connection, "stream", None)
+        if not isinstance(stream, PeerStream) or stream.standing is None:
+            raise TypeError("the request did not come over a connection with a certificate")
+        trust, standing = self.trust, stream.standing
+
+        def refusal() -> str | None:
+            error = trust.renew(standing)
+            if error is not None:
+                return error.detail
+            return None if standing.bundle == trust.bundle else CAS_RENEWED
+
+        return refusal

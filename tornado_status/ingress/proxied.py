@@ -102,6 +102,29 @@ class ProxiedJudge:
         """Say whether a connection ends with this request."""
         return self.draining
 
+    def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
+        """Return what says, at any time, why what a request began has to end; None if it need not.
+
+        For what outlives its request.
+        """
+        texts = certificate_lines(self._certificate_header, request.headers.get_list)
+        known = self._judge(texts)
+
+        def refusal() -> str | None:
+            nonlocal known
+            stale = known.standing.bundle != self._trust.bundle
+            if stale or self._clock() > known.chain_until:
+                try:
+                    known = self._judge(texts)
+                except IdentityError as error:
+                    return error.detail
+                except ForwardedError as error:
+                    return str(error)
+            lapsed = self._trust.renew(known.standing)
+            return lapsed.detail if lapsed is not None else None
+
+        return refusal
+
     def _judge(self, texts: Sequence[str]) -> _Known:
         """Return the verdict on a certificate. Raises `IdentityError`, `ForwardedError`."""
         if self._verifier is None or self._bundle != self._trust.bundle:

@@ -20,6 +20,7 @@ from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 
 Row = tuple[Any, ...]
 Parameters = dict[str, str]
+Values = Sequence[object] | Mapping[str, object]
 
 APPLICATION_NAME = "tornado_status"
 
@@ -162,12 +163,20 @@ class Connection:
     async def close(self) -> None:
         await self._raw.close()
 
+    async def notification(self) -> tuple[int, str, str]:
+        """Wait for a NOTIFY on a channel that was LISTENed to: backend's pid, channel, payload.
+
+        May wait beside a statement that runs. Raises `StoreUnavailable` once the connection is
+        lost.
+        """
+        try:
+            notify = await self._raw.notifies.get()
+        except psycopg2.Error as error:
+            raise StoreUnavailable(_one_line(error)) from error
+        return notify.pid, notify.channel, notify.payload
+
     async def execute(
-        self,
-        sql: str,
-        parameters: Sequence[object] | Mapping[str, object] | None = None,
-        *,
-        timeout_s: float = 5.0,
+        self, sql: str, parameters: Values | None = None, *, timeout_s: float = 5.0
     ) -> list[Row]:
         """Run `sql` (several statements without parameters are one transaction); return the rows.
 
@@ -211,11 +220,7 @@ class Connection:
             raise StoreUnavailable("the database closed the connection") from error
 
     async def fetch_one(
-        self,
-        sql: str,
-        parameters: Sequence[object] | Mapping[str, object] | None = None,
-        *,
-        timeout_s: float = 5.0,
+        self, sql: str, parameters: Values | None = None, *, timeout_s: float = 5.0
     ) -> Row:
         """Run `sql` and return its first row. Raises `StatementFailed` where there is none."""
         rows = await self.execute(sql, parameters, timeout_s=timeout_s)

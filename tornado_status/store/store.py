@@ -20,6 +20,8 @@ from tornado_status.checkin import (
     EventPage,
     HistoryEntry,
     HistoryPage,
+    LogSlice,
+    LogSpan,
     StatusRecord,
     UserPage,
 )
@@ -27,12 +29,14 @@ from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, queries
+from tornado_status.store.bell import Bell
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.feed import Feed
 from tornado_status.store.sweep import PREPARE_SWEEP, Sweeper
 
-READERS = 4  # connections for reading: a page of events each, beside the writer
+READERS = 6  # connections for reading: half for requests, half for who follows
 READ_WAIT_S = 3.0  # how long a read waits for one of them
 
 _PRESENCE, _HISTORY = Presence(), History()  # as shipped
@@ -98,9 +102,10 @@ class Store:
             self._embedded = EmbeddedPostgres(settings.data_dir)
         else:
             self._parameters = parse_url(settings.url)
+        self._on_commit = on_commit
         self._commit = GroupCommit(
             self._connect_writer,
-            on_commit,
+            self._committed,
             enrolment_closed=enrolment_closed,
             max_pending=settings.max_pending,
             commit_timeout_s=settings.commit_timeout_s,
@@ -115,6 +120,9 @@ class Store:
         )
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
+        self._following: list[asyncio.Task[None]] = []
+        self._bell = Bell(self._connect_bell, lambda stream, head: self.feed.tell(stream, head))
+        self.feed = Feed(self, self._bell.listen)
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
@@ -126,6 +134,10 @@ class Store:
             self._parameters = self._embedded.parameters
         self._writer = asyncio.create_task(self._commit.run(), name="store writer")
         self._sweeping = asyncio.create_task(self.sweeper.run(), name="sweep")
+        self._following = [
+            asyncio.create_task(self._bell.run(), name="store bell"),
+            asyncio.create_task(self.feed.run(), name="store feed"),
+        ]
 
     async def wait_connected(self) -> None:
         """Return once check-ins can be recorded. Raises `ConfigError` where they never will."""
@@ -138,7 +150,9 @@ class Store:
 
     async def wait_failed(self) -> None:
         """Return never, but raise what nobody expected, should a part of the store end with it."""
-        parts = {self._running()} | ({self._sweeping} if self._sweeping is not None else set())
+        parts = {self._running(), *self._following}
+        if self._sweeping is not None:
+            parts.add(self._sweeping)
         done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
         for part in done:
             part.result()
@@ -221,6 +235,18 @@ class Store:
             async with self._pool.connection() as connection:
                 return await queries.log(connection, after, limit)
 
+    async def log_slice(self, after: int, span: int, emails: Sequence[str] | None) -> LogSlice:
+        """See `queries.log_slice`. Raises `HistoryGone` and `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.log_slice(connection, after, span, emails)
+
+    async def log_span(self) -> LogSpan:
+        """See `queries.log_span`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.log_span(connection)
+
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """See `queries.announcers`. Raises `StoreUnavailable`."""
         with _reading():
@@ -242,6 +268,9 @@ class Store:
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         if self._writer is not None:
             self._commit.stop()
             _, late = await asyncio.wait({self._writer}, timeout=self._settings.commit_timeout_s)
@@ -252,10 +281,21 @@ class Store:
         if self._embedded is not None:
             await self._embedded.stop()
 
+    def _committed(self, events: Sequence[Event], head: int) -> None:
+        self._on_commit(events, head)
+        self.feed.committed(self.stream, events, head)
+        self._bell.ring(head)
+
     def _running(self) -> asyncio.Task[None]:
         if self._writer is None:
             raise RuntimeError("the store is not started")
         return self._writer
+
+    async def _connect_bell(self) -> Connection:
+        if not self._commit.connected.is_set():
+            # The writer knows best when the database is there, and what it is called.
+            raise StoreUnavailable(f"database away: {self.problem}")
+        return await Connection.open(self._parameters, self._settings.connect_timeout_s)
 
     async def _connect_writer(self) -> Connection:
         connection = await Connection.open(self._parameters, self._settings.connect_timeout_s)
