@@ -145,7 +145,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         admin = AdminServer(
             settings.admin,
             Vitals(
-                warnings=trust.warnings,
+                warnings=lambda: [*trust.warnings(), *store.warnings()],
                 problems=lambda: [store.problem] if store.problem else [],
                 head=lambda: store.head,
                 pending=lambda: store.pending,

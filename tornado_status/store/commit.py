@@ -19,6 +19,7 @@ import structlog
 
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
+from tornado_status.logs import RateLimit
 from tornado_status.store.database import Connection, StatementFailed
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
@@ -99,6 +100,7 @@ class GroupCommit:
         self._idle.set()
         self._stopping = False
         self._unconfirmed: list[CheckIn] = []
+        self._told = RateLimit()  # a database that fails each commit would fill the log
         self.connected = asyncio.Event()
         self.head = 0
         self.stream = uuid.UUID(int=0)
@@ -145,7 +147,10 @@ class GroupCommit:
                 # What is queued, but never sent, may still make it with the next connection.
                 self.connected.clear()
                 self.problem = str(error)
-                self._log.warning("database lost, reconnecting", reason=str(error))
+                if (held := self._told.admit(("lost", str(error)))) is not None:
+                    self._log.warning(
+                        "database lost, reconnecting", reason=str(error), before=held
+                    )
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
@@ -185,10 +190,15 @@ class GroupCommit:
         check_ins = [check_in for check_in, _ in batch]
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
         try:
-            rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
+            rows = await connection.execute(
+                statement, timeout_s=self._commit_timeout_s, durable=True
+            )
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
-            self._log.error("commit refused", reason=str(error), sqlstate=error.sqlstate)
+            if (held := self._told.admit(error.sqlstate)) is not None:
+                self._log.error(
+                    "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
+                )
             self._fail(batch, StoreUnavailable("the database refused the commit"))
             raise StoreUnavailable(str(error)) from error
         except StoreUnavailable as error:
@@ -235,17 +245,19 @@ class GroupCommit:
         the same. Also learns the head and the stream, which other servers may have moved.
         """
         known, lost = self.head, self._unconfirmed
-        head, stream = await connection.fetch_one("SELECT seq, stream FROM head FOR UPDATE")
-        same_stream = self.stream == uuid.UUID(stream)
-        self.stream, self.head = uuid.UUID(stream), head
-        self._unconfirmed = []
-        if not lost or not same_stream:
-            return
-        rows = await connection.execute(
-            "SELECT seq, event, email, at, host(client_ip), client_port FROM check_in"
-            " WHERE seq > %s ORDER BY seq LIMIT %s",
-            [known, RECOVERY_LIMIT],
+        # The lock is a write too: once it is durable, so is all before it.
+        head, stream = await connection.fetch_one(
+            "SELECT seq, stream FROM head FOR UPDATE", durable=True
         )
+        rows = []
+        if lost and self.stream == uuid.UUID(stream):
+            rows = await connection.execute(
+                "SELECT seq, event, email, at, host(client_ip), client_port FROM check_in"
+                " WHERE seq > %s ORDER BY seq LIMIT %s",
+                [known, RECOVERY_LIMIT],
+            )
+        # Not before: should this connection break too, the next one asks again.
+        self.stream, self.head, self._unconfirmed = uuid.UUID(stream), head, []
         ours = {(c.email, c.client_ip, c.client_port) for c in lost}
         events = [
             Event(seq, event, email, at.astimezone(datetime.UTC), client_ip, client_port)

@@ -15,7 +15,7 @@ import structlog
 
 from tornado_status.checkin import CheckIn, Event, EventPage, StatusRecord, UserPage
 from tornado_status.config import EMBEDDED, Database
-from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.store import migrate, queries
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
@@ -32,6 +32,8 @@ SET standard_conforming_strings = on;
 SET default_transaction_isolation = 'read committed';
 SET statement_timeout = {timeout_ms};
 SET idle_in_transaction_session_timeout = {timeout_ms};
+-- Warnings must come through, and nothing below them: see Connection.execute.
+SET client_min_messages = warning;
 -- A batch touches up to a few hundred users by key. Plans made while the table was small must not
 -- outlive its growth.
 SET plan_cache_mode = force_generic_plan;
@@ -40,6 +42,19 @@ SET enable_hashjoin = off;
 SET enable_mergejoin = off;
 -- Those make a plan look dear, and PostgreSQL would compile it: 400 ms for a statement of 1 ms.
 SET jit = off;
+"""
+
+# What 204 rests on: with one of these off, a crash of PostgreSQL or of its machine loses what was
+# acknowledged. Read as they are in this session, so that a setting of the role is seen too.
+_DURABILITY = """\
+SELECT name FROM pg_settings
+WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
+ORDER BY name
+"""
+
+# From here on nobody's reload turns it off under us.
+_PIN_DURABILITY = """\
+SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
 """
 
 # A restored or promoted database may hand out numbers again: a new stream begins. The timeline is
@@ -91,6 +106,8 @@ class Store:
         )
         self._pool = Pool(READERS, settings.connect_timeout_s, READ_WAIT_S)
         self._writer: asyncio.Task[None] | None = None
+        self._connected_before = False
+        self._not_durable: list[str] = []
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
@@ -134,6 +151,10 @@ class Store:
     def pending(self) -> int:
         """Check-ins that wait for a commit to begin."""
         return self._commit.pending
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should know of the database."""
+        return [f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable]
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
@@ -221,20 +242,34 @@ class Store:
             await connection.close()
             raise
         await self._pool.point_to(connection.parameters)
+        self._connected_before = True
         return connection
 
     async def _prepare(self, connection: Connection) -> None:
         timeout_ms = int(self._settings.commit_timeout_s * 1000 * _SERVER_TIMEOUT_SHARE)
         await connection.execute(_SESSION.format(timeout_ms=timeout_ms))
-        (synchronous_commit,) = await connection.fetch_one("SHOW synchronous_commit")
-        if synchronous_commit == "off":
-            # A 204 promises that a crash loses nothing.
-            self._log.warning("synchronous_commit is off in the database; on for check-ins")
-            await connection.execute("SET synchronous_commit = on")
+        await self._check_durability(connection)
         renewed = await connection.execute(_RENEW_STREAM)
         if renewed:
             self._log.info("stream of numbers", stream=renewed[0][0])
         await connection.execute(PREPARE_RECORD)
+
+    async def _check_durability(self, connection: Connection) -> None:
+        """Raises `ConfigError` at the start, `StoreUnavailable` where it has changed since."""
+        off = [name for (name,) in await connection.execute(_DURABILITY)]
+        if off and self._settings.durability == "required":
+            message = (
+                f"database.durability: {' and '.join(off)} off in the database: a crash may lose "
+                "what was acknowledged; turn on, or set database.durability: warn"
+            )
+            if self._connected_before:
+                raise StoreUnavailable(message)  # not ready until somebody has seen to it
+            raise ConfigError(message)
+        if off != self._not_durable:
+            for name in off:
+                self._log.warning("a crash may lose what was acknowledged", off=name)
+        self._not_durable = off
+        await connection.execute(_PIN_DURABILITY)
 
 
 @contextlib.contextmanager
