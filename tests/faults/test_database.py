@@ -190,7 +190,7 @@ def test_the_database_becomes_read_only(
         lambda: "the database is read-only" in trial.server.admin("/readyz").json["problems"],
         "the reason",
     )
-    rows(postgres.url, "SET default_transaction_read_only = off; ALTER SYSTEM RESET ALL")
+    rows(postgres.url, "ALTER SYSTEM RESET ALL")
     rows(postgres.url, "SELECT pg_reload_conf()")
     print("MEASURED read-write", trial.wait_acknowledged(1))
     trial.wait_acknowledged()

@@ -300,7 +300,11 @@ def _raise_swallowed_cancellation() -> None:
 
 
 def _has_warning(raw: psycopg2.extensions.connection) -> bool:
-    """Say whether the last statement came with a warning: see `client_min_messages`."""
+    """Say whether the last statement came with a warning: see `client_min_messages`.
+
+    Raises `psycopg2.OperationalError` where the connection has ended since.
+    """
+    raw.poll()  # waits for nothing; what came with the last packet is in `notices` only after it
     return bool(raw.notices)
 
 
