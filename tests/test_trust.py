@@ -490,9 +490,9 @@ def test_a_verdict_is_renewed_when_its_time_is_over(authority: Authority) -> Non
     clock = [now().timestamp()]
     trust = Trust(Anchors((authority.certificate,)), clock=lambda: clock[0])
     der = authority.issue_client("a@example.com", days=1).certificate.public_bytes(Encoding.DER)
-    standing = trust.standing(der, lambda: [der])
+    standing = trust.standing(der, lambda: [der], trust.bundle)
     assert standing.refusal is None
-    assert trust.standing(der, lambda: []) is standing  # resumed: known from before
+    assert trust.standing(der, lambda: [], trust.bundle) is standing  # resumed: known from before
     clock[0] += 2 * 86400
     refusal = trust.renew(standing)
     assert refusal is not None

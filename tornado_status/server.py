@@ -163,6 +163,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
 
     async def drain() -> None:
         acceptor.stop_accepting()
+        judge.draining = True
         check_ins.drain()
         await store.drain(drain_timeout_s)
         if not await in_flight.wait_none(drain_timeout_s):

@@ -72,17 +72,12 @@ def test_a_server_that_breaks_a_promise_is_found_out(
     fault: Callable[[Trial, Relay], None],
     sentence: str,
 ) -> None:
-    """By the same judge, under the same fault, that find nothing in the real one."""
+    """By the same judge, under the same faults, that find nothing in the real one below."""
     postgres = make_postgres()
     with relayed(postgres) as relay:
-        trial = start_trial(relay.url, pipeline=2)
-        fault(trial, relay)
-        assert trial.verdict(postgres.url) == []
-    second = make_postgres()
-    with relayed(second) as relay:
         trial = start_trial(relay.url, wrong=wrong, pipeline=2)
         fault(trial, relay)
-        assert any(each.startswith(sentence) for each in trial.verdict(second.url))
+        assert any(each.startswith(sentence) for each in trial.verdict(postgres.url))
 
 
 # ------------------------------------------------------------------------------------- one by one

@@ -102,6 +102,10 @@ class Peers(Protocol):
 
     def is_last(self, request: HTTPServerRequest) -> bool: ...
 
+    def begin(self, request: HTTPServerRequest) -> None: ...
+
+    def end(self, request: HTTPServerRequest) -> None: ...
+
 
 @stream_request_body  # so that `prepare` runs before the body: a large one is never read
 class Handler(RequestHandler):
@@ -129,6 +133,7 @@ class Handler(RequestHandler):
 
     def prepare(self) -> Awaitable[None] | None:
         self.in_flight.begin()
+        self.peers.begin(self.request)
         self._counted = True
         peer = self.peers.peer_of(self.request)
         if self.peers.is_last(self.request):
@@ -155,6 +160,7 @@ class Handler(RequestHandler):
         if self._counted:
             self._counted = False
             self.in_flight.end()
+            self.peers.end(self.request)
         if self._last and isinstance(self.request.connection, HTTP1Connection):
             stream = self.request.connection.stream
             with contextlib.suppress(StreamClosedError):

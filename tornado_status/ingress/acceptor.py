@@ -180,7 +180,13 @@ class Acceptor:
         self._open += 1
         self._connections[client_ip] += 1
         self._handshakes[secure] = Handshake(
-            self, self._threads, self._loop, secure, address, self._timeout_s
+            self,
+            self._threads,
+            self._loop,
+            secure,
+            address,
+            self._timeout_s,
+            self._judge.trust.bundle,
         )
 
     def _is_full(self) -> bool:
@@ -207,7 +213,7 @@ class Acceptor:
 
     def established(self, secure: ssl.SSLSocket, address: Address) -> None:
         """See `handshake.Owner`."""
-        del self._handshakes[secure]
+        bundle = self._handshakes.pop(secure).bundle
         self._look_again()
         stream = self._stream_class(
             secure,
@@ -219,7 +225,7 @@ class Acceptor:
         try:
             # A stream whose peer was gone when it was made waits for nothing and never closes.
             secure.getpeername()
-            stream.peer, stream.standing = self._judge.judge(stream, address)
+            stream.peer, stream.standing = self._judge.judge(stream, address, bundle)
         except (OSError, ValueError):
             stream.close()  # gone in between
             return

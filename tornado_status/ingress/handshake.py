@@ -86,6 +86,7 @@ class Handshake:
         "_owner",
         "_stepping",
         "_threads",
+        "bundle",
         "secure",
     )
 
@@ -97,7 +98,9 @@ class Handshake:
         secure: ssl.SSLSocket,
         address: Address,
         timeout_s: float,
+        bundle: int,
     ) -> None:
+        self.bundle = bundle  # of the CAs that it is verified with: see `Trust`
         self._owner = owner
         self._threads = threads
         self._loop = loop

@@ -18,15 +18,21 @@ class Judge:
 
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
+        self.draining = False
 
-    def judge(self, stream: SSLIOStream, address: tuple[str, int]) -> tuple[Peer, Standing | None]:
-        """Read the certificate from the stream's socket, before anything awaits."""
+    def judge(
+        self, stream: SSLIOStream, address: tuple[str, int], bundle: int
+    ) -> tuple[Peer, Standing | None]:
+        """Read the certificate from the stream's socket, before anything awaits.
+
+        `bundle` is that of the CAs that the handshake began with.
+        """
         client_ip, client_port = normalise_ip(address[0]), address[1]
         secure = stream.socket
         certificate = secure.getpeercert(binary_form=True)
         if certificate is None:
             return Peer(client_ip, client_port, None, NO_CERTIFICATE), None
-        standing = self.trust.standing(certificate, lambda: verified_chain(secure))
+        standing = self.trust.standing(certificate, lambda: verified_chain(secure), bundle)
         identity = standing.identity
         if standing.refusal is not None or identity is None:
             return Peer(client_ip, client_port, None, standing.refusal), standing
@@ -47,11 +53,26 @@ class Judge:
             return peer
         return Peer(peer.client_ip, peer.client_port, None, refusal)
 
+    def begin(self, request: HTTPServerRequest) -> None:
+        """Say that a request is being answered."""
+        stream = getattr(request.connection, "stream", None)
+        if isinstance(stream, PeerStream):
+            stream.requests += 1
+
+    def end(self, request: HTTPServerRequest) -> None:
+        """Say that it is answered, or nobody waits for it any more."""
+        stream = getattr(request.connection, "stream", None)
+        if isinstance(stream, PeerStream):
+            stream.requests -= 1
+
     def is_last(self, request: HTTPServerRequest) -> bool:
         """Say whether a connection ends with this request.
 
-        So it does where the CAs have changed under it, or its certificate is good no more.
+        So it does where the CAs have changed under it, its certificate is good no more, or the
+        server is about to stop.
         """
+        if self.draining:
+            return True
         stream = getattr(request.connection, "stream", None)
         if not isinstance(stream, PeerStream) or stream.standing is None:
             return False

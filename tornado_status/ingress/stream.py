@@ -33,7 +33,9 @@ class PeerStream(SSLIOStream):
     standing: Standing | None
     on_closed: Callable[[], None] | None = None
     taken = 0
+    requests = 0  # that ordinary HTTP is answering: see `Judge.begin`
     _received = 0
+    _seen = -1
     _given_back = b""
 
     def close_fd(self) -> None:
@@ -42,6 +44,12 @@ class PeerStream(SSLIOStream):
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed()
+
+    def is_quiet(self) -> bool:
+        """Say whether nothing is being answered, and nothing has come since this was last asked."""
+        quiet = self._received == self._seen and not self.requests and not self.writing()
+        self._seen = self._received
+        return quiet
 
     def unread(self, data: bytes) -> None:
         """Make the next read return `data` first. Call once, while no read is under way."""

@@ -93,20 +93,25 @@ class Trust:
         self.anchors = anchors
         self.generation += 1
 
-    def standing(self, certificate: bytes, chain: Callable[[], Sequence[bytes]]) -> Standing:
-        """Return the verdict on a certificate that TLS has accepted.
+    def standing(
+        self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
+    ) -> Standing:
+        """Return the verdict on a certificate that TLS has accepted with the CAs of `bundle`.
 
         `chain` returns it as TLS verified it, in DER; nothing in a resumed session, where it is
         known from before or found among the CAs.
         """
-        standing = self._standings.get(certificate)
+        # A handshake may have begun with CAs that are in force no more; that verdict is not shared.
+        current = bundle == self.bundle
+        standing = self._standings.get(certificate) if current else None
         if standing is None or standing.refusal is UNKNOWN_CHAIN:
-            if len(self._standings) >= MAX_REMEMBERED:
-                del self._standings[next(iter(self._standings))]  # the oldest
             anchors = {_der(ca) for ca in self.anchors.cas}
             below = tuple(der for der in chain() if der not in anchors)
-            standing = Standing(below or (certificate,), self.bundle)
-            self._standings[certificate] = standing
+            standing = Standing(below or (certificate,), bundle)
+            if current:
+                if len(self._standings) >= MAX_REMEMBERED:
+                    del self._standings[next(iter(self._standings))]  # the oldest
+                self._standings[certificate] = standing
         self.renew(standing)
         return standing
 
