@@ -115,7 +115,15 @@ def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
             settings["server"] = {"port": free_port(), **settings.get("server", {})}
             server = start_server(url=url, module=module, **settings)
             listener = stack.enter_context(Listener(server.announce_port))
-            load = stack.enter_context(Load(certs, server.port, names, pipeline=pipeline))
+            running = server.process
+            load = Load(
+                certs,
+                server.port,
+                names,
+                pipeline=pipeline,
+                while_up=lambda: running.poll() is None,
+            )
+            stack.enter_context(load)
             return Trial(server, load, listener)
 
         yield start

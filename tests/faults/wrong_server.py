@@ -11,6 +11,7 @@ import sys
 from tornado_status.checkin import Event, EventKind
 from tornado_status.cli import main
 from tornado_status.errors import StoreUnavailable
+from tornado_status.ingress import CheckInService
 from tornado_status.store import commit, database, store
 from tornado_status.store.commit import GroupCommit, Pending
 from tornado_status.store.database import Connection
@@ -84,6 +85,11 @@ def forget_the_status() -> None:
 def ignore_warnings() -> None:
     """Believe a commit whose wait for the standby was canceled."""
     database._has_warning = lambda raw: False
+
+
+def hang_up() -> None:
+    """End the connections before what was read from them is answered."""
+    CheckInService.drain = CheckInService.close  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
