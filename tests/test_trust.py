@@ -424,6 +424,68 @@ def test_another_ca_drains_what_the_old_one_let_in(site: Site, tmp_path: Path) -
     late.close()
 
 
+def other_authority(directory: Path) -> bytes:
+    """Make another CA; return its certificate."""
+    assert certs_gen(["--out", str(directory)]) == 0
+    return (directory / "ca.crt").read_bytes()
+
+
+@pytest.mark.parametrize("how", [POST, GET], ids=["check-in", "ordinary"])
+def test_an_idle_connection_of_old_cas_is_closed(
+    site: Site, tmp_path: Path, how: tuple[str, str]
+) -> None:
+    """Without waiting for its next request; whatever it was used for, and no other."""
+    site.start(crl=None)
+    idle = site.server.connect_raw()
+    with idle:
+        idle.sendall(f"{how[0]} {how[1]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert idle.recv(4096).startswith((b"HTTP/1.1 20", b"HTTP/1.1 404"))
+        site.server.process.send_signal(signal.SIGHUP)
+        site.wait_reloaded()
+        idle.settimeout(3)  # nothing has changed: it stays
+        with pytest.raises(TimeoutError):
+            while idle.recv(4096):
+                pass
+        idle.settimeout(PATIENCE_S)
+        both = (site.certs / "ca.crt").read_bytes() + other_authority(tmp_path / "other")
+        replace(site.certs / "ca.crt", both)
+        site.wait_reloaded()
+        assert idle.recv(4096) == b""
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_handshake_is_judged_by_the_cas_in_force_at_its_end(
+    site: Site, tmp_path: Path, changed: bool
+) -> None:
+    """Begun under the old CAs, ended under the new: what OpenSSL has accepted is not enough."""
+    site.start(crl=None)
+    context = site.server.client_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection((LOOPBACK, site.server.port), timeout=PATIENCE_S) as raw:
+        while True:
+            try:
+                client.do_handshake()
+                break  # our certificate and Finished are still in `outgoing`
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65536))
+        if changed:
+            replace(site.certs / "ca.crt", other_authority(tmp_path / "other"))
+            site.wait_reloaded()
+        client.write(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        raw.sendall(outgoing.read())
+        answer = b""
+        while not answer:
+            incoming.write(raw.recv(65536))
+            try:
+                answer = client.read(4096)
+            except ssl.SSLWantReadError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 403" if changed else b"HTTP/1.1 204")
+    assert (b"not trusted any more" in answer) == changed
+
+
 # ------------------------------------------------------------------------------------- in memory
 
 

@@ -69,6 +69,7 @@ async def serve(settings: Settings) -> None:
 
 async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
+    loop = asyncio.get_running_loop()
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect in this version", key=key)
     keys = _load_keys(settings, None)
@@ -137,7 +138,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     for warning in trust.warnings():
         structlog.get_logger().warning(warning)
     watcher = FileWatcher(_key_files(settings), reload)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
+    loop.add_signal_handler(signal.SIGHUP, watcher.tell)
     watching = asyncio.create_task(watcher.run(), name="file watcher")
     stack.push_async_callback(_cancelled, watching)
 
@@ -165,8 +166,9 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         acceptor.stop_accepting()
         judge.draining = True
         check_ins.drain()
+        deadline = loop.time() + drain_timeout_s
         await store.drain(drain_timeout_s)
-        if not await in_flight.wait_none(drain_timeout_s):
+        if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
         check_ins.close()
         acceptor.close()

@@ -1,4 +1,4 @@
-"""Fixtures of the fault tests: several clients, and PostgreSQLs to break, made from one template."""
+"""Fixtures of the fault tests: several clients, and PostgreSQLs to break, of one template."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
             names: tuple[str, ...] = NAMES,
             **settings: Any,
         ) -> Trial:
-            module = ("tornado_status",)
+            module: tuple[str, ...] = ("tornado_status",)
             if wrong is not None:
                 module = ("tests.faults.wrong_server", wrong)
             database = {"commit_timeout_s": patience_s, "connect_timeout_s": 1}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
+import itertools
 import json
 import os
 import socket
@@ -110,7 +112,7 @@ def _numbers(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
     [(head,)] = rows(database_url, "SELECT seq FROM head")
     if numbers and head != numbers[-1]:
         found.append(f"the head is {head}, the last number {numbers[-1]}")
-    for before, after in zip(log, log[1:], strict=False):
+    for before, after in itertools.pairwise(log):
         if after[1] < before[1]:
             found.append(f"the time falls from number {before[0]} to {after[0]}")
             break
@@ -154,7 +156,7 @@ def _users(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
 
 def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -> list[str]:
     """What is announced is recorded, and what is acknowledged was announced before."""
-    found = []
+    found: list[str] = []
     recorded = {row[0]: row for row in log}
     heard: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
     for _, update in listener.updates:
@@ -171,14 +173,13 @@ def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -
     for key, tally in ledger.tallies.items():
         if len(heard[key]) < tally.acknowledged:
             found.append(
-                f"not announced: {key} has {tally.acknowledged} acknowledged, {len(heard[key])} heard"
+                f"not announced: {key} has {tally.acknowledged} acknowledged, "
+                f"{len(heard[key])} heard"
             )
     return found
 
 
 def _as_announced(row: tuple[Any, ...]) -> dict[str, Any]:
-    import datetime
-
     seq, at, event, email, client_ip, client_port = row
     moment = at.astimezone(datetime.UTC)
     return {

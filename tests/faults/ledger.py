@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 import ssl
 import threading
 import time
@@ -35,6 +36,7 @@ class Ledger:
 
     tallies: defaultdict[Key, Tally] = field(default_factory=lambda: defaultdict(Tally))
     statuses: Counter[int | None] = field(default_factory=Counter)
+    sent: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def add(self, key: Key, status: int | None, count: int = 1) -> None:
@@ -46,6 +48,12 @@ class Ledger:
             else:
                 self.tallies[key].unknown += count
             self.changed.notify_all()
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that wait for their answer, where no connection has broken yet."""
+        with self.changed:
+            return self.sent - self.statuses.total()
 
     @property
     def acknowledged(self) -> int:
@@ -125,6 +133,8 @@ class Load:
             while not self._stopping.is_set():
                 waiting = self._pipeline
                 answers.send(self._request * self._pipeline)
+                with self.ledger.changed:
+                    self.ledger.sent += self._pipeline
                 refused = False
                 while waiting:
                     status = answers.next()
@@ -144,8 +154,6 @@ class Answers:
     _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)\r\n")
 
     def __init__(self, context: ssl.SSLContext, port: int) -> None:
-        import socket
-
         raw = socket.create_connection((LOOPBACK, port), timeout=PATIENCE_S)
         self.local_port: int = raw.getsockname()[1]
         self._buffer = b""

@@ -61,8 +61,8 @@ FAULTS = {
     ),
     # What the queue holds counts as the socket's: its buffer fills.
     "full": Fault(
-        ["tc qdisc add dev cable root tbf rate 8kbit burst 1600 latency 100000s".split()],  # type: ignore[list-item]
-        ["tc qdisc delete dev cable root".split()],  # type: ignore[list-item]
+        [tuple("tc qdisc add dev cable root tbf rate 8kbit burst 1600 latency 9999s".split())],
+        [tuple("tc qdisc delete dev cable root".split())],
         FULL,
         FULL,
         check_ins=600,

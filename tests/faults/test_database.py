@@ -228,9 +228,7 @@ def test_a_queue_before_a_frozen_database_is_bounded(
     """However many ask: who does not fit is told so at once, and memory is what it was."""
     postgres = make_postgres()
     with relayed(postgres) as relay:
-        trial = start_trial(
-            relay.url, patience_s=5, pipeline=32, database={"max_pending": 10}
-        )
+        trial = start_trial(relay.url, patience_s=5, pipeline=32, database={"max_pending": 10})
         trial.wait_acknowledged(200)
         relay.freeze()
         trial.wait_refused(20)
@@ -362,7 +360,9 @@ class Pair:
 
     def wait_streaming(self) -> None:
         wait_until(
-            lambda: rows(self.primary.url, "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"),
+            lambda: rows(
+                self.primary.url, "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
+            ),
             "the standby to stream",
         )
 

@@ -67,7 +67,7 @@ def retry() -> None:
 
 def _instead(old: str, new: str) -> None:
     assert old in commit.PREPARE_RECORD
-    store.PREPARE_RECORD = commit.PREPARE_RECORD.replace(old, new)  # type: ignore[misc]
+    vars(store)["PREPARE_RECORD"] = commit.PREPARE_RECORD.replace(old, new)
 
 
 def skip_numbers() -> None:

@@ -148,20 +148,24 @@ class GroupCommit:
                 self.connected.clear()
                 self.problem = str(error)
                 if (held := self._told.admit(("lost", str(error)))) is not None:
-                    self._log.warning(
-                        "database lost, reconnecting", reason=str(error), before=held
-                    )
+                    self._log.warning("database lost, reconnecting", reason=str(error), before=held)
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
 
-    async def drain(self, timeout_s: float) -> None:
-        """Wait until all that was submitted is answered, at most `timeout_s`."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was submitted is answered; False after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             self._log.warning("drain timed out", pending=len(self._queue))
+            return False
+        return True
+
+    def refuse(self) -> None:
+        """Answer what is queued: it will not be committed. For when `run` has ended."""
+        self._lost(StoreUnavailable("shutting down"))
 
     def stop(self) -> None:
         """Make `run` end after the batch under way."""

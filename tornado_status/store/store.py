@@ -154,7 +154,9 @@ class Store:
 
     def warnings(self) -> list[str]:
         """Return what an operator should know of the database."""
-        return [f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable]
+        return [
+            f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable
+        ]
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
@@ -210,14 +212,23 @@ class Store:
                 await queries.publish(connection, entries)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until what was submitted is committed and answered, at most `timeout_s`."""
-        await self._commit.drain(timeout_s)
+        """Wait until what was submitted is committed and answered.
+
+        What is not by `timeout_s` is answered all the same: not known to be recorded.
+        """
+        if not await self._commit.drain(timeout_s):
+            writer = self._running()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            self._commit.refuse()
 
     async def stop(self) -> None:
         """Close the connections, and stop an embedded PostgreSQL. See `drain`."""
         if self._writer is not None:
             self._commit.stop()
-            _, late = await asyncio.wait({self._writer}, timeout=self._settings.commit_timeout_s)
+            connected = self._commit.connected.is_set()  # else it only tries to
+            patience_s = self._settings.commit_timeout_s if connected else 0
+            _, late = await asyncio.wait({self._writer}, timeout=patience_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
