@@ -279,6 +279,16 @@ def test_the_disk_is_full(
     assert trial.verdict(postgres.url) == []
 
 
+def test_several_sockets_are_tried_one_by_one(
+    make_postgres: MakePostgres, start_server: StartServer, tmp_path: Path
+) -> None:
+    """Hosts may be directories, too; libpq by itself would try the first one only."""
+    postgres = make_postgres()
+    url = postgres.url.replace("host=", f"host={tmp_path},")
+    server = start_server(url=url)
+    assert server.request("POST", "/api/client").status == 204
+
+
 # -------------------------------------------------------------------------------------- durability
 
 
