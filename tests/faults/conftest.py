@@ -55,7 +55,9 @@ def make_postgres(
     with contextlib.ExitStack() as stack:
 
         def make(directory: Path | None = None, **options: Any) -> Postgres:
-            directory = directory or tmp_path_factory.mktemp("pg") / "data"
+            if directory is None:
+                directory = tmp_path_factory.mktemp("pg") / "data"
+                stack.callback(shutil.rmtree, directory.parent)  # they are large
             shutil.copytree(template, directory)
             postgres = Postgres(directory, **options)
             stack.callback(postgres.stop)

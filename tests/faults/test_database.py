@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,8 @@ import pytest
 
 from tests.conftest import StartServer
 from tests.faults.conftest import MakePostgres, StartTrial, Trial
+from tests.faults.judge import peak_memory_kb
+from tests.faults.ledger import REQUEST
 from tests.faults.relay import Relay
 from tests.support import PATIENCE_S, Postgres, require, rows, wait_until
 
@@ -222,26 +225,57 @@ def test_the_database_is_too_slow(make_postgres: MakePostgres, start_trial: Star
     assert [each["sqlstate"] for each in refused] == ["57014"]  # once, though it failed often
 
 
+@pytest.mark.parametrize("max_pending", [10, 1000])
 def test_a_queue_before_a_frozen_database_is_bounded(
-    make_postgres: MakePostgres, start_trial: StartTrial
+    make_postgres: MakePostgres, start_trial: StartTrial, max_pending: int
 ) -> None:
-    """However many ask: who does not fit is told so at once, and memory is what it was."""
+    """Who does not fit is told so at once; with room for all of them nobody is."""
     postgres = make_postgres()
     with relayed(postgres) as relay:
-        trial = start_trial(relay.url, patience_s=5, pipeline=32, database={"max_pending": 10})
+        trial = start_trial(
+            relay.url, patience_s=PATIENCE_S, pipeline=32, database={"max_pending": max_pending}
+        )
         trial.wait_acknowledged(200)
         relay.freeze()
-        trial.wait_refused(20)
-        metrics = trial.server.admin("/metrics").body.decode()
-        [length] = [
-            float(line.split()[1])
-            for line in metrics.splitlines()
-            if line.startswith("tornado_status_commit_queue_length ")
-        ]
-        assert length <= 10
+        if max_pending == 10:
+            trial.wait_refused(20)
+            assert queue_length(trial) <= 10
+        else:
+            wait_until(lambda: queue_length(trial) > 10, "more to wait")
+            assert trial.load.ledger.statuses[503] == 0
         relay.thaw()
         trial.wait_acknowledged(200)
         assert trial.verdict(postgres.url) == []
+
+
+def queue_length(trial: Trial) -> float:
+    metrics = trial.server.admin("/metrics").body.decode()
+    [line] = re.findall(r"^tornado_status_commit_queue_length (\S+)$", metrics, re.MULTILINE)
+    return float(line)
+
+
+def test_memory_before_a_frozen_database_is_bounded(
+    make_postgres: MakePostgres, start_server: StartServer
+) -> None:
+    """Some clients send without end: they are not read from, and the server stays small."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay, contextlib.ExitStack() as stack:
+        server = start_server(url=relay.url, database={"commit_timeout_s": 3600})
+        assert server.request("POST", "/api/client").status == 204
+        before = peak_memory_kb(server.process.pid)
+        relay.freeze()
+        sent = 0
+        for _ in range(8):
+            connection = stack.enter_context(server.connect_raw())
+            connection.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                for _ in range(1000):
+                    connection.sendall(REQUEST * 500)  # 24 KB
+                    sent += len(REQUEST) * 500
+        assert sent < 8 * 1000 * len(REQUEST) * 500
+        assert peak_memory_kb(server.process.pid) - before < 32 * 1024
+        relay.thaw()
+        assert server.request("POST", "/api/client", cert="operator").status == 204
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -137,6 +138,7 @@ def test_twenty_times_kill_dash_nine(
     assert processes_in(data_dir)
     assert server.stop() == 0
     wait_until(lambda: not processes_in(data_dir), "the last process of PostgreSQL to end")
+    shutil.rmtree(data_dir)
 
 
 def postmaster(data_dir: Path) -> int:
