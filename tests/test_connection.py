@@ -24,14 +24,22 @@ GET = b"GET /api/client HTTP/1.1\r\n" + HOST + b"\r\n"
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["quick reads", "Tornado's reads"])
+def quick_reads(request: pytest.FixtureRequest) -> bool:
+    """Past the read buffer of Tornado's streams, and through it: all must be the same."""
+    return bool(request.param)
+
+
 @pytest.fixture(scope="module")
 def shared(
-    postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
+    quick_reads: bool, postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """One server for the tests that only send bytes."""
-    rows(postgres, "CREATE DATABASE connection")
-    url = postgres.replace("/postgres?", "/connection?")
-    with running_server(tmp_path_factory.mktemp("shared"), certs, url) as server:
+    name = f"connection_{quick_reads}".lower()
+    rows(postgres, f"CREATE DATABASE {name}")
+    url = postgres.replace("/postgres?", f"/{name}?")
+    folder, settings = tmp_path_factory.mktemp("shared"), {"quick_reads": quick_reads}
+    with running_server(folder, certs, url, server=settings) as server:
         yield server
 
 
@@ -141,13 +149,53 @@ def test_a_connection_once_handed_over_stays_ordinary(shared: Server) -> None:
         assert b"Cache-Control: no-store" in read_answers(connection, 1)
 
 
-def test_the_shortcut_can_be_switched_off(start_server: StartServer) -> None:
-    """Without Tornado's private method everything is the same, only slower."""
-    server = start_server(server={"skip_speculative_read": False})
-    with server.connect_raw() as connection:
-        connection.sendall(PLAIN * 10 + GET)
-        answers = read_answers(connection, 11)
-    assert STATUS.findall(answers) == [b"204"] * 10 + [b"200"]
+def test_a_record_larger_than_a_read_is_read_to_its_end(shared: Server) -> None:
+    """What OpenSSL has deciphered and nobody has read yet, the loop cannot see."""
+    with shared.connect_raw() as connection:
+        connection.sendall(PLAIN * 3)
+        assert STATUS.findall(read_answers(connection, 3)) == [b"204"] * 3
+        count = 16384 // len(PLAIN)
+        connection.sendall(PLAIN * count)  # one record, the largest there is
+        assert STATUS.findall(read_answers(connection, count)) == [b"204"] * count
+        connection.sendall(PLAIN)
+        assert STATUS.findall(read_answers(connection, 1)) == [b"204"]
+
+
+@pytest.mark.parametrize("size", [700, 1400, 5000])
+def test_records_back_to_back_keep_their_order(shared: Server, size: int) -> None:
+    """Heads cut anywhere, sent while answers are under way, come together as they were sent."""
+    with shared.connect_raw() as connection:
+        for _ in range(20):
+            requests = PLAIN * 60
+            for start in range(0, len(requests), size):
+                connection.sendall(requests[start : start + size])
+            assert STATUS.findall(read_answers(connection, 60)) == [b"204"] * 60
+
+
+def test_the_hand_over_takes_along_what_was_sent_behind(shared: Server) -> None:
+    """Whether it was read already, is inside OpenSSL, or still in the kernel."""
+    for count in (1, 20, 100, 300):
+        with shared.connect_raw() as connection:
+            connection.sendall(PLAIN * 2 + GET + PLAIN * count + GET)
+            answers = read_answers(connection, count + 4)
+        expected = [b"204"] * 2 + [b"200"] + [b"204"] * count + [b"200"]
+        assert STATUS.findall(answers) == expected
+
+
+def test_a_client_that_hangs_up_is_forgotten(shared: Server) -> None:
+    """With or without a word, before and after a check-in: its descriptor is closed."""
+    descriptors = Path(f"/proc/{shared.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for sent in (b"", PLAIN, PLAIN[:20], PLAIN * 5):
+        for goodbye in (True, False):
+            connection = shared.connect_raw()
+            connection.sendall(sent)
+            if goodbye:
+                with pytest.raises((TimeoutError, OSError, ssl.SSLError)):
+                    connection.settimeout(0.1)
+                    connection.unwrap()
+            connection.close()
+    wait_until(lambda: len(list(descriptors.iterdir())) <= before, "the descriptors to be closed")
 
 
 def test_a_changed_tornado_turns_the_shortcut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,9 +205,11 @@ def test_a_changed_tornado_turns_the_shortcut_off(monkeypatch: pytest.MonkeyPatc
     assert stream_module.quick_stream_class() is None
 
 
-def test_who_never_reads_answers_costs_a_bounded_amount(start_server: StartServer) -> None:
+def test_who_never_reads_answers_costs_a_bounded_amount(
+    start_server: StartServer, quick_reads: bool
+) -> None:
     """Pipelining without end and without reading: the server stops reading, others go on."""
-    server = start_server()
+    server = start_server(server={"quick_reads": quick_reads})
     with server.connect_raw() as connection:
         raw = socket.socket(fileno=connection.fileno())
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -81,7 +81,7 @@ class Server(Section):
     idle_timeout_s: Seconds = 180.0
     body_timeout_s: Seconds = 10.0
     drain_timeout_s: Seconds = 10.0
-    skip_speculative_read: bool = True
+    quick_reads: bool = True
 
 
 class Tls(Section):

@@ -214,11 +214,11 @@ async def _cancelled(task: asyncio.Task[None]) -> None:
 
 
 def _stream_class(settings: Server) -> type[PeerStream]:
-    if not settings.skip_speculative_read:
+    if not settings.quick_reads:
         return PeerStream
     quick = quick_stream_class()
     if quick is None:
-        structlog.get_logger().warning("this Tornado is unknown: server.skip_speculative_read off")
+        structlog.get_logger().warning("this Tornado is unknown: server.quick_reads off")
         return PeerStream
     return quick
 

@@ -22,10 +22,9 @@ from tornado.netutil import bind_sockets
 from tornado_status.checkin import Peer
 from tornado_status.config import Server
 from tornado_status.errors import ConfigError
-from tornado_status.ingress.connection import READ_CHUNK
 from tornado_status.ingress.handshake import Address, Handshake, HandshakeThreads
 from tornado_status.ingress.peer import Judge
-from tornado_status.ingress.stream import PeerStream
+from tornado_status.ingress.stream import READ_CHUNK, PeerStream
 from tornado_status.logs import RateLimit
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn

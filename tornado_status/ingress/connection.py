@@ -13,7 +13,7 @@ import email.utils
 import time
 import weakref
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Protocol
 
 from tornado.iostream import StreamClosedError
 
@@ -29,8 +29,6 @@ from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
 from tornado_status.ingress.stream import PeerStream
 from tornado_status.ingress.trust import Standing, Trust
-
-READ_CHUNK = 4096  # a request fits in it; more would be allocated for each read
 
 QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way
 MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
@@ -196,20 +194,12 @@ class CheckInConnection:
             self.close_if_idle()
 
     def _read(self) -> None:
-        try:
-            reading = self._stream.read_bytes(READ_CHUNK, partial=True)
-        except (StreamClosedError, OSError):
-            self.close()
-            return
-        cast("asyncio.Future[bytes]", reading).add_done_callback(self._on_read)
+        self._stream.receive(self._on_data)
 
-    def _on_read(self, reading: asyncio.Future[bytes]) -> None:
-        try:
-            data = reading.result()
-        except (StreamClosedError, asyncio.CancelledError):
+    def _on_data(self, data: bytes) -> None:
+        if not data:
             self.close()
             return
-        self._stream.taken += len(data)
         if self._partial:
             data, self._partial = self._partial + data, b""
         if data in self._service.heads.known:
@@ -274,11 +264,14 @@ class CheckInConnection:
     def _refuse(self, refusal: IdentityError) -> None:
         """Say why, and close: what was a good certificate is none any more."""
         try:
-            writing = self._stream.write(self._service.answers.of_error(refusal))
+            writing = self._stream.reply(self._service.answers.of_error(refusal))
         except (StreamClosedError, OSError):
             self.close()
             return
-        asyncio.ensure_future(writing).add_done_callback(lambda _: self.close())
+        if writing is None:
+            self.close()
+        else:
+            writing.add_done_callback(lambda _: self.close())
 
     def _answer(self, result: Event | StoreError) -> None:
         self._unanswered -= 1
@@ -289,15 +282,14 @@ class CheckInConnection:
             self._write(self._service.answers.of_error(result))
 
     def _write(self, answer: bytes) -> None:
-        stream = self._stream
         try:
-            writing = stream.write(answer)
+            writing = self._stream.reply(answer)
         except (StreamClosedError, OSError):
             self.close()
             return
-        if stream.writing():
+        if writing is not None and not writing.done():
             self._blocked = True
-            asyncio.ensure_future(writing).add_done_callback(self._on_written)
+            writing.add_done_callback(self._on_written)
         elif not self._unanswered and (self._held or self._is_last()):
             self._resume()
 
