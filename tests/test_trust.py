@@ -251,6 +251,7 @@ def test_another_cas_list_is_refused_at_the_start(site: Site) -> None:
 
 def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> None:
     """403 and close, when its time is over."""
+    site.start()
     key = new_key("ec")
     template = site.authority.issue_client("brief@example.com").certificate
     brief = site.authority.certify(
@@ -262,12 +263,11 @@ def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> 
             if not isinstance(each.value, x509.SubjectKeyIdentifier | x509.AuthorityKeyIdentifier)
         ],
         not_before=now() - DAY,
-        not_after=now() + datetime.timedelta(seconds=4),
+        not_after=now() + datetime.timedelta(seconds=10),
     )
     credential = Credential(brief, key)
     (site.certs / "brief.key").write_bytes(credential.key_pem())
     (site.certs / "brief.crt").write_bytes(credential.certificate_pem())
-    site.start()
     connection = site.server.connect("brief")
     last: list[Answer] = []
 
