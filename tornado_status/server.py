@@ -170,6 +170,9 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         await store.drain(drain_timeout_s)
         if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
+        # Each closes by itself once its last answer is on its way.
+        if not await acceptor.wait_closed(max(0.1, deadline - loop.time())):
+            structlog.get_logger().warning("drain timed out, closing connections")
         check_ins.close()
         acceptor.close()
         await http.close_all_connections()

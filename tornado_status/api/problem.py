@@ -102,7 +102,7 @@ class Peers(Protocol):
 
     def is_last(self, request: HTTPServerRequest) -> bool: ...
 
-    def begin(self, request: HTTPServerRequest) -> None: ...
+    def begin(self, request: HTTPServerRequest) -> bool: ...
 
     def end(self, request: HTTPServerRequest) -> None: ...
 
@@ -132,8 +132,9 @@ class Handler(RequestHandler):
             self.set_header("Connection", "close")
 
     def prepare(self) -> Awaitable[None] | None:
+        if not self.peers.begin(self.request):
+            raise Finish
         self.in_flight.begin()
-        self.peers.begin(self.request)
         self._counted = True
         peer = self.peers.peer_of(self.request)
         if self.peers.is_last(self.request):

@@ -79,6 +79,8 @@ class Acceptor:
         self._max_handshakes = settings.max_handshakes
         self._max_connections = _within_descriptors(settings.max_connections)
         self._open = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
         self._max_per_address = settings.max_connections_per_address
         self._connections: Counter[str] = Counter()
         self._full = False
@@ -103,17 +105,26 @@ class Acceptor:
         self._watch()
 
     def stop_accepting(self) -> None:
-        """Close the listening sockets. What was accepted goes on."""
+        """Close the listening sockets and drop unfinished handshakes. What is connected goes on."""
         for sock in self._listening:
             self._loop.remove_reader(sock)
             sock.close()
         self._listening = []
-
-    def close(self) -> None:
-        """Stop accepting, drop unfinished handshakes, end the threads."""
-        self.stop_accepting()
         for handshake in list(self._handshakes.values()):
             handshake.abandon()
+
+    async def wait_closed(self, timeout_s: float) -> bool:
+        """Wait until all connections are closed; False where that takes longer."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Stop accepting and end the threads."""
+        self.stop_accepting()
         for lingering in list(self._lingering):
             lingering.close()
         self._threads.close()  # soon: a step never waits for a peer
@@ -177,6 +188,7 @@ class Acceptor:
             connection.close()  # gone before we looked
             return
         self._open += 1
+        self._none_open.clear()
         self._connections[client_ip] += 1
         self._handshakes[secure] = Handshake(
             self,
@@ -200,6 +212,8 @@ class Acceptor:
 
     def _closed(self, client_ip: str) -> None:
         self._open -= 1
+        if not self._open:
+            self._none_open.set()
         self._connections[client_ip] -= 1
         if not self._connections[client_ip]:
             del self._connections[client_ip]

@@ -114,6 +114,9 @@ class CheckInService:
         self.draining = True
         for connection in list(self.connections):
             connection.close_if_idle()
+        for stream in list(self._ordinary):
+            if not stream.requests and not stream.writing():
+                stream.close()  # a request that was read, and not begun, ends here: see `Judge`
 
     def close(self) -> None:
         """Close all connections."""

@@ -53,11 +53,13 @@ class Judge:
             return peer
         return Peer(peer.client_ip, peer.client_port, None, refusal)
 
-    def begin(self, request: HTTPServerRequest) -> None:
-        """Say that a request is being answered."""
+    def begin(self, request: HTTPServerRequest) -> bool:
+        """Say that a request is being answered; False where nobody waits for it any more."""
         stream = getattr(request.connection, "stream", None)
-        if isinstance(stream, PeerStream):
-            stream.requests += 1
+        if not isinstance(stream, PeerStream) or stream.closed():
+            return False
+        stream.requests += 1
+        return True
 
     def end(self, request: HTTPServerRequest) -> None:
         """Say that it is answered, or nobody waits for it any more."""
