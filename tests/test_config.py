@@ -101,6 +101,27 @@ def test_lists_and_maps_come_from_the_environment_as_json(tmp_path: Path) -> Non
     assert settings.admin.port == 0
 
 
+def target(kind: str, address: str, interfaces: str = "[]") -> str:
+    return (
+        f"announce: {{targets: [{{kind: {kind}, address: '{address}', interfaces: {interfaces}}}]}}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (target("multicast", "FF15:0::66", "[eth0, 'fd00::1']"), "multicast [ff15::66]:6667"),
+        (target("multicast", "239.1.1.1"), "multicast 239.1.1.1:6667"),
+        (target("broadcast", "auto", "[eth0, 10.0.0.1]"), "broadcast auto:6667"),
+        (target("unicast", "fe80::1", "[eth0]"), "unicast [fe80::1]:6667"),
+        (target("unicast", "fd00::1"), "unicast [fd00::1]:6667"),
+    ],
+)
+def test_targets_are_of_ipv4_and_ipv6(tmp_path: Path, text: str, shown: str) -> None:
+    """Shown with brackets where a port follows an IPv6 address."""
+    assert str(load(tmp_path, text).announce.targets[0]) == shown
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800)]
 )
@@ -122,6 +143,20 @@ def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None
         ("announce: {targets: [{kind: unicast, address: 239.0.0.1}]}", "needs kind multicast"),
         ("announce: {targets: [{kind: unicast, address: example.com}]}", "targets[0].address"),
         ("announce: {targets: [{kind: unicast}]}", "announce.targets[0].address: missing"),
+        (target("unicast", "fe80::1%eth0"), "give the interface with interfaces: [eth0]"),
+        (target("unicast", "fe80::1"), "interfaces: a link-local address needs one"),
+        (target("unicast", "::"), "expected the address of a receiver"),
+        (target("multicast", "ff02::66"), "interfaces: an IPv6 group needs them"),
+        (target("multicast", "ff02::66", "[10.0.0.1]"), "10.0.0.1 cannot send to an IPv6 address"),
+        (target("multicast", "fd00::1", "[eth0]"), "expected a multicast group"),
+        (target("multicast", "auto", "[eth0]"), "address: auto is for broadcast"),
+        (target("broadcast", "auto"), "address: auto needs interfaces"),
+        (target("broadcast", "auto", "['fd00::1']"), "cannot send to an IPv4 address"),
+        (target("broadcast", "fd00::1", "[eth0]"), "IPv6 has no broadcast"),
+        (target("broadcast", "255.255.255.255"), "255.255.255.255 needs them"),
+        (target("broadcast", "auto", "[eth0], loop: false"), "loop: only for multicast"),
+        (target("multicast", "239.1.1.1", "['']"), "interfaces: expected names or addresses"),
+        (target("multicast", "239.1.1.1", "[0.0.0.0]"), "interfaces: expected names or addresses"),
         ("server: [", "not valid YAML"),
         ("- server", "expected sections such as 'server:', got a list"),
         ("server: {port: 0, port: 70000, prot: 1}", "(and 1 more)"),

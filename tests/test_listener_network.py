@@ -7,14 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import os
 import shutil
 import socket
-import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,17 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
-from tests.support import GROUP, PATIENCE_S, Server, free_port, require
+from tests.hosts import (
+    BROADCAST_IP,
+    NETWORK,
+    NETWORK_IPV6,
+    SERVER_IP,
+    Host,
+    Hosts,
+    run,
+    three_hosts,
+)
+from tests.support import GROUP, Server, free_port
 from tests.test_listener_cli import Listening
 from tornado_status.announcers import Signer
 from tornado_status.checkin import Event, timestamp
@@ -32,8 +39,6 @@ from tornado_status.datagram import encode_json
 
 pytestmark = pytest.mark.network
 
-NETWORK = "10.78.0"
-SERVER_IP, BROADCAST_IP = f"{NETWORK}.1", f"{NETWORK}.255"
 CONNECTIONS = 8
 
 # Check-ins as fast as the server answers: ADDRESS PORT CERTS CONNECTIONS COUNT.
@@ -76,84 +81,11 @@ with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
 """
 
 
-def run(*command: str, given: str | None = None) -> str:
-    done = subprocess.run(
-        command, input=given, capture_output=True, text=True, check=False, timeout=2 * PATIENCE_S
-    )
-    if done.returncode:
-        raise OSError(f"{' '.join(command[:6])}: {done.stderr.strip()}")
-    return done.stdout
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """A network namespace with an interface eth0 on the bridge."""
-
-    name: str
-
-    @property
-    def inside(self) -> tuple[str, ...]:
-        return ("ip", "netns", "exec", self.name)
-
-    def link(self, state: str) -> None:
-        run("ip", "-n", self.name, "link", "set", "eth0", state)
-
-    @contextlib.contextmanager
-    def losing(self, percent: int, port: int) -> Iterator[None]:
-        """Lose so many of the datagrams that arrive for a UDP port."""
-        rule = f"udp dport {port} numgen random mod 100 < {percent} drop" if percent else ""
-        rules = f"""
-            table inet loss {{
-                chain input {{
-                    type filter hook input priority 0
-                    {rule}
-                }}
-            }}
-        """
-        run(*self.inside, "nft", "-f", "-", given=rules)
-        try:
-            yield
-        finally:
-            run(*self.inside, "nft", "delete", "table", "inet", "loss")
-
-
-@dataclass(frozen=True, slots=True)
-class Hosts:
-    server: Host
-    group: Host
-    broadcast: Host
-
-
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    """Three hosts at 10.78.0.1 to .3, until the end of these tests."""
-    how = "run as root, with iproute2 and nftables, and the right to make network namespaces"
-    programs = all(shutil.which(name) for name in ("ip", "nft"))
-    require("network namespaces", os.geteuid() == 0 and programs, how)
-    switch, *names = (
-        f"listeners_{os.getpid()}_{host}" for host in ("switch", "server", "group", "broadcast")
-    )
-    with contextlib.ExitStack() as made:
-        try:
-            run("ip", "netns", "add", switch)
-            made.callback(run, "ip", "netns", "delete", switch)
-            bridge = ("type", "bridge", "mcast_snooping", "0")
-            run("ip", "-n", switch, "link", "add", "br0", *bridge)
-            run("ip", "-n", switch, "link", "set", "br0", "up")
-            for number, name in enumerate(names, start=1):
-                run("ip", "netns", "add", name)
-                made.callback(run, "ip", "netns", "delete", name)
-                here = ("ip", "-n", name)
-                peer = ("peer", "name", f"p{number}", "netns", switch)
-                run(*here, "link", "add", "eth0", "type", "veth", *peer)
-                run("ip", "-n", switch, "link", "set", f"p{number}", "master", "br0", "up")
-                run(*here, "link", "set", "lo", "up")
-                run(*here, "link", "set", "eth0", "up")
-                address = (f"{NETWORK}.{number}/24", "broadcast", "+", "dev", "eth0")
-                run(*here, "address", "add", *address)
-        except OSError as error:
-            require("network namespaces", False, f"{how} ({error})")
-        yield Hosts(*map(Host, names))
+    """The server's host, one that hears the group, and one that hears broadcasts."""
+    with three_hosts("listeners") as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -194,19 +126,29 @@ def settings_for(port: int) -> dict[str, Any]:
     }
 
 
+GROUP_OR_BROADCAST = (
+    ("--address", GROUP, "--interface", "eth0"),
+    ("--address", BROADCAST_IP, "--group", ""),
+)
+GROUPS_OF_IPV6 = (
+    ("--address", "::", "--group", "ff15::66", "--interface", "eth0"),
+    ("--address", "::", "--group", "ff02::66%eth0"),
+)
+
+
 @contextlib.contextmanager
-def both(hosts: Hosts, server: Server, port: int) -> Iterator[list[Listening]]:
+def both(
+    hosts: Hosts, server: Server, port: int, hearing: Sequence[Sequence[str]] = GROUP_OR_BROADCAST
+) -> Iterator[list[Listening]]:
     """A listener on the group's host and one on the broadcast's, both with repair."""
     certs = server.certs
     options = [
         *("--port", port, "--url", f"https://{SERVER_IP}:{server.port}", "--ca", certs / "ca.crt"),
         *("--cert", certs / "operator.crt", "--key", certs / "operator.key"),
     ]
-    group = ["--address", GROUP, "--interface", "eth0"]
-    broadcast = ["--address", BROADCAST_IP, "--group", ""]
     with (
-        Listening(*options, *group, prefix=hosts.group.inside) as first,
-        Listening(*options, *broadcast, prefix=hosts.broadcast.inside) as second,
+        Listening(*options, *hearing[0], prefix=hosts.group.inside) as first,
+        Listening(*options, *hearing[1], prefix=hosts.broadcast.inside) as second,
     ):
         yield [first, second]
 
@@ -232,6 +174,33 @@ def test_every_host_ends_with_exactly_the_log(
             assert "5000 updates shown" in final
             assert final.endswith(" 0 missed, lag 0.")
             assert percent == 0 or " 0 repaired" not in final
+
+
+def test_repeated_and_overtaken_datagrams_change_nothing(
+    hosts: Hosts, start_server: StartServer
+) -> None:
+    """5,000 check-ins over cables that lose 10 % and repeat and disorder 10 %: exactly the log."""
+    port = free_port(socket.SOCK_DGRAM)
+    server = start_server(prefix=hosts.server.inside, **settings_for(port))
+    with (
+        hosts.disordering(2, port, 10) as to_group,
+        hosts.disordering(3, port, 10) as to_broadcast,
+        hosts.group.losing(10, port),
+        hosts.broadcast.losing(10, port),
+        both(hosts, server, port) as listeners,
+    ):
+        check_in(hosts.server, server, 5000)
+        log = log_of(server)
+        assert len(log) == 5000
+        for listener, relay in zip(listeners, (to_group, to_broadcast), strict=True):
+            assert listener.wait_for_seq(5000) == log
+            final = listener.stop()
+            assert "5000 updates shown" in final
+            assert final.endswith(" 0 missed, lag 0.")
+            # The cable did what it was asked to: 10 % of at least 5,000 / 7 datagrams, both ways.
+            did = relay.stop()
+            assert did["repeated"] > did["relayed"] * 0.05 > 0
+            assert did["overtaken"] > did["relayed"] * 0.05
 
 
 def test_interfaces_and_servers_go_and_come(hosts: Hosts, start_server: StartServer) -> None:
@@ -260,6 +229,33 @@ def test_interfaces_and_servers_go_and_come(hosts: Hosts, start_server: StartSer
         for listener in listeners:
             assert listener.wait_for_seq(3200) == log
             assert listener.stop().endswith(" 0 missed, lag 0.")
+
+
+def test_every_host_ends_with_exactly_the_log_by_ipv6(
+    hosts: Hosts, start_server: StartServer
+) -> None:
+    """The server's own IPv6 groups, of the link and of the site, with a third of it lost."""
+    port = free_port(socket.SOCK_DGRAM)
+    common = {"kind": "multicast", "port": port, "interfaces": ["eth0"]}
+    settings = settings_for(port)
+    settings["announce"]["targets"] = [
+        {"address": "ff15::66", **common},
+        {"address": "ff02::66", **common},
+    ]
+    server = start_server(prefix=hosts.server.inside, **settings)
+    with (
+        hosts.group.losing(30, port),
+        hosts.broadcast.losing(30, port),
+        both(hosts, server, port, GROUPS_OF_IPV6) as listeners,
+    ):
+        check_in(hosts.server, server, 2000)
+        log = log_of(server)
+        for listener in listeners:
+            assert listener.wait_for_seq(2000) == log
+            final = listener.stop()
+            assert final.endswith(" 0 missed, lag 0.")
+            assert " 0 repaired" not in final
+            assert "Heard 0 datagrams" not in final
 
 
 def test_a_group_of_ipv6_is_heard_on_another_host(hosts: Hosts, certs: Path) -> None:
@@ -311,6 +307,42 @@ def test_an_interface_that_is_replaced_is_joined_again(hosts: Hosts, certs: Path
         assert joined_on(hosts.group, "lab0")
         listener.stop()
     run("ip", "-n", name, "link", "delete", "lab0")
+
+
+def test_a_listener_whose_address_changes_goes_on_hearing(
+    hosts: Hosts, start_server: StartServer
+) -> None:
+    """The group by the interface's name, and broadcasts; the same where an address came back."""
+    port = free_port(socket.SOCK_DGRAM)
+    server = start_server(prefix=hosts.server.inside, **settings_for(port))
+    verifying = [
+        *("--port", port, "--cert", "", "--ca", server.certs / "ca.crt"),
+        *("--announcer", server.certs / "announcer.crt"),
+    ]
+    before, after = f"{NETWORK}.2/24", f"{NETWORK}.22/24"
+    with (
+        Listening(*verifying, "--interface", "eth0", prefix=hosts.group.inside) as by_name,
+        Listening(*verifying, "--interface", f"{NETWORK}.2", prefix=hosts.group.inside) as tied,
+    ):
+        check_in(hosts.server, server, CONNECTIONS)
+        for listener in (by_name, tied):
+            listener.wait_for_seq(CONNECTIONS)
+        try:
+            hosts.group.ip("address", "delete", before, "dev", "eth0")
+            tied.says("no longer in 239.255.66.66 on 10.78.0.2")
+            hosts.group.ip("address", "add", after, "broadcast", "+", "dev", "eth0")
+            check_in(hosts.server, server, CONNECTIONS)
+            by_name.wait_for_seq(2 * CONNECTIONS)
+        finally:
+            hosts.group.ip("address", "flush", "dev", "eth0", "scope", "global")
+            hosts.group.ip("address", "add", before, "broadcast", "+", "dev", "eth0")
+            hosts.group.ip("address", "add", f"{NETWORK_IPV6}2/64", "dev", "eth0", "nodad")
+        tied.says("joined 239.255.66.66 on 10.78.0.2 again")
+        check_in(hosts.server, server, CONNECTIONS)
+        for listener in (by_name, tied):
+            listener.wait_for_seq(3 * CONNECTIONS)
+            listener.stop()
+        assert by_name.shown == log_of(server)
 
 
 def joined_on(host: Host, interface: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tornado_status import __version__, config
-from tornado_status.errors import StatusError
+from tornado_status.errors import StatusError, StoreError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -41,6 +41,39 @@ def serve(options: argparse.Namespace) -> int:
     return 0
 
 
+def stream(options: argparse.Namespace) -> int:
+    """Show the stream that the numbers belong to, or begin a new one.
+
+    A new one is needed after a restore that the server cannot notice: a copy of its data directory
+    put back, or a dump played back into the same PostgreSQL. Listeners then fetch everybody's
+    status, instead of taking numbers that are handed out again for those they know.
+    """
+    settings = config.load(options.config, os.environ)
+    from tornado_status import logs
+    from tornado_status.checkin import timestamp
+    from tornado_status.store import stream as streams
+
+    logs.configure(settings.logging)
+    work = streams.renew if options.action == "new" else streams.show
+    try:
+        state = asyncio.run(work(settings.database))
+    except StoreError as error:
+        print(f"tornado-status: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"stream {state.stream}\nhead {state.head}\nat {timestamp(state.at)}")
+    return 0
+
+
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "action",
+        choices=("show", "new"),
+        nargs="?",
+        default="show",
+        help="show it with its head (the default), or begin a new one",
+    )
+
+
 def version(options: argparse.Namespace) -> int:
     """Print the version."""
     print(f"tornado_status {__version__}")
@@ -49,6 +82,7 @@ def version(options: argparse.Namespace) -> int:
 
 COMMANDS = (
     Command("serve", "run the server until SIGTERM or Ctrl-C (the default)", serve),
+    Command("stream", "show the stream of numbers, or begin a new one", stream, _add_stream),
     Command("version", "print the version", version),
 )
 

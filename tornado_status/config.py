@@ -32,6 +32,7 @@ from tornado_status.errors import ConfigError
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
 EMBEDDED = "embedded"
+AUTO = "auto"
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -124,36 +125,94 @@ class Ingress(Section):
 
 
 class Target(Section):
-    """Where announcements go. `interfaces` are names (eth0) or addresses of this machine."""
+    """Where announcements go. `interfaces` are names (eth0) or addresses of this machine.
+
+    `address` is `auto` for the broadcast address of each interface's own network. `ttl` is the
+    hop limit with IPv6. `loop` says whether a group is heard on this machine, too.
+    """
 
     kind: Literal["multicast", "broadcast", "unicast"]
     address: str
     port: Port = 6667
     interfaces: tuple[str, ...] = ()
     ttl: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=255)] = 1
+    loop: bool = True
     encoding: Literal["json", "binary"] = "json"
 
     @field_validator("address")
     @classmethod
     def _is_address(cls, value: str) -> str:
+        if value == AUTO:
+            return value
+        if "%" in value:
+            raise ValueError("give the interface with interfaces: [eth0], not behind a %")
         try:
             return normalise_ip(value)
         except ValueError as error:
-            raise ValueError("expected an IPv4 address") from error
+            raise ValueError("expected an IPv4 or IPv6 address") from error
+
+    @field_validator("interfaces")
+    @classmethod
+    def _are_interfaces(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for interface in value:
+            address = _as_address(interface)
+            if not interface or (address is not None and address.is_unspecified):
+                raise ValueError("expected names or addresses of this machine's interfaces")
+        return tuple(dict.fromkeys(value))  # twice the same would announce twice
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Target:
-        address = ipaddress.ip_address(self.address)
-        if address.version != 4:
-            raise ValueError("address: expected an IPv4 address")
-        if self.kind == "multicast" and not address.is_multicast:
-            raise ValueError("address: expected a multicast group, 224.0.0.0-239.255.255.255")
-        if self.kind != "multicast" and address.is_multicast:
-            raise ValueError(f"address: a multicast group needs kind multicast, not {self.kind}")
+        if self.address == AUTO:
+            if self.kind != "broadcast":
+                raise ValueError(f"address: auto is for broadcast; {self.kind} needs an address")
+            if not self.interfaces:
+                raise ValueError("address: auto needs interfaces: [eth0], whose network it is for")
+        address = None if self.address == AUTO else ipaddress.ip_address(self.address)
+        version = 4 if address is None else address.version
+        if address is not None:
+            self._check_address(address)
+        if not self.loop and self.kind != "multicast":
+            raise ValueError(f"loop: only for multicast, not for {self.kind}")
+        for interface in self.interfaces:
+            local = _as_address(interface)
+            if local is not None and local.version != version:
+                raise ValueError(
+                    f"interfaces: {interface} cannot send to an IPv{version} address: "
+                    "give the interface's name"
+                )
         return self
 
+    def _check_address(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> None:
+        if self.kind == "multicast" and not address.is_multicast:
+            raise ValueError(
+                "address: expected a multicast group, 224.0.0.0-239.255.255.255 or ff00::/8"
+            )
+        if self.kind != "multicast" and address.is_multicast:
+            raise ValueError(f"address: a multicast group needs kind multicast, not {self.kind}")
+        if self.kind == "broadcast" and address.version == 6:
+            raise ValueError("address: IPv6 has no broadcast: use kind multicast, as ff02::66")
+        if address.is_unspecified:
+            raise ValueError("address: expected the address of a receiver")
+        if self.interfaces:
+            return
+        # Where these would go without an interface is the default route's matter, or nobody's.
+        if self.kind == "multicast" and address.version == 6:
+            raise ValueError("interfaces: an IPv6 group needs them, as interfaces: [eth0]")
+        if address.is_link_local and address.version == 6:
+            raise ValueError("interfaces: a link-local address needs one, as interfaces: [eth0]")
+        if self.address == "255.255.255.255":
+            raise ValueError("interfaces: 255.255.255.255 needs them, as interfaces: [eth0]")
+
     def __str__(self) -> str:
-        return f"{self.kind} {self.address}:{self.port}"
+        address = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{self.kind} {address}:{self.port}"
+
+
+def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
 
 
 LOOPBACK_TARGETS = (

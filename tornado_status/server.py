@@ -146,7 +146,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         admin = AdminServer(
             settings.admin,
             Vitals(
-                warnings=lambda: [*trust.warnings(), *store.warnings()],
+                warnings=lambda: [*trust.warnings(), *store.warnings(), *announcer.warnings()],
                 problems=lambda: [store.problem] if store.problem else [],
                 head=lambda: store.head,
                 pending=lambda: store.pending,
@@ -180,7 +180,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     stack.push_async_callback(drain)
     acceptor.listen(sockets)
     await store.wait_connected()
-    announcer.start_heartbeats(lambda: None if store.problem else (store.stream, store.head))
+    announcer.start(lambda: None if store.problem else (store.stream, store.head))
     _say_serving(settings, port)
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)

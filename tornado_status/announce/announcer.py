@@ -6,10 +6,8 @@ Never waits and never queues: a datagram that the kernel refuses is counted, and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import errno
-import socket
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,10 +15,13 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from tornado_status import datagram
-from tornado_status.announce.sockets import ADVICE, open_sockets
+from tornado_status.announce.advice import advice, errno_name
+from tornado_status.announce.following import Following
+from tornado_status.announce.outlet import Outlet
+from tornado_status.announce.udp import udp_outlets
 from tornado_status.checkin import Event
-from tornado_status.config import Announce, Target
-from tornado_status.errors import DatagramError
+from tornado_status.config import Announce
+from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.logs import RateLimit
 
 
@@ -35,28 +36,54 @@ class Announcer:
         self.signer: datagram.Signs | None = None  # may change at any time
         self._log = structlog.get_logger()
         self._warnings = RateLimit()
-        self._json: list[tuple[Target, socket.socket]] = []
-        self._binary: list[tuple[Target, socket.socket]] = []
+        udp = [
+            outlet
+            for target in settings.targets
+            for outlet in udp_outlets(target, settings.source_port)
+        ]
+        self._following = Following(udp, self._warnings)
+        self._outlets: list[Outlet] = [*udp]
+        self._json = [outlet for outlet in self._outlets if outlet.encoding == "json"]
+        self._binary = [outlet for outlet in self._outlets if outlet.encoding == "binary"]
         self._last_sent = float("-inf")
-        self._heartbeat: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.sent: Counter[str] = Counter()
         self.errors: Counter[tuple[str, str]] = Counter()
 
     def open(self) -> None:
-        """Open the sockets. Raises `ConfigError` where a target can never be reached as set."""
+        """Open the sockets; what cannot be reached now is tried again by itself.
+
+        Raises `ConfigError` where an interface does not exist, or the source port is taken.
+        """
         try:
-            for target in self._settings.targets:
-                sockets = self._binary if target.encoding == "binary" else self._json
-                for sock in open_sockets(target, self._settings.source_port):
-                    sockets.append((target, sock))
+            self._following.open()
+            for outlet in self._outlets:
+                if outlet.problem is not None and outlet.problem.errno == errno.EADDRINUSE:
+                    port = self._settings.source_port
+                    raise ConfigError(
+                        f"announce.source_port: UDP port {port} is taken by another program"
+                    )
         except BaseException:
-            self._close_sockets()
+            self._close_outlets()
             raise
 
-    def start_heartbeats(self, state: Callable[[], tuple[uuid.UUID, int] | None]) -> None:
-        """After `heartbeat_s` of silence announce the stream and head that `state` returns."""
+    def start(self, state: Callable[[], tuple[uuid.UUID, int] | None]) -> None:
+        """Follow the interfaces, and send heartbeats: after `heartbeat_s` of silence announce the
+        stream and head that `state` returns.
+        """
+        following = self._following.run()
+        self._tasks.append(asyncio.create_task(following, name="interfaces"))
         if self._settings.heartbeat_s and self._json:
-            self._heartbeat = asyncio.create_task(self._send_heartbeats(state), name="heartbeat")
+            heartbeats = self._send_heartbeats(state)
+            self._tasks.append(asyncio.create_task(heartbeats, name="heartbeat"))
+
+    def warnings(self) -> list[str]:
+        """Return the targets that cannot be reached for now, each with the reason."""
+        return [
+            f"{outlet.target} by {outlet.via}: {advice(outlet.problem)}"
+            for outlet in self._outlets
+            if outlet.problem is not None
+        ]
 
     def announce(self, stream: uuid.UUID, head: int, events: Sequence[Event]) -> None:
         """Send committed events, in order; `head` is the newest number that is known."""
@@ -66,43 +93,42 @@ class Announcer:
                 for payload in datagram.encode_json(stream, now, head, events, self.signer):
                     self._send(self._json, payload)
             except DatagramError as error:
-                self._refused("encoding", "all", error.reason, str(error))
+                self._refused("encoding", "all", "", error.reason, str(error))
             self._last_sent = asyncio.get_running_loop().time()
         if self._binary:
             for event in events:
                 try:
                     self._send(self._binary, datagram.encode_binary(event))
                 except DatagramError as error:
-                    self._refused("encoding", "binary", error.reason, str(error))
+                    self._refused("encoding", "binary", "", error.reason, str(error))
 
     async def close(self) -> None:
-        """Stop the heartbeats and close the sockets."""
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._heartbeat
-            self._heartbeat = None
-        self._close_sockets()
+        """Stop following and the heartbeats, and close the sockets."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        self._close_outlets()
 
-    def _send(self, sockets: list[tuple[Target, socket.socket]], payload: bytes) -> None:
-        for target, sock in sockets:
+    def _send(self, outlets: Sequence[Outlet], payload: bytes) -> None:
+        sent = self.sent
+        for outlet in outlets:
             try:
-                sock.send(payload)
-                self.sent[str(target)] += 1
+                outlet.send(payload)
+                sent[outlet.target] += 1
             except OSError as error:
-                name = errno.errorcode.get(error.errno or 0, "UNKNOWN")
-                advice = ADVICE.get(error.errno or 0, str(error.strerror))
-                self._refused("send", str(target), name, advice)
+                self._refused("send", outlet.target, outlet.via, errno_name(error), advice(error))
 
-    def _refused(self, what: str, target: str, name: str, advice: str) -> None:
+    def _refused(self, what: str, target: str, via: str, name: str, reason: str) -> None:
         self.errors[target, name] += 1
-        held = self._warnings.admit((target, name))
+        held = self._warnings.admit((target, via, name))
         if held is not None:
             self._log.warning(
                 f"announcement not sent ({what})",
                 target=target,
+                interface=via,
                 errno=name,
-                advice=advice,
+                advice=reason,
                 before=held,
             )
 
@@ -121,7 +147,6 @@ class Announcer:
             stream, head = known
             self.announce(stream, head, ())
 
-    def _close_sockets(self) -> None:
-        for _, sock in self._json + self._binary:
-            sock.close()
-        self._json, self._binary = [], []
+    def _close_outlets(self) -> None:
+        for outlet in self._outlets:
+            outlet.close()

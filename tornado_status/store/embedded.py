@@ -83,6 +83,18 @@ class EmbeddedPostgres:
         await asyncio.to_thread(self._create_database)
         self._supervisor = asyncio.create_task(self._supervise(), name="embedded PostgreSQL")
 
+    def running(self) -> Parameters | None:
+        """Return the connection parameters of who serves this data already; None: nobody does."""
+        if self._previous_pid() is None:
+            return None
+        with contextlib.suppress(OSError):  # it is just starting, or ending
+            lines = (self._data_dir / "postmaster.pid").read_text().splitlines()
+            # The socket is named after its directory, line 5, and the port, line 4.
+            if len(lines) >= 5 and lines[4]:
+                port, directory = lines[3:5]
+                return {"host": directory, "port": port, "user": USER, "dbname": DATABASE}
+        return None
+
     async def stop(self) -> None:
         """Stop PostgreSQL: a fast shutdown, after `STOP_TIMEOUT_S` an immediate one."""
         if self._supervisor is not None:

@@ -1,0 +1,35 @@
+"""What an errno means where announcements are concerned, and what to do about it.
+
+docs/network.md has the same table for whoever reads before it happens; a test compares them.
+"""
+
+from __future__ import annotations
+
+import errno
+
+ADVICE = {
+    errno.ENETUNREACH: "no route to it: name the target's `interfaces`, or add a route",
+    errno.EHOSTUNREACH: "no route to it, or its host does not answer: see `ip route get ADDRESS`",
+    errno.ENETDOWN: "the interface is down: set it up, as with `ip link set eth0 up`",
+    errno.ENODEV: "the interface is gone: bring it back, or change the target's `interfaces`",
+    errno.EADDRNOTAVAIL: "no such address here now, or none on the interface: see `ip address`",
+    errno.EADDRINUSE: "another program has the port: change announce.source_port, or end it",
+    errno.EACCES: "it is a broadcast address: say kind: broadcast; or a route that prohibits it",
+    errno.EPERM: "a firewall rule on this machine forbids it: allow UDP out to the target's port",
+    errno.EINVAL: "the source address does not fit the route: name the target's `interfaces`",
+    errno.EMSGSIZE: "larger than the interface's MTU: 1,500 is enough, see `ip link`",
+    errno.ENOBUFS: "the interface's queue is full: see txqueuelen, or announce to fewer targets",
+    errno.EAGAIN: "the socket's buffer is full: the interface is slower than the check-ins",
+    errno.ECONNREFUSED: "nobody listens there: start the listener, or remove the target",
+    errno.EAFNOSUPPORT: "this machine has no IPv6: see net.ipv6.conf.all.disable_ipv6",
+}
+
+
+def errno_name(error: OSError) -> str:
+    """Return the errno's name, as `ENETUNREACH`."""
+    return errno.errorcode.get(error.errno or 0, "UNKNOWN")
+
+
+def advice(error: OSError) -> str:
+    """Return what is wrong and what to do about it, in one sentence."""
+    return ADVICE.get(error.errno or 0, error.strerror or str(error))

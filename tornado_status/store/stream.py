@@ -1,0 +1,99 @@
+"""The stream of numbers as the operator sees it: what it is, and beginning a new one by hand.
+
+A restored or promoted database is mostly noticed by itself, by its system identifier or timeline
+(see `store`). Where neither tells, as with a copy of the same data directory or a dump that is
+played back into the same server, `renew` says it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from tornado_status.config import EMBEDDED, Database
+from tornado_status.errors import ConfigError, StoreUnavailable
+from tornado_status.store.database import Connection, StatementFailed, parse_url
+from tornado_status.store.embedded import EmbeddedPostgres
+
+RENEW_TIMEOUT_S = 30.0  # the lock on the head, and every server's connection ended
+
+_SHOW = "SELECT stream, seq, at FROM head"
+
+# While the head is locked nobody numbers anything. Servers that are connected know the old stream:
+# they are disconnected, wait for the lock, and read the new one when they connect again.
+_RENEW = """\
+SELECT seq FROM head FOR UPDATE;
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND application_name = current_setting('application_name');
+UPDATE head SET stream = gen_random_uuid(),
+    system_identifier = (SELECT system_identifier FROM pg_control_system()),
+    timeline_id = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+RETURNING stream, seq, at
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamState:
+    """The stream, the largest number handed out in it, and when that was."""
+
+    stream: uuid.UUID
+    head: int
+    at: datetime.datetime
+
+
+async def show(settings: Database) -> StreamState:
+    """Return the stream as it is. Raises `ConfigError` and `StoreUnavailable`."""
+    async with _connected(settings, writable=False) as connection:
+        return await _state(connection, _SHOW)
+
+
+async def renew(settings: Database) -> StreamState:
+    """Begin a new stream, at the same number, and return it; servers that run follow at once.
+
+    Raises `ConfigError` and `StoreUnavailable`.
+    """
+    async with _connected(settings, writable=True) as connection:
+        return await _state(connection, _RENEW)
+
+
+async def _state(connection: Connection, sql: str) -> StreamState:
+    try:
+        stream, head, at = await connection.fetch_one(sql, timeout_s=RENEW_TIMEOUT_S)
+    except StatementFailed as error:
+        if error.sqlstate == "42P01":  # undefined_table
+            raise ConfigError("database.url: no stream yet: start the server once") from error
+        raise StoreUnavailable(f"the database refuses: {error}") from error
+    return StreamState(uuid.UUID(stream), head, at.astimezone(datetime.UTC))
+
+
+@asynccontextmanager
+async def _connected(settings: Database, *, writable: bool) -> AsyncIterator[Connection]:
+    """Connect, to an embedded PostgreSQL too: the one of a running server, or started for this."""
+    started: EmbeddedPostgres | None = None
+    if settings.url == EMBEDDED:
+        embedded = EmbeddedPostgres(settings.data_dir)
+        parameters = embedded.running()
+        if parameters is None:
+            if not (settings.data_dir / "PG_VERSION").exists():
+                raise ConfigError(
+                    f"database.data_dir: no database in {settings.data_dir}: start the server once"
+                )
+            await embedded.start()
+            started, parameters = embedded, embedded.parameters
+    else:
+        parameters = parse_url(settings.url)
+    try:
+        connection = await Connection.open(
+            parameters, settings.connect_timeout_s, writable=writable
+        )
+        try:
+            yield connection
+        finally:
+            await connection.close()
+    finally:
+        if started is not None:
+            await started.stop()
