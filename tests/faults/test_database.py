@@ -16,7 +16,7 @@ import psycopg2
 import pytest
 
 from tests.conftest import StartServer
-from tests.faults.conftest import MakePostgres, StartTrial, Trial
+from tests.faults.conftest import NAMES, MakePostgres, StartTrial, Trial
 from tests.faults.judge import peak_memory_kb
 from tests.faults.ledger import REQUEST
 from tests.faults.relay import Relay
@@ -242,7 +242,8 @@ def test_a_queue_before_a_frozen_database_is_bounded(
             trial.wait_refused(20)
             assert queue_length(trial) <= 10
         else:
-            wait_until(lambda: queue_length(trial) > 10, "more to wait")
+            everybody = 32 * len(NAMES)
+            wait_until(lambda: trial.load.ledger.outstanding == everybody, "everybody to wait")
             assert trial.load.ledger.statuses[503] == 0
         relay.thaw()
         trial.wait_acknowledged(200)
