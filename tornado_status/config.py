@@ -57,12 +57,25 @@ def _below_config(path: Path, info: ValidationInfo) -> Path:
     return directory / path.expanduser()
 
 
+def _network(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("expected an address or a network such as 10.0.0.0/24")
+    try:
+        return ipaddress.ip_network(value.strip())
+    except ValueError as error:
+        raise ValueError(
+            f"expected an address or a network such as 10.0.0.0/24 ({error})"
+        ) from error
+
+
 Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
 ListenPort = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 CountOrOff = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=365 * 86400)]
 SecondsOrOff = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * 86400)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+TrustedNetwork = Annotated[Network, BeforeValidator(_network)]
 FilePath = Annotated[Path, AfterValidator(_below_config)]
 
 
@@ -119,9 +132,29 @@ class Database(Section):
 
 
 class Ingress(Section):
-    mode: Literal["tls"] = "tls"
-    trusted_proxies: tuple[str, ...] = ()
-    proxy_protocol: Literal[False] = False
+    """`mode: proxy` is plain HTTP from `trusted_proxies`, which terminate TLS."""
+
+    mode: Literal["tls", "proxy"] = "tls"
+    trusted_proxies: tuple[TrustedNetwork, ...] = ()
+    proxy_protocol: bool = False
+    certificate_header: Literal["client-cert", "x-ssl-client-cert", "x-forwarded-client-cert"] = (
+        "client-cert"
+    )
+    address_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+
+    @model_validator(mode="after")
+    def _knows_its_proxies(self) -> Ingress:
+        proxied = self.mode == "proxy"
+        if proxied and self.proxy_protocol:
+            raise ValueError("proxy_protocol is for mode tls: in mode proxy the headers say it")
+        if proxied and any(network.prefixlen == 0 for network in self.trusted_proxies):
+            raise ValueError("trusted_proxies: trusting everybody lets anybody be anybody")
+        if (proxied or self.proxy_protocol) and not self.trusted_proxies:
+            raise ValueError(
+                "trusted_proxies: expected the addresses of the proxies: whoever is trusted says "
+                "which address a check-in comes from"
+            )
+        return self
 
 
 class Target(Section):
@@ -273,9 +306,6 @@ class Settings(Section):
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
 RESERVED = (
-    "ingress.mode",
-    "ingress.trusted_proxies",
-    "ingress.proxy_protocol",
     "presence.interval_s",
     "presence.offline_after_s",
     "history.retention",
@@ -290,6 +320,9 @@ def without_effect(settings: Settings) -> list[str]:
         section, _, key = name.partition(".")
         if key in getattr(settings, section).model_fields_set:
             found.append(name)
+    ingress = settings.ingress
+    if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
+        found.append("ingress.trusted_proxies")
     return found
 
 

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import ssl
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tornado_status.checkin import Event
 from tornado_status.config import EMBEDDED, Server, Settings, without_effect
 from tornado_status.ingress import (
     READ_CHUNK,
+    Accepting,
     Acceptor,
     Anchors,
     Answers,
@@ -29,7 +31,13 @@ from tornado_status.ingress import (
     FileWatcher,
     Judge,
     PeerStream,
+    PlainAcceptor,
+    PlainStream,
+    ProxiedJudge,
+    SharedConnection,
+    Speakers,
     Trust,
+    TrustedProxies,
     bind,
     load_anchors,
     quick_stream_class,
@@ -41,6 +49,7 @@ from tornado_status.limits import CheckInLimit
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
 MAX_HEAD = 2 * READ_CHUNK - 1
+MAX_PROXIED_HEAD = 64 * 1024  # a certificate and its chain are in it; nothing is inside OpenSSL
 MAX_BODY = 4096  # read and ignored
 
 
@@ -97,14 +106,19 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     )
     in_flight = InFlight()
     trust = Trust(keys.anchors, settings.tls.crl_expired)
+    proxied = settings.ingress.mode == "proxy"
+    proxies = TrustedProxies(settings.ingress.trusted_proxies)
+    refused: Counter[str] = Counter()
     judge = Judge(trust)
+    proxied_judge = ProxiedJudge(trust, settings.ingress, proxies, refused)
+    peers = proxied_judge if proxied else judge
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
     http = HTTPServer(
-        make_application(store, Access(settings.access.readers), in_flight, judge, limit),
+        make_application(store, Access(settings.access.readers), in_flight, peers, limit),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
-        max_header_size=MAX_HEAD,
+        max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
         max_body_size=MAX_BODY,
         idle_connection_timeout=settings.server.idle_timeout_s,
         body_timeout=settings.server.body_timeout_s,
@@ -117,9 +131,23 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         trust,
         limit,
     )
-    acceptor = Acceptor(
-        http, settings.server, judge, check_ins.serve, _stream_class(settings.server)
-    )
+    speakers = Speakers(proxied_judge)
+
+    def serve_shared(stream: PlainStream, address: tuple[str, int]) -> None:
+        SharedConnection(check_ins, stream, address, speakers).start()
+
+    acceptor: Accepting
+    if proxied:
+        acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refused)
+    else:
+        acceptor = Acceptor(
+            http,
+            settings.server,
+            judge,
+            check_ins.serve,
+            _stream_class(settings.server),
+            proxies if settings.ingress.proxy_protocol else None,
+        )
     publication = Publication(store.publish_announcers)
 
     def put_in_force(keys: _Keys) -> None:
@@ -166,6 +194,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         acceptor.stop_accepting()
         judge.draining = True
         check_ins.drain()
+        proxied_judge.draining = True
         deadline = loop.time() + drain_timeout_s
         await store.drain(drain_timeout_s)
         if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
@@ -191,21 +220,25 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
 class _Keys:
     """What is read from the files with certificates and keys, all of it or nothing."""
 
-    context: ssl.SSLContext
+    context: ssl.SSLContext | None  # None in mode proxy
     anchors: Anchors
     signing: Signing | None
 
 
 def _load_keys(settings: Settings, before: Anchors | None) -> _Keys:
-    context = server_context(settings.tls)
-    self_test(context)
+    context = None
+    if settings.ingress.mode == "tls":
+        context = server_context(settings.tls)
+        self_test(context)
     anchors = load_anchors(settings.tls, before)
     return _Keys(context, anchors, load_signing(settings.announce, settings.tls.client_ca))
 
 
 def _key_files(settings: Settings) -> list[Path]:
     tls, announce = settings.tls, settings.announce
-    files = [tls.certificate, tls.private_key, tls.client_ca, tls.crl, announce.next_certificate]
+    files = [tls.client_ca, tls.crl, announce.next_certificate]
+    if settings.ingress.mode == "tls":
+        files += [tls.certificate, tls.private_key]
     if announce.signing_key is not None:
         files += [announce.signing_key, announce.signing_key.with_suffix(".crt")]
     return [file for file in files if file is not None]
@@ -229,7 +262,8 @@ def _stream_class(settings: Server) -> type[PeerStream]:
 def _say_serving(settings: Settings, port: int) -> None:
     host = settings.server.host
     host = "localhost" if host in ("", "0.0.0.0", "::", "127.0.0.1", "::1") else host  # noqa: S104
-    url = f"https://{host}:{port}"
+    proxied = settings.ingress.mode == "proxy"
+    url = f"{'http' if proxied else 'https'}://{host}:{port}"
     targets = " and ".join(str(target) for target in settings.announce.targets) or "nobody"
     structlog.get_logger().info(
         "serving",
@@ -237,7 +271,10 @@ def _say_serving(settings: Settings, port: int) -> None:
         announcing=targets,
         database=EMBEDDED if settings.database.url == EMBEDDED else "postgresql",
     )
-    if settings.logging.format == "console":
+    if proxied and settings.logging.format == "console":
+        names = " and ".join(map(str, settings.ingress.trusted_proxies))
+        print(f"Serving proxies at {names} on {url}, announcing to {targets}.", flush=True)
+    elif settings.logging.format == "console":
         command = _try_next(settings, url)
         print(f"Serving on {url}, announcing to {targets}. Try: {command}", flush=True)
 

@@ -143,7 +143,9 @@ class Handler(RequestHandler):
         if peer.check_in is None:
             if peer.refusal is None:
                 raise Problem(400, "No required SSL certificate was sent")
-            raise Problem(peer.refusal.status, peer.refusal.detail)
+            # Tornado closes where the body was not waited for; a proxy has to know.
+            close = {"Connection": "close"}
+            raise Problem(peer.refusal.status, peer.refusal.detail, close)
         self.check_in = peer.check_in
         if not same_origin(self.request):
             raise Problem(403, "Requests from other web sites are not served")

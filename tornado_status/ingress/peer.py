@@ -9,11 +9,29 @@ from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
 from tornado_status.checkin import CheckIn, Peer, normalise_ip
-from tornado_status.ingress.stream import PeerStream
+from tornado_status.ingress.stream import GivingStream, PeerStream
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust, verified_chain
 
 
-class Judge:
+class Counting:
+    """Knows of each stream how many requests are being answered. For the judges to inherit."""
+
+    def begin(self, request: HTTPServerRequest) -> bool:
+        """Say that a request is being answered; False where nobody waits for it any more."""
+        stream = getattr(request.connection, "stream", None)
+        if not isinstance(stream, GivingStream) or stream.closed():
+            return False
+        stream.requests += 1
+        return True
+
+    def end(self, request: HTTPServerRequest) -> None:
+        """Say that it is answered, or nobody waits for it any more."""
+        stream = getattr(request.connection, "stream", None)
+        if isinstance(stream, GivingStream):
+            stream.requests -= 1
+
+
+class Judge(Counting):
     """Turns a finished handshake into a `Peer`, and says later whether that still holds."""
 
     def __init__(self, trust: Trust) -> None:
@@ -52,20 +70,6 @@ class Judge:
         if refusal is None:
             return peer
         return Peer(peer.client_ip, peer.client_port, None, refusal)
-
-    def begin(self, request: HTTPServerRequest) -> bool:
-        """Say that a request is being answered; False where nobody waits for it any more."""
-        stream = getattr(request.connection, "stream", None)
-        if not isinstance(stream, PeerStream) or stream.closed():
-            return False
-        stream.requests += 1
-        return True
-
-    def end(self, request: HTTPServerRequest) -> None:
-        """Say that it is answered, or nobody waits for it any more."""
-        stream = getattr(request.connection, "stream", None)
-        if isinstance(stream, PeerStream):
-            stream.requests -= 1
 
     def is_last(self, request: HTTPServerRequest) -> bool:
         """Say whether a connection ends with this request.

@@ -105,13 +105,24 @@ class Trust:
         current = bundle == self.bundle
         standing = self._standings.get(certificate) if current else None
         if standing is None or standing.refusal is UNKNOWN_CHAIN:
-            anchors = {_der(ca) for ca in self.anchors.cas}
-            below = tuple(der for der in chain() if der not in anchors)
-            standing = Standing(below or (certificate,), bundle)
+            standing = self.judge(chain() or (certificate,), bundle)
             if current:
                 if len(self._standings) >= MAX_REMEMBERED:
                     del self._standings[next(iter(self._standings))]  # the oldest
                 self._standings[certificate] = standing
+        else:
+            self.renew(standing)
+        return standing
+
+    def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> Standing:
+        """Return the verdict on a verified chain in DER, its first certificate the peer's.
+
+        `bundle` is that of the CAs that it was verified with, if not those in force. For the caller
+        to keep as long as `bundle` stays, and to renew.
+        """
+        anchors = {_der(ca) for ca in self.anchors.cas}
+        below = tuple(der for der in chain if der not in anchors)
+        standing = Standing(below or (chain[0],), self.bundle if bundle is None else bundle)
         self.renew(standing)
         return standing
 
