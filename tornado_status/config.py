@@ -121,6 +121,7 @@ class Database(Section):
     connect_timeout_s: Seconds = 3.0
     commit_timeout_s: Seconds = 5.0
     max_pending: Count = 10_000
+    durability: Literal["required", "warn"] = "required"
 
     @field_validator("url")
     @classmethod

@@ -89,6 +89,7 @@ async def serve(settings: Settings) -> None:
 
 async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
+    loop = asyncio.get_running_loop()
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect in this version", key=key)
     keys = load_keys(settings, None)
@@ -172,7 +173,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     in_force = keys
 
     def checks() -> list[Check]:
-        return look(settings, in_force, store.problem, announcer.failing())
+        return look(settings, in_force, store.problem, store.warnings(), announcer.failing())
 
     vitals = Vitals(
         checks=checks,
@@ -213,7 +214,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     reminding = asyncio.create_task(reminder.run(), name="reminder")
     stack.push_async_callback(_cancelled, reminding)
     watcher = FileWatcher(key_files(settings), reload)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
+    loop.add_signal_handler(signal.SIGHUP, watcher.tell)
     watching = asyncio.create_task(watcher.run(), name="file watcher")
     stack.push_async_callback(_cancelled, watching)
     beating = asyncio.create_task(
@@ -237,12 +238,17 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
 
     async def drain() -> None:
         acceptor.stop_accepting()
+        judge.draining = True
         check_ins.drain()
         proxied_judge.draining = True
+        deadline = loop.time() + drain_timeout_s
         await store.drain(drain_timeout_s)
         await streams.close()
-        if not await in_flight.wait_none(drain_timeout_s):
+        if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
+        # Each closes by itself once its last answer is on its way.
+        if not await acceptor.wait_closed(max(0.1, deadline - loop.time())):
+            structlog.get_logger().warning("drain timed out, closing connections")
         check_ins.close()
         acceptor.close()
         await http.close_all_connections()

@@ -26,6 +26,7 @@ from tornado_status.ingress.forwarded import (
     client_address,
     read_certificate,
 )
+from tornado_status.ingress.peer import Counting
 from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
 from tornado_status.logs import RateLimit
@@ -39,7 +40,7 @@ class _Known:
     chain_until: float  # when the first certificate of the chain expires
 
 
-class ProxiedJudge:
+class ProxiedJudge(Counting):
     """Reads certificate and address from the headers of trusted proxies, and judges them.
 
     `refused` counts the refusals by kind. While `draining` every answer ends its connection.

@@ -26,7 +26,7 @@ from tornado_status.checkin import (
     UserPage,
 )
 from tornado_status.config import EMBEDDED, Database, History, Presence
-from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, queries
 from tornado_status.store.bell import Bell
@@ -49,6 +49,8 @@ SET standard_conforming_strings = on;
 SET default_transaction_isolation = 'read committed';
 SET statement_timeout = {timeout_ms};
 SET idle_in_transaction_session_timeout = {timeout_ms};
+-- Warnings must come through, and nothing below them: see Connection.execute.
+SET client_min_messages = warning;
 -- A batch touches up to a few hundred users by key. Plans made while the table was small must not
 -- outlive its growth.
 SET plan_cache_mode = force_generic_plan;
@@ -57,6 +59,19 @@ SET enable_hashjoin = off;
 SET enable_mergejoin = off;
 -- Those make a plan look dear, and PostgreSQL would compile it: 400 ms for a statement of 1 ms.
 SET jit = off;
+"""
+
+# What 204 rests on: with one of these off, a crash of PostgreSQL or of its machine loses what was
+# acknowledged. Read as they are in this session, so that a setting of the role is seen too.
+_DURABILITY = """\
+SELECT name FROM pg_settings
+WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
+ORDER BY name
+"""
+
+# From here on nobody's reload turns it off under us.
+_PIN_DURABILITY = """\
+SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
 """
 
 # A restored or promoted database may hand out numbers again: a new stream begins. The timeline is
@@ -123,6 +138,8 @@ class Store:
         self._following: list[asyncio.Task[None]] = []
         self._bell = Bell(self._connect_bell, lambda stream, head: self.feed.tell(stream, head))
         self.feed = Feed(self, self._bell.listen)
+        self._connected_before = False
+        self._not_durable: list[str] = []
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
@@ -181,6 +198,12 @@ class Store:
     def counted(self) -> CheckIns:
         """What became of check-ins; who answers them adds those that were refused."""
         return self._commit.counted
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should know of the database."""
+        return [
+            f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable
+        ]
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
@@ -260,8 +283,15 @@ class Store:
                 await queries.publish(connection, entries)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until what was submitted is committed and answered, at most `timeout_s`."""
-        await self._commit.drain(timeout_s)
+        """Wait until what was submitted is committed and answered.
+
+        What is not by `timeout_s` is answered all the same: not known to be recorded.
+        """
+        if not await self._commit.drain(timeout_s):
+            writer = self._running()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            self._commit.refuse()
 
     async def stop(self) -> None:
         """Close the connections, and stop an embedded PostgreSQL. See `drain`."""
@@ -273,7 +303,9 @@ class Store:
         await asyncio.gather(*self._following, return_exceptions=True)
         if self._writer is not None:
             self._commit.stop()
-            _, late = await asyncio.wait({self._writer}, timeout=self._settings.commit_timeout_s)
+            connected = self._commit.connected.is_set()  # else it only tries to
+            patience_s = self._settings.commit_timeout_s if connected else 0
+            _, late = await asyncio.wait({self._writer}, timeout=patience_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
@@ -309,21 +341,35 @@ class Store:
             await connection.close()
             raise
         await self._pool.point_to(connection.parameters)
+        self._connected_before = True
         return connection
 
     async def _prepare(self, connection: Connection) -> None:
         timeout_ms = int(self._settings.commit_timeout_s * 1000 * _SERVER_TIMEOUT_SHARE)
         await connection.execute(_SESSION.format(timeout_ms=timeout_ms))
-        (synchronous_commit,) = await connection.fetch_one("SHOW synchronous_commit")
-        if synchronous_commit == "off":
-            # A 204 promises that a crash loses nothing.
-            self._log.warning("synchronous_commit is off in the database; on for check-ins")
-            await connection.execute("SET synchronous_commit = on")
+        await self._check_durability(connection)
         renewed = await connection.execute(_RENEW_STREAM)
         if renewed:
             self._log.info("stream of numbers", stream=renewed[0][0])
         await connection.execute(PREPARE_RECORD)
         await connection.execute(PREPARE_SWEEP)
+
+    async def _check_durability(self, connection: Connection) -> None:
+        """Raises `ConfigError` at the start, `StoreUnavailable` where it has changed since."""
+        off = [name for (name,) in await connection.execute(_DURABILITY)]
+        if off and self._settings.durability == "required":
+            message = (
+                f"database.durability: {' and '.join(off)} off in the database: a crash may lose "
+                "what was acknowledged; turn on, or set database.durability: warn"
+            )
+            if self._connected_before:
+                raise StoreUnavailable(message)  # not ready until somebody has seen to it
+            raise ConfigError(message)
+        if off != self._not_durable:
+            for name in off:
+                self._log.warning("a crash may lose what was acknowledged", off=name)
+        self._not_durable = off
+        await connection.execute(_PIN_DURABILITY)
 
 
 @contextlib.contextmanager
