@@ -202,6 +202,12 @@ class Somebody:
     def is_last(self, request: HTTPServerRequest) -> bool:
         return False
 
+    def begin(self, request: HTTPServerRequest) -> bool:
+        return True
+
+    def end(self, request: HTTPServerRequest) -> None:
+        pass
+
 
 def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixture[str]) -> None:
     """The traceback stands in it, and the answer's X-Request-ID leads to it."""
