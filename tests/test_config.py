@@ -192,7 +192,7 @@ def test_reserved_keys_are_told(tmp_path: Path) -> None:
     """They are accepted, and the operator learns that they do nothing yet."""
     assert config.without_effect(load(tmp_path)) == []
     settings = load(tmp_path, "ingress: {mode: tls}\naccess: {admins: [a@example.com]}")
-    assert config.without_effect(settings) == ["ingress.mode", "access.admins"]
+    assert config.without_effect(settings) == ["access.admins"]
 
 
 def test_three_missed_intervals_are_offline_unless_told_otherwise(tmp_path: Path) -> None:
