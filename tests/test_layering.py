@@ -19,9 +19,9 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 # Each imports from those before it, and adapters never from each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("identity", "announcers", "revocation", "limits", "checkin", "datagram", "config"),
+    ("identity", "announcers", "revocation", "limits", "checkin", "datagram", "messages", "config"),
     ("logs",),
-    ("ingress", "store", "announce", "api", "admin"),
+    ("ingress", "store", "announce", "api", "alerts", "admin"),
     ("server",),
     ("cli",),
     ("__main__",),

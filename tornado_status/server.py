@@ -16,6 +16,7 @@ import structlog
 from tornado.httpserver import HTTPServer
 
 from tornado_status.admin import AdminServer, Vitals
+from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication, Signing, load_signing
 from tornado_status.api import Access, InFlight, make_application, problem_answer
 from tornado_status.checkin import Event
@@ -94,6 +95,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         enrolment_closed=settings.access.enrolment == "closed",
         on_commit=on_commit,
     )
+    alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
     trust = Trust(keys.anchors, settings.tls.crl_expired)
     judge = Judge(trust)
@@ -160,6 +162,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     drain_timeout_s = settings.server.drain_timeout_s
     stack.push_async_callback(store.stop)
     await store.start()
+    stack.push_async_callback(alerts.stop)
 
     async def drain() -> None:
         acceptor.stop_accepting()
@@ -176,6 +179,7 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     await store.wait_connected()
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
     _say_serving(settings, port)
+    alerts.start()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
     await store.wait_failed()

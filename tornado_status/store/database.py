@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -163,7 +163,11 @@ class Connection:
         await self._raw.close()
 
     async def execute(
-        self, sql: str, parameters: Sequence[object] | None = None, *, timeout_s: float = 5.0
+        self,
+        sql: str,
+        parameters: Sequence[object] | Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = 5.0,
     ) -> list[Row]:
         """Run `sql` (several statements without parameters are one transaction); return the rows.
 

@@ -17,6 +17,7 @@ from tornado_status.checkin import CheckIn, Event, EventPage, StatusRecord, User
 from tornado_status.config import EMBEDDED, Database
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.store import migrate, queries
+from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
@@ -91,6 +92,7 @@ class Store:
         )
         self._pool = Pool(READERS, settings.connect_timeout_s, READ_WAIT_S)
         self._writer: asyncio.Task[None] | None = None
+        self.alerts = AlertJournal(self._pool)
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
