@@ -82,6 +82,8 @@ def cell(column: str, width: int, person: Person, state: State, age_s: float) ->
         case "last seen":
             return ago(age_s).rjust(width)
         case "address":
+            if person.client_ip is None:
+                return ""
             ip = f"[{person.client_ip}]" if ":" in person.client_ip else person.client_ip
             return f"{ip}:{person.client_port}"
         case _:

@@ -52,8 +52,8 @@ class Person:
 
     email: str
     last_seen: datetime.datetime
-    client_ip: str
-    client_port: int
+    client_ip: str | None
+    client_port: int | None
     event: str = ""
     offline: bool = False  # by the server's word
     verified: bool = True
@@ -90,7 +90,9 @@ class People:
                     for person in self._people.values():
                         person.stale = True
             case Snapshot(record):
-                self._people[record.email] = _seen(record, "", verified=True)
+                person = _seen(record, "", verified=True)
+                person.offline = record.state == OFFLINE
+                self._people[record.email] = person
             case Update(event, verified=verified):
                 if verified and self._replacing:
                     self._replacing = False
@@ -122,7 +124,7 @@ class People:
         found = [
             person
             for person in self._people.values()
-            if (search in person.email or search in person.client_ip)
+            if (search in person.email or search in (person.client_ip or ""))
             and (only is None or self.state(person, now) is only)
         ]
         found.sort(key=lambda person: person.email)
@@ -163,6 +165,6 @@ def _seen(seen: Event | BinaryUpdate | StatusRecord, kind: str, *, verified: boo
 
 def _address(person: Person) -> tuple[bool, list[int], str, int]:
     """Order 10.0.0.9 before 10.0.0.10, and IPv4 before IPv6."""
-    ip = person.client_ip
+    ip = person.client_ip or ""
     numbers = [] if ":" in ip else [int(number) for number in _NUMBER.findall(ip)]
-    return ":" in ip, numbers, ip, person.client_port
+    return ":" in ip, numbers, ip, person.client_port or 0

@@ -134,8 +134,11 @@ def log(url: str, kind: str, email: str, age_s: float = 0.0) -> None:
     rows(
         url,
         "WITH h AS (UPDATE head SET seq = seq + 1 RETURNING seq)"
-        " INSERT INTO check_in (seq, at, event, email, client_ip, client_port)"
-        " SELECT seq, clock_timestamp() - %s * interval '1 second', %s, %s, '10.0.0.7', 1 FROM h",
+        ", e AS (SELECT clock_timestamp() - %s * interval '1 second' AS at, %s AS event)"
+        " INSERT INTO check_in (seq, at, event, email, last_seen, client_ip, client_port)"
+        " SELECT seq, at, event, %s, CASE event WHEN 'offline' THEN at - interval '180 s' END,"
+        " CASE event WHEN 'offline' THEN NULL ELSE inet '10.0.0.7' END,"
+        " CASE event WHEN 'offline' THEN NULL ELSE 1 END FROM h, e",
         age_s,
         kind,
         f"{email}@example.com",
@@ -188,6 +191,31 @@ def test_a_message_is_signed_as_receivers_know_it(start_server: StartServer, cer
     ):
         with pytest.raises(AssertionError):
             verify(secret, headers, body)
+
+
+def test_who_really_goes_offline_and_comes_back_is_told(start_server: StartServer) -> None:
+    """From the server's own sweep, with what the log says of it."""
+    with Receiver() as receiver:
+        server = start_server(
+            alerts=[alert(receiver.url)], presence={"interval_s": 1, "offline_after_s": 3}
+        )
+        adopted(server)
+        assert server.request("POST", "/api/client").status == 204
+        receiver.wait_for(1)
+        assert server.request("POST", "/api/client").status == 204
+        receiver.wait_for(2)
+    offline, back = (json.loads(each.body)["data"] for each in receiver.received[:2])
+    assert (offline["event"], back["event"]) == ("offline", "back")
+    assert offline["at"] > offline["last_seen"]
+    assert "client_ip" not in offline
+    page = server_events(server, offline["seq"])
+    assert [dict(each, alert="plant", stream=offline["stream"]) for each in page] == [offline, back]
+
+
+def server_events(server: Server, first: int) -> list[dict[str, Any]]:
+    answer = server.request("GET", f"/api/events?after={first - 1}&limit=2", cert="operator")
+    found: list[dict[str, Any]] = answer.json["events"]
+    return found
 
 
 def test_the_signature_is_that_of_the_specification() -> None:

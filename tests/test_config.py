@@ -201,6 +201,8 @@ def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None
         ("server: [", "not valid YAML"),
         ("- server", "expected sections such as 'server:', got a list"),
         ("server: {port: 0, port: 70000, prot: 1}", "(and 1 more)"),
+        ("presence: {offline_after_s: 90}", "offline_after_s: expected at least two times"),
+        ("presence: {interval_s: soon}", "presence.interval_s: "),
     ],
 )
 def test_errors_are_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
@@ -230,8 +232,15 @@ def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
 def test_reserved_keys_are_told(tmp_path: Path) -> None:
     """They are accepted, and the operator learns that they do nothing yet."""
     assert config.without_effect(load(tmp_path)) == []
-    settings = load(tmp_path, "presence: {interval_s: 60}\naccess: {admins: [a@example.com]}")
-    assert config.without_effect(settings) == ["presence.interval_s", "access.admins"]
+    settings = load(tmp_path, "ingress: {mode: tls}\naccess: {admins: [a@example.com]}")
+    assert config.without_effect(settings) == ["ingress.mode", "access.admins"]
+
+
+def test_three_missed_intervals_are_offline_unless_told_otherwise(tmp_path: Path) -> None:
+    """Who changes the interval need not think of the other key."""
+    assert load(tmp_path, "presence: {interval_s: 5m}").presence.offline_after_s == 900
+    told = load(tmp_path, "presence: {interval_s: 5m, offline_after_s: 10m}").presence
+    assert told.offline_after_s == 600
 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)

@@ -190,16 +190,25 @@ def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
     assert site.request().status == 403
 
 
-@pytest.mark.parametrize(("policy", "status"), [("warn", 204), ("refuse", 403)])
-def test_a_late_list_is_the_operators_choice(site: Site, policy: str, status: int) -> None:
-    """By default it locks nobody out, but is told in the log and in readiness."""
+@pytest.mark.parametrize(
+    ("policy", "status", "ready_status", "said_as"),
+    [("warn", 204, 200, "warnings"), ("refuse", 403, 503, "problems")],
+)
+def test_a_late_list_is_the_operators_choice(
+    site: Site, policy: str, status: int, ready_status: int, said_as: str
+) -> None:
+    """By default it locks nobody out, but is told in the log and in readiness.
+
+    Where it locks out everybody there is, the server cannot serve, and says so.
+    """
     late = revocation_list(site.authority, next_update=now() - DAY / 2)
     replace(site.certs / "ca.crl", late)
     site.start(crl_expired=policy)
     assert site.request().status == status
     ready = site.server.admin("/readyz")
-    assert ready.status == 200
-    assert ready.json["warnings"] == ["tls.crl: out of date for 0.5 days"]
+    assert ready.status == ready_status
+    assert ready.json[said_as] == ["tls.crl: out of date for 0.5 days"]
+    assert site.server.events("tls.crl: out of date for 0.5 days")
 
 
 def test_a_revoked_intermediate_takes_its_clients_along(site: Site) -> None:

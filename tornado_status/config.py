@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ from tornado_status.errors import ConfigError
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
 EMBEDDED = "embedded"
+DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
 
 # Errors say what they got, but for what may hold a password.
@@ -61,12 +62,25 @@ def _below_config(path: Path, info: ValidationInfo) -> Path:
     return directory / path.expanduser()
 
 
+def _network(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("expected an address or a network such as 10.0.0.0/24")
+    try:
+        return ipaddress.ip_network(value.strip())
+    except ValueError as error:
+        raise ValueError(
+            f"expected an address or a network such as 10.0.0.0/24 ({error})"
+        ) from error
+
+
 Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
 ListenPort = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 CountOrOff = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=365 * 86400)]
 SecondsOrOff = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * 86400)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+TrustedNetwork = Annotated[Network, BeforeValidator(_network)]
 FilePath = Annotated[Path, AfterValidator(_below_config)]
 
 
@@ -125,9 +139,29 @@ AlertEvent = Literal["new", "back", "offline", "enrolled", "removed", "check-in"
 
 
 class Ingress(Section):
-    mode: Literal["tls"] = "tls"
-    trusted_proxies: tuple[str, ...] = ()
-    proxy_protocol: Literal[False] = False
+    """`mode: proxy` is plain HTTP from `trusted_proxies`, which terminate TLS."""
+
+    mode: Literal["tls", "proxy"] = "tls"
+    trusted_proxies: tuple[TrustedNetwork, ...] = ()
+    proxy_protocol: bool = False
+    certificate_header: Literal["client-cert", "x-ssl-client-cert", "x-forwarded-client-cert"] = (
+        "client-cert"
+    )
+    address_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+
+    @model_validator(mode="after")
+    def _knows_its_proxies(self) -> Ingress:
+        proxied = self.mode == "proxy"
+        if proxied and self.proxy_protocol:
+            raise ValueError("proxy_protocol is for mode tls: in mode proxy the headers say it")
+        if proxied and any(network.prefixlen == 0 for network in self.trusted_proxies):
+            raise ValueError("trusted_proxies: trusting everybody lets anybody be anybody")
+        if (proxied or self.proxy_protocol) and not self.trusted_proxies:
+            raise ValueError(
+                "trusted_proxies: expected the addresses of the proxies: whoever is trusted says "
+                "which address a check-in comes from"
+            )
+        return self
 
 
 class Target(Section):
@@ -236,8 +270,16 @@ class Announce(Section):
 
 
 class Presence(Section):
+    """How often users check in, and after how much silence one is offline."""
+
     interval_s: Seconds = 60.0
-    offline_after_s: Seconds = 180.0
+    offline_after_s: Seconds = Field(default_factory=lambda known: 3 * known["interval_s"])
+
+    @model_validator(mode="after")
+    def _survives_a_lost_check_in(self) -> Presence:
+        if self.offline_after_s < 2 * self.interval_s:
+            raise ValueError("offline_after_s: expected at least two times interval_s")
+        return self
 
 
 class History(Section):
@@ -293,6 +335,14 @@ class Alert(Section):
 class Admin(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Admin:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key: expected both or neither")
+        return self
 
 
 class Logging(Section):
@@ -325,15 +375,7 @@ class Settings(Section):
 
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
-RESERVED = (
-    "ingress.mode",
-    "ingress.trusted_proxies",
-    "ingress.proxy_protocol",
-    "presence.interval_s",
-    "presence.offline_after_s",
-    "history.retention",
-    "access.admins",
-)
+RESERVED = ("access.admins",)
 
 
 def without_effect(settings: Settings) -> list[str]:
@@ -343,6 +385,9 @@ def without_effect(settings: Settings) -> list[str]:
         section, _, key = name.partition(".")
         if key in getattr(settings, section).model_fields_set:
             found.append(name)
+    ingress = settings.ingress
+    if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
+        found.append("ingress.trusted_proxies")
     return found
 
 
@@ -352,13 +397,8 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
     Relative paths in the result are relative to the directory of `path`. Raises `ConfigError`.
     """
     values = _read_yaml(path)
-    for name, (section, key) in PLATFORM_VARIABLES.items():
-        if environment.get(name):
-            _overlay(values, name, [section, key], environment[name])
-    for name in sorted(environment):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            _overlay(values, name, keys, _environment_value(name, environment[name]))
+    for name, keys, value in _variables(environment):
+        _overlay(values, name, keys, value)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
             values[section] = [] if section == "alerts" else {}
@@ -366,6 +406,41 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
         return Settings.model_validate(values, context={"directory": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_problem(error)}") from error
+
+
+def origins(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return where each setting comes from, by `section.key`, and `section` where it has no keys.
+
+    An origin is `path` or the name of a variable; what is not named has its default. Raises
+    `ConfigError`.
+    """
+    found: dict[str, str] = {}
+
+    def add(section: str, value: object, origin: str) -> None:
+        keys = [f"{section}.{key}" for key in value] if isinstance(value, dict) else [section]
+        found.update(dict.fromkeys(keys, origin))
+
+    for section, value in _read_yaml(path).items():
+        add(str(section), value, str(path))
+    for name, (section, *keys), value in _variables(environment):
+        if keys:
+            found[f"{section}.{keys[0]}"] = name
+            continue
+        for known in [each for each in found if each.partition(".")[0] == section]:
+            del found[known]  # the section is replaced as a whole
+        add(section, value, name)
+    return found
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, list[str], object]]:
+    """Yield name, keys and value of each variable that is a setting; the later one wins."""
+    for name, (section, key) in PLATFORM_VARIABLES.items():
+        if environment.get(name):
+            yield name, [section, key], environment[name]
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            yield name, keys, _environment_value(name, environment[name])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from tornado_status.checkin import Event
 
 
+def moment(event: Event) -> datetime.datetime:
+    """Return when an entry of the log was committed."""
+    return event.last_seen if event.at is None else event.at
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One event that an alert tells its receiver. `id` is the queue's; it rises with the log."""

@@ -23,8 +23,9 @@ from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.alerts.webhook import NotDelivered, Webhook
 from tornado_status.checkin import Event, timestamp
 from tornado_status.config import Alert
+from tornado_status.datagram import encode_update
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.messages import Cursor, Message, Return
+from tornado_status.messages import Cursor, Message, Return, moment
 
 POLL_S = 1.0  # between two looks at the log: one small query an alert
 LEASE_S = 10.0  # and as long as an attempt may take: for the commits before and after it
@@ -94,19 +95,11 @@ class Sender:
     async def tell(self, message: Message) -> int:
         """Post a message and return the status. Raises `NotDelivered`."""
         event = message.event
-        data = {
-            "alert": self.alert.name,
-            "stream": str(message.stream),
-            "seq": event.seq,
-            "event": str(event.event),
-            "email": event.email,
-            "last_seen": timestamp(event.last_seen),
-            "client_ip": event.client_ip,
-            "client_port": event.client_port,
-        }
+        data: dict[str, object] = {"alert": self.alert.name, "stream": str(message.stream)}
+        data |= json.loads(encode_update(event))
         # No full stop in it: that is what the signed text is divided by.
         webhook_id = f"msg_{message.stream.hex}_{event.seq}_{self.alert.name}"
-        return await self._post(webhook_id, str(event.event), timestamp(event.last_seen), data)
+        return await self._post(webhook_id, str(event.event), timestamp(moment(event)), data)
 
     async def test(self) -> int:
         """Post a message of type `test` and return the status. Raises `NotDelivered`."""

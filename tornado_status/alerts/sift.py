@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tornado_status.checkin import Event
-from tornado_status.messages import Return
+from tornado_status.messages import Return, moment
 
 OFFLINE, BACK = "offline", "back"
 
@@ -45,12 +45,12 @@ class Sieve:
                 continue
             if event.event == BACK and self._quiet:
                 absence = waiting.pop(event.email, None)
-                if absence is not None and absence.last_seen + self._quiet > event.last_seen:
+                if absence is not None and moment(absence) + self._quiet > moment(event):
                     del kept[absence.seq]
                     dropped += 1
                     continue
                 if event.email not in known:
-                    returns.append(Return(event.seq, event.email, event.last_seen))
+                    returns.append(Return(event.seq, event.email, moment(event)))
             if event.event == OFFLINE:
                 waiting[event.email] = event
             known.add(event.email)

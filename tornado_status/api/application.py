@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tornado.web import Application, RequestHandler
+from tornado.web import Application
 
 from tornado_status.api.access import Access
+from tornado_status.api.access_log import AccessLog
 from tornado_status.api.client import ClientHandler, Limit, Recorder
+from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import NotFound, Peers
 from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
+    HistoryHandler,
     Reader,
     ReadersOnlyHandler,
     UserHandler,
@@ -30,11 +33,12 @@ def make_application(
     in_flight: InFlight,
     peers: Peers,
     limit: Limit | None,
+    access_log: AccessLog,
 ) -> Application:
     """Return the application.
 
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
-    each may check in.
+    each may check in. `access_log` is told of every answer.
     """
     common = {"in_flight": in_flight, "peers": peers}
     reading = {**common, "store": store, "access": access}
@@ -43,6 +47,9 @@ def make_application(
             (r"/api/client", ClientHandler, {**common, "store": store, "limit": limit}),
             (r"/api/users", UsersHandler, reading),
             (r"/api/users/([^/]+)", UserHandler, reading),
+            (r"/api/users/([^/]+)/history", HistoryHandler, reading),
+            (r"/api/users/([^/]+)/history\.(csv|jsonl)", HistoryExportHandler, reading),
+            (r"/api/events\.(csv|jsonl)", EventsExportHandler, reading),
             (r"/api/events", EventsHandler, reading),
             (r"/api/announcers", AnnouncersHandler, reading),
             (r"/api/stream", ReadersOnlyHandler, reading),
@@ -50,9 +57,5 @@ def make_application(
         ],
         default_handler_class=NotFound,
         default_handler_args=common,
-        log_function=_no_access_log,  # a line a check-in would be the costliest part of it
+        log_function=access_log.answered,
     )
-
-
-def _no_access_log(handler: RequestHandler) -> None:
-    pass

@@ -5,16 +5,24 @@ from __future__ import annotations
 import json
 import uuid
 from typing import Protocol
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from tornado_status import datagram
 from tornado_status.api.access import Access
 from tornado_status.api.problem import Handler, Problem
-from tornado_status.checkin import EventPage, StatusRecord, UserPage, timestamp
+from tornado_status.checkin import (
+    EventPage,
+    HistoryEntry,
+    HistoryPage,
+    StatusRecord,
+    UserPage,
+    timestamp,
+)
 from tornado_status.errors import HistoryGone
 
 DEFAULT_LIMIT = 1000
 MAX_EVENTS = 100_000  # a page of about 20 MB
+MAX_HISTORY = 10_000  # a page of about 3 MB
 MAX_USERS = 10_000  # a page of about 1.5 MB
 
 
@@ -24,6 +32,10 @@ class Reader(Protocol):
     async def user(self, email: str) -> StatusRecord | None: ...
 
     async def users(self, after: str, limit: int) -> UserPage: ...
+
+    async def history(self, email: str, before: int | None, limit: int) -> HistoryPage: ...
+
+    async def log(self, after: int | None, limit: int) -> tuple[int, list[HistoryEntry]]: ...
 
     async def events(self, after: int, limit: int) -> EventPage: ...
 
@@ -39,6 +51,9 @@ class ReadHandler(Handler):
     def require_reader(self) -> None:
         if not self.access.may_read_all(self.check_in.email):
             raise Problem(403, "Only readers may see this")
+
+    def has(self, name: str) -> bool:
+        return self.get_query_argument(name, None) is not None
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         text = self.get_query_argument(name, str(default))
@@ -79,6 +94,25 @@ class UsersHandler(ReadHandler):
         self.write_json(opening + records + f'],"next":{following}}}'.encode())
 
 
+class HistoryHandler(ReadHandler):
+    """One user's entries of the log, the newest first: for readers, and for the user."""
+
+    async def get(self, email: str) -> None:
+        email = email.lower()
+        if email != self.check_in.email:
+            self.require_reader()
+        limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_HISTORY)
+        before = self.integer("before", 0, 1, datagram.MAX_SEQ) if self.has("before") else None
+        page = await self.store.history(email, before, limit)
+        following = "null"
+        if page.before is not None:
+            query = urlencode({"before": page.before, "limit": limit})
+            following = json.dumps(f"/api/users/{quote(email)}/history?{query}")
+        entries = b",".join(history_json(entry) for entry in page.entries)
+        opening = f'{{"email":{json.dumps(email)},"events":['.encode()
+        self.write_json(opening + entries + f'],"next":{following}}}'.encode())
+
+
 class EventsHandler(ReadHandler):
     """The log after a number, gapless and in order, each event as in a datagram."""
 
@@ -113,14 +147,28 @@ class ReadersOnlyHandler(ReadHandler):
 
 
 def record_json(record: StatusRecord) -> bytes:
-    """Return a record as a JSON object."""
-    return json.dumps(
-        {
-            "email": record.email,
-            "last_seen": timestamp(record.last_seen),
-            "client_ip": record.client_ip,
-            "client_port": record.client_port,
-            "seq": record.seq,
-        },
-        separators=(",", ":"),
-    ).encode()
+    """Return a record as a JSON object, with the devices where they are known."""
+    members: dict[str, object] = {
+        "email": record.email,
+        "state": record.state,
+        "last_seen": timestamp(record.last_seen),
+        "first_seen": None if record.first_seen is None else timestamp(record.first_seen),
+        "client_ip": record.client_ip,
+        "client_port": record.client_port,
+        "seq": record.seq,
+    }
+    if record.devices:
+        members["devices"] = [
+            {**device._asdict(), "last_seen": timestamp(device.last_seen)}
+            for device in record.devices
+        ]
+    return json.dumps(members, separators=(",", ":")).encode()
+
+
+def history_json(entry: HistoryEntry) -> bytes:
+    """Return an entry of a user's history: the event, and the certificate of a check-in."""
+    event = datagram.encode_update(entry.event)
+    if entry.serial is None:
+        return event
+    device = json.dumps({"issuer": entry.issuer, "serial": entry.serial}, separators=(",", ":"))
+    return event[:-1] + b"," + device[1:].encode()

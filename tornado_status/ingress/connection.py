@@ -26,11 +26,14 @@ from tornado_status.errors import (
 )
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
-from tornado_status.ingress.stream import PeerStream
+from tornado_status.ingress.stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import Standing, Trust
 
 QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way
 MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
+
+
+CheckInStream = PeerStream | PlainStream
 
 
 class Recorder(Protocol):
@@ -75,7 +78,7 @@ class CheckInService:
         self,
         recorder: Recorder,
         answers: Answers,
-        hand_over: Callable[[PeerStream, Address], None],
+        hand_over: Callable[[CheckInStream, Address], None],
         idle_timeout_s: float,
         trust: Trust,
         limit: Limit | None,
@@ -138,10 +141,12 @@ class CheckInConnection:
         "_unanswered",
     )
 
+    max_head = MAX_HEAD
+
     def __init__(
         self,
         service: CheckInService,
-        stream: PeerStream,
+        stream: CheckInStream,
         address: Address,
         check_in: CheckIn,
         standing: Standing,
@@ -198,12 +203,12 @@ class CheckInConnection:
         """Take the plain check-ins at the front of `data`, hold or hand over the rest."""
         while data:
             end = END_OF_HEAD.search(data)
-            if not end and len(data) < MAX_HEAD:
+            if not end and len(data) < self.max_head:
                 self._partial = data
                 self._read()
                 return
             head = data[: end.end()] if end else b""
-            if not end or not self._service.heads.is_plain(head):
+            if not end or not self._is_plain(head):
                 if self._unanswered or self._blocked:
                     self._held = data
                 else:
@@ -213,6 +218,9 @@ class CheckInConnection:
             if not self._take(head, rest):
                 return
             data = rest
+
+    def _is_plain(self, head: bytes) -> bool:
+        return self._service.heads.is_plain(head)
 
     def _take(self, head: bytes, rest: bytes) -> bool:
         """Submit one check-in; then read on, unless `rest` is to be processed first.

@@ -86,6 +86,7 @@ class Handshake:
         "_owner",
         "_stepping",
         "_threads",
+        "began",
         "secure",
     )
 
@@ -102,6 +103,7 @@ class Handshake:
         self._threads = threads
         self._loop = loop
         self.secure = secure
+        self.began = loop.time()
         self._address = address
         self._over = False
         self._deadline = loop.call_later(timeout_s, self._expire)

@@ -5,14 +5,14 @@ Nothing here touches the log's head or the tables of check-ins but to read them.
 
 from __future__ import annotations
 
-import datetime
 import uuid
 from collections.abc import Mapping, Sequence
 
 from tornado_status.checkin import Event
 from tornado_status.errors import StoreUnavailable
-from tornado_status.messages import Cursor, Message, Return
+from tornado_status.messages import Cursor, Message, Return, moment
 from tornado_status.store.database import Pool, Row, StatementFailed
+from tornado_status.store.queries import ENTRY, entry
 
 FORGOTTEN_DAYS = 30  # an alert that no server has served for so long is gone from every config
 
@@ -77,8 +77,8 @@ class AlertJournal:
         And the first number that is kept; above `after` + 1 it says that some were pruned.
         """
         rows = await self._execute(
-            "SELECT (SELECT seq FROM check_in WHERE seq > %(after)s ORDER BY seq LIMIT 1),"
-            " c.seq, c.event, c.email, c.at, host(c.client_ip), c.client_port"
+            "SELECT (SELECT seq FROM check_in WHERE seq > %(after)s ORDER BY seq LIMIT 1),"  # noqa: S608
+            f" {ENTRY}"
             " FROM (VALUES (1)) one LEFT JOIN check_in c"
             " ON c.seq > %(after)s AND c.seq <= %(last)s AND c.event = ANY(%(kinds)s)"
             " ORDER BY c.seq",
@@ -86,7 +86,7 @@ class AlertJournal:
         )
         first = rows[0][0]
         return (after + 1 if first is None else first), [
-            _event(row[1:]) for row in rows if row[1] is not None
+            entry(row[1:]) for row in rows if row[1] is not None
         ]
 
     async def advance(
@@ -116,11 +116,14 @@ class AlertJournal:
             " AND m.attempts = 0 AND m.due_at > r.at RETURNING r.seq"
             "), queued AS ("
             " INSERT INTO alert_message"
-            " (name, stream, seq, event, email, at, client_ip, client_port, due_at, next_at)"
-            " SELECT %(name)s, %(stream)s, e.seq, e.event, e.email, e.at, e.ip, e.port, d.at, d.at"
+            " (name, stream, seq, event, email, at, last_seen, client_ip, client_port,"
+            " due_at, next_at)"
+            " SELECT %(name)s, %(stream)s, e.seq, e.event, e.email, e.at,"
+            " nullif(e.last_seen, e.at), e.ip, e.port, d.at, d.at"
             " FROM mine, unnest(%(seqs)s::bigint[], %(kinds)s::text[], %(emails)s::text[],"
-            " %(ats)s::timestamptz[], %(ips)s::inet[], %(ports)s::integer[])"
-            " e(seq, event, email, at, ip, port), LATERAL (SELECT e.at + CASE e.event"
+            " %(ats)s::timestamptz[], %(seen)s::timestamptz[], %(ips)s::inet[],"
+            " %(ports)s::integer[])"
+            " e(seq, event, email, at, last_seen, ip, port), LATERAL (SELECT e.at + CASE e.event"
             " WHEN 'offline' THEN %(quiet)s ELSE 0 END * interval '1 second' AS at) d"
             " WHERE e.seq NOT IN (SELECT seq FROM short) ORDER BY e.seq"
             ") SELECT (SELECT count(*) FROM short) FROM mine",
@@ -136,7 +139,8 @@ class AlertJournal:
                 "seqs": [event.seq for event in events],
                 "kinds": [str(event.event) for event in events],
                 "emails": [event.email for event in events],
-                "ats": [event.last_seen for event in events],
+                "ats": [moment(event) for event in events],
+                "seen": [event.last_seen for event in events],
                 "ips": [event.client_ip for event in events],
                 "ports": [event.client_port for event in events],
             },
@@ -146,16 +150,15 @@ class AlertJournal:
     async def due(self, name: str, limit: int) -> list[Message]:
         """Return messages whose time has come, each behind all of its user before it."""
         rows = await self._execute(
-            "SELECT m.id, m.stream, m.attempts,"
-            " m.seq, m.event, m.email, m.at, host(m.client_ip), m.client_port"
-            " FROM alert_message m WHERE m.name = %s AND m.next_at <= now() AND NOT EXISTS ("
+            f"SELECT c.id, c.stream, c.attempts, {ENTRY}"  # noqa: S608
+            " FROM alert_message c WHERE c.name = %s AND c.next_at <= now() AND NOT EXISTS ("
             " SELECT FROM alert_message b"
-            " WHERE b.name = m.name AND b.email = m.email AND b.id < m.id"
-            " AND (b.next_at > now() OR (b.next_at, b.id) > (m.next_at, m.id)))"
-            " ORDER BY m.next_at, m.id LIMIT %s",
+            " WHERE b.name = c.name AND b.email = c.email AND b.id < c.id"
+            " AND (b.next_at > now() OR (b.next_at, b.id) > (c.next_at, c.id)))"
+            " ORDER BY c.next_at, c.id LIMIT %s",
             [name, limit],
         )
-        return [Message(row[0], uuid.UUID(row[1]), _event(row[3:]), row[2]) for row in rows]
+        return [Message(row[0], uuid.UUID(row[1]), entry(row[3:]), row[2]) for row in rows]
 
     async def delivered(self, message: Message) -> None:
         """Forget a message."""
@@ -188,8 +191,3 @@ class AlertJournal:
                 return await connection.execute(sql, parameters)
         except StatementFailed as error:
             raise StoreUnavailable(f"the database refuses: {error}") from error
-
-
-def _event(row: Row) -> Event:
-    seq, event, email, at, client_ip, client_port = row
-    return Event(seq, event, email, at.astimezone(datetime.UTC), client_ip, client_port)

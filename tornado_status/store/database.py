@@ -211,7 +211,11 @@ class Connection:
             raise StoreUnavailable("the database closed the connection") from error
 
     async def fetch_one(
-        self, sql: str, parameters: Sequence[object] | None = None, *, timeout_s: float = 5.0
+        self,
+        sql: str,
+        parameters: Sequence[object] | Mapping[str, object] | None = None,
+        *,
+        timeout_s: float = 5.0,
     ) -> Row:
         """Run `sql` and return its first row. Raises `StatementFailed` where there is none."""
         rows = await self.execute(sql, parameters, timeout_s=timeout_s)

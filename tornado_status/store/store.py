@@ -13,17 +13,30 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
-from tornado_status.checkin import CheckIn, Event, EventPage, StatusRecord, UserPage
-from tornado_status.config import EMBEDDED, Database
+from tornado_status import presence
+from tornado_status.checkin import (
+    CheckIn,
+    Event,
+    EventPage,
+    HistoryEntry,
+    HistoryPage,
+    StatusRecord,
+    UserPage,
+)
+from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, queries
 from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.sweep import PREPARE_SWEEP, Sweeper
 
 READERS = 4  # connections for reading: a page of events each, beside the writer
 READ_WAIT_S = 3.0  # how long a read waits for one of them
+
+_PRESENCE, _HISTORY = Presence(), History()  # as shipped
 
 # PostgreSQL gives up a little before we do: then it is known that nothing was recorded.
 _SERVER_TIMEOUT_SHARE = 0.8
@@ -74,8 +87,11 @@ class Store:
         *,
         enrolment_closed: bool,
         on_commit: Callable[[Sequence[Event], int], None],
+        when: Presence = _PRESENCE,
+        history: History = _HISTORY,
     ) -> None:
         self._settings = settings
+        self._interval_s = when.interval_s
         self._log = structlog.get_logger()
         self._embedded: EmbeddedPostgres | None = None
         self._parameters: Parameters = {}
@@ -91,7 +107,15 @@ class Store:
             commit_timeout_s=settings.commit_timeout_s,
         )
         self._pool = Pool(READERS, settings.connect_timeout_s, READ_WAIT_S)
+        self.sweeper = Sweeper(
+            self._commit,
+            self._pool,
+            offline_after_s=when.offline_after_s,
+            every_s=presence.sweep_every_s(when.interval_s),
+            retention_s=presence.retention_s(history.retention, when.offline_after_s),
+        )
         self._writer: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
         self.alerts = AlertJournal(self._pool)
 
     async def start(self) -> None:
@@ -103,6 +127,7 @@ class Store:
             await self._embedded.start()
             self._parameters = self._embedded.parameters
         self._writer = asyncio.create_task(self._commit.run(), name="store writer")
+        self._sweeping = asyncio.create_task(self.sweeper.run(), name="sweep")
 
     async def wait_connected(self) -> None:
         """Return once check-ins can be recorded. Raises `ConfigError` where they never will."""
@@ -114,8 +139,11 @@ class Store:
             writer.result()
 
     async def wait_failed(self) -> None:
-        """Return never, but raise what nobody expected, should the writer end with it."""
-        await asyncio.shield(self._running())
+        """Return never, but raise what nobody expected, should a part of the store end with it."""
+        parts = {self._running()} | ({self._sweeping} if self._sweeping is not None else set())
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in done:
+            part.result()
 
     @property
     def problem(self) -> str:
@@ -136,6 +164,11 @@ class Store:
     def pending(self) -> int:
         """Check-ins that wait for a commit to begin."""
         return self._commit.pending
+
+    @property
+    def counted(self) -> CheckIns:
+        """What became of check-ins; who answers them adds those that were refused."""
+        return self._commit.counted
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
@@ -164,19 +197,31 @@ class Store:
         """See `queries.user`. Raises `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
-                return await queries.user(connection, email)
+                return await queries.user(connection, email, self._interval_s)
 
     async def users(self, after: str, limit: int) -> UserPage:
         """See `queries.users`. Raises `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
-                return await queries.users(connection, after, limit)
+                return await queries.users(connection, after, limit, self._interval_s)
+
+    async def history(self, email: str, before: int | None, limit: int) -> HistoryPage:
+        """See `queries.history`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.history(connection, email, before, limit)
 
     async def events(self, after: int, limit: int) -> EventPage:
         """See `queries.events`. Raises `HistoryGone` and `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
                 return await queries.events(connection, after, limit)
+
+    async def log(self, after: int | None, limit: int) -> tuple[int, list[HistoryEntry]]:
+        """See `queries.log`. Raises `HistoryGone` and `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.log(connection, after, limit)
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """See `queries.announcers`. Raises `StoreUnavailable`."""
@@ -196,6 +241,9 @@ class Store:
 
     async def stop(self) -> None:
         """Close the connections, and stop an embedded PostgreSQL. See `drain`."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
         if self._writer is not None:
             self._commit.stop()
             _, late = await asyncio.wait({self._writer}, timeout=self._settings.commit_timeout_s)
@@ -237,6 +285,7 @@ class Store:
         if renewed:
             self._log.info("stream of numbers", stream=renewed[0][0])
         await connection.execute(PREPARE_RECORD)
+        await connection.execute(PREPARE_SWEEP)
 
 
 @contextlib.contextmanager

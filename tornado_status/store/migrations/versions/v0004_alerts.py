@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -19,7 +19,8 @@ CREATE TABLE alert (
 );
 
 -- id rises with the log. due_at: the event's own moment and the quiet time; next_at: the next
--- attempt. The event is kept whole: the log may be pruned before the receiver is back.
+-- attempt. at and last_seen are as in check_in. The event is kept whole: the log may be pruned
+-- before the receiver is back.
 CREATE TABLE alert_message (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     name        text NOT NULL REFERENCES alert ON DELETE CASCADE,
@@ -28,6 +29,7 @@ CREATE TABLE alert_message (
     event       text NOT NULL,
     email       text NOT NULL,
     at          timestamptz NOT NULL,
+    last_seen   timestamptz,
     client_ip   inet,
     client_port integer,
     due_at      timestamptz NOT NULL,
