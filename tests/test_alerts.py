@@ -494,6 +494,8 @@ def test_the_database_may_go_and_come(start_server: StartServer, own_postgres: P
         adopted(server)
         log(own_postgres.url, "offline", "ada")
         receiver.wait_for(1)
+        # Once it is noted: else it may come again, which is promised, too.
+        wait_until(lambda: waiting(own_postgres.url) == 0, "nothing waits")
         own_postgres.stop()
         wait_until(lambda: server.request("POST", "/api/client").status == 503, "it is away")
         own_postgres.start()
@@ -528,6 +530,7 @@ def test_an_alert_follows_a_new_stream(start_server: StartServer) -> None:
         url = server.database_url
         log(url, "offline", "ada")
         receiver.wait_for(1)
+        wait_until(lambda: waiting(url) == 0, "it is noted as delivered")
         server.stop(signal.SIGKILL)
         rows(url, "UPDATE head SET stream = gen_random_uuid()")
         log(url, "back", "ada")
