@@ -402,6 +402,7 @@ def test_of_several_servers_one_tells(start_server: StartServer) -> None:
         for number, server in enumerate(servers):
             log(url, "back", f"u{number}")
             receiver.wait_for(31 + number)
+            wait_until(lambda: waiting(url) == 0, "it is noted as delivered")
             assert server.stop() == 0
         assert len({each.id for each in receiver.received}) == len(receiver.received) == 32
         # Under two names they would both tell: it is the lease that made it once.
