@@ -210,7 +210,13 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
 
     async def ask_broken() -> None:
         application = make_application(
-            cast(Any, BrokenStore()), Access([]), InFlight(), Somebody(), None, AccessLog(counted)
+            cast(Any, BrokenStore()),
+            Access([]),
+            InFlight(),
+            cast(Any, Somebody()),
+            None,
+            AccessLog(counted),
+            cast(Any, None),
         )
         server = HTTPServer(application)
         sock, port = bind_unused_port()

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from tornado.httpserver import HTTPServer
+from tornado.iostream import IOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from tornado_status.config import Admin
 from tornado_status.errors import ConfigError
 from tornado_status.health import Check
+
+ACCEPT_PAUSE_S = 0.1  # where it fails, as without descriptors: until then others go on
 
 
 class AdminServer:
@@ -31,6 +36,7 @@ class AdminServer:
         context: ssl.SSLContext | None,
     ) -> None:
         self._settings = settings
+        self._sockets: list[socket.socket] = []
         self._server = HTTPServer(
             Application(
                 [
@@ -59,10 +65,33 @@ class AdminServer:
                 f"admin.port: cannot listen on {self._settings.host} port {self._settings.port}: "
                 f"{error.strerror}"
             ) from error
-        self._server.add_sockets(sockets)
+        self._sockets = sockets
+        for sock in sockets:
+            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+
+    def _accept(self, listening: socket.socket) -> None:
+        # Not Tornado's: without descriptors that would be called again at once, and for ever.
+        try:
+            connection, address = listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listening)
+            loop.call_later(ACCEPT_PAUSE_S, self._resume, listening)
+            return
+        connection.setblocking(False)
+        self._server.handle_stream(IOStream(connection), address)
+
+    def _resume(self, listening: socket.socket) -> None:
+        if listening in self._sockets:
+            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     async def close(self) -> None:
-        self._server.stop()
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            asyncio.get_running_loop().remove_reader(sock)
+            sock.close()
         await self._server.close_all_connections()
 
 

@@ -125,6 +125,7 @@ class Database(Section):
     connect_timeout_s: Seconds = 3.0
     commit_timeout_s: Seconds = 5.0
     max_pending: Count = 10_000
+    durability: Literal["required", "warn"] = "required"
 
     @field_validator("url")
     @classmethod
@@ -286,6 +287,12 @@ class History(Section):
     retention: SecondsOrOff = 7 * 86400.0
 
 
+class Stream(Section):
+    max_streams: CountOrOff = 1000
+    keep_alive_s: Seconds = 15.0
+    max_unread_bytes: Count = 256 * 1024
+
+
 class Access(Section):
     """`readers` and `admins` are e-mail addresses or shell patterns (`*@ops.example.com`)."""
 
@@ -360,6 +367,7 @@ class Settings(Section):
     announce: Announce = Announce()
     presence: Presence = Presence()
     history: History = History()
+    stream: Stream = Stream()
     access: Access = Access()
     alerts: tuple[Alert, ...] = ()
     admin: Admin = Admin()

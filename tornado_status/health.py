@@ -29,9 +29,10 @@ class Check:
         return [*self.problems.values(), *self.warnings.values()]
 
 
-def database(problem: str) -> Check:
+def database(problem: str, warnings: Sequence[str] = ()) -> Check:
     """`problem` is why check-ins cannot be recorded now, or ""."""
-    return Check("database", {"database": problem} if problem else {}, {})
+    problems = {"database": problem} if problem else {}
+    return Check("database", problems, {warning: warning for warning in warnings})
 
 
 def certificates(

@@ -39,6 +39,8 @@ class Vitals:
     handshake_durations: Histogram
     refused: Mapping[str, int]
     requests: Mapping[tuple[str, str], int]
+    streams: Callable[[], int]
+    streams_ended: Mapping[str, int]
     datagrams_sent: Mapping[str, int]
     datagrams_refused: Mapping[tuple[str, str], int]
 
@@ -111,6 +113,10 @@ class _VitalsCollector(Collector):
         )
         yield _counter(
             "connections_refused", "Handshakes and identities refused", ["reason"], vitals.refused
+        )
+        yield _gauge("streams", "Open streams of /api/stream and /api/socket", vitals.streams())
+        yield _counter(
+            "streams_ended", "Streams that the server ended", ["reason"], vitals.streams_ended
         )
 
     def _announcements(self) -> Iterable[Metric]:

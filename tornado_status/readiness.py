@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tornado_status import health
 from tornado_status.config import Settings
@@ -11,14 +11,19 @@ from tornado_status.keys import Keys
 
 
 def look(
-    settings: Settings, keys: Keys, problem: str, failing: Mapping[str, str]
+    settings: Settings,
+    keys: Keys,
+    problem: str,
+    warnings: Sequence[str],
+    failing: Mapping[str, str],
 ) -> list[health.Check]:
     """Return all checks as they stand now.
 
-    `problem` is the database's, "" where there is none; `failing` are targets of announcements.
+    `problem`, "" where there is none, and `warnings` are the database's; `failing` are targets of
+    announcements.
     """
     return [
-        health.database(problem),
+        health.database(problem, warnings),
         *look_at_terms(settings, keys),
         health.announcements(failing),
     ]

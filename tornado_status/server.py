@@ -16,7 +16,14 @@ from tornado.httpserver import HTTPServer
 from tornado_status.admin import AdminServer
 from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
-from tornado_status.api import Access, AccessLog, InFlight, make_application, problem_answer
+from tornado_status.api import (
+    Access,
+    AccessLog,
+    InFlight,
+    Streams,
+    make_application,
+    problem_answer,
+)
 from tornado_status.checkin import Event
 from tornado_status.config import Server, Settings, without_effect
 from tornado_status.errors import StatusError
@@ -83,6 +90,7 @@ async def serve(settings: Settings) -> None:
 
 async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
+    loop = asyncio.get_running_loop()
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect in this version", key=key)
     keys = load_keys(settings, None)
@@ -112,6 +120,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     )
     alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
+    streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
     proxied = settings.ingress.mode == "proxy"
     proxies = TrustedProxies(settings.ingress.trusted_proxies)
@@ -124,7 +133,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     access_log = AccessLog(store.counted)
     access = Access(settings.access.readers)
     http = HTTPServer(
-        make_application(store, access, in_flight, peers, limit, access_log),
+        make_application(store, access, in_flight, peers, limit, access_log, streams),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
@@ -166,7 +175,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     in_force = keys
 
     def checks() -> list[Check]:
-        return look(settings, in_force, store.problem, announcer.failing())
+        return look(settings, in_force, store.problem, store.warnings(), announcer.failing())
 
     vitals = Vitals(
         checks=checks,
@@ -179,6 +188,8 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         handshake_durations=acceptor.durations,
         refused=acceptor.refused,
         requests=access_log.requests,
+        streams=lambda: streams.count,
+        streams_ended=streams.ended,
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
@@ -205,7 +216,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     reminding = asyncio.create_task(reminder.run(), name="reminder")
     stack.push_async_callback(_cancelled, reminding)
     watcher = FileWatcher(key_files(settings), reload)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
+    loop.add_signal_handler(signal.SIGHUP, watcher.tell)
     watching = asyncio.create_task(watcher.run(), name="file watcher")
     stack.push_async_callback(_cancelled, watching)
     beating = asyncio.create_task(
@@ -225,15 +236,22 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     drain_timeout_s = settings.server.drain_timeout_s
     stack.push_async_callback(store.stop)
     await store.start()
+    streams.start()
     stack.push_async_callback(alerts.stop)
 
     async def drain() -> None:
         acceptor.stop_accepting()
+        judge.draining = True
         check_ins.drain()
         proxied_judge.draining = True
+        deadline = loop.time() + drain_timeout_s
         await store.drain(drain_timeout_s)
-        if not await in_flight.wait_none(drain_timeout_s):
+        await streams.close()
+        if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
+        # Each closes by itself once its last answer is on its way.
+        if not await acceptor.wait_closed(max(0.1, deadline - loop.time())):
+            structlog.get_logger().warning("drain timed out, closing connections")
         check_ins.close()
         acceptor.close()
         await http.close_all_connections()
@@ -247,7 +265,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     alerts.start()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
-    await store.wait_failed()
+    await asyncio.gather(store.wait_failed(), streams.wait_failed())
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -3,7 +3,15 @@
 from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
 from tornado_status.api.application import make_application
+from tornado_status.api.following import Streams
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import problem_answer
 
-__all__ = ["Access", "AccessLog", "InFlight", "make_application", "problem_answer"]
+__all__ = [
+    "Access",
+    "AccessLog",
+    "InFlight",
+    "Streams",
+    "make_application",
+    "problem_answer",
+]

@@ -10,8 +10,10 @@ from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
 from tornado_status.api.client import ClientHandler, Limit, Recorder
 from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
+from tornado_status.api.following import Streams
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import NotFound, Peers
+from tornado_status.api.stream import SocketHandler, StreamHandler, Watch
 from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
@@ -23,6 +25,10 @@ from tornado_status.api.users import (
 )
 
 
+class Judge(Peers, Watch, Protocol):
+    """What the handlers need to know of who sent a request."""
+
+
 class ApiStore(Recorder, Reader, Protocol):
     """The parts of the store that the handlers need."""
 
@@ -31,17 +37,19 @@ def make_application(
     store: ApiStore,
     access: Access,
     in_flight: InFlight,
-    peers: Peers,
+    peers: Judge,
     limit: Limit | None,
     access_log: AccessLog,
+    streams: Streams,
 ) -> Application:
     """Return the application.
 
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
-    each may check in. `access_log` is told of every answer.
+    each may check in. `access_log` is told of every answer; `streams` serves who follows.
     """
     common = {"in_flight": in_flight, "peers": peers}
     reading = {**common, "store": store, "access": access}
+    following = {**reading, "streams": streams, "watch": peers}
     return Application(
         [
             (r"/api/client", ClientHandler, {**common, "store": store, "limit": limit}),
@@ -52,7 +60,8 @@ def make_application(
             (r"/api/events\.(csv|jsonl)", EventsExportHandler, reading),
             (r"/api/events", EventsHandler, reading),
             (r"/api/announcers", AnnouncersHandler, reading),
-            (r"/api/stream", ReadersOnlyHandler, reading),
+            (r"/api/stream", StreamHandler, following),
+            (r"/api/socket", SocketHandler, following),
             (r"/", ReadersOnlyHandler, reading),
         ],
         default_handler_class=NotFound,

@@ -103,6 +103,10 @@ class Peers(Protocol):
 
     def is_last(self, request: HTTPServerRequest) -> bool: ...
 
+    def begin(self, request: HTTPServerRequest) -> bool: ...
+
+    def end(self, request: HTTPServerRequest) -> None: ...
+
 
 @stream_request_body  # so that `prepare` runs before the body: a large one is never read
 class Handler(RequestHandler):
@@ -120,6 +124,7 @@ class Handler(RequestHandler):
 
     def initialize(self, **services: object) -> None:
         self._counted = False
+        self._begun = False
         for name, service in services.items():
             setattr(self, name, service)
 
@@ -134,6 +139,9 @@ class Handler(RequestHandler):
             self.set_header("Connection", "close")
 
     def prepare(self) -> Awaitable[None] | None:
+        if not self.peers.begin(self.request):
+            raise Finish
+        self._begun = True
         self.in_flight.begin()
         self._counted = True
         # For this task alone, which is this request's: each line of the log has it.
@@ -161,10 +169,17 @@ class Handler(RequestHandler):
     def data_received(self, chunk: bytes) -> None:
         """Ignore the body. What comes in chunks is bounded by the server's own limit."""
 
-    def on_finish(self) -> None:
+    def leave_flight(self) -> None:
+        """Count as answered. Twice is once."""
         if self._counted:
             self._counted = False
             self.in_flight.end()
+
+    def on_finish(self) -> None:
+        self.leave_flight()
+        if self._begun:
+            self._begun = False
+            self.peers.end(self.request)
         if self._last and isinstance(self.request.connection, HTTP1Connection):
             stream = self.request.connection.stream
             with contextlib.suppress(StreamClosedError):

@@ -60,6 +60,8 @@ class Accepting(ABC):
         self._max_handshakes = settings.max_handshakes
         self._max_connections = _within_descriptors(settings.max_connections)
         self._open = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
         self._max_per_address = settings.max_connections_per_address
         self._connections: Counter[str] = Counter()
         self._full = False
@@ -98,6 +100,15 @@ class Accepting(ABC):
             self._loop.remove_reader(sock)
             sock.close()
         self._listening = []
+
+    async def wait_closed(self, timeout_s: float) -> bool:
+        """Wait until all connections are closed; False where that takes longer."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept. The sockets are ours from here on."""
@@ -162,15 +173,22 @@ class Accepting(ABC):
         return False
 
     def _opened(self, client_ip: str) -> None:
-        self._open += 1
+        self._count_open(1)
         self._connections[client_ip] += 1
 
     def _closed(self, client_ip: str) -> None:
-        self._open -= 1
+        self._count_open(-1)
         self._connections[client_ip] -= 1
         if not self._connections[client_ip]:
             del self._connections[client_ip]
         self._look_again()
+
+    def _count_open(self, change: int) -> None:
+        self._open += change
+        if self._open:
+            self._none_open.clear()
+        else:
+            self._none_open.set()
 
     def _look_again(self) -> None:
         if self._full and not self._is_full():

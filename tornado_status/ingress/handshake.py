@@ -87,6 +87,7 @@ class Handshake:
         "_stepping",
         "_threads",
         "began",
+        "bundle",
         "secure",
     )
 
@@ -98,7 +99,9 @@ class Handshake:
         secure: ssl.SSLSocket,
         address: Address,
         timeout_s: float,
+        bundle: int,
     ) -> None:
+        self.bundle = bundle  # of the CAs that it is verified with: see `Trust`
         self._owner = owner
         self._threads = threads
         self._loop = loop

@@ -92,29 +92,36 @@ class Trust:
         self.anchors = anchors
         self.generation += 1
 
-    def standing(self, certificate: bytes, chain: Callable[[], Sequence[bytes]]) -> Standing:
-        """Return the verdict on a certificate that TLS has accepted.
+    def standing(
+        self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
+    ) -> Standing:
+        """Return the verdict on a certificate that TLS has accepted with the CAs of `bundle`.
 
         `chain` returns it as TLS verified it, in DER; nothing in a resumed session, where it is
         known from before or found among the CAs.
         """
-        standing = self._standings.get(certificate)
+        # A handshake may have begun with CAs that are in force no more; that verdict is not shared.
+        current = bundle == self.bundle
+        standing = self._standings.get(certificate) if current else None
         if standing is None or standing.refusal is UNKNOWN_CHAIN:
-            if len(self._standings) >= MAX_REMEMBERED:
-                del self._standings[next(iter(self._standings))]  # the oldest
-            standing = self._standings[certificate] = self.judge(chain() or (certificate,))
+            standing = self.judge(chain() or (certificate,), bundle)
+            if current:
+                if len(self._standings) >= MAX_REMEMBERED:
+                    del self._standings[next(iter(self._standings))]  # the oldest
+                self._standings[certificate] = standing
         else:
             self.renew(standing)
         return standing
 
-    def judge(self, chain: Sequence[bytes]) -> Standing:
+    def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> Standing:
         """Return the verdict on a verified chain in DER, its first certificate the peer's.
 
-        For the caller to keep as long as `bundle` stays, and to renew.
+        `bundle` is that of the CAs that it was verified with, if not those in force. For the caller
+        to keep as long as `bundle` stays, and to renew.
         """
         anchors = {_der(ca) for ca in self.anchors.cas}
         below = tuple(der for der in chain if der not in anchors)
-        standing = Standing(below or (chain[0],), self.bundle)
+        standing = Standing(below or (chain[0],), self.bundle if bundle is None else bundle)
         self.renew(standing)
         return standing
 

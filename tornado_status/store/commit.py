@@ -21,6 +21,7 @@ import structlog
 
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
+from tornado_status.logs import RateLimit
 from tornado_status.measure import CheckIns
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, Row, StatementFailed
@@ -141,6 +142,7 @@ class GroupCommit:
         self._stopping = False
         self._unconfirmed: set[Origin] = set()
         self.counted = CheckIns()
+        self._told = RateLimit()  # a database that fails each commit would fill the log
         self.connected = asyncio.Event()
         self.head = 0
         self.stream = uuid.UUID(int=0)
@@ -202,18 +204,25 @@ class GroupCommit:
                 # What is queued, but never sent, may still make it with the next connection.
                 self.connected.clear()
                 self.problem = str(error)
-                self._log.warning("database lost, reconnecting", reason=str(error))
+                if (held := self._told.admit(("lost", str(error)))) is not None:
+                    self._log.warning("database lost, reconnecting", reason=str(error), before=held)
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
 
-    async def drain(self, timeout_s: float) -> None:
-        """Wait until all that was submitted is answered, at most `timeout_s`."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was submitted is answered; False after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             self._log.warning("drain timed out", pending=len(self._queue))
+            return False
+        return True
+
+    def refuse(self) -> None:
+        """Answer what is queued: it will not be committed. For when `run` has ended."""
+        self._lost(StoreUnavailable("shutting down"))
 
     def stop(self) -> None:
         """Make `run` end after the batch under way."""
@@ -247,10 +256,15 @@ class GroupCommit:
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
         sent = time.monotonic()
         try:
-            rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
+            rows = await connection.execute(
+                statement, timeout_s=self._commit_timeout_s, durable=True
+            )
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
-            self._log.error("commit refused", reason=str(error), sqlstate=error.sqlstate)
+            if (held := self._told.admit(error.sqlstate)) is not None:
+                self._log.error(
+                    "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
+                )
             self._fail(batch, StoreUnavailable("the database refused the commit"))
             raise StoreUnavailable(str(error)) from error
         except StoreUnavailable as error:
@@ -297,7 +311,7 @@ class GroupCommit:
     ) -> None:
         try:
             rows = await connection.execute(
-                f"{LOCK_HEAD}; {work.statement}", timeout_s=self._commit_timeout_s
+                f"{LOCK_HEAD}; {work.statement}", timeout_s=self._commit_timeout_s, durable=True
             )
         except StatementFailed as error:
             # Rolled back as a whole, and no fault of the connection.
@@ -324,17 +338,19 @@ class GroupCommit:
         the same. Also learns the head and the stream, which other servers may have moved.
         """
         known, lost = self.head, self._unconfirmed
-        head, stream = await connection.fetch_one("SELECT seq, stream FROM head FOR UPDATE")
-        same_stream = self.stream == uuid.UUID(stream)
-        self.stream, self.head = uuid.UUID(stream), head
-        self._unconfirmed = set()
-        if not lost or not same_stream:
-            return
-        rows = await connection.execute(
-            f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s"  # noqa: S608
-            " ORDER BY seq LIMIT %s",
-            [known, RECOVERY_LIMIT],
+        # The lock is a write too: once it is durable, so is all before it.
+        head, stream = await connection.fetch_one(
+            "SELECT seq, stream FROM head FOR UPDATE", durable=True
         )
+        rows = []
+        if lost and self.stream == uuid.UUID(stream):
+            rows = await connection.execute(
+                f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s"  # noqa: S608
+                " ORDER BY seq LIMIT %s",
+                [known, RECOVERY_LIMIT],
+            )
+        # Not before: should this connection break too, the next one asks again.
+        self.stream, self.head, self._unconfirmed = uuid.UUID(stream), head, set()
         found = (queries.entry(row) for row in rows)
         events = [e for e in found if (e.email, e.client_ip, e.client_port) in lost]
         if events:
