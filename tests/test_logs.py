@@ -217,6 +217,7 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
             None,
             AccessLog(counted),
             cast(Any, None),
+            cast(Any, None),
         )
         server = HTTPServer(application)
         sock, port = bind_unused_port()

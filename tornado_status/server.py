@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack
 import structlog
 from tornado.httpserver import HTTPServer
 
+from tornado_status import presence
 from tornado_status.admin import AdminServer
 from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
@@ -21,6 +22,7 @@ from tornado_status.api import (
     AccessLog,
     InFlight,
     Streams,
+    load_board,
     make_application,
     problem_answer,
 )
@@ -132,8 +134,11 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     limit = CheckInLimit(rate) if rate else None
     access_log = AccessLog(store.counted)
     access = Access(settings.access.readers)
+    board = load_board(
+        presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
+    )
     http = HTTPServer(
-        make_application(store, access, in_flight, peers, limit, access_log, streams),
+        make_application(store, access, in_flight, peers, limit, access_log, streams, board),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
