@@ -15,6 +15,7 @@ from tornado.httpserver import HTTPServer
 
 from tornado_status import presence
 from tornado_status.admin import AdminServer
+from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
 from tornado_status.api import (
     Access,
@@ -119,6 +120,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         when=settings.presence,
         history=settings.history,
     )
+    alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
     streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
@@ -240,6 +242,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     stack.push_async_callback(store.stop)
     await store.start()
     streams.start()
+    stack.push_async_callback(alerts.stop)
 
     async def drain() -> None:
         acceptor.stop_accepting()
@@ -264,6 +267,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
     say_serving(settings, port)
     notifier.ready()
+    alerts.start()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
     await asyncio.gather(store.wait_failed(), streams.wait_failed())
