@@ -20,16 +20,18 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("identity", "announcers", "revocation", "limits", "presence", "checkin", "datagram", "config"),
+    ("expiry", "measure", "health", "messages"),
     ("logs",),
-    ("ingress", "store", "announce", "api", "admin"),
+    ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify"),
+    ("keys", "welcome", "reminder", "readiness"),
     ("server",),
-    ("users",),
+    ("show", "completion", "doctor", "users"),
     ("cli",),
     ("__main__",),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-PURE = LAYERS[0] + LAYERS[1]
-ADAPTERS = LAYERS[3]
+PURE = LAYERS[0] + LAYERS[1] + LAYERS[2]
+ADAPTERS = LAYERS[4]
 
 DATABASE = {"aiopg", "psycopg2", "alembic", "sqlalchemy"}
 NETWORK = {"asyncio", "socket", "ssl", "structlog", "tornado"}

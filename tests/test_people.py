@@ -56,7 +56,7 @@ LOG = "SELECT seq, event, email FROM check_in ORDER BY seq"
 # Everything that the database holds of anybody, as text.
 ALL = (
     "SELECT t::text FROM check_in t UNION ALL SELECT t::text FROM user_status t"
-    " UNION ALL SELECT t::text FROM unannounced t"
+    " UNION ALL SELECT t::text FROM unannounced t UNION ALL SELECT t::text FROM alert_message t"
 )
 
 
@@ -540,7 +540,7 @@ def test_erasing_goes_through_the_log_in_steps(
         assert {event for seq, event, _ in rows(database_url, LOG) if seq % 2} == {"erased"}
 
     run(database_url, [], body)
-    assert len(statements) == 2 * (1 + 6)
+    assert len(statements) == 2 * (1 + 6 + 1)
 
 
 # ------------------------------------------------------------------------------------ listeners

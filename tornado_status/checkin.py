@@ -119,6 +119,28 @@ class HistoryPage:
 
 
 @dataclass(frozen=True, slots=True)
+class LogSlice:
+    """Events of the log up to the number `last`, in order: all of them, or those of some users."""
+
+    stream: uuid.UUID
+    head: int
+    events: list[Event]
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpan:
+    """What the log holds: its stream, its newest number, and the oldest entry that is kept.
+
+    `oldest` is `head` + 1 where nothing is kept.
+    """
+
+    stream: uuid.UUID
+    head: int
+    oldest: int
+
+
+@dataclass(frozen=True, slots=True)
 class UserPage:
     """A page of records in order of their e-mail. `following` continues it; None at the end.
 

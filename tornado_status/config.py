@@ -9,9 +9,10 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -32,7 +33,11 @@ from tornado_status.errors import ConfigError
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
 EMBEDDED = "embedded"
+DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
+
+# Errors say what they got, but for what may hold a password.
+_UNTOLD = (".url", ".secret")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -120,6 +125,7 @@ class Database(Section):
     connect_timeout_s: Seconds = 3.0
     commit_timeout_s: Seconds = 5.0
     max_pending: Count = 10_000
+    durability: Literal["required", "warn"] = "required"
 
     @field_validator("url")
     @classmethod
@@ -128,6 +134,9 @@ class Database(Section):
         if value != EMBEDDED and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("expected 'embedded' or postgresql://user:password@host/name")
         return value
+
+
+AlertEvent = Literal["new", "back", "offline", "enrolled", "removed", "check-in"]
 
 
 class Ingress(Section):
@@ -278,6 +287,12 @@ class History(Section):
     retention: SecondsOrOff = 7 * 86400.0
 
 
+class Stream(Section):
+    max_streams: CountOrOff = 1000
+    keep_alive_s: Seconds = 15.0
+    max_unread_bytes: Count = 256 * 1024
+
+
 class Access(Section):
     """`readers` and `admins` are e-mail addresses or shell patterns (`*@ops.example.com`)."""
 
@@ -286,9 +301,55 @@ class Access(Section):
     admins: tuple[str, ...] = ()
 
 
+class Alert(Section):
+    """Tells one receiver, by webhook, what happens to `users` (patterns, as `access.readers`)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    url: str
+    users: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    events: Annotated[tuple[AlertEvent, ...], Field(min_length=1)] = ("offline", "back")
+    secret: str | None = None
+    secret_file: FilePath | None = None
+    ca: FilePath | None = None
+    quiet_s: SecondsOrOff = 0.0
+    timeout_s: Annotated[Seconds, Field(le=60)] = 10.0
+    give_up_s: Seconds = 86400.0
+
+    @field_validator("url")
+    @classmethod
+    def _is_web(cls, value: str) -> str:
+        # The value stays out of the message: many receivers have a secret in their path.
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("https", "http") or parts.username is not None:
+            raise ValueError("expected https://host/path, without user and password")
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise ValueError("expected a URL in ASCII")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Alert:
+        if (self.secret is None) == (self.secret_file is None):
+            raise ValueError("expected either secret or secret_file")
+        if self.quiet_s and "offline" not in self.events:
+            raise ValueError("quiet_s: needs offline among the events: it is what waits")
+        return self
+
+
 class Admin(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Admin:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key: expected both or neither")
+        return self
 
 
 class Logging(Section):
@@ -306,9 +367,19 @@ class Settings(Section):
     announce: Announce = Announce()
     presence: Presence = Presence()
     history: History = History()
+    stream: Stream = Stream()
     access: Access = Access()
+    alerts: tuple[Alert, ...] = ()
     admin: Admin = Admin()
     logging: Logging = Logging()
+
+    @field_validator("alerts")
+    @classmethod
+    def _named_once(cls, value: tuple[Alert, ...]) -> tuple[Alert, ...]:
+        names = [alert.name for alert in value]
+        if len(set(names)) < len(names):
+            raise ValueError("expected each name once")
+        return value
 
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
@@ -334,20 +405,50 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
     Relative paths in the result are relative to the directory of `path`. Raises `ConfigError`.
     """
     values = _read_yaml(path)
-    for name, (section, key) in PLATFORM_VARIABLES.items():
-        if environment.get(name):
-            _overlay(values, name, [section, key], environment[name])
-    for name in sorted(environment):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            _overlay(values, name, keys, _environment_value(name, environment[name]))
+    for name, keys, value in _variables(environment):
+        _overlay(values, name, keys, value)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
-            values[section] = {}
+            values[section] = [] if section == "alerts" else {}
     try:
         return Settings.model_validate(values, context={"directory": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_problem(error)}") from error
+
+
+def origins(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return where each setting comes from, by `section.key`, and `section` where it has no keys.
+
+    An origin is `path` or the name of a variable; what is not named has its default. Raises
+    `ConfigError`.
+    """
+    found: dict[str, str] = {}
+
+    def add(section: str, value: object, origin: str) -> None:
+        keys = [f"{section}.{key}" for key in value] if isinstance(value, dict) else [section]
+        found.update(dict.fromkeys(keys, origin))
+
+    for section, value in _read_yaml(path).items():
+        add(str(section), value, str(path))
+    for name, (section, *keys), value in _variables(environment):
+        if keys:
+            found[f"{section}.{keys[0]}"] = name
+            continue
+        for known in [each for each in found if each.partition(".")[0] == section]:
+            del found[known]  # the section is replaced as a whole
+        add(section, value, name)
+    return found
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, list[str], object]]:
+    """Yield name, keys and value of each variable that is a setting; the later one wins."""
+    for name, (section, key) in PLATFORM_VARIABLES.items():
+        if environment.get(name):
+            yield name, [section, key], environment[name]
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            yield name, keys, _environment_value(name, environment[name])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -405,7 +506,7 @@ def _first_problem(error: ValidationError) -> str:
         message = "unknown key"
     elif first["type"] == "missing":
         message = "missing"
-    elif isinstance(first["input"], str | int | float) and key != "database.url":
+    elif isinstance(first["input"], str | int | float) and not key.endswith(_UNTOLD):
         message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{more}"

@@ -24,6 +24,10 @@ from tornado_status.config import Announce
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.logs import RateLimit
 
+# How long a target that refused counts as failing. Not until the next datagram gets through: to a
+# unicast address where nobody listens every second one seems to.
+FAILING_S = 60.0
+
 
 class Announcer:
     """Sends every event it is given to every target, in order.
@@ -47,8 +51,10 @@ class Announcer:
         self._binary = [outlet for outlet in self._outlets if outlet.encoding == "binary"]
         self._last_sent = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
-        self.sent: Counter[str] = Counter()
+        # Known from the start, for who counts.
+        self.sent: Counter[str] = Counter({str(target): 0 for target in settings.targets})
         self.errors: Counter[tuple[str, str]] = Counter()
+        self._failed: dict[str, tuple[float, str]] = {}
 
     def open(self) -> None:
         """Open the sockets; what cannot be reached now is tried again by itself.
@@ -77,14 +83,6 @@ class Announcer:
             heartbeats = self._send_heartbeats(state)
             self._tasks.append(asyncio.create_task(heartbeats, name="heartbeat"))
 
-    def warnings(self) -> list[str]:
-        """Return the targets that cannot be reached for now, each with the reason."""
-        return [
-            f"{outlet.target} by {outlet.via}: {advice(outlet.problem)}"
-            for outlet in self._outlets
-            if outlet.problem is not None
-        ]
-
     def announce(self, stream: uuid.UUID, head: int, events: Sequence[Event]) -> None:
         """Send committed events, in order; `head` is the newest number that is known."""
         if self._json:
@@ -103,6 +101,20 @@ class Announcer:
                     self._send(self._binary, datagram.encode_binary(event))
                 except DatagramError as error:
                     self._refused("encoding", "binary", "", error.reason, str(error))
+
+    def failing(self) -> dict[str, str]:
+        """Return why targets cannot be reached for now, or could not within `FAILING_S`."""
+        found = {
+            f"{outlet.target} by {outlet.via}": advice(outlet.problem)
+            for outlet in self._outlets
+            if outlet.problem is not None
+        }
+        told = {outlet.target for outlet in self._outlets if outlet.problem is not None}
+        now = asyncio.get_running_loop().time()
+        for target, (failed, reason) in self._failed.items():
+            if now - failed < FAILING_S and target not in told:
+                found[target] = reason
+        return found
 
     async def close(self) -> None:
         """Stop following and the heartbeats, and close the sockets."""
@@ -123,6 +135,8 @@ class Announcer:
 
     def _refused(self, what: str, target: str, via: str, name: str, reason: str) -> None:
         self.errors[target, name] += 1
+        failed = asyncio.get_running_loop().time()
+        self._failed[target] = (failed, f"{name}: {reason}")
         held = self._warnings.admit((target, via, name))
         if held is not None:
             self._log.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from typing import Protocol
 from urllib.parse import quote, urlencode
@@ -14,6 +15,7 @@ from tornado_status.checkin import (
     EventPage,
     HistoryEntry,
     HistoryPage,
+    LogSpan,
     StatusRecord,
     UserPage,
     timestamp,
@@ -22,6 +24,7 @@ from tornado_status.errors import HistoryGone
 from tornado_status.identity import parse_email
 
 DEFAULT_LIMIT = 1000
+SNAPSHOT_GOOD_S = 15  # how long a state may be behind in a page that is kept by its ETag
 MAX_EVENTS = 100_000  # a page of about 20 MB
 MAX_HISTORY = 10_000  # a page of about 3 MB
 MAX_USERS = 10_000  # a page of about 1.5 MB
@@ -39,6 +42,8 @@ class Reader(Protocol):
     async def log(self, after: int | None, limit: int) -> tuple[int, list[HistoryEntry]]: ...
 
     async def events(self, after: int, limit: int) -> EventPage: ...
+
+    async def log_span(self) -> LogSpan: ...
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]: ...
 
@@ -76,6 +81,10 @@ class ReadHandler(Handler):
 
     def has(self, name: str) -> bool:
         return self.get_query_argument(name, None) is not None
+
+    def set_next(self, path: str) -> None:
+        """Name the following page (RFC 8288)."""
+        self.set_header("Link", f'<{path}>; rel="next"')
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         text = self.get_query_argument(name, str(default))
@@ -116,17 +125,39 @@ class UserHandler(ReadHandler):
 class UsersHandler(ReadHandler):
     """Everybody's record, a page at a time, in order of their e-mail."""
 
+    _etag: str | None = None
+
     async def get(self) -> None:
         self.require_reader()
         limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_USERS)
-        page = await self.store.users(self.get_query_argument("after", ""), limit)
+        after = self.get_query_argument("after", "")
+        if "If-None-Match" in self.request.headers:
+            span = await self.store.log_span()
+            self._etag = _etag(span.stream, span.head)
+            self.set_etag_header()
+            if self.check_etag_header():
+                self.set_status(304)
+                return
+        page = await self.store.users(after, limit)
+        self._etag = _etag(page.stream, page.head)
         following = "null"
         if page.following is not None:
             query = urlencode({"after": page.following, "limit": limit})
             following = json.dumps(f"/api/users?{query}")
+            self.set_next(f"/api/users?{query}")
         records = b",".join(record_json(record) for record in page.users)
         opening = f'{{"stream":"{page.stream}","head":{page.head},"users":['.encode()
         self.write_json(opening + records + f'],"next":{following}}}'.encode())
+
+    def compute_etag(self) -> str | None:
+        """See `RequestHandler.compute_etag`: by the head and a rough time."""
+        return self._etag
+
+
+def _etag(stream: uuid.UUID, head: int) -> str:
+    # Weak: the records were read after the head, and may be newer than it. With the time, since a
+    # user grows late without an event.
+    return f'W/"{stream}-{head}-{int(time.time() / SNAPSHOT_GOOD_S)}"'
 
 
 class HistoryHandler(ReadHandler):
@@ -140,7 +171,9 @@ class HistoryHandler(ReadHandler):
         following = "null"
         if page.before is not None:
             query = urlencode({"before": page.before, "limit": limit})
-            following = json.dumps(f"/api/users/{quote(email)}/history?{query}")
+            path = f"/api/users/{quote(email)}/history?{query}"
+            following = json.dumps(path)
+            self.set_next(path)
         entries = b",".join(history_json(entry) for entry in page.entries)
         opening = f'{{"email":{json.dumps(email)},"events":['.encode()
         self.write_json(opening + entries + f'],"next":{following}}}'.encode())
@@ -157,6 +190,9 @@ class EventsHandler(ReadHandler):
             page = await self.store.events(after, limit)
         except HistoryGone as error:
             raise Problem(410, f"{error}; start again from /api/users") from error
+        if page.events and page.events[-1].seq < page.head:
+            query = urlencode({"after": page.events[-1].seq, "limit": limit})
+            self.set_next(f"/api/events?{query}")
         events = b",".join(datagram.encode_update(event) for event in page.events)
         opening = f'{{"stream":"{page.stream}","head":{page.head},"events":['.encode()
         self.write_json(opening + events + b"]}")
@@ -169,14 +205,6 @@ class AnnouncersHandler(ReadHandler):
         self.require_reader()
         stream, certificates = await self.store.announcers()
         self.write_json(json.dumps({"stream": str(stream), "announcers": certificates}).encode())
-
-
-class ReadersOnlyHandler(ReadHandler):
-    """Paths that belong to readers and hold nothing in this version."""
-
-    async def get(self) -> None:
-        self.require_reader()
-        raise Problem(404, "There is nothing here")
 
 
 def record_json(record: StatusRecord) -> bytes:

@@ -20,6 +20,7 @@ from tornado_status.config import Server
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.handshake import Address
 from tornado_status.logs import RateLimit
+from tornado_status.measure import SECONDS, Histogram
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 ACCEPTS_A_TURN = 64  # then those already connected have their turn
@@ -59,6 +60,8 @@ class Accepting(ABC):
         self._max_handshakes = settings.max_handshakes
         self._max_connections = _within_descriptors(settings.max_connections)
         self._open = 0
+        self._none_open = asyncio.Event()
+        self._none_open.set()
         self._max_per_address = settings.max_connections_per_address
         self._connections: Counter[str] = Counter()
         self._full = False
@@ -67,6 +70,17 @@ class Accepting(ABC):
         self._loop = asyncio.get_running_loop()
         self._listening: list[socket.socket] = []
         self.refused = refused
+        self.durations = Histogram(SECONDS)
+
+    @property
+    def connections(self) -> int:
+        """Those open now, with the handshakes under way."""
+        return self._open
+
+    @property
+    def handshakes(self) -> int:
+        """Those under way now, and whatever else has not come to a first request."""
+        return self._beginning()
 
     @abstractmethod
     def _begin(self, connection: socket.socket, address: Address) -> None:
@@ -86,6 +100,15 @@ class Accepting(ABC):
             self._loop.remove_reader(sock)
             sock.close()
         self._listening = []
+
+    async def wait_closed(self, timeout_s: float) -> bool:
+        """Wait until all connections are closed; False where that takes longer."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._none_open.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Begin to accept. The sockets are ours from here on."""
@@ -150,15 +173,22 @@ class Accepting(ABC):
         return False
 
     def _opened(self, client_ip: str) -> None:
-        self._open += 1
+        self._count_open(1)
         self._connections[client_ip] += 1
 
     def _closed(self, client_ip: str) -> None:
-        self._open -= 1
+        self._count_open(-1)
         self._connections[client_ip] -= 1
         if not self._connections[client_ip]:
             del self._connections[client_ip]
         self._look_again()
+
+    def _count_open(self, change: int) -> None:
+        self._open += change
+        if self._open:
+            self._none_open.clear()
+        else:
+            self._none_open.set()
 
     def _look_again(self) -> None:
         if self._full and not self._is_full():

@@ -35,8 +35,8 @@ class Acceptor(Accepting):
     """Takes connections from bound sockets to `on_connection`, once their peer is known.
 
     The TLS context is read from `server.ssl_options` at each accept, so that it can be swapped.
-    `refused` counts failed handshakes by kind. With `proxies` these, and nobody else, begin their
-    connections with a PROXY protocol header.
+    `refused` counts failed handshakes by kind, `durations` times the good ones. With
+    `proxies` these, and nobody else, begin their connections with a PROXY protocol header.
     """
 
     def __init__(
@@ -60,13 +60,17 @@ class Acceptor(Accepting):
         self._handshakes: dict[ssl.SSLSocket, Handshake] = {}
         self._lingering: set[_Lingering] = set()
 
-    def close(self) -> None:
-        """Stop accepting, drop unfinished handshakes, end the threads."""
-        self.stop_accepting()
+    def stop_accepting(self) -> None:
+        """Close the listening sockets and drop what has not come to its first request."""
+        super().stop_accepting()
         for preamble in list(self._preambles):
             preamble.abandon()
         for handshake in list(self._handshakes.values()):
             handshake.abandon()
+
+    def close(self) -> None:
+        """Stop accepting and end the threads."""
+        self.stop_accepting()
         for lingering in list(self._lingering):
             lingering.close()
         self._threads.close()  # soon: a step never waits for a peer
@@ -144,12 +148,14 @@ class Acceptor(Accepting):
             return
         self._opened(address[0])
         self._handshakes[secure] = Handshake(
-            self, self._threads, self._loop, secure, address, left_s
+            self, self._threads, self._loop, secure, address, left_s, self._judge.trust.bundle
         )
 
     def established(self, secure: ssl.SSLSocket, address: Address) -> None:
         """See `handshake.Owner`."""
-        del self._handshakes[secure]
+        handshake = self._handshakes.pop(secure)
+        self.durations.observe(self._loop.time() - handshake.began)
+        bundle = handshake.bundle
         self._look_again()
         stream = self._stream_class(
             secure,
@@ -161,7 +167,7 @@ class Acceptor(Accepting):
         try:
             # A stream whose peer was gone when it was made waits for nothing and never closes.
             secure.getpeername()
-            stream.peer, stream.standing = self._judge.judge(stream, address)
+            stream.peer, stream.standing = self._judge.judge(stream, address, bundle)
         except (OSError, ValueError):
             stream.close()  # gone in between
             return

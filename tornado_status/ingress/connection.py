@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -87,10 +88,11 @@ class CheckInService:
         self.limit = limit
         self.recorder = recorder
         self.answers = answers
-        self.hand_over = hand_over
+        self._hand_over = hand_over
         self.heads = PlainHeads()
         self.draining = False
         self.connections: set[CheckInConnection] = set()
+        self._ordinary: weakref.WeakSet[CheckInStream] = weakref.WeakSet()  # handed over
         self._idle_timeout_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time()  # both to a second: see _sweep
@@ -105,11 +107,19 @@ class CheckInService:
         else:
             CheckInConnection(self, stream, address, check_in, standing).start()
 
+    def hand_over(self, stream: CheckInStream, address: Address) -> None:
+        """Take a connection to ordinary HTTP, for good."""
+        self._ordinary.add(stream)
+        self._hand_over(stream, address)
+
     def drain(self) -> None:
         """Close what is idle now, and everything else once it is answered."""
         self.draining = True
         for connection in list(self.connections):
             connection.close_if_idle()
+        for stream in list(self._ordinary):
+            if not stream.requests and not stream.writing():
+                stream.close()  # a request that was read, and not begun, ends here: see `Judge`
 
     def close(self) -> None:
         """Close all connections."""
@@ -122,6 +132,12 @@ class CheckInService:
         self.now, self.epoch = self._loop.time(), time.time()
         for connection in list(self.connections):
             connection.close_if_over(self.now, self._idle_timeout_s)
+        for stream in list(self._ordinary):
+            if stream.closed():
+                self._ordinary.discard(stream)
+            elif isinstance(stream, PeerStream) and stream.standing is not None:
+                if stream.standing.bundle != self.trust.bundle and stream.is_quiet():
+                    stream.close()  # let in by CAs that are not in force any more
         self._sweeping = self._loop.call_later(min(self._idle_timeout_s / 4, 1.0), self._sweep)
 
 

@@ -56,10 +56,10 @@ class PlainAcceptor(Accepting):
             return
         stream = PlainStream(connection, max_buffer_size=MAX_BUFFER, read_chunk_size=READ_CHUNK)
         # Not counted for its address: it is the address of everybody behind the proxy.
-        self._open += 1
+        self._count_open(1)
         stream.on_closed = self._ended
         self._on_connection(stream, address)
 
     def _ended(self) -> None:
-        self._open -= 1
+        self._count_open(-1)
         self._look_again()

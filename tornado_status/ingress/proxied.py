@@ -26,6 +26,7 @@ from tornado_status.ingress.forwarded import (
     client_address,
     read_certificate,
 )
+from tornado_status.ingress.peer import Counting
 from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
 from tornado_status.logs import RateLimit
@@ -39,7 +40,7 @@ class _Known:
     chain_until: float  # when the first certificate of the chain expires
 
 
-class ProxiedJudge:
+class ProxiedJudge(Counting):
     """Reads certificate and address from the headers of trusted proxies, and judges them.
 
     `refused` counts the refusals by kind. While `draining` every answer ends its connection.
@@ -101,6 +102,29 @@ class ProxiedJudge:
     def is_last(self, request: HTTPServerRequest) -> bool:
         """Say whether a connection ends with this request."""
         return self.draining
+
+    def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
+        """Return what says, at any time, why what a request began has to end; None if it need not.
+
+        For what outlives its request.
+        """
+        texts = certificate_lines(self._certificate_header, request.headers.get_list)
+        known = self._judge(texts)
+
+        def refusal() -> str | None:
+            nonlocal known
+            stale = known.standing.bundle != self._trust.bundle
+            if stale or self._clock() > known.chain_until:
+                try:
+                    known = self._judge(texts)
+                except IdentityError as error:
+                    return error.detail
+                except ForwardedError as error:
+                    return str(error)
+            lapsed = self._trust.renew(known.standing)
+            return lapsed.detail if lapsed is not None else None
+
+        return refusal
 
     def _judge(self, texts: Sequence[str]) -> _Known:
         """Return the verdict on a certificate. Raises `IdentityError`, `ForwardedError`."""

@@ -34,8 +34,10 @@ class GivingStream(BaseIOStream):
     """A stream that delivers what comes, and to which bytes that were read can be given back."""
 
     on_closed: Callable[[], None] | None = None
+    requests = 0  # that ordinary HTTP is answering: see `Judge.begin`
     _received = 0  # bytes that came in
     _taken = 0  # of these, what `receive` has delivered
+    _seen = -1  # of these, what had come when `is_quiet` was last asked
     _given_back = b""
 
     def receive(self, on_data: OnData) -> None:
@@ -52,6 +54,12 @@ class GivingStream(BaseIOStream):
         data = b"" if failed else reading.result()
         self._taken += len(data)
         on_data(data)
+
+    def is_quiet(self) -> bool:
+        """Say whether nothing is being answered, and nothing has come since this was last asked."""
+        quiet = self._received == self._seen and not self.requests and not self.writing()
+        self._seen = self._received
+        return quiet
 
     def unread(self, data: bytes) -> None:
         """Make the next read return `data` first. Call once, while no read is under way."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,6 +21,8 @@ import structlog
 
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
+from tornado_status.logs import RateLimit
+from tornado_status.measure import CheckIns
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, Row, StatementFailed
 
@@ -92,7 +95,7 @@ FROM now"""
 Done = Callable[["Event | StoreError"], None]
 
 
-Pending = tuple[CheckIn, Done]
+Pending = tuple[CheckIn, Done, float]  # and when it was submitted, in monotonic seconds
 Origin = tuple[str, "str | None", "int | None"]  # an entry's e-mail and client address
 
 
@@ -138,6 +141,8 @@ class GroupCommit:
         self._idle.set()
         self._stopping = False
         self._unconfirmed: set[Origin] = set()
+        self.counted = CheckIns()
+        self._told = RateLimit()  # a database that fails each commit would fill the log
         self.connected = asyncio.Event()
         self.head = 0
         self.stream = uuid.UUID(int=0)
@@ -160,7 +165,7 @@ class GroupCommit:
         if not self._queue:
             self._idle.clear()
             self._wake.set()
-        self._queue.append((check_in, done))
+        self._queue.append((check_in, done, time.monotonic()))
 
     async def write(self, work: Work) -> list[Row]:
         """Run other work on the writing connection, and return its rows.
@@ -199,18 +204,25 @@ class GroupCommit:
                 # What is queued, but never sent, may still make it with the next connection.
                 self.connected.clear()
                 self.problem = str(error)
-                self._log.warning("database lost, reconnecting", reason=str(error))
+                if (held := self._told.admit(("lost", str(error)))) is not None:
+                    self._log.warning("database lost, reconnecting", reason=str(error), before=held)
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
 
-    async def drain(self, timeout_s: float) -> None:
-        """Wait until all that was submitted is answered, at most `timeout_s`."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was submitted is answered; False after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             self._log.warning("drain timed out", pending=len(self._queue))
+            return False
+        return True
+
+    def refuse(self) -> None:
+        """Answer what is queued: it will not be committed. For when `run` has ended."""
+        self._lost(StoreUnavailable("shutting down"))
 
     def stop(self) -> None:
         """Make `run` end after the batch under way."""
@@ -240,13 +252,19 @@ class GroupCommit:
                 await self._do(connection, *self._work.popleft())
 
     async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
-        check_ins = [check_in for check_in, _ in batch]
+        check_ins = [check_in for check_in, _, _ in batch]
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
+        sent = time.monotonic()
         try:
-            rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
+            rows = await connection.execute(
+                statement, timeout_s=self._commit_timeout_s, durable=True
+            )
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
-            self._log.error("commit refused", reason=str(error), sqlstate=error.sqlstate)
+            if (held := self._told.admit(error.sqlstate)) is not None:
+                self._log.error(
+                    "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
+                )
             self._fail(batch, StoreUnavailable("the database refused the commit"))
             raise StoreUnavailable(str(error)) from error
         except StoreUnavailable as error:
@@ -257,12 +275,13 @@ class GroupCommit:
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
+        committed = time.monotonic()
         base, microseconds, new, back, accepted = rows[0]
         moment = _EPOCH + datetime.timedelta(microseconds=microseconds)
         recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
         special = dict.fromkeys(new, EventKind.NEW) | dict.fromkeys(back, EventKind.BACK)
         events = []
-        for number, (check_in, _) in enumerate(recorded, start=1):
+        for number, (check_in, _, _) in enumerate(recorded, start=1):
             position = number if accepted is None else accepted[number - 1]
             kind = special.get(position, EventKind.CHECK_IN)
             events.append(
@@ -278,20 +297,21 @@ class GroupCommit:
         if events:
             self.head = events[-1].seq
             self._on_commit(events, self.head)
-        for (_, done), event in zip(recorded, events, strict=True):
+        for (_, done, _), event in zip(recorded, events, strict=True):
             done(event)
         if len(recorded) < len(batch):
             known = set(accepted)
-            for position, (check_in, done) in enumerate(batch, start=1):
+            for position, (check_in, done, _) in enumerate(batch, start=1):
                 if position not in known:
                     done(UserUnknown(check_in.email))
+        self.counted.batch([submitted for _, _, submitted in batch], len(recorded), sent, committed)
 
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
     ) -> None:
         try:
             rows = await connection.execute(
-                f"{LOCK_HEAD}; {work.statement}", timeout_s=self._commit_timeout_s
+                f"{LOCK_HEAD}; {work.statement}", timeout_s=self._commit_timeout_s, durable=True
             )
         except StatementFailed as error:
             # Rolled back as a whole, and no fault of the connection.
@@ -319,17 +339,19 @@ class GroupCommit:
         the same. Also learns the head and the stream, which other servers may have moved.
         """
         known, lost = self.head, self._unconfirmed
-        head, stream = await connection.fetch_one("SELECT seq, stream FROM head FOR UPDATE")
-        same_stream = self.stream == uuid.UUID(stream)
-        self.stream, self.head = uuid.UUID(stream), head
-        self._unconfirmed = set()
-        if not lost or not same_stream:
-            return
-        rows = await connection.execute(
-            f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s"  # noqa: S608
-            " ORDER BY seq LIMIT %s",
-            [known, RECOVERY_LIMIT],
+        # The lock is a write too: once it is durable, so is all before it.
+        head, stream = await connection.fetch_one(
+            "SELECT seq, stream FROM head FOR UPDATE", durable=True
         )
+        rows = []
+        if lost and self.stream == uuid.UUID(stream):
+            rows = await connection.execute(
+                f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s"  # noqa: S608
+                " ORDER BY seq LIMIT %s",
+                [known, RECOVERY_LIMIT],
+            )
+        # Not before: should this connection break too, the next one asks again.
+        self.stream, self.head, self._unconfirmed = uuid.UUID(stream), head, set()
         found = (queries.entry(row) for row in rows)
         events = [e for e in found if (e.email, e.client_ip, e.client_port) in lost]
         if events:
@@ -346,7 +368,7 @@ class GroupCommit:
         self._idle.set()
 
     def _fail(self, batch: list[Pending], error: StoreError) -> None:
-        for _, done in batch:
+        for _, done, _ in batch:
             done(error)
 
     async def _sleep(self, seconds: float) -> None:

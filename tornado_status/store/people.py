@@ -71,6 +71,9 @@ WITH erased AS (
 )
 SELECT count(*) FROM erased"""
 
+# What alerts had still to say of the person.
+_ERASE_MESSAGES = "DELETE FROM alert_message WHERE email = %(email)s"
+
 _TAKE = f"""\
 WITH taken AS (
     DELETE FROM unannounced WHERE seq IN (SELECT seq FROM unannounced ORDER BY seq LIMIT {TAKE})
@@ -212,6 +215,7 @@ class Clerk:
             )
             total += count
             cursor = to
+        await self._execute(_ERASE_MESSAGES, {"email": email})
         return total
 
     async def _write(self, statement: str, kind: EventKind, emails: Sequence[str]) -> set[str]:

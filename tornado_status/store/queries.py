@@ -15,6 +15,8 @@ from tornado_status.checkin import (
     EventPage,
     HistoryEntry,
     HistoryPage,
+    LogSlice,
+    LogSpan,
     StatusRecord,
     UserPage,
 )
@@ -23,6 +25,8 @@ from tornado_status.store.database import Connection, Row
 
 # An hour, and as long again as two refreshes take, after an announcer was last said to be in use.
 PUBLISHED_S = 3600 + 2 * 60
+
+MAX_SLICE = 1000  # events of the log at once, for who follows it
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -141,6 +145,40 @@ async def history(
     entries = [HistoryEntry(entry(row[3:]), row[0], row[1]) for row in rows]
     more = len(entries) == limit and rows[-1][2] is not None
     return HistoryPage(entries, entries[-1].event.seq if more else None)
+
+
+async def log_slice(
+    connection: Connection, after: int, span: int, emails: Sequence[str] | None
+) -> LogSlice:
+    """Return what the next `span` numbers above `after` hold, at most `MAX_SLICE` events.
+
+    With `emails`, only of these users; the rest is passed over in the database. Raises
+    `HistoryGone` as `events` does.
+    """
+    rows = await connection.execute(
+        f"SELECT h.stream, h.seq, EXISTS (SELECT FROM check_in WHERE seq = %(after)s + 1), {ENTRY}"  # noqa: S608
+        " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in"
+        " WHERE seq > %(after)s AND seq <= %(after)s + %(span)s"
+        " AND (%(emails)s::text[] IS NULL OR email = ANY (%(emails)s::text[]))"
+        " ORDER BY seq LIMIT %(limit)s) c ON true ORDER BY c.seq",
+        {"after": after, "span": span, "limit": MAX_SLICE, "emails": emails and list(emails)},
+    )
+    stream, head, reaches_back = uuid.UUID(rows[0][0]), rows[0][1], rows[0][2]
+    if after > head:
+        raise HistoryGone(f"the newest event is {head}")
+    if after < head and not reaches_back:
+        raise HistoryGone(f"events after {after} are no longer kept")
+    found = [entry(row[3:]) for row in rows if row[3] is not None]
+    last = found[-1].seq if len(found) == MAX_SLICE else min(after + span, head)
+    return LogSlice(stream, head, found, last)
+
+
+async def log_span(connection: Connection) -> LogSpan:
+    """Return what the log holds."""
+    stream, head, oldest = await connection.fetch_one(
+        "SELECT stream, seq, (SELECT min(seq) FROM check_in) FROM head"
+    )
+    return LogSpan(uuid.UUID(stream), head, head + 1 if oldest is None else oldest)
 
 
 async def announcers(connection: Connection) -> tuple[uuid.UUID, list[str]]:
