@@ -163,9 +163,7 @@ class People:
             known.offline = known.offline or kind == OFFLINE
 
 
-def _seen(
-    seen: Event | BinaryUpdate | StatusRecord, kind: str, *, verified: bool
-) -> Person | None:
+def _seen(seen: Event | BinaryUpdate | StatusRecord, kind: str, *, verified: bool) -> Person | None:
     """Return a person, or None for who is enrolled and never checked in, or is erased."""
     if seen.last_seen is None:
         return None
