@@ -19,8 +19,8 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 # Each imports from those before it, and adapters never from each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("identity", "announcers", "revocation", "limits", "checkin", "datagram", "config"),
-    ("logs",),
+    ("identity", "announcers", "revocation", "limits", "checkin", "datagram", "brokers", "config"),
+    ("logs", "nats_connection"),
     ("ingress", "store", "announce", "api", "admin"),
     ("server",),
     ("cli",),
@@ -33,7 +33,15 @@ ADAPTERS = LAYERS[3]
 DATABASE = {"aiopg", "psycopg2", "alembic", "sqlalchemy"}
 NETWORK = {"asyncio", "socket", "ssl", "structlog", "tornado"}
 # What other packages may know of the server: the values and formats that they share with it.
-SHARED = {"errors", "identity", "announcers", "checkin", "datagram"}
+SHARED = {
+    "errors",
+    "identity",
+    "announcers",
+    "checkin",
+    "datagram",
+    "brokers",
+    "nats_connection",
+}
 PACKAGES = ("tornado_status", "listeners", "clients", "certs_gen")
 
 SQL = re.compile(

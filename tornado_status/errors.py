@@ -6,6 +6,7 @@ StatusError
 ├── AnnouncerError         a certificate that does not prove a key that may announce
 ├── RevocationListError    a revocation list that cannot be used
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
+├── BrokerError            a message broker that cannot be reached or used, and is tried again
 ├── TooFrequent            an identity checks in more often than it may (429)
 └── StoreError             the database could not do it
     ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
@@ -52,6 +53,14 @@ class RevocationListError(StatusError):
 
 class DatagramError(StatusError):
     """Bytes that are no status datagram. `reason` is a short stable word for counters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BrokerError(StatusError):
+    """A broker cannot be reached or used now. `reason` is a short stable word for counters."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
