@@ -443,14 +443,16 @@ def _first_problem(error: ValidationError) -> str:
         message = of_target if key.startswith("announce.targets[") else "unknown key"
     elif first["type"] == "missing":
         message = "missing"
-    elif isinstance(first["input"], str | int | float) and not _may_hold_secret(key):
+    elif isinstance(first["input"], str | int | float) and not _may_hold_secret(
+        key, first["input"]
+    ):
         message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{more}"
 
 
-def _may_hold_secret(key: str) -> bool:
-    return key == "database.url" or key.startswith("announce.targets[")
+def _may_hold_secret(key: str, value: object) -> bool:
+    return key == "database.url" or (key.endswith(".address") and "@" in str(value))
 
 
 def _kind(value: object) -> str:

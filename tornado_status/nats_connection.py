@@ -137,8 +137,9 @@ def _context(broker: Broker) -> _Context | None:
         if file is not None:
             context.load_cert_chain(file, broker.private_key, password=_no_passphrase)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        reason = "no certificate, or not its key" if isinstance(error, ssl.SSLError) else error
-        reason = error.strerror if isinstance(error, FileNotFoundError) else reason
+        reason: object = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, ssl.SSLError):
+            reason = "no certificate, or not its key"
         raise BrokerError("files", f"cannot use {file}: {reason}") from error
     return context
 
