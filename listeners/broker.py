@@ -1,8 +1,8 @@
 """Hears datagrams that a NATS broker carries, over one connection after the other.
 
-Where JetStream keeps the subject, an ordered consumer begins behind the last message that was heard,
-so that a broker that was away leaves no gap; elsewhere it is a plain subscription. Either way what is
-missing shows by the numbers, and is repaired.
+Where JetStream keeps the subject, an ordered consumer begins behind the last message that was
+heard, so that a connection that broke leaves no gap; elsewhere it is a plain subscription. Either
+way what is missing shows by the numbers, and is repaired.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ ANSWER_S = 3.0
 # What the library may hold until it is taken; what finds no room is repaired.
 MAX_MESSAGES = 65_536
 MAX_BYTES = 64 * 1024 * 1024
+SOME_CLOCKS_DIFFER = datetime.timedelta(seconds=10)  # what is heard twice is known
 INACTIVE_S = 30.0  # a consumer whose listener is gone is removed by the broker
 
 TakeIn = Callable[[bytes, Source], Awaitable[None]]
@@ -65,7 +66,8 @@ class BrokerEar:
                 self._tell(f"the broker {self._broker}: {str(error).removeprefix('nats: ')}")
             if self.listening.is_set():
                 # What is kept from now on is asked for, where there is no number to go on from.
-                self._since = self._since or datetime.datetime.now(datetime.UTC)
+                now = datetime.datetime.now(datetime.UTC)
+                self._since = self._since or now - SOME_CLOCKS_DIFFER
             await asyncio.sleep(RETRY_S)
 
     def stop(self) -> None:
@@ -83,6 +85,7 @@ class BrokerEar:
         manager = client.jsm(timeout=ANSWER_S)
         stream = await self._find_stream(manager)
         subject = self._broker.subject if stream is None else client.new_inbox()
+        before = client.last_error
         await client.subscribe(
             subject,
             cb=on_message,
@@ -93,7 +96,7 @@ class BrokerEar:
         self._heard = 0
         consumer = None if stream is None else await self._consume(manager, stream, subject)
         await client.flush(int(ANSWER_S))  # the broker knows of it now, or said why not
-        if connection.ended.is_set() or client.last_error is not None:
+        if connection.ended.is_set() or client.last_error is not before:
             raise BrokerError("refused", f"the broker {self._broker}: {client.last_error}")
         if self._problem is not None:
             self._warn(f"hearing the broker {self._broker} again")
