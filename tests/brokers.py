@@ -51,6 +51,11 @@ class Nats:
             self._process.wait(PATIENCE_S)
             self._process = None
 
+    def signal(self, signum: int) -> None:
+        """Stop it without an end, as a machine that hangs, or let it go on."""
+        assert self._process is not None
+        self._process.send_signal(signum)
+
     def _answers(self) -> bool:
         assert self._process is not None
         assert self._process.poll() is None, self._log.read_text()

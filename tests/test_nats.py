@@ -152,6 +152,28 @@ def test_what_a_broker_missed_is_published_once_it_is_back(
     assert "0 repaired, 0 missed" in summary
 
 
+def test_a_broker_that_hangs_is_left_and_found_again(
+    start_server: StartServer, broker: Nats
+) -> None:
+    """No connection breaks, nothing answers: check-ins go on, and nothing is lost."""
+    server = announcing(start_server, broker)
+    with Listening(*verifying(server, broker)) as listener:
+        check_in(server, 40)
+        listener.wait_for_seq(40)
+        broker.signal(signal.SIGSTOP)
+        try:
+            check_in(server, 40)
+            server.wait_event("cannot announce, trying again")
+            listener.says("trying again")
+        finally:
+            broker.signal(signal.SIGCONT)
+        check_in(server, 40)
+        shown = listener.wait_for(120)
+        summary = listener.stop()
+    assert [update["seq"] for update in shown] == list(range(1, 121))
+    assert "0 repaired, 0 missed" in summary
+
+
 def test_without_a_queue_the_same_is_a_gap(start_server: StartServer, broker: Nats) -> None:
     """The test above can fail: with room for one datagram the rest is dropped, and counted."""
     server = announcing(start_server, broker, max_queued=1)
