@@ -2,8 +2,8 @@
 # clients and certs_gen. The database is a container of its own.
 
 # As exact as a tag can be without missing Python's security releases. For one exact build add its
-# digest: --build-arg PYTHON_IMAGE=python:3.13-slim@sha256:...
-ARG PYTHON_IMAGE=python:3.13-slim
+# digest: --build-arg PYTHON_IMAGE=python:3.13-slim-trixie@sha256:...
+ARG PYTHON_IMAGE=python:3.13-slim-trixie
 
 FROM ${PYTHON_IMAGE} AS builder
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
@@ -22,8 +22,10 @@ RUN sed -nE '/^setuptools==/,/[^\\]$/p' requirements.txt > build.txt \
 RUN python -m venv --without-pip /opt/tornado_status \
     && python -m pip --python /opt/tornado_status/bin/python install --no-compile --no-deps \
         --only-binary :all: --require-hashes --requirement runtime.txt
+COPY requirements-sbom.txt .
 RUN python -m venv tools \
-    && tools/bin/python -m pip install --no-deps --require-hashes --requirement build.txt
+    && tools/bin/python -m pip install --no-deps --only-binary :all: --require-hashes \
+        --requirement build.txt --requirement requirements-sbom.txt
 
 COPY LICENSE README.md pyproject.toml ./
 COPY certs_gen certs_gen
@@ -33,25 +35,46 @@ COPY tornado_status tornado_status
 RUN tools/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && python -m pip --python /opt/tornado_status/bin/python install --no-compile --no-deps \
         --no-index dist/*.whl
+# What is in it, as a CycloneDX bill of materials: docs/deploy.md.
+RUN tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
+        --output-file /opt/tornado_status/sbom.cdx.json /opt/tornado_status/bin/python
 
 
-FROM ${PYTHON_IMAGE}
+# What of the base is needed to run, as one layer, without pip, perl and Debian's package manager.
+# The list of its packages stays, for scanners.
+FROM ${PYTHON_IMAGE} AS system
+RUN groupadd --gid 10001 status \
+    && useradd --uid 10001 --gid status --no-create-home --home-dir /app \
+        --shell /usr/sbin/nologin status
+RUN stdlib=$(python -c "import sysconfig; print(sysconfig.get_path('stdlib'))") \
+    && pip=$(python -c "import pathlib, pip; print(pathlib.Path(pip.__file__).parent)") \
+    && rm -rf "$pip" "$pip"-*.dist-info "$stdlib/ensurepip" "$stdlib/idlelib" "$stdlib/tkinter" \
+        "$stdlib/turtledemo" "$stdlib/pydoc_data" /usr/local/include /usr/local/bin/pip* \
+        /usr/local/bin/idle* /usr/bin/pip* /usr/bin/perl* /usr/bin/apt* /usr/bin/dpkg* \
+        /usr/lib/apt /usr/lib/dpkg /usr/lib/*/perl-base /usr/lib/*/libapt-* /usr/lib/*/gconv \
+        /usr/share/python-wheels /usr/share/doc /usr/share/man /usr/share/locale \
+        /usr/share/perl* /usr/share/info /var/cache /var/lib/apt /var/log \
+    && find / -xdev -depth -name __pycache__ -exec rm -rf {} + \
+    && mkdir -p /var/cache /var/log
+# A new volume mounted on one of these takes over its owner, so that certs_gen, as this user without
+# any capability, can fill it. Relative paths in config.yaml are relative to /app.
+RUN install --directory --owner status --group status /app/certs \
+        /handed/server /handed/listener /handed/client
+COPY --from=builder /opt/tornado_status /opt/tornado_status
+COPY config.yaml /app/
+
+
+FROM scratch
 LABEL org.opencontainers.image.title="tornado_status" \
       org.opencontainers.image.description="A check-in service: a client certificate is the identity" \
       org.opencontainers.image.licenses="MIT"
-ENV PATH=/opt/tornado_status/bin:$PATH \
+ENV PATH=/opt/tornado_status/bin:/usr/local/bin:/usr/bin:/bin \
+    LANG=C.UTF-8 \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1
-
-# A new volume mounted on certs takes over the directory's owner, so that certs_gen, as this user
-# without any capability, can fill it. Relative paths in config.yaml are relative to /app.
-RUN groupadd --gid 10001 status \
-    && useradd --uid 10001 --gid status --no-create-home --home-dir /app \
-        --shell /usr/sbin/nologin status \
-    && install --directory --owner status --group status /app/certs
-COPY --from=builder /opt/tornado_status /opt/tornado_status
+# hadolint ignore=DL3067 # all that the stage before has left of the base, as one layer
+COPY --from=system / /
 WORKDIR /app
-COPY config.yaml .
 
 # By number, so that an orchestrator can see that it is not root.
 USER 10001:10001

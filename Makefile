@@ -1,6 +1,7 @@
 # make run    set everything up and serve on https://localhost:8443
 # make test   set everything up and run the tests
 # make bench  measure this server and others that do the same job: docs/benchmarks.md
+# make docs   build the documentation site in site/
 # Others: lint, test-all (on every installed Python), lock, clean
 
 TESTED := 3.13 3.12 3.11
@@ -15,7 +16,7 @@ PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench test-all lint lock clean check-python
+.PHONY: run test bench docs test-all lint lock clean check-python
 
 run: $(VENV)/.run
 	@$(BIN)/python -m certs_gen --if-missing
@@ -26,6 +27,11 @@ test: $(VENV)/.dev
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+
+# Strict by mkdocs.yml: a page that is not in the nav, or a link that leads nowhere, fails. Never with
+# --quiet: MkDocs then does not count its warnings.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
@@ -49,12 +55,21 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.txt
 	@touch $@
 
+$(VENV)/.docs: $(VENV)/.run requirements-docs.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-docs.txt
+	@touch $@
+
 # New versions of everything, with the hashes of every file: then run the tests.
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) pyproject.toml requirements.in -o requirements.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --group dev \
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --extra board pyproject.toml requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --extra board --group dev \
 		pyproject.toml requirements.in -o requirements-dev.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group docs \
+		-o requirements-docs.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group sbom -o requirements-sbom.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group kubernetes \
+		-o requirements-kubernetes.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) benchmarks/requirements.in \
 		-o benchmarks/requirements.txt
 
@@ -62,4 +77,4 @@ LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --
 	--no-emit-index-url --no-emit-find-links
 
 clean:
-	rm -rf $(VENV) benchmarks/.build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site benchmarks/.build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

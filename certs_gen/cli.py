@@ -16,7 +16,7 @@ from typing import NoReturn, TypeVar
 
 from cryptography.x509 import CertificateRevocationList
 
-from certs_gen import development, files, revocation
+from certs_gen import copies, development, files, revocation
 from certs_gen.authority import (
     CA_CERTIFICATE_FILE,
     CRL_DAYS,
@@ -63,6 +63,9 @@ class _Options(argparse.Namespace):
     pkcs12_password: str | None
     revoked: list[str | int]
     reason: str
+    role: str
+    to: Path
+    copied_email: str | None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -187,6 +190,15 @@ def _issue_crl(options: _Options) -> None:
         file = development.crl_file(options.out, crl)
         files.replace(file)
     _say_crl(file, last)
+
+
+def _copy(options: _Options) -> None:
+    if not files.existing([options.out / CA_CERTIFICATE_FILE]):
+        raise ConfigError(f"{options.out} has no certificates: make a set first")
+    with files.locked(options.out):
+        changed = copies.copy(options.out, options.role, options.to, email=options.copied_email)
+    for file in changed:
+        _say(str(file.path))
 
 
 def _say_crl(file: NewFile, last: CertificateRevocationList | None) -> None:
@@ -342,6 +354,27 @@ def _parser(prog: str) -> _Parser:
     _add_out(crl)
     _add_days(crl, f"how long the list is good ({CRL_DAYS})")
     crl.set_defaults(run=_issue_crl)
+
+    copy = commands.add_parser(
+        "copy",
+        help="copy what a server, a listener or a client needs, and no other key",
+        description="Copy to DIR what a server, a listener or a client needs, and no other key. "
+        "Files that are there already as they should be are left alone, so it may be repeated: "
+        "after a renewal, or when ca.crl has changed.",
+        allow_abbrev=False,
+    )
+    copy.add_argument("role", choices=copies.ROLES, help="who will read the copies")
+    copy.add_argument("to", metavar="DIR", type=Path, help="where to; it is made if need be")
+    copy.add_argument(
+        "--email",
+        dest="copied_email",
+        metavar="EMAIL",
+        type=_argument(client_email),
+        help="whose certificate a listener or client gets, instead of operator's or client's; it "
+        "has their file name in DIR",
+    )
+    _add_out(copy)
+    copy.set_defaults(run=_copy)
     return parser
 
 

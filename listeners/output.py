@@ -16,7 +16,7 @@ from tornado_status.datagram import BinaryUpdate
 _RULE = "-" * 40
 _FETCHED = "none (fetched over HTTPS)"
 # The events that are a check-in themselves: the block looks the same for all three.
-_CHECK_INS = frozenset({"check-in", "new", "back"})
+CHECK_INS = frozenset({"check-in", "new", "back"})
 
 SNAPSHOT = "snapshot"  # as an event's kind
 
@@ -38,7 +38,9 @@ def render(form: Format, delivery: Delivery, *, marks: bool = True) -> str:
             return _gap_block(delivery) if form is Format.TEXT else _gap_line(delivery)
         case Snapshot(record):
             event = _as_event(record)
-            return text_block(event, None) if form is Format.TEXT else json_line(event)
+            if form is Format.TEXT:
+                return text_block(event, None, state=record.state)
+            return json_line(event, state=record.state)
         case Update(event, source, verified):
             verified = verified or not marks
             if form is Format.TEXT:
@@ -47,25 +49,36 @@ def render(form: Format, delivery: Delivery, *, marks: bool = True) -> str:
 
 
 def text_block(
-    update: Event | BinaryUpdate, source: Source | None, *, verified: bool = True
+    update: Event | BinaryUpdate,
+    source: Source | None,
+    *,
+    verified: bool = True,
+    state: str | None = None,
 ) -> str:
     """Return the block for people. An event that is no check-in is named on one more line."""
     lines = [_RULE, f"Source Packet: {_FETCHED if source is None else repr(source)}"]
-    if isinstance(update, Event) and update.event not in _CHECK_INS:
+    if isinstance(update, Event) and update.event not in CHECK_INS:
         lines.append(f"Event        : {update.event}")
     lines += [
         f"User Email   : {update.email}",
         f"Last Seen    : {_last_seen(update, ' ')}",
-        f"Client IP    : {update.client_ip}",
-        f"Client Port  : {update.client_port}",
     ]
+    if update.client_ip is not None:
+        lines += [f"Client IP    : {update.client_ip}", f"Client Port  : {update.client_port}"]
+    if state is not None:
+        lines.append(f"State        : {state}")
     if not verified:
         lines.append("Verified     : no")
     return "\n".join([*lines, _RULE]) + "\n"
 
 
-def json_line(update: Event | BinaryUpdate, *, verified: bool = True) -> str:
-    """Return one flat JSON object on a line of its own; what the binary format lacks is null."""
+def json_line(
+    update: Event | BinaryUpdate, *, verified: bool = True, state: str | None = None
+) -> str:
+    """Return one flat JSON object on a line of its own; what the update lacks is null.
+
+    `at` is there where an event is no check-in, `state` in snapshots.
+    """
     members: dict[str, object] = {
         "seq": update.seq if isinstance(update, Event) else None,
         "event": update.event if isinstance(update, Event) else None,
@@ -74,6 +87,10 @@ def json_line(update: Event | BinaryUpdate, *, verified: bool = True) -> str:
         "client_ip": update.client_ip,
         "client_port": update.client_port,
     }
+    if isinstance(update, Event) and update.at is not None:
+        members["at"] = _moment(update.at, "T").replace("+00:00", "Z")
+    if state is not None:
+        members["state"] = state
     if not verified:
         members["verified"] = False
     return json.dumps(members, separators=(",", ":")) + "\n"
@@ -100,6 +117,9 @@ def _as_event(record: StatusRecord) -> Event:
 
 
 def _last_seen(update: Event | BinaryUpdate, separator: str) -> str:
+    return _moment(update.last_seen, separator)
+
+
+def _moment(moment: datetime.datetime, separator: str) -> str:
     # Not str(): it leaves the fraction out when it is zero.
-    moment = update.last_seen.astimezone(datetime.UTC)
-    return moment.isoformat(sep=separator, timespec="microseconds")
+    return moment.astimezone(datetime.UTC).isoformat(sep=separator, timespec="microseconds")

@@ -7,6 +7,7 @@ page of events with a hole, is an error like any other.
 from __future__ import annotations
 
 import json
+import re
 import uuid
 
 from tornado_status.checkin import EventPage, StatusRecord, UserPage
@@ -14,6 +15,9 @@ from tornado_status.datagram import MAX_SEQ, decode_update
 from tornado_status.errors import DatagramError
 
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
+
+
+_STATE = re.compile(r"[a-z][a-z-]{0,31}")
 
 
 class AnswerError(Exception):
@@ -76,7 +80,14 @@ def _record(entry: object) -> StatusRecord:
         event = decode_update({**entry, "event": "snapshot"})
     except DatagramError as error:
         raise AnswerError(str(error)) from error
-    return StatusRecord(event.seq, event.email, event.last_seen, event.client_ip, event.client_port)
+    if event.client_ip is None or event.client_port is None:
+        raise AnswerError("a record has no address")
+    state = entry.get("state")
+    if not (state is None or (isinstance(state, str) and _STATE.fullmatch(state))):
+        raise AnswerError("`state` is no word")
+    return StatusRecord(
+        event.seq, event.email, event.last_seen, event.client_ip, event.client_port, state
+    )
 
 
 def _object(body: bytes) -> dict[str, object]:

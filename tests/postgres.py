@@ -1,11 +1,13 @@
-"""A PostgreSQL for the tests: `python -m tests.postgres DIRECTORY [BIN]` until its input ends.
+"""A PostgreSQL for the tests: `python -m tests.postgres DIRECTORY` until its input ends.
 
-The project's own embedded PostgreSQL, so it runs as root too and ends with the tests; with BIN that
-of another version. Prints its connection URL.
+The project's own embedded PostgreSQL, so it runs as root too, ends with the tests and is started
+again where it dies; with `--binaries` that of another version, with `--set` other settings. Prints
+its connection URL.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 from pathlib import Path
@@ -16,12 +18,20 @@ from tornado_status.store import embedded
 from tornado_status.store.embedded import EmbeddedPostgres
 
 
-async def main(directory: Path, binaries: Path | None) -> None:
+async def main(directory: Path, binaries: Path | None, settings: list[str]) -> None:
     logs.configure(Logging(level="warning"))
     if binaries is not None:
         major = int(binaries.parent.name)
         embedded.find_binaries = lambda: (binaries, major)
     server = EmbeddedPostgres(directory)
+    spawn = server._spawn
+    options = [option for setting in settings for option in ("-c", setting)]
+    server._spawn = lambda command, output: spawn(  # type: ignore[method-assign]
+        [*command, *options] if command[0].endswith("/postgres") else command, output
+    )
+    server._accepts = lambda: (  # type: ignore[method-assign]
+        _state(directory) in ("ready", "standby")
+    )
     await server.start()
     parameters = server.parameters
     print(f"postgresql://{parameters['user']}@/postgres?host={parameters['host']}", flush=True)
@@ -29,5 +39,17 @@ async def main(directory: Path, binaries: Path | None) -> None:
     await server.stop()
 
 
+def _state(directory: Path) -> str:
+    try:
+        return (directory / "postmaster.pid").read_text().splitlines()[7].strip()
+    except (OSError, IndexError):
+        return ""
+
+
 if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--binaries", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    given = parser.parse_args()
+    asyncio.run(main(given.directory, given.binaries, given.set))

@@ -254,6 +254,7 @@ def running_server(
     prefix: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
+    module: tuple[str, ...] = ("tornado_status",),
     **overrides: Any,
 ) -> Iterator[Server]:
     """Run the server on free ports, its log as JSON; stop it at the end, whatever happened."""
@@ -281,7 +282,7 @@ def running_server(
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
     process = subprocess.Popen(
-        [*prefix, python, "-W", "error", "-m", "tornado_status", "--config", str(config)],
+        [*prefix, python, "-W", "error", "-m", *module, "--config", str(config)],
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -324,16 +325,28 @@ def plain_environment() -> dict[str, str]:
 class Postgres:
     """A PostgreSQL of a test's own, to be stopped, killed and started again."""
 
-    def __init__(self, directory: Path, binaries: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        binaries: Path | None = None,
+        *,
+        settings: Mapping[str, str] | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
         self.url = ""
-        self._arguments = [str(directory)] + ([str(binaries)] if binaries is not None else [])
+        self.settings = dict(settings or {})  # read at each start
+        self._binaries = binaries
+        self._environment = environment or {}
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.postgres", *self._arguments],
+            [sys.executable, "-m", "tests.postgres", str(self.directory)]
+            + ([f"--binaries={self._binaries}"] if self._binaries is not None else [])
+            + [f"--set={name}={value}" for name, value in self.settings.items()],
             cwd=ROOT,
+            env={**os.environ, **self._environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -347,6 +360,19 @@ class Postgres:
     def pid(self) -> int:
         """The postmaster's."""
         return int((self.directory / "postmaster.pid").read_text().split("\n", 1)[0])
+
+    def kill(self) -> None:
+        """End PostgreSQL without a warning, for good: kill -9, and nobody starts it again."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.send_signal(signal.SIGSTOP)
+        os.kill(self.pid, signal.SIGKILL)
+        self._process.kill()
+        self._process.wait(PATIENCE_S)
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process = None
 
     def stop(self) -> None:
         """An orderly stop. Nothing where it does not run."""

@@ -17,8 +17,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -26,94 +25,18 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support import (
-    PATIENCE_S,
-    ROOT,
-    Lines,
-    plain_environment,
-    require,
-    running_server,
+from tests.namespaces import (
+    Running,
+    environment_for_python,
+    in_python,
+    network_of_its_own,
+    running,
 )
+from tests.support import PATIENCE_S, ROOT, require, running_server
 from tornado_status import config
 from tornado_status.config import Settings, Target
 
 BIN = Path(sys.executable).parent
-
-# ----------------------------------------------------------------------------------------- running
-
-
-def in_python(command: list[str]) -> list[str]:
-    """Return a command of the image as it runs here."""
-    assert command[0] == "python"
-    return [sys.executable, *command[1:]]
-
-
-@contextlib.contextmanager
-def network_of_its_own(address: str | None = None) -> Iterator[tuple[str, ...]]:
-    """Yield the command that enters a new network: loopback, and an eth0 that has `address`."""
-    script = "ip link set lo up"
-    if address is not None:
-        script += (
-            " && ip link add eth0 type veth peer name peer0"
-            f" && ip address add {address} broadcast + dev eth0"
-            " && ip link set peer0 up && ip link set eth0 up"
-        )
-    script += " && echo ready && exec cat"
-    root = os.geteuid() == 0
-    unshare = ["unshare", "--net", *([] if root else ["--user", "--map-root-user"])]
-    with subprocess.Popen(
-        [*unshare, "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:  # it ends when its input does
-        assert holder.stdout is not None
-        require(
-            "network namespaces",
-            holder.stdout.readline() == "ready\n",
-            "run the tests as root, with iproute2 and util-linux",
-        )
-        if root:
-            yield "nsenter", f"--net=/proc/{holder.pid}/ns/net"
-        else:
-            yield (
-                *("nsenter", "--user", "--preserve-credentials", "--net"),
-                *("--target", str(holder.pid)),
-            )
-
-
-@dataclass(frozen=True)
-class Running:
-    process: subprocess.Popen[str]
-    out: Lines
-    err: Lines
-
-    def wait(self) -> int:
-        return self.process.wait(PATIENCE_S)
-
-
-@contextlib.contextmanager
-def running(command: list[str], cwd: Path, environment: Mapping[str, str]) -> Iterator[Running]:
-    """Run a program, told to end afterwards if it has not ended by itself."""
-    process = subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    program = Running(process, Lines(process.stdout), Lines(process.stderr))
-    try:
-        yield program
-    finally:
-        process.terminate()
-        program.wait()
-        program.out.wait_end()
-        program.err.wait_end()
-
-
-def environment_for_python() -> dict[str, str]:
-    return {**plain_environment(), "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-
 
 # ---------------------------------------------------------------------------------- docker-compose
 
@@ -188,8 +111,8 @@ def test_the_server_announces_to_its_containers_network(
     assert (broadcast.kind, broadcast.interfaces) == ("broadcast", ("eth0",))
     assert broadcast.address == str(subnet(compose).broadcast_address)
     assert subnet(compose).is_private
-    assert broadcast.address in compose["services"]["broadcast-listener"]["command"]
-    assert multicast.address in compose["services"]["listener"]["command"]
+    assert f"--address={broadcast.address}" in compose["services"]["broadcast-listener"]["command"]
+    assert f"--address={multicast.address}" in compose["services"]["listener"]["command"]
     for name in ("server", "listener", "broadcast-listener"):
         assert list(compose["services"][name]["networks"]) == ["status"]  # so that it is eth0
 
@@ -209,24 +132,38 @@ def test_the_server_finds_its_database(compose: Compose) -> None:
     assert compose["services"]["server"]["depends_on"]["db"]["condition"] == "service_healthy"
 
 
-def test_the_server_finds_the_certificates_that_the_init_service_makes(compose: Compose) -> None:
-    """They are on one volume, mounted where the image's config.yaml looks for them."""
+def test_each_service_has_the_certificates_that_it_needs_and_no_other_key(
+    compose: Compose,
+) -> None:
+    """The CA's key is in a volume that only the init service has; it hands out the rest."""
     tls = server_settings(compose).tls
-    directory = workdir() / tls.private_key.parent.relative_to(ROOT)
+    directory = str(workdir() / tls.private_key.parent.relative_to(ROOT))
     assert {tls.certificate.parent, tls.client_ca.parent} == {tls.private_key.parent}
     services = compose["services"]
-    for name, read_only in (("certs", None), ("server", True), ("client", True)):
-        found = mount(services[name], "certs")
-        assert (found["target"], found.get("read_only")) == (str(directory), read_only)
+    roles = {
+        "server": "server",
+        "listener": "listener",
+        "broadcast-listener": "listener",
+        "client": "client",
+    }
+    assert set(roles) == set(ours(compose)) - {"certs"}
+    for name, role in roles.items():
+        (found,) = services[name]["volumes"]
+        assert (found["source"], found["target"]) == (f"{role}-certs", directory)
+        assert found["read_only"] is True
+        assert found["source"] == mount(services["certs"], f"{role}-certs")["source"]
+        assert mount(services["certs"], f"{role}-certs")["target"] == f"/handed/{role}"
+    assert mount(services["certs"], "ca")["target"] == directory
     for name in ("server", "listener", "broadcast-listener"):
         condition = services[name]["depends_on"]["certs"]["condition"]
         assert condition == "service_completed_successfully"
     assert services["certs"].get("restart", "no") == "no"
     # A new volume takes over what the image has there: made for the one user that all of them are.
-    assert re.search(
-        rf"install --directory --owner status --group status {directory}\b",
-        " ".join(text for name, text in last_stage() if name == "RUN"),
+    [made] = re.findall(
+        r"install --directory --owner status --group status ([^&]*)",
+        " ".join(text for name, text in instructions() if name == "RUN"),
     )
+    assert set(made.split()) >= {directory, *(f"/handed/{role}" for role in roles.values())}
     assert all("user" not in service for service in ours(compose).values())
 
 
@@ -391,10 +328,13 @@ def test_every_base_image_has_an_exact_tag() -> None:
     everything = instructions()
     defaults = dict(text.split("=", 1) for name, text in everything if name == "ARG")
     bases = [text.split()[0] for name, text in everything if name == "FROM"]
+    bases.remove("scratch")
     for base in bases:
         image = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], base)
         assert re.match(r"3\.13.*slim", tag(image)), image
     assert len(set(bases)) == 1  # what was built beside one Python runs beside the same
+    # Nothing comes from a base but what the stage before picked.
+    assert last_stage()[0] == ("FROM", "scratch")
 
 
 def test_the_image_starts_the_server_as_an_ordinary_user_and_without_a_shell() -> None:
@@ -419,11 +359,11 @@ def test_the_image_asks_for_health_where_the_shipped_settings_serve_it() -> None
     assert argument("EXPOSE") == str(settings.server.port)  # the admin port is for loopback
 
 
-def test_the_last_stage_installs_nothing() -> None:
-    """Neither a compiler nor a package cache gets into the image."""
-    commands = [text for name, text in last_stage() if name == "RUN"]
-    assert commands
-    assert not [text for text in commands if re.search(r"\b(apt|apt-get|pip|curl|wget)\b", text)]
+def test_no_stage_installs_with_the_systems_package_manager() -> None:
+    """Neither a compiler nor a package cache gets into the image; the last stage only copies."""
+    commands = [text for name, text in instructions() if name == "RUN"]
+    assert not [text for text in commands if re.search(r"\b(apt-get install|curl|wget)\b", text)]
+    assert not [text for name, text in last_stage() if name == "RUN"]
 
 
 def test_what_the_dockerfile_copies_is_there_and_nothing_secret_is_sent() -> None:

@@ -7,6 +7,7 @@ import ipaddress
 import json
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -50,14 +51,26 @@ moments = st.datetimes(
 )
 # In normal form: an IPv4 address in IPv6 clothes would not come back as it went.
 addresses = st.ip_addresses().map(str).filter(lambda text: normalise_ip(text) == text)
-events = st.builds(
+kinds = st.from_regex(r"[a-z][a-z-]{0,31}", fullmatch=True)
+check_ins = st.builds(
     Event,
     seq=st.integers(1, MAX_SEQ),
-    event=st.from_regex(r"[a-z][a-z-]{0,31}", fullmatch=True),
+    event=kinds,
     email=emails,
     last_seen=moments,
     client_ip=addresses,
     client_port=st.integers(0, 65535),
+    at=st.none(),
+)
+events = check_ins | st.builds(
+    Event,
+    seq=st.integers(1, MAX_SEQ),
+    event=kinds,
+    email=emails,
+    last_seen=moments,
+    client_ip=st.none(),
+    client_port=st.none(),
+    at=moments,
 )
 heads = st.integers(0, MAX_SEQ)
 json_values = st.recursive(
@@ -77,6 +90,12 @@ def vectors(name: str) -> list[Path]:
     return found
 
 
+def written_event(update: dict[str, Any]) -> Event:
+    texts: dict[str, str] = {n: update[n] for n in ("last_seen", "at") if n in update}
+    parsed = {name: datetime.datetime.fromisoformat(text) for name, text in texts.items()}
+    return Event(**{**update, **parsed})
+
+
 @pytest.mark.parametrize("path", vectors("json-v1"), ids=lambda path: path.stem)
 def test_json_vectors_encode_to_and_decode_from_the_written_bytes(path: Path) -> None:
     """The JSON format is what the vectors say, byte for byte, in both directions."""
@@ -87,10 +106,7 @@ def test_json_vectors_encode_to_and_decode_from_the_written_bytes(path: Path) ->
         stream=uuid.UUID(fields["stream"]),
         sent=datetime.datetime.fromisoformat(fields["sent"]),
         head=fields["head"],
-        updates=tuple(
-            Event(**{**update, "last_seen": datetime.datetime.fromisoformat(update["last_seen"])})
-            for update in fields["updates"]
-        ),
+        updates=tuple(written_event(update) for update in fields["updates"]),
     )
     assert decode(payload) == datagram
     encoded = encode_json(datagram.stream, datagram.sent, datagram.head, datagram.updates)
@@ -131,10 +147,12 @@ def test_json_datagrams_carry_every_update_in_order_within_one_frame(
 
 
 @no_deadline
-@given(events)
+@given(check_ins)
 def test_binary_datagrams_carry_a_check_in(event: Event) -> None:
     """A receiver of the older format learns who, when and from where, to the microsecond."""
     payload = encode_binary(event)
+    assert event.client_ip is not None
+    assert event.client_port is not None
     assert len(payload) <= MAX_DATAGRAM
     assert decode(payload) == BinaryUpdate(
         event.email, event.last_seen, event.client_ip, event.client_port
@@ -157,6 +175,7 @@ def test_two_of_the_longest_updates_fit_in_one_datagram() -> None:
         last_seen=MOMENT,
         client_ip=str(ipaddress.IPv6Address(2**128 - 1)),
         client_port=65535,
+        at=MOMENT,
     )
     assert len(list(encode_json(STREAM, MOMENT, MAX_SEQ, [longest] * 2))) == 1
     assert len(list(encode_json(STREAM, MOMENT, MAX_SEQ, [longest] * 3))) == 2
@@ -195,7 +214,7 @@ def test_any_bytes_decode_or_are_refused(payload: bytes) -> None:
 
 @no_deadline
 @given(
-    st.lists(events, min_size=1, max_size=3),
+    st.lists(check_ins, min_size=1, max_size=3),
     st.booleans(),
     st.integers(0, 2000),
     st.binary(max_size=3),
@@ -230,7 +249,8 @@ def test_any_json_object_decodes_or_is_refused(members: dict[str, object]) -> No
 
 @no_deadline
 @given(
-    st.sampled_from(["seq", "event", "email", "last_seen", "client_ip", "client_port"]), json_values
+    st.sampled_from(["seq", "event", "email", "last_seen", "client_ip", "client_port", "at"]),
+    json_values,
 )
 def test_any_update_decodes_or_is_refused(member: str, value: object) -> None:
     """One wrong member is enough to refuse an update, and what passes has nothing to escape."""
@@ -308,6 +328,17 @@ def test_an_address_with_a_zone_is_refused(zone: str) -> None:
     assert reason(payload) == "malformed"
 
 
+@pytest.mark.parametrize("member", ["client_ip", "client_port"])
+def test_an_address_is_whole_or_absent(member: str) -> None:
+    """An event that no client caused has neither; one without the other is a mistake."""
+    update = json.loads(encode_update(CHECK_IN))
+    del update[member]
+    with pytest.raises(DatagramError):
+        decode_update(update)
+    update = {n: v for n, v in update.items() if n not in ("client_ip", "client_port")}
+    assert decode_update(update).client_ip is None
+
+
 def test_an_ipv4_address_in_ipv6_clothes_is_shown_as_ipv4() -> None:
     """A client has one spelling, on every Python."""
     update = json.loads(encode_update(CHECK_IN))
@@ -348,8 +379,17 @@ def test_nanoseconds_below_the_microsecond_are_cut_off() -> None:
         Event(1, "check-in", "a@b", MOMENT.replace(year=1969), "10.0.0.7", 1),
         Event(1, "check-in", "a@b", MOMENT.replace(year=9999), "10.0.0.7", 1),
         Event(1, "check-in", "a@b", MOMENT, "10.0.0.7", 65536),
+        Event(1, "offline", "a@b", MOMENT, None, None, MOMENT),
     ],
-    ids=["no e-mail", "long e-mail", "non-ASCII e-mail", "too early", "too late", "port"],
+    ids=[
+        "no e-mail",
+        "long e-mail",
+        "non-ASCII e-mail",
+        "too early",
+        "too late",
+        "port",
+        "offline",
+    ],
 )
 def test_what_does_not_fit_in_binary_is_an_error_of_ours(event: Event) -> None:
     """A value that the older format cannot hold is refused with our own error."""

@@ -508,6 +508,28 @@ def test_a_client_of_an_older_tls_fails_with_a_readable_alert(server: Server, ce
     logged(server, "handshake failed", kind="unsupported-protocol", client_ip=LOOPBACK)
 
 
+def test_tls_1_2_is_spoken_without_cbc(start_server: StartServer, certs: Path) -> None:
+    """Where it is allowed: authenticated encryption with forward secrecy, and nothing older."""
+    server = start_server(tls={"minimum_version": "1.2"})
+
+    def cipher(offered: str) -> str:
+        context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
+        context.load_cert_chain(certs / "client.crt", certs / "client.key")
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
+        context.set_ciphers(offered)
+        raw = socket.create_connection((LOOPBACK, server.port), timeout=PATIENCE_S)
+        with context.wrap_socket(raw, server_hostname="localhost") as secure:
+            used = secure.cipher()
+            assert used is not None
+            return used[0]
+
+    assert "GCM" in cipher("ECDHE+AESGCM")
+    assert "CHACHA20" in cipher("ECDHE+CHACHA20")
+    for old in ("ECDHE+AES+SHA384", "ECDHE+AES+SHA1", "AESGCM+kRSA"):
+        with pytest.raises(ssl.SSLError):
+            cipher(old)
+
+
 def test_a_crowd_of_rejected_clients_reads_its_alerts(
     server: Server, authority: Authority, context_of: Callable[[Client], ssl.SSLContext]
 ) -> None:

@@ -19,16 +19,22 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 # Each imports from those before it, and adapters never from each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("identity", "announcers", "revocation", "limits", "checkin", "datagram", "brokers", "config"),
+    (
+        *("identity", "announcers", "revocation", "limits", "presence", "checkin", "datagram"),
+        *("brokers", "config"),
+    ),
+    ("expiry", "measure", "health", "messages"),
     ("logs", "nats_connection"),
-    ("ingress", "store", "announce", "api", "admin"),
+    ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify"),
+    ("keys", "welcome", "reminder", "readiness"),
     ("server",),
+    ("show", "completion", "doctor"),
     ("cli",),
     ("__main__",),
 )
 LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-PURE = LAYERS[0] + LAYERS[1]
-ADAPTERS = LAYERS[3]
+PURE = LAYERS[0] + LAYERS[1] + LAYERS[2]
+ADAPTERS = LAYERS[4]
 
 DATABASE = {"aiopg", "psycopg2", "alembic", "sqlalchemy"}
 NETWORK = {"asyncio", "socket", "ssl", "structlog", "tornado"}

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
+import socket
 import ssl
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN
-from tests.support import Server, exchange, require, wait_until
+from tests.support import LOOPBACK, Server, exchange, require, wait_until
 from tornado_status.errors import TooFrequent
 from tornado_status.limits import MAX_REMEMBERED, CheckInLimit
 
@@ -58,6 +63,33 @@ def test_a_server_short_of_descriptors_goes_on_serving(start_server: StartServer
     require("prlimit", prlimit is not None, "Debian: util-linux")
     server = start_server(prefix=(str(prlimit), "--nofile=70:70"))
     _fill_and_recover(server, 70 - 64)
+
+
+def test_the_admin_port_waits_for_descriptors_too(start_server: StartServer) -> None:
+    """Without any left it tries again now and then, not all the time, and recovers."""
+    prlimit = shutil.which("prlimit")
+    require("prlimit", prlimit is not None, "Debian: util-linux")
+    server = start_server()
+    pid = server.process.pid
+    used = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()) + 1
+    set_limit = [str(prlimit), f"--pid={pid}"]
+    subprocess.run([*set_limit, f"--nofile={used}:"], check=True)
+    with contextlib.ExitStack() as stack:
+        for _ in range(used):  # those below `used` that are free, and one more
+            stack.enter_context(socket.create_connection((LOOPBACK, server.admin_port)))
+        before = cpu_s(pid)
+        time.sleep(1)  # in which there is nothing to do
+        assert cpu_s(pid) - before < 0.3
+        subprocess.run([*set_limit, f"--nofile={used + 100}:"], check=True)
+        assert server.admin("/healthz").status == 200
+    errors = [line for line in server.log.lines if '"error"' in line]
+    assert errors == []
+
+
+def cpu_s(pid: int) -> float:
+    """The processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _fill_and_recover(server: Server, limit: int) -> None:

@@ -348,9 +348,18 @@ def test_where_to_begin_can_be_chosen(server: Server) -> None:
         listener = Listening(*reading(server, *more))
         assert listener.ended() == 0
         assert [update["seq"] for update in listener.shown] == expected
-    with Listening(*reading(server)) as listener:
+    with (
+        Listening(*reading(server)) as listener,
+        Listening(*reading(server, "--from", "snapshot")) as whole,
+    ):
+        assert whole.wait_for(1)[0]["event"] == "snapshot"
         check_in(server, 1)
         assert [update["seq"] for update in listener.wait_for(1)] == [6]
+        assert [(u["event"], u["seq"]) for u in whole.wait_for(2)] == [
+            ("snapshot", 5),
+            ("check-in", 6),
+        ]
+        assert whole.stop().endswith(" 0 missed, lag 0.")
 
 
 def test_what_the_server_no_longer_keeps_is_a_gap_and_a_snapshot(
@@ -373,11 +382,30 @@ def test_what_the_server_no_longer_keeps_is_a_gap_and_a_snapshot(
             (11, "snapshot", "operator@example.com"),
             (10, "snapshot", "valid_user@example.com"),
         ]
-        assert all(list(record) == MEMBERS for record in records)
+        assert all(list(record) == [*MEMBERS, "state"] for record in records)
+        # With a history of one entry, and with one whose first is long forgotten.
+        assert {record["state"] for record in records} <= {"new", "online", "late"}
         check_in(server, 1)
         assert [update["event"] for update in listener.wait_for_seq(12)[3:]] == ["check-in"]
         assert " 9 missed, lag 0." in listener.stop()
     assert json.loads(state.read_text())["seq"] == 12
+
+
+def test_who_goes_and_comes_back_is_shown_live_and_repaired(start_server: StartServer) -> None:
+    """An event without a client's address is verified, counted and fetched like any other."""
+    server = start_server(presence={"interval_s": 1, "offline_after_s": 2})
+    with Listening(*reading(server)) as listener:
+        check_in(server, 1)
+        new, offline = listener.wait_for(2)
+        check_in(server, 1)
+        shown = listener.wait_for(3)
+    assert [update["event"] for update in shown[:3]] == ["new", "offline", "back"]
+    assert list(offline) == [*MEMBERS, "at"]
+    assert (offline["client_ip"], offline["client_port"]) == (None, None)
+    assert offline["last_seen"] == new["last_seen"] < offline["at"]
+    later = Listening(*reading(server, "--from", "start", "--count", 3))
+    assert later.ended() == 0
+    assert later.shown == shown[:3]
 
 
 def test_a_new_key_and_a_restarted_server_are_followed(

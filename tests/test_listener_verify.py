@@ -22,6 +22,7 @@ from listeners.keys import MAX_PUBLISHED, Keys
 from listeners.sequence import Position
 from listeners.state import StateFile
 from listeners.verify import UNPROVEN, Copy, Verifier
+from tests.test_datagram import written_event
 from tornado_status.announcers import Announcer, Signer
 from tornado_status.checkin import Event
 from tornado_status.datagram import Datagram, encode_json, encode_update
@@ -85,10 +86,7 @@ def test_signed_vectors_encode_to_and_verify_from_the_written_bytes(path: Path) 
     assert signer.kid == vector["kid"]
     fields = vector["fields"]
     sent = datetime.datetime.fromisoformat(fields["sent"])
-    events = [
-        Event(**{**update, "last_seen": datetime.datetime.fromisoformat(update["last_seen"])})
-        for update in fields["updates"]
-    ]
+    events = [written_event(update) for update in fields["updates"]]
     payload = vector["text"].encode("ascii")
     stream = uuid.UUID(fields["stream"])
     assert list(encode_json(stream, sent, fields["head"], events, signer)) == [payload]
@@ -98,7 +96,7 @@ def test_signed_vectors_encode_to_and_verify_from_the_written_bytes(path: Path) 
 
 
 def test_there_are_signed_vectors() -> None:
-    assert len(VECTORS) == 3
+    assert len(VECTORS) == 4
 
 
 # ------------------------------------------------------------------------------------- properties

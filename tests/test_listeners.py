@@ -26,12 +26,13 @@ from hypothesis import strategies as st
 from listeners import cli
 from listeners import listener as library
 from listeners.complaints import Complaints
+from listeners.deliveries import Snapshot
 from listeners.duplicates import Window
-from listeners.output import json_line, text_block
+from listeners.output import Format, json_line, render, text_block
 from listeners.receiver import Encoding, Receiver
 from listeners.sockets import WILDCARD
 from tests.support import PATIENCE_S, ROOT, Lines, free_port, wait_until
-from tornado_status.checkin import Event
+from tornado_status.checkin import Event, StatusRecord
 from tornado_status.datagram import (
     MAX_DATAGRAM,
     BinaryUpdate,
@@ -494,7 +495,7 @@ def test_a_port_taken_by_another_program_is_a_sentence() -> None:
         (["--timeout", "nan"], "argument --timeout: "),
         (["--encoding", "xml"], "argument --encoding: "),
         (["--format", "xml"], "argument --format: "),
-        (["--from", "0"], "argument --from: expected now, start or a number"),
+        (["--from", "0"], "argument --from: expected now, start, snapshot or a number"),
         (["--stream", "x"], "argument --stream: expected a UUID, got 'x'"),
         (["--max-skew", "0"], "argument --max-skew: "),
         (["--state", "/nonesuch/state"], "--state: /nonesuch is no directory that can be written"),
@@ -653,7 +654,9 @@ _EMAILS = st.text("".join(map(chr, range(0x23, 0x7F))), min_size=1, max_size=40)
 _MOMENTS = st.datetimes(timezones=st.just(datetime.UTC))
 _ADDRESSES = st.ip_addresses().map(str)
 _PORTS = st.integers(0, 65535)
-_EVENTS = st.builds(Event, st.integers(1), _KINDS, _EMAILS, _MOMENTS, _ADDRESSES, _PORTS)
+_EVENTS = st.builds(
+    Event, st.integers(1), _KINDS, _EMAILS, _MOMENTS, _ADDRESSES, _PORTS, st.none() | _MOMENTS
+)
 _UPDATES = st.one_of(_EVENTS, st.builds(BinaryUpdate, _EMAILS, _MOMENTS, _ADDRESSES, _PORTS))
 _SOURCES = st.tuples(st.ip_addresses(v=4).map(str), _PORTS)
 
@@ -661,12 +664,13 @@ _SOURCES = st.tuples(st.ip_addresses(v=4).map(str), _PORTS)
 @no_deadline
 @given(_UPDATES)
 def test_a_json_line_parses_and_is_flat(update: Event | BinaryUpdate) -> None:
-    """Every line is one object with the six members in order, each a number, a text or null."""
+    """Every line is one object with the members in order, each a number, a text or null."""
     line = json_line(update)
     assert line.count("\n") == 1
     assert line.endswith("\n")
     members = json.loads(line)
-    assert list(members) == ["seq", "event", "email", "last_seen", "client_ip", "client_port"]
+    late = ["at"] if isinstance(update, Event) and update.at is not None else []
+    assert list(members) == [*"seq event email last_seen client_ip client_port".split(), *late]
     assert all(isinstance(value, int | str | None) for value in members.values())
     assert (members["seq"] is None) == isinstance(update, BinaryUpdate)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", members["last_seen"])
@@ -693,6 +697,28 @@ def test_an_event_that_is_no_check_in_is_named() -> None:
     assert offline.splitlines()[2] == "Event        : offline"
     plain = {text_block(check_in(event=kind), source) for kind in ("check-in", "new", "back")}
     assert plain == {offline.replace("Event        : offline\n", "")}
+
+
+def test_an_event_that_no_client_caused_shows_no_address() -> None:
+    """For people the lines are left out; for programs they are null, and `at` says when."""
+    later = MOMENT + datetime.timedelta(seconds=187)
+    event = Event(43, "offline", "a@example.com", MOMENT, None, None, later)
+    assert text_block(event, ("127.0.0.1", 6666)).splitlines()[1:-1] == [
+        "Source Packet: ('127.0.0.1', 6666)",
+        "Event        : offline",
+        "User Email   : a@example.com",
+        "Last Seen    : 2026-01-02 03:04:05.678901+00:00",
+    ]
+    members = json.loads(json_line(event))
+    assert (members["client_ip"], members["client_port"]) == (None, None)
+    assert members["at"] == "2026-01-02T03:07:12.678901Z"
+
+
+def test_a_snapshot_says_the_state() -> None:
+    """Who is offline is known after a gap, too."""
+    record = StatusRecord(7, "a@example.com", MOMENT, "10.0.0.7", 1, "offline")
+    assert json.loads(render(Format.JSON, Snapshot(record)))["state"] == "offline"
+    assert "State        : offline\n" in render(Format.TEXT, Snapshot(record))
 
 
 def test_the_fraction_is_shown_even_where_it_is_zero() -> None:

@@ -11,7 +11,12 @@ from typing import Any
 
 from tests.conftest import StartServer
 from tests.support import ROOT, Heard, free_port, targets
-from tornado_status.datagram import decode_json, encode_json
+from tornado_status.api.users import record_json
+from tornado_status.checkin import EventKind, StatusRecord
+from tornado_status.datagram import decode_json, decode_update, encode_json, encode_update
+from tornado_status.presence import State
+
+MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 
@@ -71,9 +76,12 @@ def test_the_page_tells_every_event_and_error_sentence() -> None:
         "CN must be a valid email address",
         "User unknown",
         "No required SSL certificate was sent",
-        "`check-in`",
-        "`new`",
+        *(f"`{kind}`" for kind in EventKind),
+        *(f"`{state}`" for state in State),
     ):
         assert words in PROTOCOL
     members = json.loads(re.findall(r'```json\n(\{"email".*\})\n```', PROTOCOL)[0])
-    assert list(members) == ["email", "last_seen", "client_ip", "client_port", "seq"]
+    record = StatusRecord(1, "a@example.com", MOMENT, "10.0.0.7", 1, State.NEW, MOMENT)
+    assert list(members) == list(json.loads(record_json(record)))
+    [offline] = re.findall(r'```json\n(\{"seq".*"event":"offline".*\})\n```', PROTOCOL)
+    assert encode_update(decode_update(json.loads(offline))) == offline.encode()

@@ -190,16 +190,25 @@ def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
     assert site.request().status == 403
 
 
-@pytest.mark.parametrize(("policy", "status"), [("warn", 204), ("refuse", 403)])
-def test_a_late_list_is_the_operators_choice(site: Site, policy: str, status: int) -> None:
-    """By default it locks nobody out, but is told in the log and in readiness."""
+@pytest.mark.parametrize(
+    ("policy", "status", "ready_status", "said_as"),
+    [("warn", 204, 200, "warnings"), ("refuse", 403, 503, "problems")],
+)
+def test_a_late_list_is_the_operators_choice(
+    site: Site, policy: str, status: int, ready_status: int, said_as: str
+) -> None:
+    """By default it locks nobody out, but is told in the log and in readiness.
+
+    Where it locks out everybody there is, the server cannot serve, and says so.
+    """
     late = revocation_list(site.authority, next_update=now() - DAY / 2)
     replace(site.certs / "ca.crl", late)
     site.start(crl_expired=policy)
     assert site.request().status == status
     ready = site.server.admin("/readyz")
-    assert ready.status == 200
-    assert ready.json["warnings"] == ["tls.crl: out of date for 0.5 days"]
+    assert ready.status == ready_status
+    assert ready.json[said_as] == ["tls.crl: out of date for 0.5 days"]
+    assert site.server.events("tls.crl: out of date for 0.5 days")
 
 
 def test_a_revoked_intermediate_takes_its_clients_along(site: Site) -> None:
@@ -251,6 +260,7 @@ def test_another_cas_list_is_refused_at_the_start(site: Site) -> None:
 
 def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> None:
     """403 and close, when its time is over."""
+    site.start()
     key = new_key("ec")
     template = site.authority.issue_client("brief@example.com").certificate
     brief = site.authority.certify(
@@ -262,12 +272,11 @@ def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> 
             if not isinstance(each.value, x509.SubjectKeyIdentifier | x509.AuthorityKeyIdentifier)
         ],
         not_before=now() - DAY,
-        not_after=now() + datetime.timedelta(seconds=4),
+        not_after=now() + datetime.timedelta(seconds=10),
     )
     credential = Credential(brief, key)
     (site.certs / "brief.key").write_bytes(credential.key_pem())
     (site.certs / "brief.crt").write_bytes(credential.certificate_pem())
-    site.start()
     connection = site.server.connect("brief")
     last: list[Answer] = []
 
@@ -424,6 +433,68 @@ def test_another_ca_drains_what_the_old_one_let_in(site: Site, tmp_path: Path) -
     late.close()
 
 
+def other_authority(directory: Path) -> bytes:
+    """Make another CA; return its certificate."""
+    assert certs_gen(["--out", str(directory)]) == 0
+    return (directory / "ca.crt").read_bytes()
+
+
+@pytest.mark.parametrize("how", [POST, GET], ids=["check-in", "ordinary"])
+def test_an_idle_connection_of_old_cas_is_closed(
+    site: Site, tmp_path: Path, how: tuple[str, str]
+) -> None:
+    """Without waiting for its next request; whatever it was used for, and no other."""
+    site.start(crl=None)
+    idle = site.server.connect_raw()
+    with idle:
+        idle.sendall(f"{how[0]} {how[1]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert idle.recv(4096).startswith((b"HTTP/1.1 20", b"HTTP/1.1 404"))
+        site.server.process.send_signal(signal.SIGHUP)
+        site.wait_reloaded()
+        idle.settimeout(3)  # nothing has changed: it stays
+        with pytest.raises(TimeoutError):
+            while idle.recv(4096):
+                pass
+        idle.settimeout(PATIENCE_S)
+        both = (site.certs / "ca.crt").read_bytes() + other_authority(tmp_path / "other")
+        replace(site.certs / "ca.crt", both)
+        site.wait_reloaded()
+        assert idle.recv(4096) == b""
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_handshake_is_judged_by_the_cas_in_force_at_its_end(
+    site: Site, tmp_path: Path, changed: bool
+) -> None:
+    """Begun under the old CAs, ended under the new: what OpenSSL has accepted is not enough."""
+    site.start(crl=None)
+    context = site.server.client_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection((LOOPBACK, site.server.port), timeout=PATIENCE_S) as raw:
+        while True:
+            try:
+                client.do_handshake()
+                break  # our certificate and Finished are still in `outgoing`
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65536))
+        if changed:
+            replace(site.certs / "ca.crt", other_authority(tmp_path / "other"))
+            site.wait_reloaded()
+        client.write(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        raw.sendall(outgoing.read())
+        answer = b""
+        while not answer:
+            incoming.write(raw.recv(65536))
+            try:
+                answer = client.read(4096)
+            except ssl.SSLWantReadError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 403" if changed else b"HTTP/1.1 204")
+    assert (b"not trusted any more" in answer) == changed
+
+
 # ------------------------------------------------------------------------------------- in memory
 
 
@@ -490,9 +561,9 @@ def test_a_verdict_is_renewed_when_its_time_is_over(authority: Authority) -> Non
     clock = [now().timestamp()]
     trust = Trust(Anchors((authority.certificate,)), clock=lambda: clock[0])
     der = authority.issue_client("a@example.com", days=1).certificate.public_bytes(Encoding.DER)
-    standing = trust.standing(der, lambda: [der])
+    standing = trust.standing(der, lambda: [der], trust.bundle)
     assert standing.refusal is None
-    assert trust.standing(der, lambda: []) is standing  # resumed: known from before
+    assert trust.standing(der, lambda: [], trust.bundle) is standing  # resumed: known from before
     clock[0] += 2 * 86400
     refusal = trust.renew(standing)
     assert refusal is not None

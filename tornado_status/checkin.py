@@ -21,6 +21,8 @@ class EventKind(enum.StrEnum):
 
     CHECK_IN = "check-in"
     NEW = "new"  # a user's first check-in
+    BACK = "back"  # a user's first check-in after `offline`
+    OFFLINE = "offline"  # nothing was heard of the user for too long; no client caused it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +43,25 @@ class CheckIn:
 class Event(NamedTuple):
     """One committed entry of the log. (A named tuple: one is made for each check-in.)
 
-    `seq` is gapless over all servers on one database and rises in commit order; `last_seen` is
-    the database's clock, in UTC with microseconds, and never falls along `seq`.
+    `seq` is gapless over all servers on one database and rises in commit order. Times are the
+    database's clock, in UTC with microseconds. An entry that is a check-in was committed at
+    `last_seen`, which never falls along `seq`; any other at `at`, without a client's address.
     """
 
     seq: int
     event: str
     email: str
+    last_seen: datetime.datetime
+    client_ip: str | None
+    client_port: int | None
+    at: datetime.datetime | None = None
+
+
+class Device(NamedTuple):
+    """One certificate that a user checks in with, and the newest check-in with it."""
+
+    issuer: str
+    serial: str
     last_seen: datetime.datetime
     client_ip: str
     client_port: int
@@ -55,13 +69,20 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StatusRecord:
-    """What is known of one user: the newest check-in and the number of its entry in the log."""
+    """What is known of one user: the newest check-in, and the number of the newest entry.
+
+    `state` is that of `presence.state`. `devices` are all that are remembered, the newest first;
+    empty in pages of users.
+    """
 
     seq: int
     email: str
     last_seen: datetime.datetime
     client_ip: str
     client_port: int
+    state: str | None = None
+    first_seen: datetime.datetime | None = None
+    devices: tuple[Device, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +92,44 @@ class EventPage:
     stream: uuid.UUID
     head: int
     events: list[Event]
+
+
+class HistoryEntry(NamedTuple):
+    """An entry of one user's history. `issuer` and `serial` name the certificate of a check-in."""
+
+    event: Event
+    issuer: str | None
+    serial: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryPage:
+    """One user's entries, the newest first. `before` continues it; None at the end."""
+
+    entries: list[HistoryEntry]
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class LogSlice:
+    """Events of the log up to the number `last`, in order: all of them, or those of some users."""
+
+    stream: uuid.UUID
+    head: int
+    events: list[Event]
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogSpan:
+    """What the log holds: its stream, its newest number, and the oldest entry that is kept.
+
+    `oldest` is `head` + 1 where nothing is kept.
+    """
+
+    stream: uuid.UUID
+    head: int
+    oldest: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -42,7 +43,11 @@ from tornado_status.errors import ConfigError
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
 EMBEDDED = "embedded"
+DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
+
+# Errors say what they got, but for what may hold a password.
+_UNTOLD = (".url", ".secret")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -67,12 +72,25 @@ def _below_config(path: Path, info: ValidationInfo) -> Path:
     return directory / path.expanduser()
 
 
+def _network(value: object) -> object:
+    if not isinstance(value, str):
+        raise ValueError("expected an address or a network such as 10.0.0.0/24")
+    try:
+        return ipaddress.ip_network(value.strip())
+    except ValueError as error:
+        raise ValueError(
+            f"expected an address or a network such as 10.0.0.0/24 ({error})"
+        ) from error
+
+
 Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
 ListenPort = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=65535)]
 Count = Annotated[int, BeforeValidator(_no_bool), Field(ge=1)]
 CountOrOff = Annotated[int, BeforeValidator(_no_bool), Field(ge=0)]
 Seconds = Annotated[float, BeforeValidator(_duration), Field(gt=0, le=365 * 86400)]
 SecondsOrOff = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 * 86400)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+TrustedNetwork = Annotated[Network, BeforeValidator(_network)]
 FilePath = Annotated[Path, AfterValidator(_below_config)]
 
 
@@ -117,6 +135,7 @@ class Database(Section):
     connect_timeout_s: Seconds = 3.0
     commit_timeout_s: Seconds = 5.0
     max_pending: Count = 10_000
+    durability: Literal["required", "warn"] = "required"
 
     @field_validator("url")
     @classmethod
@@ -127,10 +146,33 @@ class Database(Section):
         return value
 
 
+AlertEvent = Literal["new", "back", "offline", "enrolled", "removed", "check-in"]
+
+
 class Ingress(Section):
-    mode: Literal["tls"] = "tls"
-    trusted_proxies: tuple[str, ...] = ()
-    proxy_protocol: Literal[False] = False
+    """`mode: proxy` is plain HTTP from `trusted_proxies`, which terminate TLS."""
+
+    mode: Literal["tls", "proxy"] = "tls"
+    trusted_proxies: tuple[TrustedNetwork, ...] = ()
+    proxy_protocol: bool = False
+    certificate_header: Literal["client-cert", "x-ssl-client-cert", "x-forwarded-client-cert"] = (
+        "client-cert"
+    )
+    address_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
+
+    @model_validator(mode="after")
+    def _knows_its_proxies(self) -> Ingress:
+        proxied = self.mode == "proxy"
+        if proxied and self.proxy_protocol:
+            raise ValueError("proxy_protocol is for mode tls: in mode proxy the headers say it")
+        if proxied and any(network.prefixlen == 0 for network in self.trusted_proxies):
+            raise ValueError("trusted_proxies: trusting everybody lets anybody be anybody")
+        if (proxied or self.proxy_protocol) and not self.trusted_proxies:
+            raise ValueError(
+                "trusted_proxies: expected the addresses of the proxies: whoever is trusted says "
+                "which address a check-in comes from"
+            )
+        return self
 
 
 class Target(Section):
@@ -297,14 +339,36 @@ class Announce(Section):
     heartbeat_s: SecondsOrOff = 5.0
     targets: tuple[AnyTarget, ...] = LOOPBACK_TARGETS
 
+    @property
+    def udp_targets(self) -> tuple[Target, ...]:
+        return tuple(target for target in self.targets if isinstance(target, Target))
+
+    @property
+    def nats_targets(self) -> tuple[NatsTarget, ...]:
+        return tuple(target for target in self.targets if isinstance(target, NatsTarget))
+
 
 class Presence(Section):
+    """How often users check in, and after how much silence one is offline."""
+
     interval_s: Seconds = 60.0
-    offline_after_s: Seconds = 180.0
+    offline_after_s: Seconds = Field(default_factory=lambda known: 3 * known["interval_s"])
+
+    @model_validator(mode="after")
+    def _survives_a_lost_check_in(self) -> Presence:
+        if self.offline_after_s < 2 * self.interval_s:
+            raise ValueError("offline_after_s: expected at least two times interval_s")
+        return self
 
 
 class History(Section):
     retention: SecondsOrOff = 7 * 86400.0
+
+
+class Stream(Section):
+    max_streams: CountOrOff = 1000
+    keep_alive_s: Seconds = 15.0
+    max_unread_bytes: Count = 256 * 1024
 
 
 class Access(Section):
@@ -315,9 +379,55 @@ class Access(Section):
     admins: tuple[str, ...] = ()
 
 
+class Alert(Section):
+    """Tells one receiver, by webhook, what happens to `users` (patterns, as `access.readers`)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    url: str
+    users: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    events: Annotated[tuple[AlertEvent, ...], Field(min_length=1)] = ("offline", "back")
+    secret: str | None = None
+    secret_file: FilePath | None = None
+    ca: FilePath | None = None
+    quiet_s: SecondsOrOff = 0.0
+    timeout_s: Annotated[Seconds, Field(le=60)] = 10.0
+    give_up_s: Seconds = 86400.0
+
+    @field_validator("url")
+    @classmethod
+    def _is_web(cls, value: str) -> str:
+        # The value stays out of the message: many receivers have a secret in their path.
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("https", "http") or parts.username is not None:
+            raise ValueError("expected https://host/path, without user and password")
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise ValueError("expected a URL in ASCII")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Alert:
+        if (self.secret is None) == (self.secret_file is None):
+            raise ValueError("expected either secret or secret_file")
+        if self.quiet_s and "offline" not in self.events:
+            raise ValueError("quiet_s: needs offline among the events: it is what waits")
+        return self
+
+
 class Admin(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+
+    @model_validator(mode="after")
+    def _pair(self) -> Admin:
+        if (self.certificate is None) != (self.private_key is None):
+            raise ValueError("certificate and private_key: expected both or neither")
+        return self
 
 
 class Logging(Section):
@@ -335,21 +445,23 @@ class Settings(Section):
     announce: Announce = Announce()
     presence: Presence = Presence()
     history: History = History()
+    stream: Stream = Stream()
     access: Access = Access()
+    alerts: tuple[Alert, ...] = ()
     admin: Admin = Admin()
     logging: Logging = Logging()
 
+    @field_validator("alerts")
+    @classmethod
+    def _named_once(cls, value: tuple[Alert, ...]) -> tuple[Alert, ...]:
+        names = [alert.name for alert in value]
+        if len(set(names)) < len(names):
+            raise ValueError("expected each name once")
+        return value
+
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
-RESERVED = (
-    "ingress.mode",
-    "ingress.trusted_proxies",
-    "ingress.proxy_protocol",
-    "presence.interval_s",
-    "presence.offline_after_s",
-    "history.retention",
-    "access.admins",
-)
+RESERVED = ("access.admins",)
 
 
 def without_effect(settings: Settings) -> list[str]:
@@ -359,6 +471,9 @@ def without_effect(settings: Settings) -> list[str]:
         section, _, key = name.partition(".")
         if key in getattr(settings, section).model_fields_set:
             found.append(name)
+    ingress = settings.ingress
+    if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
+        found.append("ingress.trusted_proxies")
     return found
 
 
@@ -368,20 +483,50 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
     Relative paths in the result are relative to the directory of `path`. Raises `ConfigError`.
     """
     values = _read_yaml(path)
-    for name, (section, key) in PLATFORM_VARIABLES.items():
-        if environment.get(name):
-            _overlay(values, name, [section, key], environment[name])
-    for name in sorted(environment):
-        if name.startswith(ENVIRONMENT_PREFIX):
-            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
-            _overlay(values, name, keys, _environment_value(name, environment[name]))
+    for name, keys, value in _variables(environment):
+        _overlay(values, name, keys, value)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
-            values[section] = {}
+            values[section] = [] if section == "alerts" else {}
     try:
         return Settings.model_validate(values, context={"directory": path.absolute().parent})
     except ValidationError as error:
         raise ConfigError(f"{path}: {_first_problem(error)}") from error
+
+
+def origins(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """Return where each setting comes from, by `section.key`, and `section` where it has no keys.
+
+    An origin is `path` or the name of a variable; what is not named has its default. Raises
+    `ConfigError`.
+    """
+    found: dict[str, str] = {}
+
+    def add(section: str, value: object, origin: str) -> None:
+        keys = [f"{section}.{key}" for key in value] if isinstance(value, dict) else [section]
+        found.update(dict.fromkeys(keys, origin))
+
+    for section, value in _read_yaml(path).items():
+        add(str(section), value, str(path))
+    for name, (section, *keys), value in _variables(environment):
+        if keys:
+            found[f"{section}.{keys[0]}"] = name
+            continue
+        for known in [each for each in found if each.partition(".")[0] == section]:
+            del found[known]  # the section is replaced as a whole
+        add(section, value, name)
+    return found
+
+
+def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, list[str], object]]:
+    """Yield name, keys and value of each variable that is a setting; the later one wins."""
+    for name, (section, key) in PLATFORM_VARIABLES.items():
+        if environment.get(name):
+            yield name, [section, key], environment[name]
+    for name in sorted(environment):
+        if name.startswith(ENVIRONMENT_PREFIX):
+            keys = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            yield name, keys, _environment_value(name, environment[name])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -452,7 +597,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _may_hold_secret(key: str, value: object) -> bool:
-    return key == "database.url" or (key.endswith(".address") and "@" in str(value))
+    return key.endswith(_UNTOLD) or (key.endswith(".address") and "@" in str(value))
 
 
 def _kind(value: object) -> str:

@@ -140,11 +140,15 @@ def encode_update(event: Event) -> bytes:
 
 
 def _encode_update(event: Event, last_seen: str) -> bytes:
-    return (
+    beginning = (
         f'{{"seq":{event.seq},"event":"{event.event}","email":{_quoted(event.email)},'
-        f'"last_seen":"{last_seen}","client_ip":"{event.client_ip}",'
-        f'"client_port":{event.client_port}}}'
-    ).encode()
+        f'"last_seen":"{last_seen}"'
+    )
+    if event.client_ip is not None:
+        beginning += f',"client_ip":"{event.client_ip}","client_port":{event.client_port}'
+    if event.at is not None:
+        beginning += f',"at":"{timestamp(event.at)}"'
+    return f"{beginning}}}".encode()
 
 
 def decode_json(payload: bytes) -> Datagram:
@@ -193,13 +197,18 @@ def _update(update: object) -> Event:
     kind = update.get("event")
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise _malformed("event", kind)
+    # Both or neither: an event without them is one that no client caused.
+    addressed = "client_ip" in update or "client_port" in update
     return Event(
         seq=_integer("seq", update.get("seq"), 1, MAX_SEQ),
         event=kind,
         email=_email(update.get("email")),
         last_seen=_moment("last_seen", update.get("last_seen")),
-        client_ip=_ip(update.get("client_ip")),
-        client_port=_integer("client_port", update.get("client_port"), 0, 65535),
+        client_ip=_ip(update.get("client_ip")) if addressed else None,
+        client_port=(
+            _integer("client_port", update.get("client_port"), 0, 65535) if addressed else None
+        ),
+        at=_moment("at", update["at"]) if "at" in update else None,
     )
 
 
@@ -269,7 +278,12 @@ def _short(value: object) -> str:
 
 
 def encode_binary(event: Event) -> bytes:
-    """Return one binary v0 datagram. Raises `DatagramError` where a field does not fit."""
+    """Return one binary v0 datagram. Raises `DatagramError` where a field does not fit.
+
+    Only for check-ins: receivers of this format take every datagram for one.
+    """
+    if event.client_ip is None:
+        raise DatagramError("malformed", f"binary v0 has no room for the event {event.event}")
     elapsed = event.last_seen - _EPOCH
     nanoseconds = (elapsed // datetime.timedelta(microseconds=1)) * 1000
     try:

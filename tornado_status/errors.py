@@ -5,6 +5,8 @@ StatusError
 ├── IdentityError          a certificate that may not check in, with the HTTP status that says so
 ├── AnnouncerError         a certificate that does not prove a key that may announce
 ├── RevocationListError    a revocation list that cannot be used
+├── ProxyHeaderError       a PROXY protocol header that says no client's address
+├── ForwardedError         a proxy's headers that do not say who the client is
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
 ├── BrokerError            a message broker that cannot be reached or used, and is tried again
 ├── TooFrequent            an identity checks in more often than it may (429)
@@ -49,6 +51,25 @@ class AnnouncerError(StatusError):
 
 class RevocationListError(StatusError):
     """A revocation list cannot be used; the message says why."""
+
+
+class ProxyHeaderError(StatusError):
+    """Bytes that are no PROXY protocol header, or one that gives no address of a client.
+
+    `reason` is a short stable word for logs and counters.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class ForwardedError(StatusError):
+    """A proxy's headers do not say who the client is. `reason` is a short word for counters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class DatagramError(StatusError):

@@ -15,6 +15,9 @@ import structlog
 
 from tornado_status.config import Logging
 
+# Loggers of libraries that write what a peer does to us.
+CAUSED_BY_PEERS = ("tornado.access", "tornado.application", "tornado.general", "asyncio")
+
 MAX_KINDS = 256  # different things remembered by one RateLimit; a peer may invent more
 
 
@@ -33,7 +36,11 @@ def configure(settings: Logging) -> None:
     else:
         after = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=before,
+        foreign_pre_chain=[
+            structlog.stdlib.add_logger_name,
+            structlog.stdlib.ExtraAdder(["before"]),
+            *before,
+        ],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *after],
     )
     handler = logging.StreamHandler()
@@ -41,6 +48,11 @@ def configure(settings: Logging) -> None:
     logging.basicConfig(handlers=[handler], level=level, force=True)
     for noisy in ("alembic", "sqlalchemy", "asyncio"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+    for name in CAUSED_BY_PEERS:
+        logger = logging.getLogger(name)
+        for limit in [each for each in logger.filters if isinstance(each, _Limit)]:
+            logger.removeFilter(limit)
+        logger.addFilter(_Limit())
     structlog.configure(
         processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -55,6 +67,22 @@ def _escape(logger: object, method: str, event: dict[str, Any]) -> dict[str, Any
         if isinstance(value, str) and not value.isprintable():
             event[key] = value.encode("unicode_escape").decode("ascii")
     return event
+
+
+class _Limit(logging.Filter):
+    """Lets one line of each kind through a minute, with the number of those held back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limit = RateLimit()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # The text before its arguments are put in: what differs between two is who and when.
+        held = self._limit.admit((record.levelno, record.msg))
+        if held is None:
+            return False
+        record.before = held
+        return True
 
 
 class RateLimit:

@@ -4,43 +4,63 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
-import ssl
-import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 from tornado.httpserver import HTTPServer
 
-from tornado_status.admin import AdminServer, Vitals
-from tornado_status.announce import Announcer, Publication, Signing, load_signing
-from tornado_status.api import Access, InFlight, make_application, problem_answer
+from tornado_status import presence
+from tornado_status.admin import AdminServer
+from tornado_status.alerts import Alerts, load_senders
+from tornado_status.announce import Announcer, Publication
+from tornado_status.api import (
+    Access,
+    AccessLog,
+    InFlight,
+    Streams,
+    load_board,
+    make_application,
+    problem_answer,
+)
 from tornado_status.checkin import Event
-from tornado_status.config import EMBEDDED, Server, Settings, without_effect
+from tornado_status.config import Server, Settings, without_effect
+from tornado_status.errors import StatusError
+from tornado_status.health import Check
 from tornado_status.ingress import (
     READ_CHUNK,
+    Accepting,
     Acceptor,
-    Anchors,
     Answers,
     CheckInService,
     FileWatcher,
     Judge,
     PeerStream,
+    PlainAcceptor,
+    PlainStream,
+    ProxiedJudge,
+    SharedConnection,
+    Speakers,
     Trust,
+    TrustedProxies,
     bind,
-    load_anchors,
     quick_stream_class,
-    self_test,
-    server_context,
 )
+from tornado_status.keys import Keys, key_files, load_keys
 from tornado_status.limits import CheckInLimit
+from tornado_status.metrics import Vitals, make_registry
+from tornado_status.notify import Notifier
+from tornado_status.readiness import look, look_at_terms
+from tornado_status.reminder import Reminder
+from tornado_status.welcome import say_serving
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
 MAX_HEAD = 2 * READ_CHUNK - 1
+MAX_PROXIED_HEAD = 64 * 1024  # a certificate and its chain are in it; nothing is inside OpenSSL
 MAX_BODY = 4096  # read and ignored
 
 
@@ -54,24 +74,28 @@ async def serve(settings: Settings) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, told_to_stop.set)
     stop = asyncio.create_task(told_to_stop.wait(), name="stop signal")
+    notifier = Notifier.from_environment(os.environ)
     try:
         async with AsyncExitStack() as stack:
-            running = asyncio.create_task(_run(settings, stack), name="server")
+            running = asyncio.create_task(_run(settings, stack, notifier), name="server")
             await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 structlog.get_logger().info("stopping")
+                notifier.stopping()
                 running.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await running
     finally:
         stop.cancel()
+        notifier.close()
 
 
-async def _run(settings: Settings, stack: AsyncExitStack) -> None:
+async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
+    loop = asyncio.get_running_loop()
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect in this version", key=key)
-    keys = _load_keys(settings, None)
+    keys = load_keys(settings, None)
     sockets = bind(settings.server)
     for sock in sockets:
         stack.callback(sock.close)
@@ -93,80 +117,146 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
         settings.database,
         enrolment_closed=settings.access.enrolment == "closed",
         on_commit=on_commit,
+        when=settings.presence,
+        history=settings.history,
     )
+    alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
+    streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
+    proxied = settings.ingress.mode == "proxy"
+    proxies = TrustedProxies(settings.ingress.trusted_proxies)
+    refused: Counter[str] = Counter()
     judge = Judge(trust)
+    proxied_judge = ProxiedJudge(trust, settings.ingress, proxies, refused)
+    peers = proxied_judge if proxied else judge
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
+    access_log = AccessLog(store.counted)
+    access = Access(settings.access.readers)
+    board = load_board(
+        presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
+    )
     http = HTTPServer(
-        make_application(store, Access(settings.access.readers), in_flight, judge, limit),
+        make_application(store, access, in_flight, peers, limit, access_log, streams, board),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
-        max_header_size=MAX_HEAD,
+        max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
         max_body_size=MAX_BODY,
         idle_connection_timeout=settings.server.idle_timeout_s,
         body_timeout=settings.server.body_timeout_s,
     )
+
+    def answer_of(error: StatusError) -> bytes:
+        store.counted.refused(error)
+        return problem_answer(error)
+
     check_ins = CheckInService(
         store,
-        Answers(problem_answer),
+        Answers(answer_of),
         http.handle_stream,
         settings.server.idle_timeout_s,
         trust,
         limit,
     )
-    acceptor = Acceptor(
-        http, settings.server, judge, check_ins.serve, _stream_class(settings.server)
-    )
-    publication = Publication(store.publish_announcers)
+    speakers = Speakers(proxied_judge)
 
-    def put_in_force(keys: _Keys) -> None:
+    def serve_shared(stream: PlainStream, address: tuple[str, int]) -> None:
+        SharedConnection(check_ins, stream, address, speakers).start()
+
+    acceptor: Accepting
+    if proxied:
+        acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refused)
+    else:
+        acceptor = Acceptor(
+            http,
+            settings.server,
+            judge,
+            check_ins.serve,
+            _stream_class(settings.server),
+            proxies if settings.ingress.proxy_protocol else None,
+        )
+    publication = Publication(store.publish_announcers)
+    in_force = keys
+
+    def checks() -> list[Check]:
+        return look(settings, in_force, store.problem, store.warnings(), announcer.failing())
+
+    vitals = Vitals(
+        checks=checks,
+        terms=lambda: in_force.terms,
+        head=lambda: store.head,
+        pending=lambda: store.pending,
+        connections=lambda: acceptor.connections,
+        handshakes=lambda: acceptor.handshakes,
+        check_ins=store.counted,
+        handshake_durations=acceptor.durations,
+        refused=acceptor.refused,
+        requests=access_log.requests,
+        streams=lambda: streams.count,
+        streams_ended=streams.ended,
+        datagrams_sent=announcer.sent,
+        datagrams_refused=announcer.errors,
+    )
+    admin = AdminServer(settings.admin, checks, make_registry(vitals), keys.admin_context)
+    reminder = Reminder(lambda: look_at_terms(settings, in_force))
+
+    def put_in_force(keys: Keys) -> None:
+        nonlocal in_force
+        in_force = keys
         http.ssl_options = keys.context  # read at each accept
         trust.replace(keys.anchors)
         announcer.signer = keys.signing.signer if keys.signing is not None else None
         publication.use(keys.signing)
+        admin.use(keys.admin_context)
 
     async def reload() -> None:
-        put_in_force(await asyncio.to_thread(_load_keys, settings, trust.anchors))
+        with notifier.reloading():
+            put_in_force(await asyncio.to_thread(load_keys, settings, trust.anchors))
         structlog.get_logger().info("certificates and keys reloaded")
-        for warning in trust.warnings():
-            structlog.get_logger().warning(warning)
+        reminder.again()
 
     put_in_force(keys)
-    for warning in trust.warnings():
-        structlog.get_logger().warning(warning)
-    watcher = FileWatcher(_key_files(settings), reload)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, watcher.tell)
+    reminder.look()
+    reminding = asyncio.create_task(reminder.run(), name="reminder")
+    stack.push_async_callback(_cancelled, reminding)
+    watcher = FileWatcher(key_files(settings), reload)
+    loop.add_signal_handler(signal.SIGHUP, watcher.tell)
     watching = asyncio.create_task(watcher.run(), name="file watcher")
     stack.push_async_callback(_cancelled, watching)
+    beating = asyncio.create_task(
+        notifier.run(
+            # Not whether the database is there: a restart would not bring it back.
+            healthy=lambda: not (watching.done() or reminding.done()),
+            status=lambda: store.problem or "recording check-ins",
+        ),
+        name="notifier",
+    )
+    stack.push_async_callback(_cancelled, beating)
 
     if settings.admin.port:
-        admin = AdminServer(
-            settings.admin,
-            Vitals(
-                warnings=lambda: [*trust.warnings(), *announcer.warnings()],
-                problems=lambda: [store.problem] if store.problem else [],
-                head=lambda: store.head,
-                pending=lambda: store.pending,
-                refused=acceptor.refused.items,
-                datagrams_sent=announcer.sent.items,
-                datagrams_refused=announcer.errors.items,
-            ),
-        )
         admin.listen()
         stack.push_async_callback(admin.close)
 
     drain_timeout_s = settings.server.drain_timeout_s
     stack.push_async_callback(store.stop)
     await store.start()
+    streams.start()
+    stack.push_async_callback(alerts.stop)
 
     async def drain() -> None:
         acceptor.stop_accepting()
+        judge.draining = True
         check_ins.drain()
+        proxied_judge.draining = True
+        deadline = loop.time() + drain_timeout_s
         await store.drain(drain_timeout_s)
-        if not await in_flight.wait_none(drain_timeout_s):
+        await streams.close()
+        if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
+        # Each closes by itself once its last answer is on its way.
+        if not await acceptor.wait_closed(max(0.1, deadline - loop.time())):
+            structlog.get_logger().warning("drain timed out, closing connections")
         check_ins.close()
         acceptor.close()
         await http.close_all_connections()
@@ -175,34 +265,12 @@ async def _run(settings: Settings, stack: AsyncExitStack) -> None:
     acceptor.listen(sockets)
     await store.wait_connected()
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
-    _say_serving(settings, port)
+    say_serving(settings, port)
+    notifier.ready()
+    alerts.start()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
-    await store.wait_failed()
-
-
-@dataclass(frozen=True, slots=True)
-class _Keys:
-    """What is read from the files with certificates and keys, all of it or nothing."""
-
-    context: ssl.SSLContext
-    anchors: Anchors
-    signing: Signing | None
-
-
-def _load_keys(settings: Settings, before: Anchors | None) -> _Keys:
-    context = server_context(settings.tls)
-    self_test(context)
-    anchors = load_anchors(settings.tls, before)
-    return _Keys(context, anchors, load_signing(settings.announce, settings.tls.client_ca))
-
-
-def _key_files(settings: Settings) -> list[Path]:
-    tls, announce = settings.tls, settings.announce
-    files = [tls.certificate, tls.private_key, tls.client_ca, tls.crl, announce.next_certificate]
-    if announce.signing_key is not None:
-        files += [announce.signing_key, announce.signing_key.with_suffix(".crt")]
-    return [file for file in files if file is not None]
+    await asyncio.gather(store.wait_failed(), streams.wait_failed())
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:
@@ -218,34 +286,3 @@ def _stream_class(settings: Server) -> type[PeerStream]:
         structlog.get_logger().warning("this Tornado is unknown: server.quick_reads off")
         return PeerStream
     return quick
-
-
-def _say_serving(settings: Settings, port: int) -> None:
-    host = settings.server.host
-    host = "localhost" if host in ("", "0.0.0.0", "::", "127.0.0.1", "::1") else host  # noqa: S104
-    url = f"https://{host}:{port}"
-    targets = " and ".join(str(target) for target in settings.announce.targets) or "nobody"
-    structlog.get_logger().info(
-        "serving",
-        url=url,
-        announcing=targets,
-        database=EMBEDDED if settings.database.url == EMBEDDED else "postgresql",
-    )
-    if settings.logging.format == "console":
-        command = _try_next(settings, url)
-        print(f"Serving on {url}, announcing to {targets}. Try: {command}", flush=True)
-
-
-def _try_next(settings: Settings, url: str) -> str:
-    """Return a command that checks in, as it would be typed in the current directory."""
-    here = Path.cwd()
-    python = Path(sys.executable)
-    shown = python.relative_to(here) if python.is_relative_to(here) else python
-    command = f"{shown} -m clients"
-    if url != "https://localhost:8443":
-        command += f" --url {url}/api/client"
-    certs = settings.tls.client_ca.parent
-    if certs != here / "certs":
-        command += f" --cert {certs}/client.crt --key {certs}/client.key"
-        command += f" --ca {settings.tls.client_ca}"
-    return command

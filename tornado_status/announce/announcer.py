@@ -22,9 +22,13 @@ from tornado_status.announce.nats import NatsOutlet
 from tornado_status.announce.outlet import QUEUED, Outlet
 from tornado_status.announce.udp import udp_outlets
 from tornado_status.checkin import Event
-from tornado_status.config import Announce, NatsTarget
+from tornado_status.config import Announce
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.logs import RateLimit
+
+# How long a target that refused counts as failing. Not until the next datagram gets through: to a
+# unicast address where nobody listens every second one seems to.
+FAILING_S = 60.0
 
 
 class Announcer:
@@ -41,23 +45,22 @@ class Announcer:
         self._warnings = RateLimit()
         udp = [
             outlet
-            for target in settings.targets
-            if not isinstance(target, NatsTarget)
+            for target in settings.udp_targets
             for outlet in udp_outlets(target, settings.source_port)
         ]
         self._following = Following(udp, self._warnings)
         self._brokers = [
-            NatsOutlet(target, self._confirmed, self._lost)
-            for target in settings.targets
-            if isinstance(target, NatsTarget)
+            NatsOutlet(target, self._confirmed, self._lost) for target in settings.nats_targets
         ]
         self._outlets: list[Outlet] = [*udp, *self._brokers]
         self._json = [outlet for outlet in self._outlets if outlet.encoding == "json"]
         self._binary = [outlet for outlet in self._outlets if outlet.encoding == "binary"]
         self._last_sent = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
-        self.sent: Counter[str] = Counter()
+        # Known from the start, for who counts.
+        self.sent: Counter[str] = Counter({str(target): 0 for target in settings.targets})
         self.errors: Counter[tuple[str, str]] = Counter()
+        self._failed: dict[str, tuple[float, str]] = {}
 
     def open(self) -> None:
         """Open the sockets; what cannot be reached now is tried again by itself.
@@ -91,14 +94,6 @@ class Announcer:
             heartbeats = self._send_heartbeats(state)
             self._tasks.append(asyncio.create_task(heartbeats, name="heartbeat"))
 
-    def warnings(self) -> list[str]:
-        """Return the targets that cannot be reached for now, each with the reason."""
-        return [
-            f"{outlet.target} by {outlet.via}: {advice(outlet.problem)}"
-            for outlet in self._outlets
-            if outlet.problem is not None
-        ]
-
     def announce(self, stream: uuid.UUID, head: int, events: Sequence[Event]) -> None:
         """Send committed events, in order; `head` is the newest number that is known."""
         if self._json:
@@ -111,10 +106,26 @@ class Announcer:
             self._last_sent = asyncio.get_running_loop().time()
         if self._binary:
             for event in events:
+                if event.client_ip is None:
+                    continue  # no check-in, and the format has nothing else
                 try:
                     self._send(self._binary, datagram.encode_binary(event))
                 except DatagramError as error:
                     self._refused("encoding", "binary", "", error.reason, str(error))
+
+    def failing(self) -> dict[str, str]:
+        """Return why targets cannot be reached for now, or could not within `FAILING_S`."""
+        found = {
+            f"{outlet.target} by {outlet.via}": advice(outlet.problem)
+            for outlet in self._outlets
+            if outlet.problem is not None
+        }
+        told = {outlet.target for outlet in self._outlets if outlet.problem is not None}
+        now = asyncio.get_running_loop().time()
+        for target, (failed, reason) in self._failed.items():
+            if now - failed < FAILING_S and target not in told:
+                found[target] = reason
+        return found
 
     async def close(self, drain_timeout_s: float = 0.0) -> None:
         """Stop following and the heartbeats, publish what is queued, and close everything."""
@@ -142,6 +153,8 @@ class Announcer:
 
     def _refused(self, what: str, target: str, via: str, name: str, reason: str) -> None:
         self.errors[target, name] += 1
+        failed = asyncio.get_running_loop().time()
+        self._failed[target] = (failed, f"{name}: {reason}")
         held = self._warnings.admit((target, via, name))
         if held is not None:
             self._log.warning(

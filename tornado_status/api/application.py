@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tornado.web import Application, RequestHandler
+from tornado.web import Application
 
 from tornado_status.api.access import Access
+from tornado_status.api.access_log import AccessLog
+from tornado_status.api.board import Board, BoardFileHandler, BoardPageHandler
 from tornado_status.api.client import ClientHandler, Limit, Recorder
+from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
+from tornado_status.api.following import Streams
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import NotFound, Peers
+from tornado_status.api.stream import SocketHandler, StreamHandler, Watch
 from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
+    HistoryHandler,
     Reader,
-    ReadersOnlyHandler,
     UserHandler,
     UsersHandler,
 )
+
+
+class Judge(Peers, Watch, Protocol):
+    """What the handlers need to know of who sent a request."""
 
 
 class ApiStore(Recorder, Reader, Protocol):
@@ -28,31 +37,37 @@ def make_application(
     store: ApiStore,
     access: Access,
     in_flight: InFlight,
-    peers: Peers,
+    peers: Judge,
     limit: Limit | None,
+    access_log: AccessLog,
+    streams: Streams,
+    board: Board,
 ) -> Application:
     """Return the application.
 
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
-    each may check in.
+    each may check in. `access_log` is told of every answer; `streams` serves who follows,
+    `board` is the page for people.
     """
     common = {"in_flight": in_flight, "peers": peers}
     reading = {**common, "store": store, "access": access}
+    following = {**reading, "streams": streams, "watch": peers}
     return Application(
         [
             (r"/api/client", ClientHandler, {**common, "store": store, "limit": limit}),
             (r"/api/users", UsersHandler, reading),
             (r"/api/users/([^/]+)", UserHandler, reading),
+            (r"/api/users/([^/]+)/history", HistoryHandler, reading),
+            (r"/api/users/([^/]+)/history\.(csv|jsonl)", HistoryExportHandler, reading),
+            (r"/api/events\.(csv|jsonl)", EventsExportHandler, reading),
             (r"/api/events", EventsHandler, reading),
             (r"/api/announcers", AnnouncersHandler, reading),
-            (r"/api/stream", ReadersOnlyHandler, reading),
-            (r"/", ReadersOnlyHandler, reading),
+            (r"/api/stream", StreamHandler, following),
+            (r"/api/socket", SocketHandler, following),
+            (r"/", BoardPageHandler, {**reading, "board": board}),
+            (r"/board/(.+)", BoardFileHandler, {**reading, "board": board}),
         ],
         default_handler_class=NotFound,
         default_handler_args=common,
-        log_function=_no_access_log,  # a line a check-in would be the costliest part of it
+        log_function=access_log.answered,
     )
-
-
-def _no_access_log(handler: RequestHandler) -> None:
-    pass

@@ -9,6 +9,8 @@ from tornado_status.api.problem import Handler, Problem
 from tornado_status.api.users import record_json
 from tornado_status.checkin import CheckIn, Event, StatusRecord
 
+CHECK_IN_METHODS = ("POST", "PUT", "PATCH")
+
 
 class Recorder(Protocol):
     """The part of the store that this handler needs."""

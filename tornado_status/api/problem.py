@@ -17,6 +17,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
 
 from tornado_status.api.in_flight import InFlight
+from tornado_status.api.request_id import HEADER, request_id
 from tornado_status.checkin import CheckIn, Peer
 from tornado_status.errors import (
     IdentityError,
@@ -102,6 +103,10 @@ class Peers(Protocol):
 
     def is_last(self, request: HTTPServerRequest) -> bool: ...
 
+    def begin(self, request: HTTPServerRequest) -> bool: ...
+
+    def end(self, request: HTTPServerRequest) -> None: ...
+
 
 @stream_request_body  # so that `prepare` runs before the body: a large one is never read
 class Handler(RequestHandler):
@@ -113,14 +118,20 @@ class Handler(RequestHandler):
     in_flight: InFlight
     peers: Peers
     _last = False  # the connection ends with this request
+    request_id = ""  # the sender's, or a new one; set before anything is answered
     check_in: CheckIn  # what the caller's certificate says; set by `prepare`
+    error: BaseException | None = None  # what the answer is about, where it is one
 
     def initialize(self, **services: object) -> None:
         self._counted = False
+        self._begun = False
         for name, service in services.items():
             setattr(self, name, service)
 
     def set_default_headers(self) -> None:
+        if not self.request_id:
+            self.request_id = request_id(self.request.headers.get(HEADER))
+        self.set_header(HEADER, self.request_id)
         self.clear_header("Server")  # which version of what answers is nobody's business
         self.clear_header("Content-Type")
         self.set_header("Cache-Control", "no-store")
@@ -128,8 +139,13 @@ class Handler(RequestHandler):
             self.set_header("Connection", "close")
 
     def prepare(self) -> Awaitable[None] | None:
+        if not self.peers.begin(self.request):
+            raise Finish
+        self._begun = True
         self.in_flight.begin()
         self._counted = True
+        # For this task alone, which is this request's: each line of the log has it.
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
         peer = self.peers.peer_of(self.request)
         if self.peers.is_last(self.request):
             self._last = True
@@ -137,7 +153,9 @@ class Handler(RequestHandler):
         if peer.check_in is None:
             if peer.refusal is None:
                 raise Problem(400, "No required SSL certificate was sent")
-            raise Problem(peer.refusal.status, peer.refusal.detail)
+            # Tornado closes where the body was not waited for; a proxy has to know.
+            close = {"Connection": "close"}
+            raise Problem(peer.refusal.status, peer.refusal.detail, close)
         self.check_in = peer.check_in
         if not same_origin(self.request):
             raise Problem(403, "Requests from other web sites are not served")
@@ -151,10 +169,17 @@ class Handler(RequestHandler):
     def data_received(self, chunk: bytes) -> None:
         """Ignore the body. What comes in chunks is bounded by the server's own limit."""
 
-    def on_finish(self) -> None:
+    def leave_flight(self) -> None:
+        """Count as answered. Twice is once."""
         if self._counted:
             self._counted = False
             self.in_flight.end()
+
+    def on_finish(self) -> None:
+        self.leave_flight()
+        if self._begun:
+            self._begun = False
+            self.peers.end(self.request)
         if self._last and isinstance(self.request.connection, HTTP1Connection):
             stream = self.request.connection.stream
             with contextlib.suppress(StreamClosedError):
@@ -176,7 +201,7 @@ class Handler(RequestHandler):
         )
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        error = kwargs.get("exc_info", (None, None, None))[1]
+        error = self.error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, StatusError):
             status_code = describe(error)[0]
         super().send_error(status_code, **kwargs)

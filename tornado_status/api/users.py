@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from typing import Protocol
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from tornado_status import datagram
 from tornado_status.api.access import Access
 from tornado_status.api.problem import Handler, Problem
-from tornado_status.checkin import EventPage, StatusRecord, UserPage, timestamp
+from tornado_status.checkin import (
+    EventPage,
+    HistoryEntry,
+    HistoryPage,
+    LogSpan,
+    StatusRecord,
+    UserPage,
+    timestamp,
+)
 from tornado_status.errors import HistoryGone
 
 DEFAULT_LIMIT = 1000
+SNAPSHOT_GOOD_S = 15  # how long a state may be behind in a page that is kept by its ETag
 MAX_EVENTS = 100_000  # a page of about 20 MB
+MAX_HISTORY = 10_000  # a page of about 3 MB
 MAX_USERS = 10_000  # a page of about 1.5 MB
 
 
@@ -25,7 +36,13 @@ class Reader(Protocol):
 
     async def users(self, after: str, limit: int) -> UserPage: ...
 
+    async def history(self, email: str, before: int | None, limit: int) -> HistoryPage: ...
+
+    async def log(self, after: int | None, limit: int) -> tuple[int, list[HistoryEntry]]: ...
+
     async def events(self, after: int, limit: int) -> EventPage: ...
+
+    async def log_span(self) -> LogSpan: ...
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]: ...
 
@@ -39,6 +56,13 @@ class ReadHandler(Handler):
     def require_reader(self) -> None:
         if not self.access.may_read_all(self.check_in.email):
             raise Problem(403, "Only readers may see this")
+
+    def has(self, name: str) -> bool:
+        return self.get_query_argument(name, None) is not None
+
+    def set_next(self, path: str) -> None:
+        """Name the following page (RFC 8288)."""
+        self.set_header("Link", f'<{path}>; rel="next"')
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
         text = self.get_query_argument(name, str(default))
@@ -66,17 +90,60 @@ class UserHandler(ReadHandler):
 class UsersHandler(ReadHandler):
     """Everybody's record, a page at a time, in order of their e-mail."""
 
+    _etag: str | None = None
+
     async def get(self) -> None:
         self.require_reader()
         limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_USERS)
-        page = await self.store.users(self.get_query_argument("after", ""), limit)
+        after = self.get_query_argument("after", "")
+        if "If-None-Match" in self.request.headers:
+            span = await self.store.log_span()
+            self._etag = _etag(span.stream, span.head)
+            self.set_etag_header()
+            if self.check_etag_header():
+                self.set_status(304)
+                return
+        page = await self.store.users(after, limit)
+        self._etag = _etag(page.stream, page.head)
         following = "null"
         if page.following is not None:
             query = urlencode({"after": page.following, "limit": limit})
             following = json.dumps(f"/api/users?{query}")
+            self.set_next(f"/api/users?{query}")
         records = b",".join(record_json(record) for record in page.users)
         opening = f'{{"stream":"{page.stream}","head":{page.head},"users":['.encode()
         self.write_json(opening + records + f'],"next":{following}}}'.encode())
+
+    def compute_etag(self) -> str | None:
+        """See `RequestHandler.compute_etag`: by the head and a rough time."""
+        return self._etag
+
+
+def _etag(stream: uuid.UUID, head: int) -> str:
+    # Weak: the records were read after the head, and may be newer than it. With the time, since a
+    # user grows late without an event.
+    return f'W/"{stream}-{head}-{int(time.time() / SNAPSHOT_GOOD_S)}"'
+
+
+class HistoryHandler(ReadHandler):
+    """One user's entries of the log, the newest first: for readers, and for the user."""
+
+    async def get(self, email: str) -> None:
+        email = email.lower()
+        if email != self.check_in.email:
+            self.require_reader()
+        limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_HISTORY)
+        before = self.integer("before", 0, 1, datagram.MAX_SEQ) if self.has("before") else None
+        page = await self.store.history(email, before, limit)
+        following = "null"
+        if page.before is not None:
+            query = urlencode({"before": page.before, "limit": limit})
+            path = f"/api/users/{quote(email)}/history?{query}"
+            following = json.dumps(path)
+            self.set_next(path)
+        entries = b",".join(history_json(entry) for entry in page.entries)
+        opening = f'{{"email":{json.dumps(email)},"events":['.encode()
+        self.write_json(opening + entries + f'],"next":{following}}}'.encode())
 
 
 class EventsHandler(ReadHandler):
@@ -90,6 +157,9 @@ class EventsHandler(ReadHandler):
             page = await self.store.events(after, limit)
         except HistoryGone as error:
             raise Problem(410, f"{error}; start again from /api/users") from error
+        if page.events and page.events[-1].seq < page.head:
+            query = urlencode({"after": page.events[-1].seq, "limit": limit})
+            self.set_next(f"/api/events?{query}")
         events = b",".join(datagram.encode_update(event) for event in page.events)
         opening = f'{{"stream":"{page.stream}","head":{page.head},"events":['.encode()
         self.write_json(opening + events + b"]}")
@@ -104,23 +174,29 @@ class AnnouncersHandler(ReadHandler):
         self.write_json(json.dumps({"stream": str(stream), "announcers": certificates}).encode())
 
 
-class ReadersOnlyHandler(ReadHandler):
-    """Paths that belong to readers and hold nothing in this version."""
-
-    async def get(self) -> None:
-        self.require_reader()
-        raise Problem(404, "There is nothing here")
-
-
 def record_json(record: StatusRecord) -> bytes:
-    """Return a record as a JSON object."""
-    return json.dumps(
-        {
-            "email": record.email,
-            "last_seen": timestamp(record.last_seen),
-            "client_ip": record.client_ip,
-            "client_port": record.client_port,
-            "seq": record.seq,
-        },
-        separators=(",", ":"),
-    ).encode()
+    """Return a record as a JSON object, with the devices where they are known."""
+    members: dict[str, object] = {
+        "email": record.email,
+        "state": record.state,
+        "last_seen": timestamp(record.last_seen),
+        "first_seen": None if record.first_seen is None else timestamp(record.first_seen),
+        "client_ip": record.client_ip,
+        "client_port": record.client_port,
+        "seq": record.seq,
+    }
+    if record.devices:
+        members["devices"] = [
+            {**device._asdict(), "last_seen": timestamp(device.last_seen)}
+            for device in record.devices
+        ]
+    return json.dumps(members, separators=(",", ":")).encode()
+
+
+def history_json(entry: HistoryEntry) -> bytes:
+    """Return an entry of a user's history: the event, and the certificate of a check-in."""
+    event = datagram.encode_update(entry.event)
+    if entry.serial is None:
+        return event
+    device = json.dumps({"issuer": entry.issuer, "serial": entry.serial}, separators=(",", ":"))
+    return event[:-1] + b"," + device[1:].encode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import time
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -26,11 +27,14 @@ from tornado_status.errors import (
 )
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
-from tornado_status.ingress.stream import PeerStream
+from tornado_status.ingress.stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import Standing, Trust
 
 QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way
 MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
+
+
+CheckInStream = PeerStream | PlainStream
 
 
 class Recorder(Protocol):
@@ -75,7 +79,7 @@ class CheckInService:
         self,
         recorder: Recorder,
         answers: Answers,
-        hand_over: Callable[[PeerStream, Address], None],
+        hand_over: Callable[[CheckInStream, Address], None],
         idle_timeout_s: float,
         trust: Trust,
         limit: Limit | None,
@@ -84,10 +88,11 @@ class CheckInService:
         self.limit = limit
         self.recorder = recorder
         self.answers = answers
-        self.hand_over = hand_over
+        self._hand_over = hand_over
         self.heads = PlainHeads()
         self.draining = False
         self.connections: set[CheckInConnection] = set()
+        self._ordinary: weakref.WeakSet[CheckInStream] = weakref.WeakSet()  # handed over
         self._idle_timeout_s = idle_timeout_s
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time()  # both to a second: see _sweep
@@ -102,11 +107,19 @@ class CheckInService:
         else:
             CheckInConnection(self, stream, address, check_in, standing).start()
 
+    def hand_over(self, stream: CheckInStream, address: Address) -> None:
+        """Take a connection to ordinary HTTP, for good."""
+        self._ordinary.add(stream)
+        self._hand_over(stream, address)
+
     def drain(self) -> None:
         """Close what is idle now, and everything else once it is answered."""
         self.draining = True
         for connection in list(self.connections):
             connection.close_if_idle()
+        for stream in list(self._ordinary):
+            if not stream.requests and not stream.writing():
+                stream.close()  # a request that was read, and not begun, ends here: see `Judge`
 
     def close(self) -> None:
         """Close all connections."""
@@ -119,6 +132,12 @@ class CheckInService:
         self.now, self.epoch = self._loop.time(), time.time()
         for connection in list(self.connections):
             connection.close_if_over(self.now, self._idle_timeout_s)
+        for stream in list(self._ordinary):
+            if stream.closed():
+                self._ordinary.discard(stream)
+            elif isinstance(stream, PeerStream) and stream.standing is not None:
+                if stream.standing.bundle != self.trust.bundle and stream.is_quiet():
+                    stream.close()  # let in by CAs that are not in force any more
         self._sweeping = self._loop.call_later(min(self._idle_timeout_s / 4, 1.0), self._sweep)
 
 
@@ -138,10 +157,12 @@ class CheckInConnection:
         "_unanswered",
     )
 
+    max_head = MAX_HEAD
+
     def __init__(
         self,
         service: CheckInService,
-        stream: PeerStream,
+        stream: CheckInStream,
         address: Address,
         check_in: CheckIn,
         standing: Standing,
@@ -198,12 +219,12 @@ class CheckInConnection:
         """Take the plain check-ins at the front of `data`, hold or hand over the rest."""
         while data:
             end = END_OF_HEAD.search(data)
-            if not end and len(data) < MAX_HEAD:
+            if not end and len(data) < self.max_head:
                 self._partial = data
                 self._read()
                 return
             head = data[: end.end()] if end else b""
-            if not end or not self._service.heads.is_plain(head):
+            if not end or not self._is_plain(head):
                 if self._unanswered or self._blocked:
                     self._held = data
                 else:
@@ -213,6 +234,9 @@ class CheckInConnection:
             if not self._take(head, rest):
                 return
             data = rest
+
+    def _is_plain(self, head: bytes) -> bool:
+        return self._service.heads.is_plain(head)
 
     def _take(self, head: bytes, rest: bytes) -> bool:
         """Submit one check-in; then read on, unless `rest` is to be processed first.

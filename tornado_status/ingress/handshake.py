@@ -86,6 +86,8 @@ class Handshake:
         "_owner",
         "_stepping",
         "_threads",
+        "began",
+        "bundle",
         "secure",
     )
 
@@ -97,11 +99,14 @@ class Handshake:
         secure: ssl.SSLSocket,
         address: Address,
         timeout_s: float,
+        bundle: int,
     ) -> None:
+        self.bundle = bundle  # of the CAs that it is verified with: see `Trust`
         self._owner = owner
         self._threads = threads
         self._loop = loop
         self.secure = secure
+        self.began = loop.time()
         self._address = address
         self._over = False
         self._deadline = loop.call_later(timeout_s, self._expire)

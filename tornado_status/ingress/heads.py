@@ -50,22 +50,31 @@ class PlainHeads:
 
 
 def _is_plain(head: bytes) -> bool:
+    return plain_headers(head) is not None
+
+
+def plain_headers(head: bytes, also: frozenset[str] = frozenset()) -> HTTPHeaders | None:
+    """Return the headers of a head that surely is a check-in without a body, else None.
+
+    `also` are the names of headers that change nothing of that, beside the harmless ones.
+    """
     text = head.decode("latin1")
     start_line, newline, rest = text.partition("\r\n")
     if not newline or not text.endswith("\r\n\r\n"):
-        return False  # bare line feeds
+        return None  # bare line feeds
     try:
         request = HTTPServerRequest(
             start_line=parse_request_start_line(start_line), headers=HTTPHeaders.parse(rest)
         )
     except HTTPInputError:
-        return False
+        return None
     headers = request.headers
-    return (
+    plain = (
         request.method in METHODS
         and request.uri == PATH
         and request.version == "HTTP/1.1"
-        and HARMLESS.issuperset(headers)
+        and (HARMLESS | also).issuperset(headers)
         and headers.get("Content-Length", "0") == "0"
         and headers.get("Connection", "keep-alive").lower() == "keep-alive"
     )
+    return headers if plain else None

@@ -5,28 +5,56 @@ Not per request: once the peer hangs up, Tornado sets `stream.socket` to None.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
 from tornado_status.checkin import CheckIn, Peer, normalise_ip
-from tornado_status.ingress.stream import PeerStream
+from tornado_status.ingress.stream import GivingStream, PeerStream
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust, verified_chain
 
+CAS_RENEWED = "The trusted CAs have changed: connect anew"
 
-class Judge:
+
+class Counting:
+    """Knows of each stream how many requests are being answered. For the judges to inherit."""
+
+    def begin(self, request: HTTPServerRequest) -> bool:
+        """Say that a request is being answered; False where nobody waits for it any more."""
+        stream = getattr(request.connection, "stream", None)
+        if not isinstance(stream, GivingStream) or stream.closed():
+            return False
+        stream.requests += 1
+        return True
+
+    def end(self, request: HTTPServerRequest) -> None:
+        """Say that it is answered, or nobody waits for it any more."""
+        stream = getattr(request.connection, "stream", None)
+        if isinstance(stream, GivingStream):
+            stream.requests -= 1
+
+
+class Judge(Counting):
     """Turns a finished handshake into a `Peer`, and says later whether that still holds."""
 
     def __init__(self, trust: Trust) -> None:
         self.trust = trust
+        self.draining = False
 
-    def judge(self, stream: SSLIOStream, address: tuple[str, int]) -> tuple[Peer, Standing | None]:
-        """Read the certificate from the stream's socket, before anything awaits."""
+    def judge(
+        self, stream: SSLIOStream, address: tuple[str, int], bundle: int
+    ) -> tuple[Peer, Standing | None]:
+        """Read the certificate from the stream's socket, before anything awaits.
+
+        `bundle` is that of the CAs that the handshake began with.
+        """
         client_ip, client_port = normalise_ip(address[0]), address[1]
         secure = stream.socket
         certificate = secure.getpeercert(binary_form=True)
         if certificate is None:
             return Peer(client_ip, client_port, None, NO_CERTIFICATE), None
-        standing = self.trust.standing(certificate, lambda: verified_chain(secure))
+        standing = self.trust.standing(certificate, lambda: verified_chain(secure), bundle)
         identity = standing.identity
         if standing.refusal is not None or identity is None:
             return Peer(client_ip, client_port, None, standing.refusal), standing
@@ -50,10 +78,31 @@ class Judge:
     def is_last(self, request: HTTPServerRequest) -> bool:
         """Say whether a connection ends with this request.
 
-        So it does where the CAs have changed under it, or its certificate is good no more.
+        So it does where the CAs have changed under it, its certificate is good no more, or the
+        server is about to stop.
         """
+        if self.draining:
+            return True
         stream = getattr(request.connection, "stream", None)
         if not isinstance(stream, PeerStream) or stream.standing is None:
             return False
         lapsed = stream.standing.refusal is not None and stream.peer.check_in is not None
         return lapsed or stream.standing.bundle != self.trust.bundle
+
+    def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
+        """Return what says, at any time, why the connection of a request has to end; None if not.
+
+        For what outlives its request.
+        """
+        stream = getattr(request.connection, "stream", None)
+        if not isinstance(stream, PeerStream) or stream.standing is None:
+            raise TypeError("the request did not come over a connection with a certificate")
+        trust, standing = self.trust, stream.standing
+
+        def refusal() -> str | None:
+            error = trust.renew(standing)
+            if error is not None:
+                return error.detail
+            return None if standing.bundle == trust.bundle else CAS_RENEWED
+
+        return refusal

@@ -1,4 +1,4 @@
-"""The TLS stream of a check-in connection: Tornado's, with its peer, and with a way to put back.
+"""The stream of a check-in connection: Tornado's, with its peer, and with a way to put back.
 
 `PeerStream` uses Tornado's public interface only. `QuickPeerStream` overrides one private method of
 it; `quick_stream_class` says whether the installed Tornado is one it was written for.
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tornado.ioloop import IOLoop
-from tornado.iostream import BaseIOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
 from tornado_status.checkin import Peer
 from tornado_status.ingress.trust import Standing
@@ -30,14 +30,14 @@ KNOWN_SOURCES = {
 OnData = Callable[[bytes], None]
 
 
-class PeerStream(SSLIOStream):
-    """A TLS stream that knows its peer, and to which bytes that were read can be given back."""
+class GivingStream(BaseIOStream):
+    """A stream that delivers what comes, and to which bytes that were read can be given back."""
 
-    peer: Peer  # set, with its standing, when the handshake is done
-    standing: Standing | None
     on_closed: Callable[[], None] | None = None
+    requests = 0  # that ordinary HTTP is answering: see `Judge.begin`
     _received = 0  # bytes that came in
     _taken = 0  # of these, what `receive` has delivered
+    _seen = -1  # of these, what had come when `is_quiet` was last asked
     _given_back = b""
 
     def receive(self, on_data: OnData) -> None:
@@ -55,22 +55,11 @@ class PeerStream(SSLIOStream):
         self._taken += len(data)
         on_data(data)
 
-    def reply(self, data: bytes) -> asyncio.Future[None] | None:
-        """Send `data`; return what is done when it is on its way, where it is not yet.
-
-        Raises `StreamClosedError` or `OSError`.
-        """
-        if self.closed():
-            raise StreamClosedError
-        if not self.writing():
-            # Past the stream's buffer, which is empty, as it nearly always is.
-            try:
-                self.socket.send(data)  # all of it, says OpenSSL, or nothing
-            except ssl.SSLWantWriteError:
-                pass
-            else:
-                return None
-        return asyncio.ensure_future(self.write(data))
+    def is_quiet(self) -> bool:
+        """Say whether nothing is being answered, and nothing has come since this was last asked."""
+        quiet = self._received == self._seen and not self.requests and not self.writing()
+        self._seen = self._received
+        return quiet
 
     def unread(self, data: bytes) -> None:
         """Make the next read return `data` first. Call once, while no read is under way."""
@@ -99,6 +88,38 @@ class PeerStream(SSLIOStream):
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
             on_closed()
+
+
+class PeerStream(GivingStream, SSLIOStream):
+    """A TLS stream that knows its peer."""
+
+    peer: Peer  # set, with its standing, when the handshake is done
+    standing: Standing | None
+
+    def reply(self, data: bytes) -> asyncio.Future[None] | None:
+        """Send `data`; return what is done when it is on its way, where it is not yet.
+
+        Raises `StreamClosedError` or `OSError`.
+        """
+        if self.closed():
+            raise StreamClosedError
+        if not self.writing():
+            # Past the stream's buffer, which is empty, as it nearly always is.
+            try:
+                self.socket.send(data)  # all of it, says OpenSSL, or nothing
+            except ssl.SSLWantWriteError:
+                pass
+            else:
+                return None
+        return asyncio.ensure_future(self.write(data))
+
+
+class PlainStream(GivingStream, IOStream):
+    """A stream of a proxy, which terminates TLS."""
+
+    def reply(self, data: bytes) -> asyncio.Future[None]:
+        """See `PeerStream.reply`."""
+        return asyncio.ensure_future(self.write(data))
 
 
 class QuickPeerStream(PeerStream):

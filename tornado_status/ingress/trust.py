@@ -25,7 +25,6 @@ from tornado_status.identity import Identity, identify
 from tornado_status.revocation import RevocationList, read_lists, replace_lists
 
 MAX_REMEMBERED = 4096  # verdicts on certificates: a quarter of a millisecond saved for each device
-WARN_BEFORE_S = 3 * 86400.0  # before a list or a certificate is out of date: a long weekend
 
 NO_CERTIFICATE = IdentityError(400, "no-certificate", "No required SSL certificate was sent")
 REVOKED = IdentityError(403, "revoked", "The certificate is revoked")
@@ -93,20 +92,36 @@ class Trust:
         self.anchors = anchors
         self.generation += 1
 
-    def standing(self, certificate: bytes, chain: Callable[[], Sequence[bytes]]) -> Standing:
-        """Return the verdict on a certificate that TLS has accepted.
+    def standing(
+        self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
+    ) -> Standing:
+        """Return the verdict on a certificate that TLS has accepted with the CAs of `bundle`.
 
         `chain` returns it as TLS verified it, in DER; nothing in a resumed session, where it is
         known from before or found among the CAs.
         """
-        standing = self._standings.get(certificate)
+        # A handshake may have begun with CAs that are in force no more; that verdict is not shared.
+        current = bundle == self.bundle
+        standing = self._standings.get(certificate) if current else None
         if standing is None or standing.refusal is UNKNOWN_CHAIN:
-            if len(self._standings) >= MAX_REMEMBERED:
-                del self._standings[next(iter(self._standings))]  # the oldest
-            anchors = {_der(ca) for ca in self.anchors.cas}
-            below = tuple(der for der in chain() if der not in anchors)
-            standing = Standing(below or (certificate,), self.bundle)
-            self._standings[certificate] = standing
+            standing = self.judge(chain() or (certificate,), bundle)
+            if current:
+                if len(self._standings) >= MAX_REMEMBERED:
+                    del self._standings[next(iter(self._standings))]  # the oldest
+                self._standings[certificate] = standing
+        else:
+            self.renew(standing)
+        return standing
+
+    def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> Standing:
+        """Return the verdict on a verified chain in DER, its first certificate the peer's.
+
+        `bundle` is that of the CAs that it was verified with, if not those in force. For the caller
+        to keep as long as `bundle` stays, and to renew.
+        """
+        anchors = {_der(ca) for ca in self.anchors.cas}
+        below = tuple(der for der in chain if der not in anchors)
+        standing = Standing(below or (chain[0],), self.bundle if bundle is None else bundle)
         self.renew(standing)
         return standing
 
@@ -121,17 +136,6 @@ class Trust:
             except IdentityError as error:
                 standing.refusal = error
         return standing.refusal
-
-    def warnings(self) -> list[str]:
-        """Return what an operator should know of the lists."""
-        found = []
-        for known in self.anchors.lists.values():
-            days = (known.next_update - self._clock()) / 86400
-            if days < 0:
-                found.append(f"tls.crl: out of date for {-days:.1f} days")
-            elif days < WARN_BEFORE_S / 86400:
-                found.append(f"tls.crl: out of date in {days:.1f} days")
-        return found
 
     def _judge_chain(self, standing: Standing, not_after: float) -> float:
         """Return until when the chain is good. Raises `IdentityError`."""

@@ -11,64 +11,105 @@ from __future__ import annotations
 import asyncio
 import datetime
 import random
+import time
 import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 import structlog
 
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
-from tornado_status.store.database import Connection, StatementFailed
+from tornado_status.logs import RateLimit
+from tornado_status.measure import CheckIns
+from tornado_status.store import queries
+from tornado_status.store.database import Connection, Row, StatementFailed
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
+MAX_WORK = 4  # pieces of other work that may wait: each has one part of the store that awaits it
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
 
-# The arrays hold one element a check-in, in order of arrival. $6 marks the first and $7 the last
-# check-in of its user in this batch: only the last becomes the user's status. $8: enrolment is
-# closed. `accepted` reads user_status after the head is locked, so two servers cannot both see a
-# user for the first time. Rows are upserted in order of their key: unsorted batches deadlock.
+# The arrays hold one element a check-in, in order of arrival. $6 is the position of the check-in of
+# the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
+# becomes the user's status; or 2 where it is that and the batch has another device of the user. $8:
+# enrolment is closed. `accepted` reads user_status after the head is locked, so two servers cannot
+# both see a user for the first time, or come back. Rows are upserted in order of key: unsorted
+# batches deadlock. `devices` changes only with the certificate.
 PREPARE_RECORD = """\
 PREPARE record_check_ins
-    (text[], inet[], integer[], text[], text[], boolean[], boolean[], boolean) AS
+    (text[], inet[], integer[], text[], text[], integer[], integer[], boolean) AS
 WITH accepted AS MATERIALIZED (
-    SELECT i.*, row_number() OVER (ORDER BY i.n) AS k,
-           i.first_of_user AND s.last_seen IS NULL AS is_new
+    SELECT i.*, row_number() OVER (ORDER BY i.n) AS k, s.seq AS newest,
+           i.before = 0 AND s.last_seen IS NULL AS is_new, i.before = 0 AND s.offline AS is_back
     FROM unnest($1, $2, $3, $4, $5, $6, $7) WITH ORDINALITY
-         AS i(email, client_ip, client_port, issuer, serial, first_of_user, last_of_user, n)
+         AS i(email, client_ip, client_port, issuer, serial, before, role, n)
     LEFT JOIN user_status s ON s.email = i.email
     WHERE NOT $8 OR s.email IS NOT NULL
 ), now AS MATERIALIZED (
     SELECT seq AS base, greatest(at, clock_timestamp()) AS at FROM head
 ), log AS (
-    INSERT INTO check_in (seq, at, event, email, client_ip, client_port, issuer, serial)
-    SELECT base + k, at, CASE WHEN is_new THEN 'new' ELSE 'check-in' END,
-           email, client_ip, client_port, issuer, serial
+    INSERT INTO check_in (seq, at, event, email, client_ip, client_port, issuer, serial, previous)
+    SELECT base + k, at,
+           CASE WHEN is_new THEN 'new' WHEN is_back THEN 'back' ELSE 'check-in' END,
+           email, client_ip, client_port, issuer, serial,
+           CASE WHEN before = 0 THEN newest WHEN NOT $8 THEN base + before
+                ELSE (SELECT base + a.k FROM accepted a WHERE a.n = accepted.before) END
     FROM accepted, now
 ), status AS (
-    INSERT INTO user_status AS u (email, seq, last_seen, client_ip, client_port, issuer, serial)
-    SELECT email, base + k, at, client_ip, client_port, issuer, serial
-    FROM accepted, now WHERE last_of_user ORDER BY email
+    INSERT INTO user_status AS u
+        (email, seq, last_seen, client_ip, client_port, issuer, serial, first_seen, devices)
+    SELECT email, base + k, at, client_ip, client_port, issuer, serial, at,
+           CASE WHEN role = 2 THEN (
+               SELECT other_devices(
+                   jsonb_agg(user_device(a.issuer, a.serial, at, a.client_ip, a.client_port)),
+                   accepted.issuer, accepted.serial)
+               FROM accepted a WHERE a.email = accepted.email
+           ) END
+    FROM accepted, now WHERE role > 0 ORDER BY email
     ON CONFLICT (email) DO UPDATE SET
         seq = excluded.seq, last_seen = excluded.last_seen, client_ip = excluded.client_ip,
-        client_port = excluded.client_port, issuer = excluded.issuer, serial = excluded.serial
+        client_port = excluded.client_port, issuer = excluded.issuer, serial = excluded.serial,
+        first_seen = coalesce(u.first_seen, excluded.first_seen), offline = false,
+        devices = CASE
+            WHEN u.serial = excluded.serial AND u.issuer = excluded.issuer
+                AND excluded.devices IS NULL THEN u.devices
+            ELSE other_devices(
+                coalesce(u.devices, '[]') || coalesce(excluded.devices, '[]')
+                    || user_device(u.issuer, u.serial, u.last_seen, u.client_ip, u.client_port),
+                excluded.issuer, excluded.serial)
+        END
 ), moved AS (
     UPDATE head SET seq = head.seq + (SELECT count(*) FROM accepted), at = now.at FROM now
 )
 SELECT base, (extract(epoch FROM at) * 1000000)::bigint,
-       ARRAY(SELECT n FROM accepted WHERE is_new),
+       ARRAY(SELECT n FROM accepted WHERE is_new), ARRAY(SELECT n FROM accepted WHERE is_back),
        CASE WHEN $8 THEN ARRAY(SELECT n FROM accepted ORDER BY n) END
 FROM now"""
 
 Done = Callable[["Event | StoreError"], None]
 
 
-Pending = tuple[CheckIn, Done]
+Pending = tuple[CheckIn, Done, float]  # and when it was submitted, in monotonic seconds
+Origin = tuple[str, "str | None", "int | None"]  # an entry's e-mail and client address
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What somebody else writes to the log, between two batches of check-ins.
+
+    `statement` is run after the head is locked, in the same transaction. `events` makes of its rows
+    what was committed, in order; `emails` are those whose entries a lost answer may have left.
+    """
+
+    statement: str
+    events: Callable[[list[Row]], Sequence[Event]]
+    emails: Sequence[str]
 
 
 class GroupCommit:
@@ -94,11 +135,14 @@ class GroupCommit:
         self._commit_timeout_s = commit_timeout_s
         self._log = structlog.get_logger()
         self._queue: deque[Pending] = deque()
+        self._work: deque[tuple[Work, asyncio.Future[list[Row]]]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
-        self._unconfirmed: list[CheckIn] = []
+        self._unconfirmed: set[Origin] = set()
+        self.counted = CheckIns()
+        self._told = RateLimit()  # a database that fails each commit would fill the log
         self.connected = asyncio.Event()
         self.head = 0
         self.stream = uuid.UUID(int=0)
@@ -121,7 +165,22 @@ class GroupCommit:
         if not self._queue:
             self._idle.clear()
             self._wake.set()
-        self._queue.append((check_in, done))
+        self._queue.append((check_in, done, time.monotonic()))
+
+    async def write(self, work: Work) -> list[Row]:
+        """Run other work on the writing connection, and return its rows.
+
+        Check-ins come first: between two batches of them one piece of other work is done. Raises
+        `StoreUnavailable` where it is not known to be done, as `submit` does.
+        """
+        if not self.connected.is_set():
+            raise StoreUnavailable(f"database away: {self.problem}")
+        if len(self._work) >= MAX_WORK:
+            raise StoreUnavailable("more work than the database takes")
+        done: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
+        self._work.append((work, done))
+        self._wake.set()
+        return await done
 
     async def run(self) -> None:
         """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
@@ -145,18 +204,25 @@ class GroupCommit:
                 # What is queued, but never sent, may still make it with the next connection.
                 self.connected.clear()
                 self.problem = str(error)
-                self._log.warning("database lost, reconnecting", reason=str(error))
+                if (held := self._told.admit(("lost", str(error)))) is not None:
+                    self._log.warning("database lost, reconnecting", reason=str(error), before=held)
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
 
-    async def drain(self, timeout_s: float) -> None:
-        """Wait until all that was submitted is answered, at most `timeout_s`."""
+    async def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was submitted is answered; False after `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._idle.wait()
         except TimeoutError:
             self._log.warning("drain timed out", pending=len(self._queue))
+            return False
+        return True
+
+    def refuse(self) -> None:
+        """Answer what is queued: it will not be committed. For when `run` has ended."""
+        self._lost(StoreUnavailable("shutting down"))
 
     def stop(self) -> None:
         """Make `run` end after the batch under way."""
@@ -171,42 +237,53 @@ class GroupCommit:
             if not self._queue:
                 self._idle.set()
                 self._wake.clear()
-                await self._wake.wait()
+                if not self._work:
+                    await self._wake.wait()
                 if self._stopping:
                     return
             if not connection.usable:
                 # Known before anything was sent: the queue waits for the next connection.
                 raise StoreUnavailable("the database closed the connection")
             queue = self._queue
-            batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
-            await self._commit(connection, batch)
+            if queue:
+                batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
+                await self._commit(connection, batch)
+            if self._work and connection.usable:
+                await self._do(connection, *self._work.popleft())
 
     async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
-        check_ins = [check_in for check_in, _ in batch]
+        check_ins = [check_in for check_in, _, _ in batch]
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
+        sent = time.monotonic()
         try:
-            rows = await connection.execute(statement, timeout_s=self._commit_timeout_s)
+            rows = await connection.execute(
+                statement, timeout_s=self._commit_timeout_s, durable=True
+            )
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
-            self._log.error("commit refused", reason=str(error), sqlstate=error.sqlstate)
+            if (held := self._told.admit(error.sqlstate)) is not None:
+                self._log.error(
+                    "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
+                )
             self._fail(batch, StoreUnavailable("the database refused the commit"))
             raise StoreUnavailable(str(error)) from error
         except StoreUnavailable as error:
             # Sent, and no answer: only the database knows. See _announce_unconfirmed.
-            self._unconfirmed = check_ins
+            self._unconfirmed = {(c.email, c.client_ip, c.client_port) for c in check_ins}
             self._fail(batch, error)
             raise
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
-        base, microseconds, new, accepted = rows[0]
+        committed = time.monotonic()
+        base, microseconds, new, back, accepted = rows[0]
         moment = _EPOCH + datetime.timedelta(microseconds=microseconds)
         recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
-        is_new = set(new)
+        special = dict.fromkeys(new, EventKind.NEW) | dict.fromkeys(back, EventKind.BACK)
         events = []
-        for number, (check_in, _) in enumerate(recorded, start=1):
+        for number, (check_in, _, _) in enumerate(recorded, start=1):
             position = number if accepted is None else accepted[number - 1]
-            kind = EventKind.NEW if position in is_new else EventKind.CHECK_IN
+            kind = special.get(position, EventKind.CHECK_IN)
             events.append(
                 Event(
                     base + number,
@@ -220,13 +297,39 @@ class GroupCommit:
         if events:
             self.head = events[-1].seq
             self._on_commit(events, self.head)
-        for (_, done), event in zip(recorded, events, strict=True):
+        for (_, done, _), event in zip(recorded, events, strict=True):
             done(event)
         if len(recorded) < len(batch):
             known = set(accepted)
-            for position, (check_in, done) in enumerate(batch, start=1):
+            for position, (check_in, done, _) in enumerate(batch, start=1):
                 if position not in known:
                     done(UserUnknown(check_in.email))
+        self.counted.batch([submitted for _, _, submitted in batch], len(recorded), sent, committed)
+
+    async def _do(
+        self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
+    ) -> None:
+        try:
+            rows = await connection.execute(
+                f"{LOCK_HEAD}; {work.statement}", timeout_s=self._commit_timeout_s, durable=True
+            )
+        except StatementFailed as error:
+            # Rolled back as a whole, and no fault of the connection.
+            _settle(done, StoreUnavailable(f"the database refuses: {error}"))
+            return
+        except StoreUnavailable as error:
+            self._unconfirmed = {(email, None, None) for email in work.emails}
+            _settle(done, error)
+            raise
+        except BaseException:
+            _settle(done, StoreUnavailable("shutting down"))
+            raise
+        events = work.events(rows)
+        if events:
+            self.head = events[-1].seq
+            self._on_commit(events, self.head)
+        if not done.done():
+            done.set_result(rows)
 
     async def _announce_unconfirmed(self, connection: Connection) -> None:
         """Announce what a commit without an answer has written after all.
@@ -235,23 +338,21 @@ class GroupCommit:
         the same. Also learns the head and the stream, which other servers may have moved.
         """
         known, lost = self.head, self._unconfirmed
-        head, stream = await connection.fetch_one("SELECT seq, stream FROM head FOR UPDATE")
-        same_stream = self.stream == uuid.UUID(stream)
-        self.stream, self.head = uuid.UUID(stream), head
-        self._unconfirmed = []
-        if not lost or not same_stream:
-            return
-        rows = await connection.execute(
-            "SELECT seq, event, email, at, host(client_ip), client_port FROM check_in"
-            " WHERE seq > %s ORDER BY seq LIMIT %s",
-            [known, RECOVERY_LIMIT],
+        # The lock is a write too: once it is durable, so is all before it.
+        head, stream = await connection.fetch_one(
+            "SELECT seq, stream FROM head FOR UPDATE", durable=True
         )
-        ours = {(c.email, c.client_ip, c.client_port) for c in lost}
-        events = [
-            Event(seq, event, email, at.astimezone(datetime.UTC), client_ip, client_port)
-            for seq, event, email, at, client_ip, client_port in rows
-            if (email, client_ip, client_port) in ours
-        ]
+        rows = []
+        if lost and self.stream == uuid.UUID(stream):
+            rows = await connection.execute(
+                f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s"  # noqa: S608
+                " ORDER BY seq LIMIT %s",
+                [known, RECOVERY_LIMIT],
+            )
+        # Not before: should this connection break too, the next one asks again.
+        self.stream, self.head, self._unconfirmed = uuid.UUID(stream), head, set()
+        found = (queries.entry(row) for row in rows)
+        events = [e for e in found if (e.email, e.client_ip, e.client_port) in lost]
         if events:
             self._log.info("announcing what a lost answer left recorded", events=len(events))
             self._on_commit(events, head)
@@ -261,10 +362,12 @@ class GroupCommit:
         self.problem = str(error)
         queued, self._queue = list(self._queue), deque()
         self._fail(queued, StoreUnavailable(f"database away: {error}"))
+        while self._work:
+            _settle(self._work.popleft()[1], StoreUnavailable(f"database away: {error}"))
         self._idle.set()
 
     def _fail(self, batch: list[Pending], error: StoreError) -> None:
-        for _, done in batch:
+        for _, done, _ in batch:
             done(error)
 
     async def _sleep(self, seconds: float) -> None:
@@ -276,15 +379,25 @@ class GroupCommit:
             pass
 
 
+def _settle(done: asyncio.Future[list[Row]], error: StoreError) -> None:
+    if not done.done():
+        done.set_exception(error)
+
+
 def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
     """Return the EXECUTE statement with its arrays, in PostgreSQL's literal syntax."""
-    first: dict[str, int] = {}
     last: dict[str, int] = {}
-    for number, check_in in enumerate(check_ins):
-        first.setdefault(check_in.email, number)
-        last[check_in.email] = number
-    firsts, lasts = set(first.values()), set(last.values())
-    positions = range(len(check_ins))
+    before = []
+    mixed = set()  # users who check in with several certificates at once
+    for position, check_in in enumerate(check_ins, start=1):
+        earlier = last.get(check_in.email, 0)
+        if earlier and check_ins[earlier - 1].serial != check_in.serial:
+            mixed.add(check_in.email)
+        before.append(str(earlier))
+        last[check_in.email] = position
+    roles = ["0"] * len(check_ins)
+    for email, position in last.items():
+        roles[position - 1] = "2" if email in mixed else "1"
     issuers = {c.issuer: _escaped(c.issuer) for c in check_ins}  # one for many
     arrays = (
         # Of these elements none has a quotation mark or a backslash: see `identity` and `CheckIn`.
@@ -293,8 +406,8 @@ def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
         _array([str(c.client_port) for c in check_ins]),
         _array([issuers[c.issuer] for c in check_ins]),
         _array([c.serial for c in check_ins]),
-        _array(["t" if n in firsts else "f" for n in positions]),
-        _array(["t" if n in lasts else "f" for n in positions]),
+        _array(before),
+        _array(roles),
     )
     return f"EXECUTE record_check_ins ({', '.join(arrays)}, {enrolment_closed})"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 
 Row = tuple[Any, ...]
 Parameters = dict[str, str]
+Values = Sequence[object] | Mapping[str, object]
 
 APPLICATION_NAME = "tornado_status"
 
@@ -60,7 +61,7 @@ async def addresses(parameters: Parameters, timeout_s: float) -> list[Parameters
     no name resolves within `timeout_s`.
     """
     hosts = parameters.get("host", "").split(",")
-    if all(not host or host.startswith("/") for host in hosts) or "hostaddr" in parameters:
+    if hosts == [""] or "hostaddr" in parameters:
         return [parameters]
     ports = parameters.get("port", "5432").split(",")
     loop = asyncio.get_running_loop()
@@ -68,6 +69,9 @@ async def addresses(parameters: Parameters, timeout_s: float) -> list[Parameters
     problem = "no host"
     for number, host in enumerate(hosts):
         port = (ports[number] if len(ports) > 1 else ports[0]) or "5432"
+        if not host or host.startswith("/"):
+            found.append({**parameters, "host": host, "port": port})  # a Unix socket
+            continue
         try:
             async with asyncio.timeout(timeout_s):
                 infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
@@ -162,23 +166,46 @@ class Connection:
     async def close(self) -> None:
         await self._raw.close()
 
+    async def notification(self) -> tuple[int, str, str]:
+        """Wait for a NOTIFY on a channel that was LISTENed to: backend's pid, channel, payload.
+
+        May wait beside a statement that runs. Raises `StoreUnavailable` once the connection is
+        lost.
+        """
+        try:
+            notify = await self._raw.notifies.get()
+        except psycopg2.Error as error:
+            raise StoreUnavailable(_one_line(error)) from error
+        return notify.pid, notify.channel, notify.payload
+
     async def execute(
-        self, sql: str, parameters: Sequence[object] | None = None, *, timeout_s: float = 5.0
+        self,
+        sql: str,
+        parameters: Values | None = None,
+        *,
+        timeout_s: float = 5.0,
+        durable: bool = False,
     ) -> list[Row]:
         """Run `sql` (several statements without parameters are one transaction); return the rows.
 
         The rows are the last statement's. Raises `StatementFailed` where PostgreSQL refused and
         rolled back, `StoreUnavailable` where the connection is lost or too slow: what was sent
-        may or may not have been done, and the connection is closed.
+        may or may not have been done, and the connection is closed. With `durable` that is also
+        raised where PostgreSQL has committed and warned.
         """
         try:
+            del self._raw.raw.notices[:]
             cursor = await self._raw.cursor(timeout=timeout_s)
             try:
                 await cursor.execute(sql, parameters)
                 _raise_swallowed_cancellation()
-                if cursor.description is None:
-                    return []
-                return cast(list[Row], await cursor.fetchall())
+                rows = [] if cursor.description is None else await cursor.fetchall()
+                if durable and _has_warning(self._raw.raw):
+                    # Whose wait for a synchronous standby is canceled has committed here only, and
+                    # is told so by a warning, in the database's language and without its code.
+                    await self.close()
+                    raise StoreUnavailable(f"the database warns: {self._raw.raw.notices[0]}")
+                return cast(list[Row], rows)
             finally:
                 cursor.close()
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
@@ -207,10 +234,15 @@ class Connection:
             raise StoreUnavailable("the database closed the connection") from error
 
     async def fetch_one(
-        self, sql: str, parameters: Sequence[object] | None = None, *, timeout_s: float = 5.0
+        self,
+        sql: str,
+        parameters: Values | None = None,
+        *,
+        timeout_s: float = 5.0,
+        durable: bool = False,
     ) -> Row:
         """Run `sql` and return its first row. Raises `StatementFailed` where there is none."""
-        rows = await self.execute(sql, parameters, timeout_s=timeout_s)
+        rows = await self.execute(sql, parameters, timeout_s=timeout_s, durable=durable)
         if not rows:
             raise StatementFailed("the statement returned no row", "")
         return rows[0]
@@ -278,6 +310,15 @@ def _raise_swallowed_cancellation() -> None:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
+
+
+def _has_warning(raw: psycopg2.extensions.connection) -> bool:
+    """Say whether the last statement came with a warning: see `client_min_messages`.
+
+    Raises `psycopg2.OperationalError` where the connection has ended since.
+    """
+    raw.poll()  # waits for nothing; what came with the last packet is in `notices` only after it
+    return bool(raw.notices)
 
 
 def _one_line(error: BaseException) -> str:

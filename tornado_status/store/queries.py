@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
-from tornado_status.checkin import Event, EventPage, StatusRecord, UserPage
+from tornado_status import presence
+from tornado_status.checkin import (
+    Device,
+    Event,
+    EventPage,
+    HistoryEntry,
+    HistoryPage,
+    LogSlice,
+    LogSpan,
+    StatusRecord,
+    UserPage,
+)
 from tornado_status.errors import HistoryGone
 from tornado_status.store.database import Connection, Row
 
 # An hour, and as long again as two refreshes take, after an announcer was last said to be in use.
 PUBLISHED_S = 3600 + 2 * 60
 
-_RECORD = "seq, email, last_seen, host(client_ip), client_port"
+MAX_SLICE = 1000  # events of the log at once, for who follows it
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+# The columns of `check_in c` that `entry` reads.
+ENTRY = (
+    "c.seq, c.event, c.email, coalesce(c.last_seen, c.at), host(c.client_ip), c.client_port,"
+    " CASE WHEN c.last_seen IS NOT NULL THEN c.at END"
+)
+_RECORD = (
+    "seq, email, last_seen, host(client_ip), client_port, first_seen, offline, clock_timestamp()"
+)
 
 
-async def user(connection: Connection, email: str) -> StatusRecord | None:
-    """Return the record of one user, or None for someone who never checked in."""
+async def user(connection: Connection, email: str, interval_s: float) -> StatusRecord | None:
+    """Return the record of one user, or None for someone who never checked in.
+
+    `interval_s` is how often one should check in.
+    """
     rows = await connection.execute(
-        f"SELECT {_RECORD} FROM user_status WHERE email = %s AND seq IS NOT NULL",  # noqa: S608
+        f"SELECT issuer, serial, devices, {_RECORD} FROM user_status"  # noqa: S608
+        " WHERE email = %s AND seq IS NOT NULL",
         [email],
     )
-    return _record(rows[0]) if rows else None
+    if not rows:
+        return None
+    issuer, serial, others, *columns = rows[0]
+    record = _record(tuple(columns), interval_s)
+    newest = Device(issuer, serial, record.last_seen, record.client_ip, record.client_port)
+    known = [_device(other) for other in others or ()]
+    return dataclasses.replace(record, devices=(newest, *known))
 
 
-async def users(connection: Connection, after: str, limit: int) -> UserPage:
+async def users(connection: Connection, after: str, limit: int, interval_s: float) -> UserPage:
     """Return up to `limit` records with an e-mail above `after` (keyset paging)."""
     stream, head = await connection.fetch_one("SELECT stream, seq FROM head")
     rows = await connection.execute(
@@ -33,7 +67,7 @@ async def users(connection: Connection, after: str, limit: int) -> UserPage:
         " WHERE email > %s AND seq IS NOT NULL ORDER BY email LIMIT %s",
         [after, limit + 1],
     )
-    records = [_record(row) for row in rows[:limit]]
+    records = [_record(row, interval_s) for row in rows[:limit]]
     following = records[-1].email if len(rows) > limit else None
     return UserPage(uuid.UUID(stream), head, records, following)
 
@@ -45,18 +79,103 @@ async def events(connection: Connection, after: int, limit: int) -> EventPage:
     """
     rows = await connection.execute(
         # One statement, one snapshot: the head and the slice of the log belong together.
-        "SELECT h.stream, h.seq, c.seq, c.event, c.email, c.at, host(c.client_ip), c.client_port"
+        f"SELECT h.stream, h.seq, {ENTRY}"  # noqa: S608
         " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in WHERE seq > %s"
         " ORDER BY seq LIMIT %s) c ON true ORDER BY c.seq",
         [after, limit],
     )
     stream, head = uuid.UUID(rows[0][0]), rows[0][1]
-    found = [_event(row[2:]) for row in rows if row[2] is not None]
+    found = [entry(row[2:]) for row in rows if row[2] is not None]
+    _check_reach(after, head, found[0].seq if found else None)
+    return EventPage(stream, head, found)
+
+
+async def log(
+    connection: Connection, after: int | None, limit: int
+) -> tuple[int, list[HistoryEntry]]:
+    """Return the head and up to `limit` entries above `after`, or from the oldest one on.
+
+    Raises `HistoryGone` where entries behind `after` are pruned, or it is above the head.
+    """
+    rows = await connection.execute(
+        f"SELECT h.seq, c.issuer, c.serial, {ENTRY}"  # noqa: S608
+        " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in WHERE seq > %s"
+        " ORDER BY seq LIMIT %s) c ON true ORDER BY c.seq",
+        [after or 0, limit],
+    )
+    head: int = rows[0][0]
+    found = [HistoryEntry(entry(row[3:]), row[1], row[2]) for row in rows if row[3] is not None]
+    if after is not None:
+        _check_reach(after, head, found[0].event.seq if found else None)
+    return head, found
+
+
+def _check_reach(after: int, head: int, first: int | None) -> None:
     if after > head:
         raise HistoryGone(f"the newest event is {head}")
-    if after < head and (not found or found[0].seq != after + 1):
+    if after < head and first != after + 1:
         raise HistoryGone(f"events after {after} are no longer kept")
-    return EventPage(stream, head, found)
+
+
+async def history(
+    connection: Connection, email: str, before: int | None, limit: int
+) -> HistoryPage:
+    """Return up to `limit` entries of one user, the newest first.
+
+    `before` is the number of the last entry of the page before; where it is no entry of this user,
+    or pruned meanwhile, the page is empty.
+    """
+    begin = (
+        "SELECT seq FROM user_status WHERE email = %(email)s"
+        if before is None
+        else "SELECT previous FROM check_in WHERE email = %(email)s AND seq = %(before)s"
+    )
+    rows = await connection.execute(
+        f"WITH RECURSIVE chain AS ("  # noqa: S608
+        f" SELECT c.*, 1 AS n FROM check_in c WHERE c.seq = ({begin}) AND c.email = %(email)s"
+        " UNION ALL"
+        " SELECT c.*, n + 1 FROM chain JOIN check_in c ON c.seq = chain.previous"
+        " AND c.email = chain.email WHERE n < %(limit)s)"
+        f" SELECT c.issuer, c.serial, c.previous, {ENTRY} FROM chain c ORDER BY c.seq DESC",
+        {"email": email, "before": before, "limit": limit},
+    )
+    entries = [HistoryEntry(entry(row[3:]), row[0], row[1]) for row in rows]
+    more = len(entries) == limit and rows[-1][2] is not None
+    return HistoryPage(entries, entries[-1].event.seq if more else None)
+
+
+async def log_slice(
+    connection: Connection, after: int, span: int, emails: Sequence[str] | None
+) -> LogSlice:
+    """Return what the next `span` numbers above `after` hold, at most `MAX_SLICE` events.
+
+    With `emails`, only of these users; the rest is passed over in the database. Raises
+    `HistoryGone` as `events` does.
+    """
+    rows = await connection.execute(
+        f"SELECT h.stream, h.seq, EXISTS (SELECT FROM check_in WHERE seq = %(after)s + 1), {ENTRY}"  # noqa: S608
+        " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in"
+        " WHERE seq > %(after)s AND seq <= %(after)s + %(span)s"
+        " AND (%(emails)s::text[] IS NULL OR email = ANY (%(emails)s::text[]))"
+        " ORDER BY seq LIMIT %(limit)s) c ON true ORDER BY c.seq",
+        {"after": after, "span": span, "limit": MAX_SLICE, "emails": emails and list(emails)},
+    )
+    stream, head, reaches_back = uuid.UUID(rows[0][0]), rows[0][1], rows[0][2]
+    if after > head:
+        raise HistoryGone(f"the newest event is {head}")
+    if after < head and not reaches_back:
+        raise HistoryGone(f"events after {after} are no longer kept")
+    found = [entry(row[3:]) for row in rows if row[3] is not None]
+    last = found[-1].seq if len(found) == MAX_SLICE else min(after + span, head)
+    return LogSlice(stream, head, found, last)
+
+
+async def log_span(connection: Connection) -> LogSpan:
+    """Return what the log holds."""
+    stream, head, oldest = await connection.fetch_one(
+        "SELECT stream, seq, (SELECT min(seq) FROM check_in) FROM head"
+    )
+    return LogSpan(uuid.UUID(stream), head, head + 1 if oldest is None else oldest)
 
 
 async def announcers(connection: Connection) -> tuple[uuid.UUID, list[str]]:
@@ -82,14 +201,34 @@ async def publish(connection: Connection, entries: Sequence[tuple[str, str]]) ->
     await connection.execute("DELETE FROM announcer WHERE used_at < now() - interval '1 day'")
 
 
-def _record(row: Row) -> StatusRecord:
-    seq, email, last_seen, client_ip, client_port = row
-    return StatusRecord(seq, email, _utc(last_seen), client_ip, client_port)
+def entry(row: Row) -> Event:
+    """Return the event of a row of `ENTRY`."""
+    seq, event, email, last_seen, client_ip, client_port, at = row
+    moment = None if at is None else _utc(at)
+    return Event(seq, event, email, _utc(last_seen), client_ip, client_port, moment)
 
 
-def _event(row: Row) -> Event:
-    seq, event, email, at, client_ip, client_port = row
-    return Event(seq, event, email, _utc(at), client_ip, client_port)
+def _device(members: dict[str, Any]) -> Device:
+    return Device(
+        members["issuer"],
+        members["serial"],
+        _EPOCH + datetime.timedelta(microseconds=members["microseconds"]),
+        members["client_ip"],
+        members["client_port"],
+    )
+
+
+def _record(row: Row, interval_s: float) -> StatusRecord:
+    seq, email, last_seen, client_ip, client_port, first_seen, offline, now = row
+    return StatusRecord(
+        seq,
+        email,
+        _utc(last_seen),
+        client_ip,
+        client_port,
+        presence.state(last_seen, first_seen, offline, now, interval_s),
+        None if first_seen is None else _utc(first_seen),
+    )
 
 
 def _utc(moment: datetime.datetime) -> datetime.datetime:

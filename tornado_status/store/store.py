@@ -13,16 +13,34 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
-from tornado_status.checkin import CheckIn, Event, EventPage, StatusRecord, UserPage
-from tornado_status.config import EMBEDDED, Database
-from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status import presence
+from tornado_status.checkin import (
+    CheckIn,
+    Event,
+    EventPage,
+    HistoryEntry,
+    HistoryPage,
+    LogSlice,
+    LogSpan,
+    StatusRecord,
+    UserPage,
+)
+from tornado_status.config import EMBEDDED, Database, History, Presence
+from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
+from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, queries
+from tornado_status.store.alerts import AlertJournal
+from tornado_status.store.bell import Bell
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.feed import Feed
+from tornado_status.store.sweep import PREPARE_SWEEP, Sweeper
 
-READERS = 4  # connections for reading: a page of events each, beside the writer
+READERS = 6  # connections for reading: half for requests, half for who follows
 READ_WAIT_S = 3.0  # how long a read waits for one of them
+
+_PRESENCE, _HISTORY = Presence(), History()  # as shipped
 
 # PostgreSQL gives up a little before we do: then it is known that nothing was recorded.
 _SERVER_TIMEOUT_SHARE = 0.8
@@ -32,6 +50,8 @@ SET standard_conforming_strings = on;
 SET default_transaction_isolation = 'read committed';
 SET statement_timeout = {timeout_ms};
 SET idle_in_transaction_session_timeout = {timeout_ms};
+-- Warnings must come through, and nothing below them: see Connection.execute.
+SET client_min_messages = warning;
 -- A batch touches up to a few hundred users by key. Plans made while the table was small must not
 -- outlive its growth.
 SET plan_cache_mode = force_generic_plan;
@@ -40,6 +60,19 @@ SET enable_hashjoin = off;
 SET enable_mergejoin = off;
 -- Those make a plan look dear, and PostgreSQL would compile it: 400 ms for a statement of 1 ms.
 SET jit = off;
+"""
+
+# What 204 rests on: with one of these off, a crash of PostgreSQL or of its machine loses what was
+# acknowledged. Read as they are in this session, so that a setting of the role is seen too.
+_DURABILITY = """\
+SELECT name FROM pg_settings
+WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
+ORDER BY name
+"""
+
+# From here on nobody's reload turns it off under us.
+_PIN_DURABILITY = """\
+SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
 """
 
 # A restored or promoted database may hand out numbers again: a new stream begins. The timeline is
@@ -73,8 +106,11 @@ class Store:
         *,
         enrolment_closed: bool,
         on_commit: Callable[[Sequence[Event], int], None],
+        when: Presence = _PRESENCE,
+        history: History = _HISTORY,
     ) -> None:
         self._settings = settings
+        self._interval_s = when.interval_s
         self._log = structlog.get_logger()
         self._embedded: EmbeddedPostgres | None = None
         self._parameters: Parameters = {}
@@ -82,15 +118,30 @@ class Store:
             self._embedded = EmbeddedPostgres(settings.data_dir)
         else:
             self._parameters = parse_url(settings.url)
+        self._on_commit = on_commit
         self._commit = GroupCommit(
             self._connect_writer,
-            on_commit,
+            self._committed,
             enrolment_closed=enrolment_closed,
             max_pending=settings.max_pending,
             commit_timeout_s=settings.commit_timeout_s,
         )
         self._pool = Pool(READERS, settings.connect_timeout_s, READ_WAIT_S)
+        self.sweeper = Sweeper(
+            self._commit,
+            self._pool,
+            offline_after_s=when.offline_after_s,
+            every_s=presence.sweep_every_s(when.interval_s),
+            retention_s=presence.retention_s(history.retention, when.offline_after_s),
+        )
         self._writer: asyncio.Task[None] | None = None
+        self._sweeping: asyncio.Task[None] | None = None
+        self._following: list[asyncio.Task[None]] = []
+        self._bell = Bell(self._connect_bell, lambda stream, head: self.feed.tell(stream, head))
+        self.feed = Feed(self, self._bell.listen)
+        self._connected_before = False
+        self._not_durable: list[str] = []
+        self.alerts = AlertJournal(self._pool)
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
@@ -101,6 +152,11 @@ class Store:
             await self._embedded.start()
             self._parameters = self._embedded.parameters
         self._writer = asyncio.create_task(self._commit.run(), name="store writer")
+        self._sweeping = asyncio.create_task(self.sweeper.run(), name="sweep")
+        self._following = [
+            asyncio.create_task(self._bell.run(), name="store bell"),
+            asyncio.create_task(self.feed.run(), name="store feed"),
+        ]
 
     async def wait_connected(self) -> None:
         """Return once check-ins can be recorded. Raises `ConfigError` where they never will."""
@@ -112,8 +168,13 @@ class Store:
             writer.result()
 
     async def wait_failed(self) -> None:
-        """Return never, but raise what nobody expected, should the writer end with it."""
-        await asyncio.shield(self._running())
+        """Return never, but raise what nobody expected, should a part of the store end with it."""
+        parts = {self._running(), *self._following}
+        if self._sweeping is not None:
+            parts.add(self._sweeping)
+        done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+        for part in done:
+            part.result()
 
     @property
     def problem(self) -> str:
@@ -134,6 +195,17 @@ class Store:
     def pending(self) -> int:
         """Check-ins that wait for a commit to begin."""
         return self._commit.pending
+
+    @property
+    def counted(self) -> CheckIns:
+        """What became of check-ins; who answers them adds those that were refused."""
+        return self._commit.counted
+
+    def warnings(self) -> list[str]:
+        """Return what an operator should know of the database."""
+        return [
+            f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable
+        ]
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
@@ -162,19 +234,43 @@ class Store:
         """See `queries.user`. Raises `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
-                return await queries.user(connection, email)
+                return await queries.user(connection, email, self._interval_s)
 
     async def users(self, after: str, limit: int) -> UserPage:
         """See `queries.users`. Raises `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
-                return await queries.users(connection, after, limit)
+                return await queries.users(connection, after, limit, self._interval_s)
+
+    async def history(self, email: str, before: int | None, limit: int) -> HistoryPage:
+        """See `queries.history`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.history(connection, email, before, limit)
 
     async def events(self, after: int, limit: int) -> EventPage:
         """See `queries.events`. Raises `HistoryGone` and `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
                 return await queries.events(connection, after, limit)
+
+    async def log(self, after: int | None, limit: int) -> tuple[int, list[HistoryEntry]]:
+        """See `queries.log`. Raises `HistoryGone` and `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.log(connection, after, limit)
+
+    async def log_slice(self, after: int, span: int, emails: Sequence[str] | None) -> LogSlice:
+        """See `queries.log_slice`. Raises `HistoryGone` and `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.log_slice(connection, after, span, emails)
+
+    async def log_span(self) -> LogSpan:
+        """See `queries.log_span`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.log_span(connection)
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """See `queries.announcers`. Raises `StoreUnavailable`."""
@@ -189,14 +285,29 @@ class Store:
                 await queries.publish(connection, entries)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until what was submitted is committed and answered, at most `timeout_s`."""
-        await self._commit.drain(timeout_s)
+        """Wait until what was submitted is committed and answered.
+
+        What is not by `timeout_s` is answered all the same: not known to be recorded.
+        """
+        if not await self._commit.drain(timeout_s):
+            writer = self._running()
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            self._commit.refuse()
 
     async def stop(self) -> None:
         """Close the connections, and stop an embedded PostgreSQL. See `drain`."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+            await asyncio.gather(self._sweeping, return_exceptions=True)
+        for task in self._following:
+            task.cancel()
+        await asyncio.gather(*self._following, return_exceptions=True)
         if self._writer is not None:
             self._commit.stop()
-            _, late = await asyncio.wait({self._writer}, timeout=self._settings.commit_timeout_s)
+            connected = self._commit.connected.is_set()  # else it only tries to
+            patience_s = self._settings.commit_timeout_s if connected else 0
+            _, late = await asyncio.wait({self._writer}, timeout=patience_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
@@ -204,10 +315,21 @@ class Store:
         if self._embedded is not None:
             await self._embedded.stop()
 
+    def _committed(self, events: Sequence[Event], head: int) -> None:
+        self._on_commit(events, head)
+        self.feed.committed(self.stream, events, head)
+        self._bell.ring(head)
+
     def _running(self) -> asyncio.Task[None]:
         if self._writer is None:
             raise RuntimeError("the store is not started")
         return self._writer
+
+    async def _connect_bell(self) -> Connection:
+        if not self._commit.connected.is_set():
+            # The writer knows best when the database is there, and what it is called.
+            raise StoreUnavailable(f"database away: {self.problem}")
+        return await Connection.open(self._parameters, self._settings.connect_timeout_s)
 
     async def _connect_writer(self) -> Connection:
         connection = await Connection.open(self._parameters, self._settings.connect_timeout_s)
@@ -221,20 +343,35 @@ class Store:
             await connection.close()
             raise
         await self._pool.point_to(connection.parameters)
+        self._connected_before = True
         return connection
 
     async def _prepare(self, connection: Connection) -> None:
         timeout_ms = int(self._settings.commit_timeout_s * 1000 * _SERVER_TIMEOUT_SHARE)
         await connection.execute(_SESSION.format(timeout_ms=timeout_ms))
-        (synchronous_commit,) = await connection.fetch_one("SHOW synchronous_commit")
-        if synchronous_commit == "off":
-            # A 204 promises that a crash loses nothing.
-            self._log.warning("synchronous_commit is off in the database; on for check-ins")
-            await connection.execute("SET synchronous_commit = on")
+        await self._check_durability(connection)
         renewed = await connection.execute(_RENEW_STREAM)
         if renewed:
             self._log.info("stream of numbers", stream=renewed[0][0])
         await connection.execute(PREPARE_RECORD)
+        await connection.execute(PREPARE_SWEEP)
+
+    async def _check_durability(self, connection: Connection) -> None:
+        """Raises `ConfigError` at the start, `StoreUnavailable` where it has changed since."""
+        off = [name for (name,) in await connection.execute(_DURABILITY)]
+        if off and self._settings.durability == "required":
+            message = (
+                f"database.durability: {' and '.join(off)} off in the database: a crash may lose "
+                "what was acknowledged; turn on, or set database.durability: warn"
+            )
+            if self._connected_before:
+                raise StoreUnavailable(message)  # not ready until somebody has seen to it
+            raise ConfigError(message)
+        if off != self._not_durable:
+            for name in off:
+                self._log.warning("a crash may lose what was acknowledged", off=name)
+        self._not_durable = off
+        await connection.execute(_PIN_DURABILITY)
 
 
 @contextlib.contextmanager

@@ -109,24 +109,26 @@ func (w *writer) commit(batch []*checkIn) error {
 	if err != nil {
 		return err
 	}
-	isNew := map[string]bool{}
-	for _, number := range strings.Split(strings.Trim(row[2], "{}"), ",") {
-		isNew[number] = true
+	events := map[string]string{}
+	for column, event := range map[int]string{2: "new", 3: "back"} {
+		for _, number := range strings.Split(strings.Trim(row[column], "{}"), ",") {
+			events[number] = event
+		}
 	}
-	w.announce(batch, base, time.UnixMicro(microseconds).UTC().Format(timestamp), isNew)
+	w.announce(batch, base, time.UnixMicro(microseconds).UTC().Format(timestamp), events)
 	return nil
 }
 
 // announce sends as many updates a datagram as fit, as docs/protocol.md says.
-func (w *writer) announce(batch []*checkIn, base int64, lastSeen string, isNew map[string]bool) {
+func (w *writer) announce(batch []*checkIn, base int64, lastSeen string, events map[string]string) {
 	sent := time.Now().UTC().Format(timestamp)
 	envelope := fmt.Sprintf(`{"v":1,"stream":"%s","sent":"%s","head":%d,"updates":[`,
 		w.stream, sent, base+int64(len(batch)))
 	datagram := append(make([]byte, 0, maxDatagram), envelope...)
 	for number, c := range batch {
 		event := "check-in"
-		if isNew[strconv.Itoa(number+1)] {
-			event = "new"
+		if special, found := events[strconv.Itoa(number+1)]; found {
+			event = special
 		}
 		update := fmt.Sprintf(`{"seq":%d,"event":"%s","email":"%s","last_seen":"%s",`+
 			`"client_ip":"%s","client_port":%d}`,
@@ -170,12 +172,22 @@ func (s signer) close(datagram []byte) []byte {
 
 // executeRecord returns the EXECUTE statement with its arrays as literals.
 func executeRecord(batch []*checkIn) string {
-	first, last := map[string]int{}, map[string]int{}
+	// Positions begin at 1; the map gives 0 where the user has none before.
+	before, last, mixed := make([]int, len(batch)), map[string]int{}, map[string]bool{}
 	for number, c := range batch {
-		if _, known := first[c.email]; !known {
-			first[c.email] = number
+		earlier := last[c.email]
+		if earlier > 0 && batch[earlier-1].serial != c.serial {
+			mixed[c.email] = true
 		}
-		last[c.email] = number
+		before[number] = earlier
+		last[c.email] = number + 1
+	}
+	roles := make([]int, len(batch))
+	for email, position := range last {
+		roles[position-1] = 1
+		if mixed[email] {
+			roles[position-1] = 2
+		}
 	}
 	var b strings.Builder
 	b.WriteString("EXECUTE record_check_ins (")
@@ -184,8 +196,8 @@ func executeRecord(batch []*checkIn) string {
 	array(&b, batch, func(_ int, c *checkIn) string { return strconv.Itoa(c.port) })
 	array(&b, batch, func(_ int, c *checkIn) string { return quote(c.issuer) })
 	array(&b, batch, func(_ int, c *checkIn) string { return c.serial })
-	array(&b, batch, func(n int, c *checkIn) string { return strconv.FormatBool(first[c.email] == n) })
-	array(&b, batch, func(n int, c *checkIn) string { return strconv.FormatBool(last[c.email] == n) })
+	array(&b, batch, func(n int, _ *checkIn) string { return strconv.Itoa(before[n]) })
+	array(&b, batch, func(n int, _ *checkIn) string { return strconv.Itoa(roles[n]) })
 	b.WriteString("false)")
 	return b.String()
 }

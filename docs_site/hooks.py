@@ -1,0 +1,44 @@
+"""What MkDocs calls: adds the generated pages and the linked files, and makes links fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from docs_site import links, reference
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add what is not in docs/: README and the like, the reference, and every file linked to."""
+    generated = {
+        "reference/config.md": reference.config_page((ROOT / "config.yaml").read_text("utf-8")),
+        "reference/cli.md": reference.cli_page(),
+    }
+    for source, page in links.PAGES.items():
+        if page not in generated:
+            generated[page] = (ROOT / source).read_text("utf-8")
+    generated["license.md"] = f"# Licence\n\n{generated['license.md']}"
+    for uri, text in generated.items():
+        files.append(File.generated(config, uri, content=text))
+    for file in list(files.documentation_pages()):
+        source = links.source_path(file.src_uri)
+        for path in sorted(links.linked(file.content_string, source)):
+            target = links.site_path(path)
+            # What is not there is left to MkDocs, which complains of the link.
+            if (
+                target.startswith(f"{links.FILES}/")
+                and files.get_file_from_path(target) is None
+                and (ROOT / path).is_file()
+            ):
+                files.append(File.generated(config, target, content=(ROOT / path).read_bytes()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Return the page's text with the links of the site."""
+    return links.relink(markdown, links.source_path(page.file.src_uri))

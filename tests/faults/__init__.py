@@ -1,0 +1,1 @@
+"""Faults, caused for real under load, and a judge who finds out whether anything was lost."""

@@ -1,0 +1,131 @@
+"""Fixtures of the fault tests: several clients, and PostgreSQLs to break, of one template."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from certs_gen.authority import Authority
+from tests.conftest import StartServer
+from tests.faults.judge import Listener, judge
+from tests.faults.ledger import Load
+from tests.support import Postgres, Server, free_port
+
+NAMES = ("user0", "user1", "user2", "user3")
+
+_numbers = itertools.count()
+
+MakePostgres = Callable[..., Postgres]
+
+
+@pytest.fixture(scope="session")
+def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The development set, and a certificate for each of `NAMES`."""
+    directory = Path(shutil.copytree(certs, tmp_path_factory.mktemp("crowd") / "certs"))
+    authority = Authority.load(directory)
+    for name in NAMES:
+        credential = authority.issue_client(f"{name}@example.com")
+        (directory / f"{name}.key").write_bytes(credential.key_pem())
+        (directory / f"{name}.crt").write_bytes(credential.certificate_pem())
+    return directory
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data directory of a PostgreSQL that was made and stopped."""
+    directory = tmp_path_factory.mktemp("template") / "data"
+    postgres = Postgres(directory)
+    postgres.start()
+    postgres.stop()
+    return directory
+
+
+@pytest.fixture
+def make_postgres(
+    template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MakePostgres]:
+    """Start PostgreSQLs that a test may break. Their paths are short: they hold sockets."""
+    with contextlib.ExitStack() as stack:
+
+        def make(directory: Path | None = None, **options: Any) -> Postgres:
+            if directory is None:
+                directory = tmp_path_factory.mktemp("pg") / "data"
+                stack.callback(shutil.rmtree, directory.parent)  # they are large
+            shutil.copytree(template, directory)
+            postgres = Postgres(directory, **options)
+            stack.callback(postgres.stop)
+            postgres.start()
+            return postgres
+
+        yield make
+
+
+@dataclass
+class Trial:
+    """A server under load, whoever hears it, and the database that it should all be in."""
+
+    server: Server
+    load: Load
+    listener: Listener
+
+    def wait_acknowledged(self, count: int = 40) -> float:
+        """Wait for more 204s; return the seconds until they were there."""
+        return self.load.ledger.wait_more(204, count)
+
+    def wait_refused(self, count: int = 4) -> float:
+        """Wait for more 503s; return the seconds until they were there."""
+        return self.load.ledger.wait_more(503, count)
+
+    def verdict(self, database_url: str) -> list[str]:
+        """Stop the load and let the judge look at what is left."""
+        self.load.stop()
+        return judge(self.load.ledger, database_url, self.listener)
+
+
+StartTrial = Callable[..., Trial]
+
+
+@pytest.fixture
+def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
+    """Start a server on a database, or a `wrong` one, with a load of check-ins on it.
+
+    It gives up on a commit after `patience_s`, to have the tests wait for less.
+    """
+    with contextlib.ExitStack() as stack:
+
+        def start(
+            url: str,
+            *,
+            wrong: str | None = None,
+            patience_s: float = 1.0,
+            pipeline: int = 1,
+            names: tuple[str, ...] = NAMES,
+            **settings: Any,
+        ) -> Trial:
+            module: tuple[str, ...] = ("tornado_status",)
+            if wrong is not None:
+                module = ("tests.faults.wrong_server", wrong)
+            database = {"commit_timeout_s": patience_s, "connect_timeout_s": 1}
+            settings["database"] = {**database, **settings.get("database", {})}
+            settings["server"] = {"port": free_port(), **settings.get("server", {})}
+            server = start_server(url=url, module=module, **settings)
+            listener = stack.enter_context(Listener(server.announce_port))
+            running = server.process
+            load = Load(
+                certs,
+                server.port,
+                names,
+                pipeline=pipeline,
+                while_up=lambda: running.poll() is None,
+            )
+            stack.enter_context(load)
+            return Trial(server, load, listener)
+
+        yield start

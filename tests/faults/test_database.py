@@ -1,0 +1,491 @@
+"""What the database does to us: what was answered 204 is there, and the service comes back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from tests.conftest import StartServer
+from tests.faults.conftest import NAMES, MakePostgres, StartTrial, Trial
+from tests.faults.judge import peak_memory_kb
+from tests.faults.ledger import REQUEST
+from tests.faults.relay import Relay
+from tests.support import PATIENCE_S, Postgres, require, rows, wait_until
+
+pytestmark = pytest.mark.once
+
+WRITER = "SELECT pid FROM pg_stat_activity WHERE application_name = 'tornado_status'"
+
+
+@contextlib.contextmanager
+def relayed(postgres: Postgres) -> Iterator[Relay]:
+    with Relay(lambda: postgres.url) as relay:
+        yield relay
+
+
+# -------------------------------------------------------------------------------- the judge itself
+
+
+def lose_a_batch(trial: Trial, relay: Relay) -> None:
+    """Have one batch sent that never arrives."""
+    trial.wait_acknowledged()
+    relay.freeze(answers_pass=True)
+    trial.wait_refused()
+    relay.cut()
+    relay.thaw()
+    trial.wait_acknowledged()
+
+
+def swallow_answers(trial: Trial, relay: Relay) -> None:
+    """Have a batch committed whose answer is lost."""
+    trial.wait_acknowledged()
+    relay.swallow()
+    assert relay.swallowed.wait(PATIENCE_S)
+    relay.cut()
+    trial.wait_acknowledged()
+
+
+def nothing(trial: Trial, relay: Relay) -> None:
+    trial.wait_acknowledged()
+
+
+WRONG: list[tuple[str, Callable[[Trial, Relay], None], str]] = [
+    ("acknowledge_early", lose_a_batch, "missing: "),
+    ("announce_early", lose_a_batch, "announced and not recorded: "),
+    ("retry", swallow_answers, "recorded twice: "),
+    ("skip_numbers", nothing, "numbers with gaps: "),
+    ("forget_the_status", nothing, "user_status is not "),
+]
+
+
+@pytest.mark.parametrize(("wrong", "fault", "sentence"), WRONG, ids=[w for w, _, _ in WRONG])
+def test_a_server_that_breaks_a_promise_is_found_out(
+    make_postgres: MakePostgres,
+    start_trial: StartTrial,
+    wrong: str,
+    fault: Callable[[Trial, Relay], None],
+    sentence: str,
+) -> None:
+    """By the same judge, under the same faults, that find nothing in the real one below."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay:
+        trial = start_trial(relay.url, wrong=wrong, pipeline=2)
+        fault(trial, relay)
+        assert any(each.startswith(sentence) for each in trial.verdict(postgres.url))
+
+
+# ------------------------------------------------------------------------------------- one by one
+
+
+def test_postgresql_is_stopped_and_started(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """In good order, as for an upgrade."""
+    postgres = make_postgres()
+    trial = start_trial(postgres.url)
+    for _ in range(2):
+        trial.wait_acknowledged()
+        postgres.stop()
+        trial.wait_refused()
+        postgres.start()
+        print("MEASURED stop/start", trial.wait_acknowledged(1))
+    trial.wait_acknowledged()
+    assert trial.verdict(postgres.url) == []
+    assert trial.server.admin("/readyz").status == 200
+
+
+def test_a_backend_is_killed(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
+    """By an administrator, ten times, in the middle of whatever it does."""
+    postgres = make_postgres()
+    trial = start_trial(postgres.url)
+    for _ in range(10):
+        trial.wait_acknowledged()
+        pids = [pid for (pid,) in rows(postgres.url, WRITER)]
+        for pid in pids:
+            rows(postgres.url, "SELECT pg_terminate_backend(%s)", pid)
+    print("MEASURED terminate", trial.wait_acknowledged(1))
+    trial.wait_acknowledged()
+    assert trial.verdict(postgres.url) == []
+
+
+def test_the_network_freezes_and_thaws(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """What was on its way arrives after it was answered 503: recorded, and no harm."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay:
+        trial = start_trial(relay.url)
+        for _ in range(2):
+            trial.wait_acknowledged()
+            relay.freeze()
+            trial.wait_refused()
+            relay.thaw()
+            print("MEASURED thaw", trial.wait_acknowledged(1))
+        trial.wait_acknowledged()
+        assert trial.verdict(postgres.url) == []
+
+
+def test_a_batch_is_lost_on_its_way(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
+    """Answered 503, and not recorded."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay:
+        trial = start_trial(relay.url)
+        lose_a_batch(trial, relay)
+        assert trial.verdict(postgres.url) == []
+
+
+def test_an_answer_is_lost_on_its_way(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
+    """Answered 503, recorded all the same, and announced as soon as that is known."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay:
+        trial = start_trial(relay.url)
+        swallow_answers(trial, relay)
+        trial.server.wait_event("announcing what a lost answer left recorded")
+        assert trial.verdict(postgres.url) == []
+        heard = {update["seq"] for _, update in trial.listener.updates}
+        assert heard == {seq for (seq,) in rows(postgres.url, "SELECT seq FROM check_in")}
+        assert trial.load.ledger.acknowledged < len(heard)
+
+
+def test_postgresql_is_stopped_in_its_tracks(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """SIGSTOP, as by a hypervisor that pauses its machine, and SIGCONT."""
+    postgres = make_postgres()
+    trial = start_trial(postgres.url)
+    trial.wait_acknowledged()
+    pids = [postgres.pid, *(pid for (pid,) in rows(postgres.url, WRITER))]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    trial.wait_refused()
+    for pid in pids:
+        os.kill(pid, signal.SIGCONT)
+    print("MEASURED sigcont", trial.wait_acknowledged(1))
+    trial.wait_acknowledged()
+    assert trial.verdict(postgres.url) == []
+
+
+def test_the_database_becomes_read_only(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """503, and readiness says why, until it is writable again."""
+    postgres = make_postgres()
+    trial = start_trial(postgres.url)
+    trial.wait_acknowledged()
+    rows(postgres.url, "ALTER SYSTEM SET default_transaction_read_only = on")
+    rows(postgres.url, "SELECT pg_reload_conf()")
+    trial.wait_refused()
+    wait_until(
+        lambda: "the database is read-only" in trial.server.admin("/readyz").json["problems"],
+        "the reason",
+    )
+    rows(postgres.url, "ALTER SYSTEM RESET ALL")
+    rows(postgres.url, "SELECT pg_reload_conf()")
+    print("MEASURED read-write", trial.wait_acknowledged(1))
+    trial.wait_acknowledged()
+    assert trial.verdict(postgres.url) == []
+
+
+def test_the_database_is_slow(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
+    """Slow is not away: nobody is refused while it keeps within the time of a commit."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay:
+        trial = start_trial(relay.url, patience_s=PATIENCE_S)
+        trial.wait_acknowledged()
+        relay.slow(0.1)
+        trial.wait_acknowledged()
+        assert trial.load.ledger.statuses[503] == 0
+        assert trial.verdict(postgres.url) == []
+
+
+def test_the_database_is_too_slow(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
+    """Somebody else holds the lock: PostgreSQL gives up first, so nothing hangs there."""
+    postgres = make_postgres()
+    trial = start_trial(postgres.url)
+    trial.wait_acknowledged()
+    other = psycopg2.connect(postgres.url)
+    with contextlib.closing(other):
+        with other.cursor() as cursor:
+            cursor.execute("SELECT seq FROM head FOR UPDATE")
+        trial.wait_refused()
+        other.rollback()
+    print("MEASURED lock", trial.wait_acknowledged(1))
+    trial.wait_acknowledged()
+    assert trial.verdict(postgres.url) == []
+    refused = trial.server.events("commit refused")
+    assert [each["sqlstate"] for each in refused] == ["57014"]  # once, though it failed often
+
+
+@pytest.mark.parametrize("max_pending", [10, 1000])
+def test_a_queue_before_a_frozen_database_is_bounded(
+    make_postgres: MakePostgres, start_trial: StartTrial, max_pending: int
+) -> None:
+    """Who does not fit is told so at once; with room for all of them nobody is."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay:
+        trial = start_trial(
+            relay.url, patience_s=PATIENCE_S, pipeline=32, database={"max_pending": max_pending}
+        )
+        trial.wait_acknowledged(200)
+        relay.freeze()
+        if max_pending == 10:
+            trial.wait_refused(20)
+            assert queue_length(trial) <= 10
+        else:
+            everybody = 32 * len(NAMES)
+            wait_until(lambda: trial.load.ledger.outstanding == everybody, "everybody to wait")
+            assert trial.load.ledger.statuses[503] == 0
+        relay.thaw()
+        trial.wait_acknowledged(200)
+        assert trial.verdict(postgres.url) == []
+
+
+def queue_length(trial: Trial) -> float:
+    metrics = trial.server.admin("/metrics").body.decode()
+    [line] = re.findall(r"^tornado_status_commit_queue_length (\S+)$", metrics, re.MULTILINE)
+    return float(line)
+
+
+def test_memory_before_a_frozen_database_is_bounded(
+    make_postgres: MakePostgres, start_server: StartServer
+) -> None:
+    """Some clients send without end: they are not read from, and the server stays small."""
+    postgres = make_postgres()
+    with relayed(postgres) as relay, contextlib.ExitStack() as stack:
+        server = start_server(url=relay.url, database={"commit_timeout_s": 3600})
+        assert server.request("POST", "/api/client").status == 204
+        before = peak_memory_kb(server.process.pid)
+        relay.freeze()
+        sent = 0
+        for _ in range(8):
+            connection = stack.enter_context(server.connect_raw())
+            connection.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                for _ in range(1000):
+                    connection.sendall(REQUEST * 500)  # 24 KB
+                    sent += len(REQUEST) * 500
+        assert sent < 8 * 1000 * len(REQUEST) * 500
+        assert peak_memory_kb(server.process.pid) - before < 32 * 1024
+        relay.thaw()
+        assert server.request("POST", "/api/client", cert="operator").status == 204
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, with little room."""
+    require("root, for a small file system", os.geteuid() == 0, "run as root")
+    directory = tmp_path / "disk"
+    directory.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=160m,mode=0755", "tmpfs", str(directory)]
+    done = subprocess.run(mount, check=False, capture_output=True, text=True, timeout=PATIENCE_S)
+    require("the right to mount", done.returncode == 0, done.stderr.strip())
+    yield directory
+    subprocess.run(["umount", str(directory)], check=True, timeout=PATIENCE_S)
+
+
+def test_the_disk_is_full(
+    small_disk: Path, make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """PostgreSQL can write no more, and dies of it; with room again all goes on."""
+    postgres = make_postgres(small_disk / "data", settings={"wal_recycle": "off"})
+    trial = start_trial(postgres.url)
+    trial.wait_acknowledged()
+    ballast = small_disk / "ballast"
+    with ballast.open("wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1024 * 1024))
+            file.flush()
+    with contextlib.suppress(psycopg2.Error):  # the log must grow: WAL is made 16 MB at a time
+        for _ in range(10):
+            rows(postgres.url, "SELECT pg_switch_wal()")
+    trial.wait_refused()
+    ballast.unlink()
+    print("MEASURED disk", trial.wait_acknowledged(1))
+    trial.wait_acknowledged()
+    assert trial.verdict(postgres.url) == []
+
+
+def test_several_sockets_are_tried_one_by_one(
+    make_postgres: MakePostgres, start_server: StartServer, tmp_path: Path
+) -> None:
+    """Hosts may be directories, too; libpq by itself would try the first one only."""
+    postgres = make_postgres()
+    url = postgres.url.replace("host=", f"host={tmp_path},")
+    server = start_server(url=url)
+    assert server.request("POST", "/api/client").status == 204
+
+
+# -------------------------------------------------------------------------------------- durability
+
+
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes", "synchronous_commit"])
+def test_a_database_that_may_forget_is_refused_or_warned_about(
+    make_postgres: MakePostgres, start_server: StartServer, name: str
+) -> None:
+    """One line and exit 2; where the operator wants it so, the log and readiness say it."""
+    postgres = make_postgres(settings={name: "off"})
+    server = start_server(url=postgres.url, wait=False)
+    assert server.process.wait(PATIENCE_S) == 2
+    assert f"database.durability: {name} off in the database" in server.log.wait_end()
+    server = start_server(url=postgres.url, database={"durability": "warn"})
+    assert server.wait_event("a crash may lose what was acknowledged")["off"] == name
+    ready = server.admin("/readyz")
+    assert ready.status == 200
+    assert ready.json["warnings"] == [f"database: {name} is off: a crash may lose check-ins"]
+    assert server.request("POST", "/api/client").status == 204
+
+
+def test_a_database_that_begins_to_forget_is_not_used(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """Restarted without fsync: not ready, and says why; with it, all goes on."""
+    postgres = make_postgres()
+    trial = start_trial(postgres.url)
+    trial.wait_acknowledged()
+    postgres.stop()
+    postgres.settings["fsync"] = "off"
+    postgres.start()
+    wait_until(
+        lambda: "fsync off" in "".join(trial.server.admin("/readyz").json["problems"]), "the reason"
+    )
+    postgres.stop()
+    postgres.settings.clear()
+    postgres.start()
+    trial.wait_acknowledged()
+    assert trial.verdict(postgres.url) == []
+
+
+# ----------------------------------------------------------------------------------------- standby
+
+
+class Pair:
+    """A primary and its standby; each is reached through a relay, and so is replication."""
+
+    def __init__(self, make: MakePostgres, *, synchronous: bool) -> None:
+        settings = {"wal_level": "replica"}
+        if synchronous:
+            settings["synchronous_standby_names"] = "*"
+        self.primary = make()
+        self.primary.stop()
+        self.standby = Postgres(self.primary.directory.parent / "standby")
+        shutil.copytree(self.primary.directory, self.standby.directory)
+        (self.standby.directory / "standby.signal").touch()
+        self.primary.settings = settings
+        self.primary.start()
+        self.replication = Relay(lambda: self.primary.url)
+        self.relays = [Relay(lambda: self.primary.url), Relay(lambda: self.standby.url)]
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Pair:
+        for relay in (self.replication, *self.relays):
+            self._stack.enter_context(relay)
+        self._stack.callback(self.standby.stop)
+        self.standby.settings["primary_conninfo"] = (
+            f"host=127.0.0.1 port={self.replication.port} user=postgres"
+        )
+        self.standby.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def url(self) -> str:
+        ports = ",".join(f"127.0.0.1:{relay.port}" for relay in self.relays)
+        return f"postgresql://postgres@{ports}/postgres?target_session_attrs=read-write"
+
+    def wait_streaming(self) -> None:
+        wait_until(
+            lambda: rows(
+                self.primary.url, "SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'"
+            ),
+            "the standby to stream",
+        )
+
+    def lose_primary(self) -> None:
+        """The primary's machine is gone, for good, and the standby is promoted."""
+        self.primary.kill()
+        self.replication.cut()
+        rows(self.standby.url, "SELECT pg_promote()")
+
+
+def test_nothing_is_lost_with_a_synchronous_standby(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """The primary dies under load: the server finds the promoted standby, in a new stream."""
+    with Pair(make_postgres, synchronous=True) as pair:
+        pair.wait_streaming()
+        trial = start_trial(pair.url)
+        trial.wait_acknowledged()
+        began = time.monotonic()
+        pair.lose_primary()
+        trial.wait_acknowledged(1)
+        print("MEASURED failover", time.monotonic() - began)
+        trial.wait_acknowledged()
+        assert trial.verdict(pair.standby.url) == []
+        assert len(trial.listener.heads) == 2
+
+
+def test_an_asynchronous_standby_loses_what_it_had_not_received(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """So the documentation says, and so the judge finds it."""
+    with Pair(make_postgres, synchronous=False) as pair:
+        pair.wait_streaming()
+        trial = start_trial(pair.url)
+        trial.wait_acknowledged()
+        pair.replication.freeze()
+        trial.wait_acknowledged()
+        pair.lose_primary()
+        trial.wait_acknowledged()
+        assert any(each.startswith("missing: ") for each in trial.verdict(pair.standby.url))
+
+
+def test_without_its_synchronous_standby_nothing_is_acknowledged(
+    make_postgres: MakePostgres, start_trial: StartTrial
+) -> None:
+    """503 until the standby is back, then on by itself."""
+    with Pair(make_postgres, synchronous=True) as pair:
+        pair.wait_streaming()
+        trial = start_trial(pair.url)
+        trial.wait_acknowledged()
+        pair.replication.freeze()
+        trial.wait_refused()
+        pair.replication.thaw()
+        print("MEASURED standby back", trial.wait_acknowledged(1))
+        trial.wait_acknowledged()
+        assert trial.verdict(pair.primary.url) == []
+
+
+@pytest.mark.parametrize("wrong", [None, "ignore_warnings"])
+def test_a_commit_that_the_standby_never_confirmed_is_no_commit(
+    make_postgres: MakePostgres, start_trial: StartTrial, wrong: str | None
+) -> None:
+    """PostgreSQL reports success and warns, where somebody cancels the wait: 503, not 204."""
+    with Pair(make_postgres, synchronous=True) as pair:
+        pair.wait_streaming()
+        trial = start_trial(pair.url, wrong=wrong, patience_s=PATIENCE_S)
+        trial.wait_acknowledged()
+        pair.replication.freeze()
+        waiting = WRITER + " AND wait_event = 'SyncRep'"
+        [(pid,)] = wait_until(lambda: rows(pair.primary.url, waiting), "a commit to wait")
+        rows(pair.primary.url, "SELECT pg_cancel_backend(%s)", pid)
+        if wrong is None:
+            trial.wait_refused(1)
+        else:
+            trial.wait_acknowledged(1)
+        pair.lose_primary()
+        trial.wait_acknowledged()
+        verdict = trial.verdict(pair.standby.url)
+        assert any(each.startswith("missing: ") for each in verdict) == (wrong is not None)
+        assert wrong is not None or verdict == []

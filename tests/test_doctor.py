@@ -1,0 +1,355 @@
+"""The doctor: healthy setups are well, and of each broken one it says what is wrong."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from certs_gen.authority import Authority, Credential
+from tests.conftest import StartServer
+from tests.support import (
+    LOOPBACK,
+    PATIENCE_S,
+    ROOT,
+    Postgres,
+    free_port,
+    merge,
+    plain_environment,
+    require,
+    rows,
+    targets,
+)
+from tornado_status.doctor import database, network
+from tornado_status.store.examine import Examination
+
+DAY = datetime.timedelta(days=1)
+
+
+class Site:
+    """A setup with certificates of its own, to be broken."""
+
+    def __init__(self, directory: Path, certs: Path, url: str) -> None:
+        self.directory = directory
+        self.certs = Path(shutil.copytree(certs, directory / "certs"))
+        self.authority = Authority.load(self.certs)
+        self.settings: dict[str, Any] = {
+            "server": {"host": LOOPBACK, "port": free_port()},
+            "tls": {"crl": "certs/ca.crl"},
+            "database": {"url": url},
+            "announce": {
+                "source_port": free_port(socket.SOCK_DGRAM),
+                "targets": targets(free_port(socket.SOCK_DGRAM)),
+            },
+            "admin": {"port": free_port()},
+        }
+
+    def put(self, name: str, credential: Credential, *more: Credential) -> None:
+        """Put a certificate, with others behind it, and its key in place."""
+        chain = b"".join(each.certificate_pem() for each in (credential, *more))
+        for suffix, content in ((".key", credential.key_pem()), (".crt", chain)):
+            path = self.certs / f"{name}{suffix}"
+            path.unlink(missing_ok=True)
+            path.write_bytes(content)
+            path.chmod(0o600)
+
+    def ask(self, *prefix: str, **overrides: Any) -> subprocess.CompletedProcess[str]:
+        """Run the doctor."""
+        config = self.directory / "config.yaml"
+        config.write_text(yaml.safe_dump(merge(self.settings, overrides)))
+        program = [sys.executable, "-W", "error", "-m", "tornado_status", "doctor"]
+        return subprocess.run(
+            [*prefix, *program, "--config", str(config)],
+            cwd=ROOT,
+            env=plain_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    def well(self, *said: str, **overrides: Any) -> None:
+        """Check that nothing is wrong, and that this is said."""
+        done = self.ask(**overrides)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        assert done.stdout.endswith("\nAll is well.\n")
+        for sentence in said:
+            assert sentence in done.stdout
+
+    def wrong(self, *said: str, prefix: tuple[str, ...] = (), **overrides: Any) -> str:
+        """Check that exactly so many problems are found, and that this is said of them."""
+        done = self.ask(*prefix, **overrides)
+        assert (done.returncode, done.stderr) == (1, ""), done.stdout + done.stderr
+        problems = [x for x in done.stdout.splitlines() if x.startswith("PROBLEM")]
+        assert len(problems) == len(said), done.stdout
+        assert done.stdout.endswith(f"\nProblems found: {len(said)}.\n")
+        for sentence in said:
+            assert any(sentence in line for line in problems), done.stdout
+        return done.stdout
+
+
+@pytest.fixture
+def site(tmp_path: Path, certs: Path, database_url: str) -> Site:
+    return Site(tmp_path / "site", certs, database_url)
+
+
+# ----------------------------------------------------------------------------------------- well
+
+
+def test_a_healthy_setup_is_well(site: Site) -> None:
+    """Before its first start: exit 0, and everything that was looked at has a line."""
+    site.well(
+        "config.yaml is valid",
+        "clients can reach the server as localhost",
+        "issued by tls.client_ca",
+        "its tables are of revision none",
+        "what it has acknowledged survives a crash",
+        "the database's clock is ours",
+        f"server.port: {site.settings['server']['port']} is free",
+        "multicast 239.255.66.66",
+        "only this machine hears the announcements",
+    )
+
+
+def test_a_running_server_is_well(site: Site, start_server: StartServer) -> None:
+    """Its own ports are no problem, and its database answers."""
+    server = start_server(url=site.settings["database"]["url"])
+    overrides = {
+        "server": {"port": server.port},
+        "admin": {"port": server.admin_port},
+        "announce": {"source_port": server.settings["announce"]["source_port"]},
+    }
+    site.well("is in use, and a server runs", "are those of this version", **overrides)
+
+
+def test_an_embedded_database_is_asked_where_it_runs(
+    site: Site, start_server: StartServer, tmp_path: Path
+) -> None:
+    """And where it does not, nothing is started for it."""
+    data_dir = str(tmp_path / "pg")
+    where = {"url": "embedded", "data_dir": data_dir}
+    site.well("embedded, which runs while the server does", database=where)
+    assert not Path(data_dir).exists()
+    server = start_server(url="embedded", database={"data_dir": data_dir})
+    site.well("are those of this version", database=where)
+    assert server.stop() == 0
+    site.well("embedded, which runs while the server does", database=where)
+
+
+def test_usage_errors_are_exit_2(tmp_path: Path) -> None:
+    """No file, and no such option."""
+    for arguments in (["--config", str(tmp_path / "none.yaml")], ["--no-such-option"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tornado_status", "doctor", *arguments],
+            cwd=ROOT,
+            env=plain_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr
+
+
+# -------------------------------------------------------------------------------- what is wrong
+
+
+def test_a_wrong_configuration_is_found(site: Site) -> None:
+    """With its key."""
+    site.wrong("server.port: ", server={"port": 70000})
+
+
+def issue(site: Site, days_left: float = 300, **given: Any) -> Credential:
+    begun = datetime.datetime.now(datetime.UTC) - 365 * DAY + days_left * DAY
+    return site.authority.issue_server(["localhost"], [LOOPBACK], now=begun, **given)
+
+
+def expired(site: Site) -> str:
+    site.put("server", issue(site, -3))
+    return "server.crt (tornado_status server) has expired 3.0 days ago"
+
+
+def another_key(site: Site) -> str:
+    (site.certs / "server.key").write_bytes(issue(site).key_pem())
+    return "server.key is not the key of"
+
+
+def wrong_chain(site: Site) -> str:
+    site.put("server", issue(site), issue(site))
+    return "has not issued it"
+
+
+def no_file(site: Site) -> str:
+    (site.certs / "ca.crl").unlink()
+    return "tls.crl: no file"
+
+
+def readable(site: Site) -> str:
+    (site.certs / "server.key").chmod(0o644)
+    return "everybody on this machine can read"
+
+
+def announcer_expired(site: Site) -> str:
+    begun = datetime.datetime.now(datetime.UTC) - 400 * DAY
+    site.put("announcer", site.authority.issue_announcer(now=begun))
+    return "announcer.crt (tornado_status announcer) has expired"
+
+
+@pytest.mark.parametrize(
+    "breaking",
+    [expired, another_key, wrong_chain, no_file, readable, announcer_expired],
+    ids=lambda breaking: breaking.__name__,
+)
+def test_what_is_wrong_with_a_file_is_found(site: Site, breaking: Callable[[Site], str]) -> None:
+    """One problem each, in a sentence, and nothing else."""
+    site.wrong(breaking(site))
+
+
+def test_a_clients_certificate_is_no_servers(site: Site) -> None:
+    """It names no host, and is not meant for it."""
+    site.put("server", site.authority.issue_client("server@example.com"))
+    site.wrong("names no host in its subjectAltName", "is not meant for a server")
+
+
+def test_a_certificate_of_another_ca_is_noted(site: Site) -> None:
+    """That may be meant so."""
+    site.put("server", Authority.create(name="another CA").issue_server(["localhost"]))
+    site.well("which is not in tls.client_ca")
+
+
+def test_a_late_list_is_a_problem_where_it_locks_out(site: Site) -> None:
+    """Else it is noted."""
+    then = datetime.datetime.now(datetime.UTC) - 40 * DAY
+    late = site.authority.empty_crl(days=30, now=then)
+    (site.certs / "ca.crl").write_bytes(late.public_bytes(Encoding.PEM))
+    site.well("tls.crl: out of date for 10.0 days")
+    site.wrong("tls.crl: out of date for 10.0 days", tls={"crl_expired": "refuse"})
+    site.well("nobody can be shut out", tls={"crl": None})
+
+
+def test_an_absent_database_is_found_without_its_password(site: Site) -> None:
+    """In one sentence."""
+    url = f"postgresql://somebody:s3cr3t@{LOOPBACK}:{free_port()}/name"
+    said = site.wrong("the database cannot be reached", database={"url": url})
+    assert "s3cr3t" not in said
+
+
+def test_a_database_that_forgets_is_found(site: Site, own_postgres: Postgres) -> None:
+    """`fsync` off is a problem, `synchronous_commit` off a note."""
+    here = {"url": own_postgres.url}
+    site.well("survives a crash", database=here)
+    rows(own_postgres.url, "ALTER DATABASE postgres SET synchronous_commit = off")
+    rows(own_postgres.url, "ALTER SYSTEM SET full_page_writes = off")
+    rows(own_postgres.url, "SELECT pg_reload_conf()")
+    said = site.wrong("full_page_writes is off", database=here)
+    assert "synchronous_commit is off; the server turns it on" in said
+
+
+def test_tables_of_a_newer_version_are_found(site: Site) -> None:
+    """The server would not start with them."""
+    url = site.settings["database"]["url"]
+    rows(url, "CREATE TABLE alembic_version (version_num text)")
+    rows(url, "INSERT INTO alembic_version VALUES ('0001')")
+    site.well("its tables are of revision 0001")
+    rows(url, "UPDATE alembic_version SET version_num = '9999'")
+    site.wrong("its tables are of revision 9999, newer than this program's")
+
+
+@pytest.mark.parametrize(
+    ("off_s", "took_s", "level"),
+    [(0.2, 0.01, "ok"), (-5, 0.01, "note"), (5, 10, "ok"), (45, 0.01, "problem")],
+)
+def test_a_clock_that_is_off_is_found(off_s: float, took_s: float, level: str) -> None:
+    """Beyond what the question itself took; two machines' clocks cannot be had in a test."""
+    now = datetime.datetime.now(datetime.UTC)
+    found = Examination(
+        "18", 180000, True, True, True, False, True, now + datetime.timedelta(seconds=off_s),
+        now, took_s / 2, "1", "1",
+    )  # fmt: skip
+    [finding] = database._clock(found)
+    assert finding.level == level
+
+
+def test_ports_of_other_programs_are_found(site: Site) -> None:
+    """TCP for check-ins and for the admin port, UDP to announce from."""
+    port, admin = site.settings["server"]["port"], site.settings["admin"]["port"]
+    source = site.settings["announce"]["source_port"]
+    with socket.socket() as one, socket.socket() as two:
+        for sock, taken in ((one, port), (two, admin)):
+            sock.bind((LOOPBACK, taken))
+            sock.listen()
+        two.shutdown(socket.SHUT_RDWR)
+        two.listen()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as three:
+            three.bind((LOOPBACK, source))
+            source_taken = f"UDP port {source} is taken by another program"
+            site.wrong(
+                f"server.port: {port} is taken",
+                f"admin.port: {admin} is taken",
+                source_taken,
+            )
+
+
+def test_targets_that_lead_nowhere_are_found(site: Site) -> None:
+    """An unknown interface, and a broadcast address of no network here."""
+    unknown = {"kind": "multicast", "address": "239.1.2.3", "interfaces": ["nic9"]}
+    not_here = {"kind": "broadcast", "address": "127.1.2.255", "interfaces": [LOOPBACK]}
+    site.wrong(
+        "interface 'nic9' does not exist; there are",
+        "127.1.2.255:6667: no interface has this broadcast address",
+        announce={"targets": [unknown, not_here]},
+    )
+
+
+@pytest.mark.network
+def test_a_firewall_rule_in_the_way_is_found(site: Site) -> None:
+    """In a network of its own: a rule that drops announcements, a chain that drops by default."""
+    require("nft", shutil.which("nft", path="/usr/sbin:/usr/bin") is not None, "nftables")
+    port = site.settings["announce"]["targets"][0]["port"]
+    rules = f"""
+        ip link set lo up
+        nft add table inet filter
+        nft 'add chain inet filter out {{ type filter hook output priority 0; }}'
+        nft add rule inet filter out udp dport {port} drop
+        nft 'add chain inet filter in {{ type filter hook input priority 0; policy drop; }}'
+        exec "$@"
+    """
+    probe = subprocess.run(
+        ["unshare", "-rn", "sh", "-ec", rules, "sh", "true"], capture_output=True, check=False
+    )
+    require("network namespaces with nftables", probe.returncode == 0, probe.stderr.decode())
+    database_here = {"url": "embedded", "data_dir": str(site.directory / "pg")}
+    said = site.wrong(
+        f"a rule in filter out drops udp port {port}, and announcements go to it",
+        prefix=("unshare", "-rn", "sh", "-ec", rules, "sh"),
+        database=database_here,
+    )
+    assert "chain filter in (input) drops what no rule accepts" in said
+
+
+@pytest.mark.parametrize(
+    ("right", "found"),
+    [
+        (6667, True),
+        (6668, False),
+        ({"set": [1, 6667]}, True),
+        ({"set": [1, {"range": [6000, 7000]}]}, True),
+        ({"range": [6000, 6666]}, False),
+    ],
+)
+def test_ports_of_rules_are_read(right: object, found: bool) -> None:
+    """As nft writes them in JSON: a number, or a set of numbers and ranges."""
+    left = {"payload": {"protocol": "udp", "field": "dport"}}
+    part = {"match": {"op": "==", "left": left, "right": right}}
+    assert network._matches(part, "udp", 6667) is found
+    assert not network._matches(part, "tcp", 6667)

@@ -1,0 +1,189 @@
+"""`tornado-status config` and `completion`: what is set and why, and a shell that helps."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support import PATIENCE_S, ROOT, plain_environment, require
+from tornado_status import config, show
+from tornado_status.cli import COMMANDS
+
+URL = "postgresql://somebody:s3cr3t@one.example,two.example:5433/name?sslmode=require"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tornado_status", *arguments],
+        cwd=ROOT,
+        env={**plain_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def shown(path: Path, **environment: str) -> dict[str, tuple[object, str]]:
+    """Value and origin of each key, as `config --format json` prints them."""
+    done = run("config", "--config", str(path), "--format", "json", **environment)
+    assert done.returncode == 0, done.stderr
+    return {key: (v["value"], v["origin"]) for key, v in json.loads(done.stdout).items()}
+
+
+def test_every_setting_says_where_it_comes_from(tmp_path: Path) -> None:
+    """Default, file, the platform's variables, ours: what counts in the end."""
+    path = tmp_path / "config.yaml"
+    path.write_text("server: {port: 1, host: 127.0.0.1}\nadmin: {host: '::1'}\n")
+    found = shown(
+        path,
+        PORT="2",
+        DATABASE_URL=URL,
+        TORNADO_STATUS_LOGGING__LEVEL="debug",
+        TORNADO_STATUS_ADMIN='{"port": 0}',
+    )
+    assert found["server.host"] == ("127.0.0.1", str(path))
+    assert found["server.port"] == (2, "PORT")
+    assert found["logging.level"] == ("debug", "TORNADO_STATUS_LOGGING__LEVEL")
+    assert found["logging.format"] == ("console", "default")
+    assert found["database.url"][1] == "DATABASE_URL"
+    assert found["admin.port"] == (0, "TORNADO_STATUS_ADMIN")
+    assert found["admin.host"] == ("127.0.0.1", "default")  # replaced as a whole
+    assert shown(path, PORT="2", TORNADO_STATUS_SERVER__PORT="3")["server.port"] == (
+        3,
+        "TORNADO_STATUS_SERVER__PORT",
+    )
+
+
+def test_every_setting_is_shown() -> None:
+    """Of all sections, with the shipped file's values."""
+    found = shown(ROOT / "config.yaml")
+    for section, value in config.Settings():
+        names = (
+            [f"{section}.{key}" for key, _ in value] if hasattr(value, "model_dump") else [section]
+        )
+        for name in names:
+            assert name in found
+
+
+def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
+    """It can be read, and leads to the same settings."""
+    done = run("config", "--config", "config.yaml")
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "config.yaml"
+    copy.write_text(done.stdout)
+    assert config.load(copy, {}) == config.load(ROOT / "config.yaml", {})
+    assert "# default" in done.stdout
+    assert "# config.yaml" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("url", URL, URL.replace("s3cr3t", show.MASK)),
+        (
+            "url",
+            "postgresql://h/n?user=u&password=s3cr3t",
+            f"postgresql://h/n?user=u&password={show.MASK}",
+        ),
+        ("url", "postgresql://user@h/n", "postgresql://user@h/n"),
+        ("url", "https://hooks.example/T0/s3cr3t", f"https://hooks.example/{show.MASK}"),
+        ("url", "https://hooks.example/?k=s3cr3t", f"https://hooks.example/?{show.MASK}"),
+        ("url", "nats://u:s3cr3t@127.0.0.1:4222", f"nats://u:{show.MASK}@127.0.0.1:4222"),
+        ("url", "http://[s3cr3t/x", show.MASK),
+        ("secret", "s3cr3t", show.MASK),
+        ("bot_token", "s3cr3t", show.MASK),
+        ("secret_file", "/run/secrets/x", "/run/secrets/x"),
+        ("private_key", Path("/k"), "/k"),
+        ("url", "embedded", "embedded"),
+    ],
+)
+def test_secrets_are_masked(name: str, value: object, expected: str) -> None:
+    """Wherever a setting may hold one, in lists of sections too."""
+    plain = show._plain("", {"section": [{name: value}]})
+    assert plain == {"section": [{name: expected}]}
+
+
+def test_a_password_is_not_printed() -> None:
+    """In neither format."""
+    for chosen in ("yaml", "json"):
+        done = run("config", "--format", chosen, DATABASE_URL=URL)
+        assert done.returncode == 0
+        assert "somebody" in done.stdout
+        assert "s3cr3t" not in done.stdout + done.stderr
+
+
+def test_a_wrong_setting_is_one_line() -> None:
+    """As when serving."""
+    done = run("config", PORT="none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "server.port" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def completed(shell: str, script: str, *words: str) -> list[str]:
+    """What bash offers for the last of `words`."""
+    given = " ".join(f"'{word}'" for word in words)
+    program = f"""
+source /dev/stdin <<'SCRIPT'
+{script}
+SCRIPT
+COMP_WORDS=({given}) COMP_CWORD={len(words) - 1}
+function=$(complete -p tornado-status | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+$function tornado-status '{words[-1]}' '{words[-2]}'
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(
+        [shell, "--norc"],
+        input=program,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.once
+def test_bash_completes_the_command_line() -> None:
+    """Commands, what they take, and files where a file is meant."""
+    script = run("completion", "bash").stdout
+    names = {command.name for command in COMMANDS}
+    assert names <= set(completed("bash", script, "tornado-status", ""))
+    assert completed("bash", script, "tornado-status", "comple") == ["completion"]
+    assert set(completed("bash", script, "tornado-status", "completion", "")) >= {"bash", "zsh"}
+    assert "--format" in completed("bash", script, "tornado-status", "config", "--f")
+    assert "config.yaml" in completed("bash", script, "tornado-status", "--config", "config")
+
+
+@pytest.mark.once
+def test_zsh_reads_its_completion() -> None:
+    """Its syntax is right, and it is for our command."""
+    require("zsh", shutil.which("zsh") is not None, "Debian's package zsh")
+    script = run("completion", "zsh").stdout
+    assert script.startswith("#compdef tornado-status")
+    for text, status in ((script, 0), (script + "\nif then (", 1)):
+        done = subprocess.run(
+            ["zsh", "--no-exec"],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+
+
+def test_yaml_of_the_shown_settings_keeps_types() -> None:
+    """Text stays text, though it looks like a number."""
+    text = show.as_yaml(config.load(ROOT / "config.yaml", {}), {})
+    assert yaml.safe_load(text)["tls"]["minimum_version"] == "1.3"

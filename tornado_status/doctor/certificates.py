@@ -1,0 +1,165 @@
+"""The doctor on certificates, keys and revocation lists: by the server's own reading of them."""
+
+from __future__ import annotations
+
+import itertools
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from tornado_status.admin import admin_context
+from tornado_status.announce import load_signing
+from tornado_status.config import Settings
+from tornado_status.doctor.finding import Finding, note, ok, problem
+from tornado_status.errors import ConfigError
+from tornado_status.expiry import name_of
+from tornado_status.ingress import load_anchors, self_test, server_context
+from tornado_status.keys import load_keys
+
+TOPIC = "certificates"
+RENEW = (
+    "Put a new one in its place: status-certs makes one, and the server reads it within a second."
+)
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything that the settings name."""
+    broken = [*_unusable(settings)]
+    yield from broken
+    if not broken:
+        yield from _terms(settings)
+        yield from _server_certificate(settings)
+    yield from _lists(settings)
+    yield from _permissions(settings)
+
+
+def _unusable(settings: Settings) -> Iterator[Finding]:
+    """Read each as the server does."""
+    for reading in (
+        lambda: self_test(server_context(settings.tls)),
+        lambda: load_anchors(settings.tls),
+        lambda: load_signing(settings.announce, settings.tls.client_ca),
+        lambda: admin_context(settings.admin),
+    ):
+        try:
+            reading()
+        except ConfigError as error:
+            yield problem(TOPIC, str(error), "The server does not start with it.")
+
+
+def _terms(settings: Settings) -> Iterator[Finding]:
+    now = time.time()
+    for term in load_keys(settings, None).terms:
+        warning = term.warning(now)
+        if warning is None:
+            yield ok(TOPIC, f"{term.setting}: {term.subject}, {term.days_left(now):.0f} days left")
+        elif term.kind == "list":
+            advice = "Make a new one: status-certs crl. Do it again before each is out of date."
+            over = settings.tls.crl_expired == "refuse" and not term.in_force(now)
+            yield problem(TOPIC, warning, advice) if over else note(TOPIC, warning, advice)
+        elif term.in_force(now):
+            yield note(TOPIC, warning, RENEW)
+        else:
+            yield problem(TOPIC, warning, RENEW)
+
+
+def _server_certificate(settings: Settings) -> Iterator[Finding]:
+    chain = x509.load_pem_x509_certificates(settings.tls.certificate.read_bytes())
+    leaf, path = chain[0], settings.tls.certificate
+    names = _names(leaf)
+    if names:
+        yield ok(TOPIC, f"tls.certificate: clients can reach the server as {', '.join(names)}")
+    else:
+        yield problem(
+            TOPIC,
+            f"tls.certificate: {path} names no host in its subjectAltName, and clients look "
+            "nowhere else",
+            "Make one with the names that clients use: status-certs server NAME ...",
+        )
+    try:
+        usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except x509.ExtensionNotFound:
+        usage = None
+    if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
+        yield problem(
+            TOPIC,
+            f"tls.certificate: {path} is not meant for a server (its extended key usage)",
+            "Clients refuse it. Is it a client's certificate?",
+        )
+    yield from _chain(settings, chain)
+
+
+def _chain(settings: Settings, chain: list[x509.Certificate]) -> Iterator[Finding]:
+    for lower, upper in itertools.pairwise(chain):
+        if not _issued(lower, upper):
+            yield problem(
+                TOPIC,
+                f"tls.certificate: {name_of(upper.subject)} stands behind "
+                f"{name_of(lower.subject)} in the file and has not issued it",
+                "Put the certificates in order: the server's first, then who issued it, and so on.",
+            )
+            return
+    cas = x509.load_pem_x509_certificates(settings.tls.client_ca.read_bytes())
+    if any(_issued(chain[-1], ca) for ca in cas):
+        yield ok(TOPIC, "tls.certificate: issued by tls.client_ca, which the clients know")
+    else:
+        yield note(
+            TOPIC,
+            f"tls.certificate: its chain ends with {name_of(chain[-1].issuer)}, which is not in "
+            "tls.client_ca",
+            "Right where another CA issues servers' certificates: then clients must trust it.",
+        )
+
+
+def _lists(settings: Settings) -> Iterator[Finding]:
+    if settings.tls.crl is None:
+        yield note(
+            TOPIC,
+            "tls.crl: there is no revocation list, so nobody can be shut out",
+            "Make one (status-certs crl) and name it in tls.crl.",
+        )
+
+
+def _permissions(settings: Settings) -> Iterator[Finding]:
+    keys: dict[str, Path | None] = {
+        "tls.private_key": settings.tls.private_key,
+        "announce.signing_key": settings.announce.signing_key,
+        "admin.private_key": settings.admin.private_key,
+    }
+    for setting, path in keys.items():
+        if path is None:
+            continue
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            continue  # told already
+        if mode & (stat.S_IROTH | stat.S_IWOTH):
+            yield problem(
+                TOPIC,
+                f"{setting}: everybody on this machine can read {path}",
+                f"chmod 600 {path}, and make a new key if others work on this machine.",
+            )
+
+
+def _names(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return []
+    return [
+        *names.get_values_for_type(x509.DNSName),
+        *map(str, names.get_values_for_type(x509.IPAddress)),
+    ]
+
+
+def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True

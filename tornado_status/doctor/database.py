@@ -1,0 +1,117 @@
+"""The doctor on the database: is it there, does it keep what it says, is its clock ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tornado_status.config import EMBEDDED, Settings
+from tornado_status.doctor.finding import Finding, note, ok, problem
+from tornado_status.errors import ConfigError, StoreError
+from tornado_status.store import examine as ask
+from tornado_status.store.examine import Examination
+
+TOPIC = "database"
+CLOCK = "clock"
+OLDEST = 150000  # PostgreSQL 15
+NOTED_S = 1.0  # off by so much: whoever compares times wonders
+REFUSED_S = 30.0  # half of what makes listeners refuse datagrams
+
+
+async def examine(settings: Settings) -> list[Finding]:
+    """Ask the database that the settings name; an embedded one only where it runs."""
+    try:
+        if settings.database.url == EMBEDDED:
+            parameters = ask.embedded(settings.database.data_dir)
+            if parameters is None:
+                return [ok(TOPIC, "database.url: embedded, which runs while the server does")]
+        else:
+            parameters = ask.external(settings.database.url)
+        found = await ask.examine(parameters, settings.database.connect_timeout_s)
+    except ConfigError as error:
+        return [problem(TOPIC, str(error), "The server does not start with it.")]
+    except StoreError as error:
+        return [
+            problem(
+                TOPIC,
+                f"the database cannot be reached: {error}",
+                "Does it run, does database.url name it, and may this machine connect to it "
+                "(listen_addresses, pg_hba.conf, a firewall)?",
+            )
+        ]
+    return [*_state(found), *_durability(found), *_clock(found)]
+
+
+def _state(found: Examination) -> Iterator[Finding]:
+    if found.version_number < OLDEST:
+        yield problem(
+            TOPIC,
+            f"PostgreSQL {found.version} is too old",
+            "Use one of the versions 15 to 18.",
+        )
+    else:
+        yield ok(TOPIC, f"PostgreSQL {found.version} answers")
+    if found.standby:
+        yield problem(
+            TOPIC,
+            "the database is a standby: it takes no check-ins",
+            "Name the primary in database.url, or all hosts: the server finds the one that writes.",
+        )
+    if found.revision == found.newest_revision:
+        yield ok(TOPIC, f"its tables are those of this version ({found.revision})")
+    elif found.revision is None or found.revision < found.newest_revision:
+        sentence = f"its tables are of revision {found.revision or 'none'}"
+        if found.revision is None and not found.may_create:
+            yield problem(
+                TOPIC,
+                f"{sentence}, and the user of database.url may not make any",
+                "GRANT CREATE ON DATABASE and on the schema public to that user.",
+            )
+        else:
+            yield note(
+                TOPIC,
+                sentence,
+                f"The server brings them to {found.newest_revision} at its next start.",
+            )
+    else:
+        yield problem(
+            TOPIC,
+            f"its tables are of revision {found.revision}, newer than this program's "
+            f"{found.newest_revision}",
+            "Use the version of tornado_status that made them, or a newer one.",
+        )
+
+
+def _durability(found: Examination) -> Iterator[Finding]:
+    for setting, is_on in (
+        ("fsync", found.fsync),
+        ("full_page_writes", found.full_page_writes),
+    ):
+        if not is_on:
+            yield problem(
+                TOPIC,
+                f"{setting} is off: a crash of the machine may lose or break what was acknowledged",
+                f"ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();",
+            )
+    if not found.synchronous_commit:
+        yield note(
+            TOPIC,
+            "synchronous_commit is off; the server turns it on for check-ins",
+            "Set it to on for everybody else who writes.",
+        )
+    if found.fsync and found.full_page_writes:
+        yield ok(TOPIC, "what it has acknowledged survives a crash")
+
+
+def _clock(found: Examination) -> Iterator[Finding]:
+    off = (found.clock - found.asked).total_seconds()
+    sentence = (
+        f"the database's clock is {abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} ours"
+    )
+    distance = max(0.0, abs(off) - found.clock_error_s)
+    advice = "Let a time service (chrony, systemd-timesyncd) set the clock of both machines."
+    if distance >= REFUSED_S:
+        yield problem(CLOCK, sentence, advice)
+    elif distance >= NOTED_S:
+        yield note(CLOCK, sentence, advice)
+    else:
+        yield ok(CLOCK, "the database's clock is ours")

@@ -1,0 +1,344 @@
+"""The doctor on ports, interfaces, routes, firewalls and containers. Sends nothing to a network."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import http.client
+import ipaddress
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tornado_status.announce.advice import advice as what_to_do
+from tornado_status.announce.interfaces import Interfaces, read_interfaces
+from tornado_status.announce.udp import UdpOutlet, udp_outlets
+from tornado_status.config import NatsTarget, Settings, Target
+from tornado_status.doctor.finding import Finding, note, ok, problem
+from tornado_status.errors import BrokerError, ConfigError
+from tornado_status.nats_connection import check_files, connected
+
+PORTS, INTERFACES, ROUTES = "ports", "interfaces", "routes"
+FIREWALL, CONTAINERS = "firewall", "containers"
+ASK_TIMEOUT_S = 5.0
+BRIDGES = ("docker", "br-", "podman", "cni", "virbr")
+ROUTE_TABLE = Path("/proc/net/route")
+_PASSIVE = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at all of it."""
+    yield from _ports(settings)
+    yield from _targets(settings)
+    yield from _audience(settings)
+    yield from _multicast_route(settings)
+    yield from _firewall(settings)
+    yield from _containers()
+
+
+# ----------------------------------------------------------------------------------------- ports
+
+
+def _ports(settings: Settings) -> Iterator[Finding]:
+    running = _is_running(settings)
+    listening = [("server.port", settings.server.host, settings.server.port)]
+    if settings.admin.port:
+        listening.append(("admin.port", settings.admin.host, settings.admin.port))
+    for setting, host, port in listening:
+        error = _cannot_listen(host, port, settings.server.reuse_port)
+        if error is None:
+            yield ok(PORTS, f"{setting}: {port} is free")
+        elif error.errno == errno.EADDRINUSE and running:
+            yield ok(PORTS, f"{setting}: {port} is in use, and a server runs")
+        elif error.errno == errno.EADDRINUSE:
+            yield problem(
+                PORTS,
+                f"{setting}: {port} is taken by another program",
+                "Stop that program (`ss -ltnp` shows it), or choose another port.",
+            )
+        elif error.errno == errno.EACCES:
+            yield problem(
+                PORTS,
+                f"{setting}: this user may not listen on {port}",
+                "Ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or choose a higher one.",
+            )
+        else:
+            yield problem(
+                PORTS,
+                f"{setting}: cannot listen on {host} port {port}: {error.strerror}",
+                "`ip address` shows this machine's addresses.",
+            )
+
+
+def _cannot_listen(host: str, port: int, reuse_port: bool) -> OSError | None:
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=_PASSIVE)
+        for family, kind, protocol, _, address in found:
+            with socket.socket(family, kind, protocol) as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse_port)
+                if family == socket.AF_INET6:
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind(address)
+                sock.listen(1)
+    except OSError as error:
+        return error
+    return None
+
+
+def _is_running(settings: Settings) -> bool:
+    """Say whether our admin port answers as a server of this kind does."""
+    if not settings.admin.port:
+        return False
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(  # noqa: S104
+        settings.admin.host, settings.admin.host
+    )
+    connection: http.client.HTTPConnection
+    if settings.admin.certificate is not None:
+        # Who it is does not matter here: it is asked whether it lives.
+        context = ssl._create_unverified_context()  # noqa: S323
+        connection = http.client.HTTPSConnection(
+            host, settings.admin.port, timeout=ASK_TIMEOUT_S, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, settings.admin.port, timeout=ASK_TIMEOUT_S)
+    try:
+        connection.request("GET", "/healthz")
+        answer = json.loads(connection.getresponse().read(4096))
+        return isinstance(answer, dict) and answer.get("alive") is True
+    except (OSError, http.client.HTTPException, ValueError):
+        return False
+    finally:
+        connection.close()
+
+
+# ------------------------------------------------------------------------------------ interfaces
+
+
+def _targets(settings: Settings) -> Iterator[Finding]:
+    """Open what the server would announce from, without sending."""
+    interfaces = read_interfaces()
+    for target in settings.announce.udp_targets:
+        for outlet in udp_outlets(target, settings.announce.source_port):
+            try:
+                yield _outlet(outlet, settings, interfaces)
+            finally:
+                outlet.close()
+    for broker in settings.announce.nats_targets:
+        yield asyncio.run(_broker(broker))
+
+
+async def _broker(target: NatsTarget) -> Finding:
+    try:
+        check_files(target.broker)
+        async with connected(target.broker, "tornado_status doctor"):
+            return ok(INTERFACES, f"announce.targets: {target}: the broker lets us in")
+    except (ConfigError, BrokerError) as error:
+        return problem(
+            INTERFACES,
+            f"announce.targets: {target}: {error}",
+            "The server starts all the same where only the broker is away: see docs/nats.md.",
+        )
+
+
+def _outlet(outlet: UdpOutlet, settings: Settings, interfaces: Interfaces) -> Finding:
+    try:
+        outlet.check(interfaces)
+    except ConfigError as error:
+        advice = "`ip address` shows this machine's interfaces and addresses."
+        return problem(INTERFACES, str(error), advice)
+    outlet.refresh(interfaces)
+    if outlet.problem is not None and outlet.problem.errno == errno.EADDRINUSE:
+        port = settings.announce.source_port
+        return problem(
+            PORTS,
+            f"announce.source_port: UDP port {port} is taken by another program",
+            "Stop that program (`ss -lunp` shows it), or choose another port.",
+        )
+    if outlet.problem is not None:
+        return problem(
+            INTERFACES,
+            f"announce.targets: {outlet.target} by {outlet.via}: {what_to_do(outlet.problem)}",
+            "The server starts all the same, and announces there once it can.",
+        )
+    doubt = outlet.doubt(interfaces)
+    if doubt is not None:
+        return problem(
+            INTERFACES,
+            f"announce.targets: {outlet.target}: {doubt}",
+            "`ip address` shows it behind `brd`; a wrong one reaches nobody.",
+        )
+    return ok(INTERFACES, f"announce.targets: {outlet.target} can be sent to by {outlet.via}")
+
+
+def _audience(settings: Settings) -> Iterator[Finding]:
+    targets = settings.announce.udp_targets
+    interfaces = read_interfaces()
+    if settings.announce.nats_targets:
+        return
+    if not targets:
+        yield note(INTERFACES, "announce.targets: nobody is told of check-ins")
+    elif all(_is_local(target, interfaces) for target in targets):
+        yield note(
+            INTERFACES,
+            "announce.targets: only this machine hears the announcements",
+            "For a LAN name its interface and broadcast address: config.yaml shows the two lines.",
+        )
+
+
+def _is_local(target: Target, interfaces: Interfaces) -> bool:
+    if target.kind == "unicast":
+        return ipaddress.ip_address(target.address).is_loopback
+    named = target.interfaces or (("127.0.0.1",) if target.kind == "multicast" else ())
+    return bool(named) and all(_is_loopback(each, interfaces) for each in named)
+
+
+def _is_loopback(text: str, interfaces: Interfaces) -> bool:
+    try:
+        return ipaddress.ip_address(text).is_loopback
+    except ValueError:
+        found = interfaces.named(text)
+        return found is not None and all(each.address.is_loopback for each in found.networks)
+
+
+# ---------------------------------------------------------------------------------------- routes
+
+
+def routes() -> list[tuple[str, int, int, int]]:
+    """Return the kernel's IPv4 routes: interface, destination, mask, gateway (as numbers)."""
+    found = []
+    for line in ROUTE_TABLE.read_text().splitlines()[1:]:
+        fields = line.split()
+        destination, gateway, mask = (
+            int.from_bytes(bytes.fromhex(fields[number]), "little") for number in (1, 2, 7)
+        )
+        found.append((fields[0], destination, mask, gateway))
+    return found
+
+
+def _multicast_route(settings: Settings) -> Iterator[Finding]:
+    groups = [t.address for t in settings.announce.udp_targets if t.kind == "multicast"]
+    for group in groups:
+        if ":" in group:
+            continue  # an IPv6 group is reached by its interface alone
+        number = int.from_bytes(socket.inet_aton(group), "big")
+        interfaces = [name for name, network, mask, _ in routes() if number & mask == network]
+        if interfaces:
+            yield ok(ROUTES, f"{group} has a route, by {interfaces[0]}")
+        else:
+            yield note(
+                ROUTES,
+                f"{group} has no route on this machine; the server needs none, as it names its "
+                "interface",
+                "Name the interface to listeners, too: status-listener --interface.",
+            )
+
+
+# -------------------------------------------------------------------------------------- firewall
+
+
+def _firewall(settings: Settings) -> Iterator[Finding]:
+    program = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is None:
+        yield note(FIREWALL, "there is no nft to read this machine's firewall rules with")
+        return
+    done = subprocess.run(  # noqa: S603 - by absolute path, and nothing of it is from outside
+        [program, "-j", "list", "ruleset"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=ASK_TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        yield note(
+            FIREWALL,
+            "the firewall's rules cannot be read",
+            "Run this as root to see whether one of them is in the way.",
+        )
+        return
+    ports = {
+        ("tcp", settings.server.port): "check-ins arrive at it",
+        **{("udp", t.port): "announcements go to it" for t in settings.announce.udp_targets},
+    }
+    found = [*_rules_in_the_way(json.loads(done.stdout)["nftables"], ports)]
+    yield from found or [ok(FIREWALL, "no rule of nftables is in the way")]
+
+
+def _rules_in_the_way(
+    entries: list[dict[str, Any]], ports: dict[tuple[str, int], str]
+) -> Iterator[Finding]:
+    for entry in entries:
+        chain, rule = entry.get("chain"), entry.get("rule")
+        if chain is not None and chain.get("policy") == "drop" and chain.get("hook") != "forward":
+            named = ", ".join(f"{protocol} {port}" for protocol, port in ports)
+            yield note(
+                FIREWALL,
+                f"chain {chain['table']} {chain['name']} ({chain['hook']}) drops what no rule "
+                "accepts",
+                f"See that it accepts {named}: nft list ruleset.",
+            )
+        if rule is None or not any({"drop", "reject"} & part.keys() for part in rule["expr"]):
+            continue
+        for (protocol, port), what in ports.items():
+            if any(_matches(part, protocol, port) for part in rule["expr"]):
+                yield problem(
+                    FIREWALL,
+                    f"a rule in {rule['table']} {rule['chain']} drops {protocol} port {port}, and "
+                    f"{what}",
+                    f"nft -a list chain {rule['family']} {rule['table']} {rule['chain']} shows it: "
+                    f"handle {rule['handle']}.",
+                )
+
+
+def _matches(part: dict[str, Any], protocol: str, port: int) -> bool:
+    match = part.get("match", {})
+    payload = (
+        match.get("left", {}).get("payload", {}) if isinstance(match.get("left"), dict) else {}
+    )
+    if payload.get("field") != "dport" or payload.get("protocol") not in (protocol, "th"):
+        return False
+    if match.get("op") not in ("==", "in"):
+        return False
+    right = match.get("right")
+    wanted = right.get("set", [right]) if isinstance(right, dict) else [right]
+    for each in wanted:
+        if isinstance(each, dict) and "range" in each:
+            low, high = each["range"]
+            if low <= port <= high:
+                return True
+        elif each == port:
+            return True
+    return False
+
+
+# ------------------------------------------------------------------------------------ containers
+
+
+def _containers() -> Iterator[Finding]:
+    bridges = [name for _, name in socket.if_nameindex() if name.startswith(BRIDGES)]
+    if bridges:
+        yield note(
+            CONTAINERS,
+            f"this machine has networks of containers ({', '.join(bridges)})",
+            "A published port may show the bridge's own address as every client's: publish it "
+            "without a userland proxy, or let the server use the host's network.",
+        )
+    if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
+        gateways = [
+            socket.inet_ntoa(gateway.to_bytes(4, "big"))
+            for _, network, mask, gateway in routes()
+            if network == mask == 0 and gateway
+        ]
+        named = ", ".join(gateways) or "none"
+        yield note(
+            CONTAINERS,
+            f"this is a container; its gateway is {named}",
+            "If check-ins have that address as their client's, the port is published through a "
+            "proxy. Multicast does not leave a bridge: announce to other machines from the host's "
+            "network, or by unicast.",
+        )

@@ -1,0 +1,55 @@
+"""The doctor's round: look at everything, tell it in plain sentences."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tornado_status import config
+from tornado_status.config import Settings
+from tornado_status.doctor import certificates, database, network
+from tornado_status.doctor.finding import Finding, note, ok, problem
+from tornado_status.errors import ConfigError
+
+MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
+
+
+def examine(path: Path, environment: Mapping[str, str]) -> list[Finding]:
+    """Return all that is found. Raises `ConfigError` where there is no such file to look at."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        settings = config.load(path, environment)
+    except ConfigError as error:
+        return [problem("config", str(error), "Nothing else can be looked at before that.")]
+    found = [
+        *_settings(path, settings),
+        *certificates.examine(settings),
+        *asyncio.run(database.examine(settings)),
+        *network.examine(settings),
+    ]
+    return list(dict.fromkeys(found))  # what two targets have in common is said once
+
+
+def text(findings: Iterable[Finding]) -> str:
+    """Return the report: a line each, what to do below it, and a last line that sums up."""
+    lines = []
+    problems = 0
+    for finding in findings:
+        problems += finding.level == "problem"
+        lines.append(f"{MARKS[finding.level]} {finding.topic}: {finding.sentence}")
+        if finding.advice:
+            lines.append(f"        {finding.advice}")
+    lines.append("All is well." if not problems else f"Problems found: {problems}.")
+    return "\n".join(lines) + "\n"
+
+
+def _settings(path: Path, settings: Settings) -> list[Finding]:
+    return [
+        ok("config", f"{path} is valid"),
+        *(
+            note("config", f"{key} has no effect in this version", "Take it out.")
+            for key in config.without_effect(settings)
+        ),
+    ]

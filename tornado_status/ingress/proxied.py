@@ -1,0 +1,155 @@
+"""Who sent a request that a TLS-terminating proxy passes on: judged for each request.
+
+One connection of the proxy carries everybody's requests, so nothing is kept by connection. What is
+kept is the verdict on each certificate, by the fingerprint of the header that it came in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from cryptography.hazmat.primitives.serialization import Encoding
+from tornado.httputil import HTTPServerRequest
+
+from tornado_status.checkin import CheckIn, Peer, normalise_ip
+from tornado_status.config import Ingress
+from tornado_status.errors import ForwardedError, IdentityError
+from tornado_status.ingress.chains import ChainVerifier
+from tornado_status.ingress.forwarded import (
+    Lines,
+    certificate_lines,
+    client_address,
+    read_certificate,
+)
+from tornado_status.ingress.peer import Counting
+from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
+from tornado_status.logs import RateLimit
+
+MAX_REMEMBERED = 20_000  # verdicts of 2 to 4 KB; one that is forgotten costs a verification
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    standing: Standing
+    chain_until: float  # when the first certificate of the chain expires
+
+
+class ProxiedJudge(Counting):
+    """Reads certificate and address from the headers of trusted proxies, and judges them.
+
+    `refused` counts the refusals by kind. While `draining` every answer ends its connection.
+    """
+
+    def __init__(
+        self,
+        trust: Trust,
+        settings: Ingress,
+        proxies: TrustedProxies,
+        refused: Counter[str],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.draining = False
+        self._trust = trust
+        self._certificate_header = settings.certificate_header
+        self._address_header = settings.address_header
+        self._proxies = proxies
+        self._refused = refused
+        self._clock = clock
+        self._known: dict[bytes, _Known] = {}
+        self._verifier: ChainVerifier | None = None
+        self._bundle = 0
+        self._log = structlog.get_logger()
+        self._logged = RateLimit()
+
+    def peer_of(self, request: HTTPServerRequest) -> Peer:
+        """Return whom the proxy speaks for, as judged now."""
+        client_ip = normalise_ip(request.remote_ip or "")  # the proxy's, as long as nothing better
+        lines = request.headers.get_list
+        try:
+            client_ip, _ = client_address(self._address_header, lines, self._proxies)
+            check_in, _, _ = self.check_in_of(lines)
+            return Peer(client_ip, check_in.client_port, check_in, None)
+        except ForwardedError as error:
+            # The sentence is for the operator: it is the proxy that is set up wrongly.
+            refusal = IdentityError(400, error.reason, f"The proxy in front: {error}")
+        except IdentityError as error:
+            refusal = error
+        self._tell(refusal, client_ip)
+        return Peer(client_ip, 0, None, refusal)
+
+    def check_in_of(self, lines: Lines) -> tuple[CheckIn, Standing, float]:
+        """Return what a request says, the verdict, and until when (epoch) its chain is good.
+
+        Raises `IdentityError` and `ForwardedError`.
+        """
+        client_ip, client_port = client_address(self._address_header, lines, self._proxies)
+        texts = certificate_lines(self._certificate_header, lines)
+        if not texts:
+            raise NO_CERTIFICATE
+        known = self._judge(texts)
+        identity = known.standing.identity
+        if known.standing.refusal is not None or identity is None:
+            raise known.standing.refusal or NO_CERTIFICATE
+        check_in = CheckIn(identity.email, client_ip, client_port, identity.issuer, identity.serial)
+        return check_in, known.standing, known.chain_until
+
+    def is_last(self, request: HTTPServerRequest) -> bool:
+        """Say whether a connection ends with this request."""
+        return self.draining
+
+    def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
+        """Return what says, at any time, why what a request began has to end; None if it need not.
+
+        For what outlives its request.
+        """
+        texts = certificate_lines(self._certificate_header, request.headers.get_list)
+        known = self._judge(texts)
+
+        def refusal() -> str | None:
+            nonlocal known
+            stale = known.standing.bundle != self._trust.bundle
+            if stale or self._clock() > known.chain_until:
+                try:
+                    known = self._judge(texts)
+                except IdentityError as error:
+                    return error.detail
+                except ForwardedError as error:
+                    return str(error)
+            lapsed = self._trust.renew(known.standing)
+            return lapsed.detail if lapsed is not None else None
+
+        return refusal
+
+    def _judge(self, texts: Sequence[str]) -> _Known:
+        """Return the verdict on a certificate. Raises `IdentityError`, `ForwardedError`."""
+        if self._verifier is None or self._bundle != self._trust.bundle:
+            self._bundle = self._trust.bundle
+            self._verifier = ChainVerifier(self._trust.anchors.cas)
+            self._known.clear()  # their chains were verified under the old CAs
+        fingerprint = hashlib.sha256("\n".join(texts).encode("latin1", "replace")).digest()
+        known = self._known.get(fingerprint)
+        now = self._clock()
+        if known is not None and now <= known.chain_until:
+            self._trust.renew(known.standing)
+            return known
+        forwarded = read_certificate(self._certificate_header, texts)
+        chain = self._verifier.verify(forwarded.certificate, forwarded.chain, now)
+        standing = self._trust.judge([ca.public_bytes(Encoding.DER) for ca in chain])
+        if len(self._known) >= MAX_REMEMBERED:
+            del self._known[next(iter(self._known))]  # the oldest
+        chain_until = min(ca.not_valid_after_utc.timestamp() for ca in chain)
+        known = self._known[fingerprint] = _Known(standing, chain_until)
+        return known
+
+    def _tell(self, refusal: IdentityError, client_ip: str) -> None:
+        self._refused[refusal.reason] += 1
+        if (held := self._logged.admit(refusal.reason)) is not None:
+            self._log.info(
+                "identity refused", reason=refusal.reason, client_ip=client_ip, before=held
+            )

@@ -1,0 +1,91 @@
+"""What is read from the files with certificates and keys, all of it or nothing."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from tornado_status.admin import admin_context
+from tornado_status.announce import Signing, load_signing
+from tornado_status.config import Settings
+from tornado_status.errors import ConfigError
+from tornado_status.expiry import Term, certificate_terms, name_of
+from tornado_status.ingress import Anchors, load_anchors, self_test, server_context
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What is read from the files with certificates and keys, all of it or nothing.
+
+    `terms` says of every certificate and list in them how long it is good.
+    """
+
+    context: ssl.SSLContext | None  # None in mode proxy
+    anchors: Anchors
+    signing: Signing | None
+    admin_context: ssl.SSLContext | None
+    terms: tuple[Term, ...]
+
+
+def load_keys(settings: Settings, before: Anchors | None) -> Keys:
+    """Read all of them anew; `before` are the anchors in force. Raises `ConfigError`."""
+    context = None
+    if settings.ingress.mode == "tls":
+        context = server_context(settings.tls)
+        self_test(context)
+    anchors = load_anchors(settings.tls, before)
+    signing = load_signing(settings.announce, settings.tls.client_ca)
+    terms = (*_certificates(settings), *_lists(settings, anchors))
+    return Keys(context, anchors, signing, admin_context(settings.admin), terms)
+
+
+def key_files(settings: Settings) -> list[Path]:
+    """Return the files to watch."""
+    tls, announce, admin = settings.tls, settings.announce, settings.admin
+    files = [tls.client_ca, tls.crl, announce.next_certificate]
+    if settings.ingress.mode == "tls":
+        files += [tls.certificate, tls.private_key]
+    files += [admin.certificate, admin.private_key]
+    if announce.signing_key is not None:
+        files += [announce.signing_key, announce.signing_key.with_suffix(".crt")]
+    return [file for file in files if file is not None]
+
+
+def _certificates(settings: Settings) -> list[Term]:
+    tls, announce = settings.tls, settings.announce
+    signing = announce.signing_key
+    files = {
+        "tls.certificate": tls.certificate if settings.ingress.mode == "tls" else None,
+        "tls.client_ca": tls.client_ca,
+        "announce.signing_key": signing.with_suffix(".crt") if signing is not None else None,
+        "announce.next_certificate": announce.next_certificate,
+        "admin.certificate": settings.admin.certificate,
+    }
+    found = []
+    for setting, file in files.items():
+        if file is None:
+            continue
+        try:
+            certificates = x509.load_pem_x509_certificates(file.read_bytes())
+        except (OSError, ValueError) as error:  # replaced since it was read a moment ago
+            raise ConfigError(f"{setting}: cannot read {file}: {error}") from error
+        found += certificate_terms(setting, str(file), certificates)
+    return found
+
+
+def _lists(settings: Settings, anchors: Anchors) -> list[Term]:
+    names = {ca.subject.public_bytes(): name_of(ca.subject) for ca in anchors.cas}
+    return [
+        Term(
+            "list",
+            "tls.crl",
+            str(settings.tls.crl),
+            names[known.issuer],
+            known.this_update,
+            known.next_update,
+        )
+        for known in anchors.lists.values()
+    ]

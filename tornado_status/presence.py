@@ -1,0 +1,66 @@
+"""Presence: what state a user is in, and how often that is looked at. Pure: the clock is given."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+
+# A check-in comes that much of an interval too late before it is called late: a client's timer, its
+# retries and the network are never exact.
+LATE_AFTER_INTERVALS = 1.5
+SWEEPS_PER_INTERVAL = 4
+MAX_SWEEP_EVERY_S = 15.0  # an `offline` comes at most so much after its time
+# The servers were away after two sweeps that did not happen; a busy machine alone is not away.
+AWAY_AFTER_SWEEPS, MIN_AWAY_S = 2, 5.0
+# Kept at least that much longer than a user may be silent, so that every sweep finds its entries.
+RETENTION_MARGIN_S = 60.0
+SHORTEST_RETENTION_S = 3600.0  # what a retention of 0 means
+
+
+class State(enum.StrEnum):
+    """What a user is now."""
+
+    NEW = "new"  # enrolled and never seen, or seen for the first time just now
+    ONLINE = "online"
+    LATE = "late"  # the next check-in is overdue
+    OFFLINE = "offline"  # and that is in the log
+
+
+def state(
+    last_seen: datetime.datetime | None,
+    first_seen: datetime.datetime | None,
+    offline: bool,
+    now: datetime.datetime,
+    interval_s: float,
+) -> State:
+    """Return the state of a user who checks in every `interval_s` seconds.
+
+    Offline is what the log says, not the clock: a record never contradicts the events.
+    """
+    if offline:
+        return State.OFFLINE
+    if last_seen is None:
+        return State.NEW
+    if (now - last_seen).total_seconds() > late_after_s(interval_s):
+        return State.LATE
+    return State.NEW if last_seen == first_seen else State.ONLINE
+
+
+def late_after_s(interval_s: float) -> float:
+    """Return after how much silence a user's next check-in is overdue."""
+    return interval_s * LATE_AFTER_INTERVALS
+
+
+def sweep_every_s(interval_s: float) -> float:
+    """Return how often it is looked who has gone offline."""
+    return min(interval_s / SWEEPS_PER_INTERVAL, MAX_SWEEP_EVERY_S)
+
+
+def away_after_s(every_s: float) -> float:
+    """Return after how long without a sweep nobody could check in, because no server was there."""
+    return max(AWAY_AFTER_SWEEPS * every_s, MIN_AWAY_S)
+
+
+def retention_s(configured_s: float, offline_after_s: float) -> float:
+    """Return how long the log is kept, however little is asked for."""
+    return max(configured_s or SHORTEST_RETENTION_S, offline_after_s + RETENTION_MARGIN_S)

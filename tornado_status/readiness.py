@@ -1,0 +1,47 @@
+"""What readiness looks at: puts the verdicts of `health` together for this server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from tornado_status import health
+from tornado_status.config import Settings
+from tornado_status.keys import Keys
+
+
+def look(
+    settings: Settings,
+    keys: Keys,
+    problem: str,
+    warnings: Sequence[str],
+    failing: Mapping[str, str],
+) -> list[health.Check]:
+    """Return all checks as they stand now.
+
+    `problem`, "" where there is none, and `warnings` are the database's; `failing` are targets of
+    announcements.
+    """
+    return [
+        health.database(problem, warnings),
+        *look_at_terms(settings, keys),
+        health.announcements(failing),
+    ]
+
+
+def look_at_terms(settings: Settings, keys: Keys) -> list[health.Check]:
+    """Return what certificates and revocation lists lead to by now."""
+    now = time.time()
+    terms = keys.terms
+    server = [term for term in terms if term.setting == "tls.certificate"]
+    cas = [term for term in terms if term.setting == "tls.client_ca"]
+    others = [term for term in terms if term.setting.startswith(("announce.", "admin."))]
+    lists = [term for term in terms if term.kind == "list"]
+    refuse = settings.tls.crl_expired == "refuse"
+    return [
+        # Those behind the first are intermediate CAs.
+        health.certificates("certificate", server, now, needed=server[:1]),
+        health.certificates("client_ca", cas, now, needed=cas),
+        health.certificates("other_certificates", others, now),
+        health.lists(lists, len(keys.anchors.cas), now, refuse=refuse),
+    ]

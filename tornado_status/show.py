@@ -1,0 +1,91 @@
+"""`tornado-status config`: the settings in effect, where each comes from, and no secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from tornado_status import config
+from tornado_status.config import Settings
+
+MASK = "********"
+
+# Names of what is never shown. Not of files that hold keys: where those are is no secret.
+_SECRET = re.compile(r"(^|_)(secret|password|passwd|token|authorization)$")
+_PARAMETER = re.compile(r"pass|secret|token", re.IGNORECASE)
+
+
+def as_yaml(settings: Settings, origins: Mapping[str, str]) -> str:
+    """Return all settings as config.yaml could hold them, each with its origin behind it."""
+    lines = []
+    for section, value in masked(settings).items():
+        if not isinstance(value, dict):
+            lines.append(f"{section}: {_one_line(value)}  # {origins.get(section, config.DEFAULT)}")
+            continue
+        lines.append(f"{section}:")
+        for key, inner in value.items():
+            origin = origins.get(f"{section}.{key}", config.DEFAULT)
+            lines.append(f"  {key}: {_one_line(inner)}  # {origin}")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(settings: Settings, origins: Mapping[str, str]) -> str:
+    """Return the same for machines: `{"section.key": {"value": …, "origin": …}}`."""
+    found: dict[str, object] = {}
+    for section, value in masked(settings).items():
+        keys = (
+            {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {}
+        )
+        for name, inner in (keys or {section: value}).items():
+            found[name] = {"value": inner, "origin": origins.get(name, config.DEFAULT)}
+    return json.dumps(found, indent=2) + "\n"
+
+
+def masked(settings: Settings) -> dict[str, object]:
+    """Return the settings as plain values, less the secrets."""
+    plain = _plain("", settings.model_dump())
+    if not isinstance(plain, dict):
+        raise TypeError("settings are sections")
+    return plain
+
+
+def _plain(name: str, value: object) -> object:
+    if isinstance(value, dict):
+        return {str(key): _plain(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(name, inner) for inner in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if _SECRET.search(name):
+        return MASK
+    return _without_secrets(str(value))
+
+
+def _without_secrets(text: str) -> str:
+    """Return a URL without its password; of the web's, whose path may be one, only the host."""
+    if "://" not in text:
+        return text
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return MASK
+    user, at, host = parts.netloc.rpartition("@")
+    if ":" in user:
+        user = f"{user.partition(':')[0]}:{MASK}"
+    path, query = parts.path, parts.query
+    if parts.scheme in ("http", "https"):
+        path, query = (f"/{MASK}" if path.strip("/") else path), MASK if query else ""
+    else:
+        pairs = [(k, MASK if _PARAMETER.search(k) else v) for k, v in parse_qsl(query)]
+        query = urlencode(pairs, safe="*/,:")
+    return parts._replace(netloc=user + at + host, path=path, query=query, fragment="").geturl()
+
+
+def _one_line(value: object) -> str:
+    # JSON is YAML.
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,92 @@
+"""What the database says of itself, for whoever looks for what is wrong. Changes nothing."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+
+from tornado_status.errors import ConfigError, StoreUnavailable
+from tornado_status.store import migrate
+from tornado_status.store.database import Connection, Parameters, StatementFailed, parse_url
+from tornado_status.store.embedded import DATABASE, USER, find_binaries
+
+_QUESTIONS = """\
+SELECT current_setting('server_version'), current_setting('server_version_num')::int,
+       current_setting('fsync'), current_setting('full_page_writes'),
+       current_setting('synchronous_commit'), pg_is_in_recovery(),
+       has_database_privilege(current_database(), 'CREATE'), clock_timestamp()
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found. `clock` is the database's, in UTC; `clock_error_s` what it may be off by
+    for the time that the question took. `revision` is None before the first migration."""
+
+    version: str
+    version_number: int
+    fsync: bool
+    full_page_writes: bool
+    synchronous_commit: bool
+    standby: bool
+    may_create: bool
+    clock: datetime.datetime
+    asked: datetime.datetime
+    clock_error_s: float
+    revision: str | None
+    newest_revision: str
+
+
+async def examine(parameters: Parameters, timeout_s: float) -> Examination:
+    """Ask a database. Raises `StoreUnavailable` where it cannot be asked."""
+    connection = await Connection.open(parameters, timeout_s, writable=False)
+    try:
+        before = datetime.datetime.now(datetime.UTC)
+        row = await connection.fetch_one(_QUESTIONS, timeout_s=timeout_s)
+        after = datetime.datetime.now(datetime.UTC)
+        revision = await migrate.current(connection)
+    except StatementFailed as error:
+        raise StoreUnavailable(f"the database refuses: {error}") from error
+    finally:
+        await connection.close()
+    version, number, fsync, pages, synchronous, standby, may_create, clock = row
+    return Examination(
+        version=version,
+        version_number=number,
+        fsync=fsync == "on",
+        full_page_writes=pages == "on",
+        synchronous_commit=synchronous != "off",
+        standby=standby,
+        may_create=may_create,
+        clock=clock.astimezone(datetime.UTC),
+        asked=before + (after - before) / 2,
+        clock_error_s=(after - before).total_seconds() / 2,
+        revision=revision,
+        newest_revision=migrate.REVISION,
+    )
+
+
+def external(url: str) -> Parameters:
+    """Return the connection parameters of a URL. Raises `ConfigError`."""
+    return parse_url(url)
+
+
+def embedded(data_dir: Path) -> Parameters | None:
+    """Return the parameters of an embedded PostgreSQL that runs now, None where it does not.
+
+    Raises `ConfigError` where it never could: no binaries.
+    """
+    find_binaries()
+    try:
+        lines = (data_dir / "postmaster.pid").read_text().split("\n")
+        pid, socket_dir = int(lines[0]), lines[4]
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigError(f"database.data_dir: cannot read it: {error.strerror}") from error
+    except (ValueError, IndexError):
+        return None  # being written
+    if not Path(f"/proc/{pid}").exists():
+        return None
+    return {"host": socket_dir, "user": USER, "dbname": DATABASE}

@@ -1,0 +1,171 @@
+"""The feed: one reader of the log for all who follow it here, and a ring of the newest events.
+
+Events are in the ring in order and without a hole, whichever server committed them. Our own
+commits go straight into it where they continue it; everything else is read from the log, which is
+the truth. Who is behind the ring reads pages of the log. Without a follower the feed sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import structlog
+
+from tornado_status.checkin import Event, LogSlice, LogSpan
+from tornado_status.errors import HistoryGone, StoreError
+
+RING = 20_000  # newest events kept, about 10 MB: some seconds at full load, days of a small office
+PAGE = 1000  # events of one reading: a few milliseconds of the loop
+SCAN = 50_000  # numbers that one reading for certain e-mails looks through, inside the database
+CATCH_UPS = 2  # pages read at once for who is behind: the other connections are for requests
+RETRY_S = 0.25  # while the database is away
+
+
+class Log(Protocol):
+    """What the feed reads: the store."""
+
+    async def log_slice(self, after: int, span: int, emails: Sequence[str] | None) -> LogSlice: ...
+
+    async def log_span(self) -> LogSpan: ...
+
+
+class Feed:
+    """A position is the number of the last event that a follower has had.
+
+    `on_advance` is called when there is more, or when another stream has begun. `on_following`
+    says whether anybody follows.
+    """
+
+    def __init__(self, log: Log, on_following: Callable[[bool], None], ring: int = RING) -> None:
+        self._log = log
+        self._on_following = on_following
+        self._size = ring
+        self._ring: list[Event] = []
+        self._awake = False
+        self._opening = asyncio.Lock()
+        self._known = 0  # the newest number we have heard of
+        self._doubt = False  # about the stream
+        self._wake = asyncio.Event()
+        self._catch_ups = asyncio.Semaphore(CATCH_UPS)
+        self._logger = structlog.get_logger()
+        self.on_advance: Callable[[], None] = lambda: None
+        self.stream = uuid.UUID(int=0)
+        self.head = 0
+
+    async def open(self) -> None:
+        """Wake up, and begin at the head. Raises `StoreUnavailable`."""
+        async with self._opening:
+            if not self._awake:
+                self._restart(await self._log.log_span())
+                self._awake = True
+                self._on_following(True)
+
+    def close(self) -> None:
+        """Sleep, and forget the ring: nobody follows any more."""
+        self._awake = False
+        self._ring = []
+        self._on_following(False)
+
+    def committed(self, stream: uuid.UUID, events: Sequence[Event], head: int) -> None:
+        """Take what this server has just committed."""
+        if not self._awake:
+            return
+        first, last = events[0].seq, events[-1].seq
+        if (
+            stream == self.stream
+            and first == self.head + 1
+            and last - first == len(events) - 1
+            and not self._doubt
+        ):
+            self._append(events)
+        else:
+            self.tell(stream, head)
+
+    def tell(self, stream: uuid.UUID | None, head: int) -> None:
+        """Hear that the log has gone on to `head`, or that it is another stream's."""
+        if not self._awake:
+            return
+        if stream is not None and stream != self.stream:
+            self._doubt = True  # the log will tell
+        self._known = max(self._known, head)
+        if self._doubt or self._known > self.head:
+            self._wake.set()
+
+    def after(self, position: int, limit: int) -> list[Event] | None:
+        """Return up to `limit` events behind a position; None where the ring does not reach it."""
+        begin = position - (self.head - len(self._ring))
+        if begin < 0 or position > self.head:
+            return None
+        return self._ring[begin : begin + limit]
+
+    async def read(self, position: int, emails: Sequence[str] | None) -> LogSlice:
+        """Read on behind a position in the log: all events, or those of some e-mails.
+
+        Raises `HistoryGone` and `StoreUnavailable`.
+        """
+        async with self._catch_ups:
+            if emails is not None:
+                return await self._log.log_slice(position, SCAN, emails)
+            found = self.after(position, PAGE)
+            if found:  # another has fetched it meanwhile
+                return LogSlice(self.stream, self.head, found, found[-1].seq)
+            page = await self._log.log_slice(position, PAGE, None)
+        self.tell(page.stream, page.head)
+        first = self.head - len(self._ring) + 1
+        if (
+            page.events
+            and page.stream == self.stream
+            and page.events[-1].seq == first - 1
+            and len(self._ring) + len(page.events) <= self._size
+        ):
+            # After a restart many resume at about the same place: read it once for all.
+            self._ring[:0] = page.events
+        return page
+
+    async def span(self) -> LogSpan:
+        """Return what the log holds. Raises `StoreUnavailable`."""
+        return await self._log.log_span()
+
+    async def run(self) -> None:
+        """Read what others have committed; until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._awake and (self._doubt or self._known > self.head):
+                try:
+                    await self._read_on()
+                except StoreError as error:
+                    self._logger.debug("feed waits for the database", reason=str(error))
+                    await asyncio.sleep(RETRY_S)
+
+    async def _read_on(self) -> None:
+        stream, position = self.stream, self.head
+        try:
+            page = await self._log.log_slice(position, PAGE, None)
+        except HistoryGone:
+            page = None
+        if not self._awake or (stream, position) != (self.stream, self.head):
+            return  # our own commits have gone on meanwhile, or everybody has left
+        if page is None or page.stream != stream:
+            self._restart(await self._log.log_span())
+            return
+        self._doubt = False
+        self._known = page.head
+        if page.events:
+            self._append(page.events)
+
+    def _append(self, events: Sequence[Event]) -> None:
+        self._ring += events
+        self.head = events[-1].seq
+        if len(self._ring) > self._size + self._size // 4:  # in one go: it moves all the rest
+            del self._ring[: len(self._ring) - self._size]
+        self.on_advance()
+
+    def _restart(self, span: LogSpan) -> None:
+        self._ring = []
+        self.stream, self.head = span.stream, span.head
+        self._known, self._doubt = span.head, False
+        self.on_advance()

@@ -1,0 +1,234 @@
+"""The sweep: finds in the log who has gone quiet, says so there, and prunes what is too old.
+
+A user is offline once the newest entry is a check-in of longer than `offline_after_s` ago. The log
+is looked through once, in order: `head.swept` is the cursor, so no index on a time is needed. What
+is found there by a reading connection is only suspected; the writer decides, under the head lock,
+whether that entry is still the user's newest. So several servers never say it twice, and never of
+somebody who is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from tornado_status import presence
+from tornado_status.checkin import Event, EventKind
+from tornado_status.errors import StoreError
+from tornado_status.store.commit import GroupCommit, Work
+from tornado_status.store.database import Connection, Pool, Row
+
+LOOK = 5000  # entries looked through at a time: some 30 ms of CPU of a reading connection
+MAX_OFFLINE = 512  # users a commit: no more than a batch of check-ins, which may wait behind it
+PRUNE = 2000  # entries deleted at a time
+PAUSE_S = 0.02  # between two of them: the disk is for check-ins first
+
+# Plans that follow the keys, whatever the statistics say of a young database.
+_BY_KEY = (
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off;"
+    " SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; "
+)
+
+# now() is one moment for the whole statement: with a clock that moves between two rows, the later
+# one could be taken and the earlier one not, and the cursor would pass it.
+LOOK_FOR_QUIET = """\
+WITH slice AS MATERIALIZED (
+    SELECT c.seq, c.at, c.email FROM head h CROSS JOIN LATERAL (
+        SELECT seq, at, email FROM check_in WHERE seq > h.swept ORDER BY seq LIMIT %(look)s
+    ) c
+), old AS MATERIALIZED (
+    SELECT seq, email FROM slice WHERE at <= now() - %(offline_after_s)s * interval '1 second'
+), quiet AS MATERIALIZED (
+    SELECT o.seq, o.email FROM old o
+    JOIN user_status s ON s.email = o.email AND s.seq = o.seq
+    WHERE NOT s.offline AND s.last_seen IS NOT NULL ORDER BY o.seq LIMIT %(most)s
+)
+SELECT h.swept, extract(epoch FROM clock_timestamp() - h.swept_at)::float8,
+       (SELECT count(*) FROM old), (SELECT max(seq) FROM old),
+       ARRAY(SELECT seq FROM quiet ORDER BY seq), ARRAY(SELECT email FROM quiet ORDER BY seq)
+FROM head h"""
+
+# $1: the cursor that the look began at; another server may have moved it. $2: where it goes.
+# $3: the entries that were found to be somebody's newest. $4: after how long without a sweep we
+# were away. $5: how long nobody is declared offline then.
+PREPARE_SWEEP = """\
+PREPARE sweep (bigint, bigint, bigint[], interval, interval) AS
+WITH state AS MATERIALIZED (
+    SELECT seq AS base, greatest(at, clock_timestamp()) AS at, swept, swept_at, grace_until
+    FROM head
+), now AS MATERIALIZED (
+    SELECT base, at, coalesce(at - swept_at > $4, true) AS away,
+           swept = $1 AND coalesce(at - swept_at <= $4, false)
+               AND coalesce(at >= grace_until, true) AS due
+    FROM state
+), gone AS MATERIALIZED (
+    SELECT s.email, s.seq, s.last_seen, row_number() OVER (ORDER BY s.seq) AS k
+    FROM now, unnest($3) AS i(seq)
+    JOIN check_in c ON c.seq = i.seq
+    JOIN user_status s ON s.email = c.email AND s.seq = c.seq
+    WHERE now.due AND NOT s.offline
+), log AS (
+    INSERT INTO check_in (seq, at, event, email, previous, last_seen)
+    SELECT base + k, at, 'offline', email, gone.seq, last_seen FROM gone, now
+), status AS (
+    UPDATE user_status u SET seq = base + k, offline = true
+    FROM gone, now WHERE u.email = gone.email
+), moved AS (
+    UPDATE head SET
+        seq = head.seq + (SELECT count(*) FROM gone), at = now.at, swept_at = now.at,
+        swept = CASE WHEN now.due THEN $2 ELSE head.swept END,
+        grace_until = CASE WHEN now.away THEN now.at + $5 ELSE head.grace_until END
+    FROM now
+)
+SELECT base, at, due, away, ARRAY(SELECT email FROM gone ORDER BY k),
+       ARRAY(SELECT last_seen FROM gone ORDER BY k)
+FROM now"""
+
+PRUNE_LOG = """\
+WITH slice AS MATERIALIZED (
+    SELECT seq, at FROM check_in
+    WHERE seq > %(pruned)s AND seq <= (SELECT swept FROM head) ORDER BY seq LIMIT %(most)s
+), deleted AS (
+    DELETE FROM check_in WHERE seq > %(pruned)s AND seq <=
+        (SELECT max(seq) FROM slice WHERE at < now() - %(retention_s)s * interval '1 second')
+    RETURNING seq
+)
+SELECT count(*), max(seq) FROM deleted"""
+
+
+_PROBE = Work("SELECT 1", lambda rows: (), ())
+
+
+@dataclass(frozen=True, slots=True)
+class _Quiet:
+    """What a look found: users whose newest entry is old, up to the number `to`."""
+
+    cursor: int
+    to: int
+    seqs: Sequence[int]
+    emails: Sequence[str]
+    swept_ago_s: float | None
+    more: bool
+
+
+class Sweeper:
+    """Sweeps and prunes, again and again; a database that is away only delays it."""
+
+    def __init__(
+        self,
+        commit: GroupCommit,
+        pool: Pool,
+        *,
+        offline_after_s: float,
+        every_s: float,
+        retention_s: float,
+    ) -> None:
+        self._commit = commit
+        self._pool = pool
+        self._offline_after_s = offline_after_s
+        self._every_s = every_s
+        self._retention_s = retention_s
+        self._log = structlog.get_logger()
+
+    async def run(self) -> None:
+        """Sweep and prune until cancelled."""
+        reported = ""
+        while True:
+            await self._commit.connected.wait()
+            try:
+                await self.sweep(unless_within_s=self._every_s / 2)
+                await self.prune()
+                reported = ""
+            except StoreError as error:
+                if str(error) != reported:
+                    reported = str(error)
+                    self._log.warning("sweep put off", reason=reported)
+                with contextlib.suppress(StoreError):
+                    # Where nobody checks in, only this makes the writer see that its connection is
+                    # lost too, and look for the database elsewhere.
+                    await self._commit.write(_PROBE)
+            await asyncio.sleep(self._every_s)
+
+    async def sweep(self, *, unless_within_s: float = 0) -> int:
+        """Declare offline who is; return how many were.
+
+        Nothing where another server did so less than `unless_within_s` ago, and is not behind.
+        Raises `StoreError` where the database cannot do it now; what was not done is done next
+        time, because the cursor is moved by the commit that judges.
+        """
+        count = 0
+        while True:
+            async with self._pool.connection() as connection:
+                quiet = await self._look(connection)
+            ago_s = quiet.swept_ago_s
+            if not quiet.more and ago_s is not None and ago_s < unless_within_s:
+                return count
+            [(_, _, due, away, emails, _)] = await self._commit.write(self._work(quiet))
+            count += len(emails)
+            if away and ago_s is not None:
+                self._log.info(
+                    "nobody is declared offline yet: no server was there",
+                    away_s=round(ago_s),
+                    grace_s=self._offline_after_s,
+                )
+            if not due or not quiet.more:
+                return count
+            unless_within_s = 0  # that was us
+            await asyncio.sleep(PAUSE_S)
+
+    async def prune(self) -> int:
+        """Delete what is older than the retention, up to the cursor; return how many entries.
+
+        Not under the head lock: these entries are judged, so no writer needs them. Raises
+        `StoreError`.
+        """
+        pruned = total = 0
+        count: int
+        while True:
+            async with self._pool.connection() as connection:
+                count, last = await connection.fetch_one(
+                    _BY_KEY + PRUNE_LOG,
+                    {"pruned": pruned, "most": PRUNE, "retention_s": self._retention_s},
+                )
+            total += count
+            if count < PRUNE:
+                return total
+            pruned = last
+            await asyncio.sleep(PAUSE_S)
+
+    async def _look(self, connection: Connection) -> _Quiet:
+        cursor, ago_s, looked, last, seqs, emails = await connection.fetch_one(
+            _BY_KEY + LOOK_FOR_QUIET,
+            {"look": LOOK, "most": MAX_OFFLINE, "offline_after_s": self._offline_after_s},
+        )
+        to = cursor if last is None else last
+        if len(seqs) == MAX_OFFLINE:
+            to = seqs[-1]  # behind it there may be more of them
+        more = looked == LOOK or len(seqs) == MAX_OFFLINE
+        return _Quiet(cursor, to, seqs, emails, ago_s, more)
+
+    def _work(self, quiet: _Quiet) -> Work:
+        seqs = ",".join(map(str, quiet.seqs))
+        away_s = presence.away_after_s(self._every_s)
+        return Work(
+            f"EXECUTE sweep ({quiet.cursor}, {quiet.to}, '{{{seqs}}}',"
+            f" '{away_s:f} seconds', '{self._offline_after_s:f} seconds')",
+            _events,
+            quiet.emails,
+        )
+
+
+def _events(rows: list[Row]) -> list[Event]:
+    base, at, _, _, emails, moments = rows[0]
+    at = at.astimezone(datetime.UTC)
+    return [
+        Event(
+            base + k, EventKind.OFFLINE, email, last_seen.astimezone(datetime.UTC), None, None, at
+        )
+        for k, (email, last_seen) in enumerate(zip(emails, moments, strict=True), start=1)
+    ]

@@ -1,0 +1,46 @@
+"""Saying that the server serves: a line for the log, and one for whoever has just started it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import structlog
+
+from tornado_status.config import EMBEDDED, Settings
+
+
+def say_serving(settings: Settings, port: int) -> None:
+    """Log it, and on a console name a command to try next."""
+    host = settings.server.host
+    host = "localhost" if host in ("", "0.0.0.0", "::", "127.0.0.1", "::1") else host  # noqa: S104
+    proxied = settings.ingress.mode == "proxy"
+    url = f"{'http' if proxied else 'https'}://{host}:{port}"
+    targets = " and ".join(str(target) for target in settings.announce.targets) or "nobody"
+    structlog.get_logger().info(
+        "serving",
+        url=url,
+        announcing=targets,
+        database=EMBEDDED if settings.database.url == EMBEDDED else "postgresql",
+    )
+    if proxied and settings.logging.format == "console":
+        names = " and ".join(map(str, settings.ingress.trusted_proxies))
+        print(f"Serving proxies at {names} on {url}, announcing to {targets}.", flush=True)
+    elif settings.logging.format == "console":
+        command = _try_next(settings, url)
+        print(f"Serving on {url}, announcing to {targets}. Try: {command}", flush=True)
+
+
+def _try_next(settings: Settings, url: str) -> str:
+    """Return a command that checks in, as it would be typed in the current directory."""
+    here = Path.cwd()
+    python = Path(sys.executable)
+    shown = python.relative_to(here) if python.is_relative_to(here) else python
+    command = f"{shown} -m clients"
+    if url != "https://localhost:8443":
+        command += f" --url {url}/api/client"
+    certs = settings.tls.client_ca.parent
+    if certs != here / "certs":
+        command += f" --cert {certs}/client.crt --key {certs}/client.key"
+        command += f" --ca {settings.tls.client_ca}"
+    return command
