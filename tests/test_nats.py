@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
+import re
 import signal
 import threading
 import uuid
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tests.brokers import Nats
 from tests.conftest import StartServer
-from tests.support import Server, exchange, wait_until
+from tests.support import ROOT, Server, exchange, wait_until
 from tests.test_listener_cli import Listening
 from tornado_status.announcers import Signer
 from tornado_status.brokers import parse_addresses
@@ -362,3 +363,40 @@ def test_addresses_are_read_as_operators_write_them() -> None:
     for text in ("a:4222", "", "nats://", "nats://a:x", "nats://a/b", "ws://a", "nats://a,"):
         with pytest.raises(ValueError, match="expected"):
             parse_addresses(text)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("stream", ["status", None])
+def test_the_rights_of_the_page_are_enough(
+    start_server: StartServer, tmp_path: Path, stream: str | None
+) -> None:
+    """docs/nats.md says what the broker must allow, and that is what the broker allows here."""
+    page = (ROOT / "docs" / "nats.md").read_text("utf-8")
+    rows = [
+        [re.findall(r"`([^`]+)`", cell) for cell in line.split("|")[1:4]]
+        for line in page.partition("| who |")[2].splitlines()
+        if line.startswith(("| server", "| listener"))
+    ]
+    [server_row, core_row, kept_row] = rows
+
+    def user(name: str, row: list[list[str]]) -> dict[str, object]:
+        publish = [each for each in row[1] if each != "stream"]
+        return {
+            **{"user": name, "password": "secret"},
+            "permissions": {"publish": publish or ["none"], "subscribe": row[2]},
+        }
+
+    password = tmp_path / "password"
+    password.write_text("secret")
+    reader = core_row if stream is None else kept_row
+    users = {"users": [user("server", server_row), user("reader", reader)]}
+    with Nats(tmp_path / "nats", {"authorization": users}) as broker:
+        login = {"user": "server", "password_file": str(password)}
+        server = announcing(start_server, broker, stream=stream, **login)
+        options = ("--nats-user", "reader", "--nats-password-file", password)
+        check_in(server, 4)
+        with Listening(*verifying(server, broker, *options)) as listener:
+            check_in(server, 4)
+            listener.wait_for(4)
+            listener.stop()
+        assert server.events("cannot announce, trying again") == []
