@@ -149,6 +149,23 @@ def test_offline_and_back_are_seen(start_server: StartServer, visit: Visit) -> N
     expect(client.locator("td").nth(0)).to_have_text("online")
 
 
+def test_people_come_and_go(start_server: StartServer, visit: Visit) -> None:
+    """Who is enrolled is there before the first check-in; who is removed is gone."""
+    server = start_server(access={"admins": ["operator@example.com"]})
+    page = visit(server)
+    is_live(page)
+    somebody = row(page, "somebody@example.com")
+    assert server.request("PUT", "/api/users/somebody@example.com", cert="operator").status == 201
+    expect(somebody.locator("td")).to_have_text(["new", "somebody@example.com", "never", ""])
+    page.reload()  # from the snapshot
+    expect(somebody.locator("td")).to_have_text(["new", "somebody@example.com", "never", ""])
+    is_live(page)
+    gone = server.request("DELETE", "/api/users/somebody@example.com", cert="operator")
+    assert gone.status == 204
+    expect(somebody).to_have_count(0)
+    expect(page.locator('[data-filter="all"] b')).to_have_text("0")
+
+
 def test_a_crowd_is_searched_sorted_and_walked_by_keyboard(
     start_server: StartServer, visit: Visit
 ) -> None:

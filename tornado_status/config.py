@@ -460,21 +460,12 @@ class Settings(Section):
         return value
 
 
-# Keys that later versions give a meaning: accepted, so that one file serves several versions.
-RESERVED: tuple[str, ...] = ()
-
-
 def without_effect(settings: Settings) -> list[str]:
-    """Return the reserved keys that are set all the same: the operator should know."""
-    found = []
-    for name in RESERVED:
-        section, _, key = name.partition(".")
-        if key in getattr(settings, section).model_fields_set:
-            found.append(name)
+    """Return the keys that are set and, with the others, do nothing: the operator should know."""
     ingress = settings.ingress
     if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
-        found.append("ingress.trusted_proxies")
-    return found
+        return ["ingress.trusted_proxies"]
+    return []
 
 
 def load(path: Path, environment: Mapping[str, str]) -> Settings:

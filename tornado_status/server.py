@@ -94,7 +94,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     """Start everything onto `stack`, say so, then run until cancelled."""
     loop = asyncio.get_running_loop()
     for key in without_effect(settings):
-        structlog.get_logger().warning("setting has no effect in this version", key=key)
+        structlog.get_logger().warning("setting has no effect with the others", key=key)
     keys = load_keys(settings, None)
     sockets = bind(settings.server)
     for sock in sockets:
