@@ -138,7 +138,9 @@ class HistoryHandler(ReadHandler):
         following = "null"
         if page.before is not None:
             query = urlencode({"before": page.before, "limit": limit})
-            following = json.dumps(f"/api/users/{quote(email)}/history?{query}")
+            path = f"/api/users/{quote(email)}/history?{query}"
+            following = json.dumps(path)
+            self.set_next(path)
         entries = b",".join(history_json(entry) for entry in page.entries)
         opening = f'{{"email":{json.dumps(email)},"events":['.encode()
         self.write_json(opening + entries + f'],"next":{following}}}'.encode())
