@@ -24,8 +24,8 @@ ABOUT = f"""Checking in with a client certificate, and reading who is here.
 The identity is the certificate's common name, an e-mail address. Readers are those whom the
 server's setting `access.readers` names; everybody else may read what is their own.
 
-Every answer has an `X-Request-ID`, the request's own or a new one, but for the 204 to a plain
-check-in. Errors are `application/problem+json` (RFC 9457). Unknown parameters are ignored, and so
+Answers have an `X-Request-ID`, the request's own or a new one, but for those to plain check-ins.
+Errors are `application/problem+json` (RFC 9457). Unknown parameters are ignored, and so
 is a body of up to {MAX_BODY} bytes. Later versions add members, states and kinds of events: ignore
 what you do not know.
 
@@ -100,7 +100,6 @@ def document() -> Object:
                 },
                 "RequestID": {
                     "description": "Names the request in the server's log.",
-                    "required": True,
                     "schema": {"type": "string", "minLength": 1, "maxLength": 128},
                 },
             },
@@ -366,9 +365,7 @@ def _query(name: str, description: str, schema: Schema) -> Object:
 
 
 def _several(name: str, description: str, item: Schema) -> Object:
-    return _query(
-        name, description, {"type": "array", "maxItems": wanted.MAX_TERMS, "items": item}
-    )
+    return _query(name, description, {"type": "array", "maxItems": wanted.MAX_TERMS, "items": item})
 
 
 _PARAMETERS: Object = {

@@ -21,6 +21,7 @@ from tornado_status.api import wanted
 from tornado_status.api.following import Follower, Place, Streams
 from tornado_status.api.framing import RETRY_MS, EventStream, WebSocketFrames
 from tornado_status.api.problem import Problem
+from tornado_status.api.request_id import HEADER
 from tornado_status.api.users import ReadHandler
 from tornado_status.errors import StoreError
 
@@ -129,6 +130,7 @@ class StreamHandler(FollowHandler):
             f"Date: {formatdate(usegmt=True)}\r\n"
             "Content-Type: text/event-stream\r\n"
             "Cache-Control: no-store\r\n"
+            f"{HEADER}: {self.request_id}\r\n"
             "X-Accel-Buffering: no\r\n"  # nginx would keep events back
             "Connection: close\r\n"
             "Transfer-Encoding: chunked\r\n\r\n"
