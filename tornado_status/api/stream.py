@@ -173,11 +173,11 @@ class SocketHandler(FollowHandler, WebSocketHandler):
         ours = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         if headers.get("Upgrade", "").lower() != "websocket":
             raise Problem(426, "This path speaks WebSocket", ours)
-        if headers.get("Sec-WebSocket-Version") not in ("7", "8", "13"):
-            raise Problem(426, "Sec-WebSocket-Version: expected 13", ours)
         connection = [each.strip().lower() for each in headers.get("Connection", "").split(",")]
         if "upgrade" not in connection or not headers.get("Sec-WebSocket-Key"):
             raise Problem(400, "No WebSocket handshake: Connection or Sec-WebSocket-Key is missing")
+        if headers.get("Sec-WebSocket-Version") not in ("7", "8", "13"):
+            raise Problem(426, "Sec-WebSocket-Version: expected 13", ours)
 
     async def open(self, *args: str, **kwargs: str) -> None:
         """See `WebSocketHandler.open`."""
