@@ -44,7 +44,7 @@ PROBLEMS: dict[int, tuple[str, str]] = {
     503: ("Unavailable", "The database is away or overloaded, or all places are taken."),
     505: ("OtherVersion", "The stream needs HTTP/1.1."),
 }
-_HEADERS = {
+_HEADERS: dict[int, Object] = {
     426: {"Upgrade": {"schema": {"const": "websocket"}}},
     429: {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}},
     503: {"Retry-After": {"$ref": "#/components/headers/RetryAfter"}},
