@@ -63,7 +63,8 @@ class Settings:
     Trust: `ca` and one or both of `announcers` (certificate files) and `url` with a reader's
     `certificate` and `private_key`, which repairs, too. None of them only with `insecure`, or for
     the binary format, which nothing can prove.
-    `start` is "now", "start", or the number of the first update; a saved `state` comes first.
+    `start` is "now", "start", "snapshot" (everybody's record first, from the server), or the number
+    of the first update; a saved `state` comes first.
     """
 
     address: str = WILDCARD
@@ -77,7 +78,7 @@ class Settings:
     private_key: Path | None = None
     stream: uuid.UUID | None = None
     state: Path | None = None
-    start: int | Literal["now", "start"] = "now"
+    start: int | Literal["now", "start", "snapshot"] = "now"
     max_skew_s: float = MAX_SKEW_S
     window_s: float | None = None
     insecure: bool = False
@@ -96,6 +97,19 @@ class Counts:
     repaired: int = 0  # updates that were fetched
     missed: int = 0  # numbers reported in gaps
     lag: int = 0  # numbers that are known to exist and not delivered yet
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How it goes right now.
+
+    `repairs`: a server is asked for what is missing. `trouble`: why it gave none the last time.
+    `silent_s`: seconds since the last verified datagram; None before the first.
+    """
+
+    repairs: bool
+    trouble: str | None
+    silent_s: float | None
 
 
 class Listener:
@@ -132,6 +146,10 @@ class Listener:
         self._numbers = Numbers(
             repairs=self._server is not None, chance=random.random, window_s=settings.window_s
         )
+        if settings.start == "snapshot" and self._server is None:
+            raise ConfigError("--from snapshot: needs a reader's certificate (--cert, --key)")
+        self._trouble: str | None = None
+        self._heard_at: float | None = None
         self._state = StateFile(settings.state) if settings.state is not None else None
         self._resumed = self._state.load() if self._state is not None else None
         if self._state is not None:
@@ -210,6 +228,12 @@ class Listener:
             missed=numbers.missed,
             lag=self._numbers.lag,
         )
+
+    @property
+    def condition(self) -> Condition:
+        """How it goes right now."""
+        silent_s = None if self._heard_at is None else self._loop.time() - self._heard_at
+        return Condition(self._server is not None, self._trouble, silent_s)
 
     def __aiter__(self) -> Listener:
         return self
@@ -387,7 +411,7 @@ class Listener:
     # ---------------------------------------------------------------------------------- ordering
 
     def _hear(self, datagram: Datagram, source: Source) -> None:
-        now = self._loop.time()
+        now = self._heard_at = self._loop.time()
         stream = datagram.stream
         first = min((event.seq for event in datagram.updates), default=datagram.head + 1)
         verdict = self._streams.judge(stream, datagram.sent)
@@ -419,7 +443,10 @@ class Listener:
             self._numbers.restart(datagram.stream, first - 1, now)
             return
         match self._settings.start:
-            case "now":
+            case "snapshot" if self._server is not None:
+                self._numbers.begin_with_snapshot(datagram.stream)
+                return
+            case "now" | "snapshot":
                 after = first - 1
             case "start":
                 after = 0
@@ -519,6 +546,7 @@ class Listener:
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._refresh.failed(self._loop.time(), retry_after_s)
             raise
+        self._trouble = None
         for reason in self._keys.replace_published(certificates):
             self._complain("an announcer of the server", reason, f"refused: {reason}")
         moved = (
@@ -537,6 +565,7 @@ class Listener:
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._locating.failed(self._loop.time(), retry_after_s)
             raise
+        self._trouble = None
         now = self._loop.time()
         if self._numbers.stream is not None:
             return  # a datagram of the pinned stream was faster
@@ -551,6 +580,10 @@ class Listener:
                 self._numbers.restart(page.stream, 0, now)
             return
         match self._settings.start:
+            case "snapshot":
+                self._hints.clear()
+                self._numbers.begin_with_snapshot(page.stream)
+                return
             case "now":
                 after = min(page.head, self._hints.get(page.stream, page.head + 1) - 1)
             case "start":
@@ -569,6 +602,7 @@ class Listener:
                     self._warn(f"{error}: updates are missing, a snapshot follows")
                     self._numbers.gone(wish)
                     return
+                self._trouble = None
                 if self._follow_confirmed(events.stream):
                     return
                 if not self._numbers.page(wish, events, self._loop.time()):
@@ -577,6 +611,7 @@ class Listener:
                     )
             case WantUsers(path):
                 users = await server.users(path, PAGE)
+                self._trouble = None
                 if not self._follow_confirmed(users.stream):
                     self._numbers.users(wish, users, users.following, self._loop.time())
 
@@ -592,6 +627,7 @@ class Listener:
         return True
 
     def _not_answered(self, error: ServerError) -> None:
+        self._trouble = str(error)
         self._complain("the server", str(error), str(error))
 
     # ------------------------------------------------------------------------------- interfaces

@@ -16,7 +16,7 @@ from tornado_status.datagram import BinaryUpdate
 _RULE = "-" * 40
 _FETCHED = "none (fetched over HTTPS)"
 # The events that are a check-in themselves: the block looks the same for all three.
-_CHECK_INS = frozenset({"check-in", "new", "back"})
+CHECK_INS = frozenset({"check-in", "new", "back"})
 
 SNAPSHOT = "snapshot"  # as an event's kind
 
@@ -57,7 +57,7 @@ def text_block(
 ) -> str:
     """Return the block for people. An event that is no check-in is named on one more line."""
     lines = [_RULE, f"Source Packet: {_FETCHED if source is None else repr(source)}"]
-    if isinstance(update, Event) and update.event not in _CHECK_INS:
+    if isinstance(update, Event) and update.event not in CHECK_INS:
         lines.append(f"Event        : {update.event}")
     lines += [
         f"User Email   : {update.email}",

@@ -20,9 +20,9 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("identity", "announcers", "revocation", "limits", "presence", "checkin", "datagram", "config"),
-    ("expiry", "measure", "health"),
+    ("expiry", "measure", "health", "messages"),
     ("logs",),
-    ("ingress", "store", "announce", "api", "admin", "metrics", "notify"),
+    ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
     ("show", "completion", "doctor"),

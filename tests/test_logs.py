@@ -202,6 +202,12 @@ class Somebody:
     def is_last(self, request: HTTPServerRequest) -> bool:
         return False
 
+    def begin(self, request: HTTPServerRequest) -> bool:
+        return True
+
+    def end(self, request: HTTPServerRequest) -> None:
+        pass
+
 
 def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixture[str]) -> None:
     """The traceback stands in it, and the answer's X-Request-ID leads to it."""
@@ -216,6 +222,7 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
             cast(Any, Somebody()),
             None,
             AccessLog(counted),
+            cast(Any, None),
             cast(Any, None),
         )
         server = HTTPServer(application)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tornado_status import __version__, config
-from tornado_status.errors import StatusError, StoreError
+from tornado_status.errors import ConfigError, StatusError, StoreError
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -112,6 +112,30 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def alerts(options: argparse.Namespace) -> int:
+    """Send a test message to an alert's receiver, as an event would be sent."""
+    settings = config.load(options.config, os.environ)
+    from tornado_status.alerts import NotDelivered, load_senders
+
+    chosen = [alert for alert in settings.alerts if alert.name == options.name]
+    if not chosen:
+        names = ", ".join(alert.name for alert in settings.alerts) or "there is none"
+        raise ConfigError(f"alerts: no alert is named {options.name!a} ({names})")
+    [sender] = load_senders(chosen)
+    try:
+        status = asyncio.run(sender.test())
+    except NotDelivered as error:
+        print(f"tornado-status: not delivered: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"Delivered: {sender.webhook.where} answered {status}")
+    return 0
+
+
+def _add_alerts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["test"], help="send one message of type test")
+    parser.add_argument("name", help="the alert's name in the configuration")
+
+
 def version(options: argparse.Namespace) -> int:
     """Print the version."""
     print(f"tornado_status {__version__}")
@@ -124,6 +148,7 @@ COMMANDS = (
     Command("doctor", "look for what is wrong and say what to do", examine),
     Command("completion", "print a completion script for a shell", complete, _add_complete),
     Command("stream", "show the stream of numbers, or begin a new one", stream, _add_stream),
+    Command("alerts", "send a test message to an alert's receiver", alerts, _add_alerts),
     Command("version", "print the version", version),
 )
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -34,6 +35,9 @@ PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "
 EMBEDDED = "embedded"
 DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
+
+# Errors say what they got, but for what may hold a password.
+_UNTOLD = (".url", ".secret")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -130,6 +134,9 @@ class Database(Section):
         if value != EMBEDDED and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("expected 'embedded' or postgresql://user:password@host/name")
         return value
+
+
+AlertEvent = Literal["new", "back", "offline", "enrolled", "removed", "check-in"]
 
 
 class Ingress(Section):
@@ -294,6 +301,44 @@ class Access(Section):
     admins: tuple[str, ...] = ()
 
 
+class Alert(Section):
+    """Tells one receiver, by webhook, what happens to `users` (patterns, as `access.readers`)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    url: str
+    users: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    events: Annotated[tuple[AlertEvent, ...], Field(min_length=1)] = ("offline", "back")
+    secret: str | None = None
+    secret_file: FilePath | None = None
+    ca: FilePath | None = None
+    quiet_s: SecondsOrOff = 0.0
+    timeout_s: Annotated[Seconds, Field(le=60)] = 10.0
+    give_up_s: Seconds = 86400.0
+
+    @field_validator("url")
+    @classmethod
+    def _is_web(cls, value: str) -> str:
+        # The value stays out of the message: many receivers have a secret in their path.
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("https", "http") or parts.username is not None:
+            raise ValueError("expected https://host/path, without user and password")
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise ValueError("expected a URL in ASCII")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Alert:
+        if (self.secret is None) == (self.secret_file is None):
+            raise ValueError("expected either secret or secret_file")
+        if self.quiet_s and "offline" not in self.events:
+            raise ValueError("quiet_s: needs offline among the events: it is what waits")
+        return self
+
+
 class Admin(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
@@ -324,8 +369,17 @@ class Settings(Section):
     history: History = History()
     stream: Stream = Stream()
     access: Access = Access()
+    alerts: tuple[Alert, ...] = ()
     admin: Admin = Admin()
     logging: Logging = Logging()
+
+    @field_validator("alerts")
+    @classmethod
+    def _named_once(cls, value: tuple[Alert, ...]) -> tuple[Alert, ...]:
+        names = [alert.name for alert in value]
+        if len(set(names)) < len(names):
+            raise ValueError("expected each name once")
+        return value
 
 
 # Keys that later versions give a meaning: accepted, so that one file serves several versions.
@@ -355,7 +409,7 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
         _overlay(values, name, keys, value)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
-            values[section] = {}
+            values[section] = [] if section == "alerts" else {}
     try:
         return Settings.model_validate(values, context={"directory": path.absolute().parent})
     except ValidationError as error:
@@ -452,7 +506,7 @@ def _first_problem(error: ValidationError) -> str:
         message = "unknown key"
     elif first["type"] == "missing":
         message = "missing"
-    elif isinstance(first["input"], str | int | float) and key != "database.url":
+    elif isinstance(first["input"], str | int | float) and not key.endswith(_UNTOLD):
         message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{more}"

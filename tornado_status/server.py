@@ -13,13 +13,16 @@ from contextlib import AsyncExitStack
 import structlog
 from tornado.httpserver import HTTPServer
 
+from tornado_status import presence
 from tornado_status.admin import AdminServer
+from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
 from tornado_status.api import (
     Access,
     AccessLog,
     InFlight,
     Streams,
+    load_board,
     make_application,
     problem_answer,
 )
@@ -117,6 +120,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         when=settings.presence,
         history=settings.history,
     )
+    alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
     streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
@@ -130,8 +134,11 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     limit = CheckInLimit(rate) if rate else None
     access_log = AccessLog(store.counted)
     access = Access(settings.access.readers)
+    board = load_board(
+        presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
+    )
     http = HTTPServer(
-        make_application(store, access, in_flight, peers, limit, access_log, streams),
+        make_application(store, access, in_flight, peers, limit, access_log, streams, board),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
@@ -235,6 +242,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     stack.push_async_callback(store.stop)
     await store.start()
     streams.start()
+    stack.push_async_callback(alerts.stop)
 
     async def drain() -> None:
         acceptor.stop_accepting()
@@ -259,6 +267,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
     say_serving(settings, port)
     notifier.ready()
+    alerts.start()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
     await asyncio.gather(store.wait_failed(), streams.wait_failed())

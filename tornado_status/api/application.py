@@ -8,6 +8,7 @@ from tornado.web import Application
 
 from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
+from tornado_status.api.board import Board, BoardFileHandler, BoardPageHandler
 from tornado_status.api.client import ClientHandler, Limit, Recorder
 from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
 from tornado_status.api.following import Streams
@@ -20,7 +21,6 @@ from tornado_status.api.users import (
     EventsHandler,
     HistoryHandler,
     Reader,
-    ReadersOnlyHandler,
     UserHandler,
     UsersHandler,
 )
@@ -42,11 +42,13 @@ def make_application(
     limit: Limit | None,
     access_log: AccessLog,
     streams: Streams,
+    board: Board,
 ) -> Application:
     """Return the application.
 
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
-    each may check in. `access_log` is told of every answer; `streams` serves who follows.
+    each may check in. `access_log` is told of every answer; `streams` serves who follows,
+    `board` is the page for people.
     """
     common = {"in_flight": in_flight, "peers": peers}
     reading = {**common, "store": store, "access": access}
@@ -64,7 +66,8 @@ def make_application(
             (r"/api/stream", StreamHandler, following),
             (r"/api/socket", SocketHandler, following),
             (r"/api/openapi\.json", OpenApiHandler, common),
-            (r"/", ReadersOnlyHandler, reading),
+            (r"/", BoardPageHandler, {**reading, "board": board}),
+            (r"/board/(.+)", BoardFileHandler, {**reading, "board": board}),
         ],
         default_handler_class=NotFound,
         default_handler_args=common,

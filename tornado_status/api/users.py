@@ -174,14 +174,6 @@ class AnnouncersHandler(ReadHandler):
         self.write_json(json.dumps({"stream": str(stream), "announcers": certificates}).encode())
 
 
-class ReadersOnlyHandler(ReadHandler):
-    """Paths that belong to readers and hold nothing in this version."""
-
-    async def get(self) -> None:
-        self.require_reader()
-        raise Problem(404, "There is nothing here")
-
-
 def record_json(record: StatusRecord) -> bytes:
     """Return a record as a JSON object, with the devices where they are known."""
     members: dict[str, object] = {

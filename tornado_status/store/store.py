@@ -29,6 +29,7 @@ from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, queries
+from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.bell import Bell
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
@@ -140,6 +141,7 @@ class Store:
         self.feed = Feed(self, self._bell.listen)
         self._connected_before = False
         self._not_durable: list[str] = []
+        self.alerts = AlertJournal(self._pool)
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
