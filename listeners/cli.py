@@ -26,6 +26,13 @@ from listeners.people import INTERVAL_S, MISSED, People
 from listeners.receiver import Encoding
 from listeners.sockets import WILDCARD
 from listeners.verify import MAX_SKEW_S
+from tornado_status.brokers import (
+    SUBJECT,
+    Broker,
+    check_credentials,
+    check_subject,
+    parse_addresses,
+)
 from tornado_status.datagram import MAX_SEQ
 from tornado_status.errors import ConfigError
 
@@ -103,10 +110,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     groups = [GROUP] if options.group is None else [group for group in options.group if group]
     ca = Path(options.ca)
     encoding = Encoding(options.encoding)
+    broker = _broker(options)
     if encoding is Encoding.BINARY:
         return Settings(
             address=options.address or WILDCARD,
-            port=options.port,
+            port=options.port or PORT,
             groups=groups,
             interfaces=options.interface or [INTERFACE],
             encoding=encoding,
@@ -128,9 +136,10 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise ConfigError("--cert: needs its private key, see --key")
     return Settings(
         address=options.address or WILDCARD,
-        port=options.port,
+        port=options.port or PORT,
         groups=groups,
         interfaces=options.interface or [INTERFACE],
+        broker=broker,
         ca=ca if reads or announcers else None,
         announcers=announcers,
         url=(options.url or URL) if reads else None,
@@ -143,6 +152,34 @@ def _settings(options: argparse.Namespace) -> Settings:
         insecure=options.insecure,
         encoding=encoding,
     )
+
+
+def _broker(options: argparse.Namespace) -> Broker | None:
+    if options.nats is None:
+        for name in ("subject", "user", "password_file", "ca", "cert", "key"):
+            if getattr(options, f"nats_{name}") is not None:
+                raise ConfigError(f"--nats-{name.replace('_', '-')}: only with --nats")
+        return None
+    for name in ("group", "address", "port", "interface"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name}: not with --nats, which hears no UDP: start another one")
+    if options.encoding == Encoding.BINARY.value:
+        raise ConfigError("--encoding: a broker carries json, not binary")
+    broker = Broker(
+        addresses=options.nats,
+        subject=options.nats_subject or SUBJECT,
+        user=options.nats_user,
+        password_file=options.nats_password_file,
+        ca=options.nats_ca,
+        certificate=options.nats_cert,
+        private_key=options.nats_key,
+    )
+    try:
+        check_credentials(broker)
+    except ValueError as error:
+        text = str(error).replace("certificate", "cert").replace("private_key", "key")
+        raise ConfigError(f"--nats-{text.replace('password_file', 'password-file')}") from error
+    return broker
 
 
 def _check_board(options: argparse.Namespace) -> None:
@@ -183,6 +220,8 @@ class _Session:
         joined = ", ".join(settings.groups)
         where = f", groups {joined} on {', '.join(settings.interfaces)}" if joined else ""
         self._greeting = f"Listening on {settings.address} port {settings.port}{where}"
+        if settings.broker is not None:
+            self._greeting = f"Listening on {settings.broker}, subject {settings.broker.subject}"
         self._board: Board | None = None
         self._people: People | None = None
         if options.board:
@@ -414,6 +453,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_hearing(parser.add_argument_group("hearing"))
+    _add_broker(parser.add_argument_group("hearing through a broker"))
     _add_trust(parser.add_argument_group("trust and repair"))
     _add_showing(parser.add_argument_group("showing"))
     return parser
@@ -431,7 +471,7 @@ def _add_hearing(group: argparse._ArgumentGroup) -> None:
         "--address", default="", help=f"local address to bind (default: all, {WILDCARD})"
     )
     group.add_argument(
-        "--port", type=_port, default=PORT, help="UDP port to bind (default: %(default)s)"
+        "--port", type=_port, metavar="PORT", help=f"UDP port to bind (default: {PORT})"
     )
     group.add_argument(
         "--interface",
@@ -440,6 +480,37 @@ def _add_hearing(group: argparse._ArgumentGroup) -> None:
         help="interface to join the groups on: an address of this machine, or on Linux a name; "
         f"may be repeated (default: {INTERFACE})",
     )
+
+
+def _add_broker(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--nats",
+        type=_addresses,
+        metavar="URL",
+        help="hear a NATS broker at nats://HOST:PORT or tls://HOST:PORT instead of UDP; those of a "
+        "cluster with commas between",
+    )
+    group.add_argument(
+        "--nats-subject",
+        type=_subject,
+        metavar="SUBJECT",
+        help=f"where the server publishes (default: {SUBJECT})",
+    )
+    group.add_argument("--nats-user", metavar="NAME", help="user of the broker")
+    group.add_argument(
+        "--nats-password-file", type=Path, metavar="FILE", help="file with that user's password"
+    )
+    group.add_argument(
+        "--nats-ca",
+        type=Path,
+        metavar="FILE",
+        help="the CA of the broker's certificate; with it nothing but TLS will do (default: the "
+        "system's)",
+    )
+    group.add_argument(
+        "--nats-cert", type=Path, metavar="FILE", help="a client's certificate for the broker"
+    )
+    group.add_argument("--nats-key", type=Path, metavar="FILE", help="its private key")
 
 
 def _add_trust(group: argparse._ArgumentGroup) -> None:
@@ -544,6 +615,20 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=_seconds, metavar="SECONDS", help="end after so long (default: never)"
     )
+
+
+def _addresses(text: str) -> tuple[str, ...]:
+    try:
+        return parse_addresses(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _subject(text: str) -> str:
+    try:
+        return check_subject(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _port(text: str) -> int:

@@ -148,9 +148,14 @@ def target(kind: str, address: str, interfaces: str = "[]") -> str:
     )
 
 
+def nats(address: str, more: str = "max_queued: 1") -> str:
+    return f"announce: {{targets: [{{kind: nats, address: '{address}', {more}}}]}}"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        (nats("nats://a,tls://b:1"), "nats://a:4222,tls://b:1 status"),
         (target("multicast", "FF15:0::66", "[eth0, 'fd00::1']"), "multicast [ff15::66]:6667"),
         (target("multicast", "239.1.1.1"), "multicast 239.1.1.1:6667"),
         (target("broadcast", "auto", "[eth0, 10.0.0.1]"), "broadcast auto:6667"),
@@ -198,6 +203,16 @@ def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None
         (target("broadcast", "auto", "[eth0], loop: false"), "loop: only for multicast"),
         (target("multicast", "239.1.1.1", "['']"), "interfaces: expected names or addresses"),
         (target("multicast", "239.1.1.1", "[0.0.0.0]"), "interfaces: expected names or addresses"),
+        (nats("http://a"), "targets[0].address: expected nats://host:4222 or tls://host:4222, got"),
+        (nats("nats://a", "subject: 'a.*'"), "targets[0].subject: expected a subject"),
+        (nats("nats://a", "stream: a.b"), "targets[0].stream: expected a stream's name"),
+        (nats("nats://a", "user: b"), "password_file: needed with user"),
+        (nats("nats://a", "certificate: b"), "private_key: needed with certificate"),
+        (nats("nats://a", "port: 4222"), "targets[0].port: not a field of this kind of target"),
+        (nats("nats://a", "encoding: json"), "encoding: not a field of this kind of target"),
+        ("announce: {targets: [{kind: kafka, address: a}]}", "expected multicast, broadcast, uni"),
+        ("announce: {targets: [{kind: unicast, address: 10.0.0.1, subject: a}]}", "not a field of"),
+        ("announce: {targets: [nats]}", "announce.targets[0]: "),
         ("server: [", "not valid YAML"),
         ("- server", "expected sections such as 'server:', got a list"),
         ("server: {port: 0, port: 70000, prot: 1}", "(and 1 more)"),
@@ -226,6 +241,9 @@ def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
     """Whatever is wrong with the URL."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, DATABASE_URL="mysql://user:s3cret@host/name")
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="expected no user or password in it") as caught:
+        load(tmp_path, nats("nats://user:s3cret@host"))
     assert "s3cret" not in str(caught.value)
 
 

@@ -20,13 +20,23 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from tornado_status.brokers import (
+    SUBJECT,
+    Broker,
+    check_credentials,
+    check_stream,
+    check_subject,
+    parse_addresses,
+)
 from tornado_status.checkin import normalise_ip
 from tornado_status.errors import ConfigError
 
@@ -180,6 +190,13 @@ class Target(Section):
     loop: bool = True
     encoding: Literal["json", "binary"] = "json"
 
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _is_kind(cls, value: object) -> object:
+        if value not in ("multicast", "broadcast", "unicast"):
+            raise ValueError("expected multicast, broadcast, unicast or nats")
+        return value
+
     @field_validator("address")
     @classmethod
     def _is_address(cls, value: str) -> str:
@@ -256,6 +273,59 @@ def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
         return None
 
 
+class NatsTarget(Section):
+    """A broker that carries announcements further than a network does. docs/nats.md.
+
+    `address` is one nats://host:port or tls://host:port, or those of a cluster with commas between.
+    `stream` is the JetStream stream that keeps them for a minute; None: nothing is kept.
+    """
+
+    kind: Literal["nats"]
+    address: str
+    subject: Annotated[str, AfterValidator(check_subject)] = SUBJECT
+    stream: Annotated[str, AfterValidator(check_stream)] | None = None
+    user: str | None = None
+    password_file: FilePath | None = None
+    ca: FilePath | None = None
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+    max_queued: Count = 10_000
+
+    @field_validator("address")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        return ",".join(parse_addresses(value))
+
+    @model_validator(mode="after")
+    def _complete(self) -> NatsTarget:
+        check_credentials(self.broker)
+        return self
+
+    @property
+    def broker(self) -> Broker:
+        return Broker(
+            addresses=parse_addresses(self.address),
+            subject=self.subject,
+            user=self.user,
+            password_file=self.password_file,
+            ca=self.ca,
+            certificate=self.certificate,
+            private_key=self.private_key,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.subject}"
+
+
+def _carrier(value: object) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "nats" if kind == "nats" else "udp"
+
+
+AnyTarget = Annotated[
+    Annotated[Target, Tag("udp")] | Annotated[NatsTarget, Tag("nats")], Discriminator(_carrier)
+]
+
 LOOPBACK_TARGETS = (
     Target(kind="multicast", address="239.255.66.66", interfaces=("127.0.0.1",)),
     Target(kind="broadcast", address="127.255.255.255", interfaces=("127.0.0.1",)),
@@ -267,7 +337,15 @@ class Announce(Section):
     signing_key: FilePath | None = Path("certs/announcer.key")
     next_certificate: FilePath | None = None
     heartbeat_s: SecondsOrOff = 5.0
-    targets: tuple[Target, ...] = LOOPBACK_TARGETS
+    targets: tuple[AnyTarget, ...] = LOOPBACK_TARGETS
+
+    @property
+    def udp_targets(self) -> tuple[Target, ...]:
+        return tuple(target for target in self.targets if isinstance(target, Target))
+
+    @property
+    def nats_targets(self) -> tuple[NatsTarget, ...]:
+        return tuple(target for target in self.targets if isinstance(target, NatsTarget))
 
 
 class Presence(Section):
@@ -498,18 +576,28 @@ def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ""
-    for part in first["loc"]:
+    places = list(first["loc"])
+    if places[:2] == ["announce", "targets"] and len(places) > 3:
+        del places[3]  # which of the classes it was read as
+    for part in places:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
     key = key.lstrip(".")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        of_target = "not a field of this kind of target"
+        message = of_target if key.startswith("announce.targets[") else "unknown key"
     elif first["type"] == "missing":
         message = "missing"
-    elif isinstance(first["input"], str | int | float) and not key.endswith(_UNTOLD):
+    elif isinstance(first["input"], str | int | float) and not _may_hold_secret(
+        key, first["input"]
+    ):
         message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{more}"
+
+
+def _may_hold_secret(key: str, value: object) -> bool:
+    return key.endswith(_UNTOLD) or (key.endswith(".address") and "@" in str(value))
 
 
 def _kind(value: object) -> str:

@@ -105,7 +105,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         structlog.get_logger().warning("announcements are not signed: anybody can forge them")
     announcer = Announcer(settings.announce)
     announcer.open()
-    stack.push_async_callback(announcer.close)
+    stack.push_async_callback(announcer.close, settings.server.drain_timeout_s)
 
     def on_commit(events: Sequence[Event], head: int) -> None:
         announcer.announce(store.stream, head, events)
