@@ -70,6 +70,8 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group sbom -o requirements-sbom.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group kubernetes \
 		-o requirements-kubernetes.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group openapi \
+		-o requirements-openapi.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) benchmarks/requirements.in \
 		-o benchmarks/requirements.txt
 

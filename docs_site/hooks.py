@@ -8,7 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from docs_site import links, reference
+from docs_site import api, links, reference
+from tornado_status.api.openapi import document
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,6 +19,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     generated = {
         "reference/config.md": reference.config_page((ROOT / "config.yaml").read_text("utf-8")),
         "reference/cli.md": reference.cli_page(),
+        "reference/api.md": api.api_page(document()),
     }
     for source, page in links.PAGES.items():
         if page not in generated:

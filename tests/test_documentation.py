@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
-from docs_site import links, reference
+from docs_site import api, links, reference
+from tests.describing import operations
 from tests.namespaces import network_of_its_own, running
 from tests.support import PATIENCE_S, ROOT, plain_environment, require
+from tornado_status.api import openapi
 from tornado_status.config import Settings
 
 pytestmark = pytest.mark.once
@@ -71,6 +73,19 @@ def test_the_command_line_page_has_every_command_and_option() -> None:
     for option in ("--config", "--interface", "--every", "--pkcs12", "--if-missing"):
         assert option in page
     assert str(ROOT) not in page
+
+
+def test_the_api_page_has_every_operation_and_shape() -> None:
+    """With its bounds, and links from each shape to the next."""
+    described = openapi.document()
+    page = api.api_page(described)
+    for method, path in operations(described):
+        assert page.count(f"\n### {method} {path}\n") == 1
+    for name in described["components"]["schemas"]:
+        assert f"\n### {name}\n" in page
+    assert "| `limit` | query | whole number, 1 to 10000; `1000` if not given |" in page
+    assert "| 410 Gone |" in page
+    assert "list of [Record](#record)" in page
 
 
 @pytest.mark.parametrize(

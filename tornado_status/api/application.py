@@ -13,6 +13,7 @@ from tornado_status.api.client import ClientHandler, Limit, Recorder
 from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
 from tornado_status.api.following import Streams
 from tornado_status.api.in_flight import InFlight
+from tornado_status.api.openapi import OpenApiHandler
 from tornado_status.api.problem import NotFound, Peers
 from tornado_status.api.stream import SocketHandler, StreamHandler, Watch
 from tornado_status.api.users import (
@@ -65,6 +66,7 @@ def make_application(
             (r"/api/announcers", AnnouncersHandler, reading),
             (r"/api/stream", StreamHandler, following),
             (r"/api/socket", SocketHandler, following),
+            (r"/api/openapi\.json", OpenApiHandler, common),
             (r"/", BoardPageHandler, {**reading, "board": board}),
             (r"/board/(.+)", BoardFileHandler, {**reading, "board": board}),
         ],

@@ -185,6 +185,13 @@ class Handler(RequestHandler):
             )
         raise Problem(403, detail)
 
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """See `RequestHandler.decode_argument`; PostgreSQL has no text with a NUL in it."""
+        text = super().decode_argument(value, name)
+        if "\0" in text:
+            raise Problem(400, "A NUL character is in no parameter")
+        return text
+
     def data_received(self, chunk: bytes) -> None:
         """Ignore the body. What comes in chunks is bounded by the server's own limit."""
 

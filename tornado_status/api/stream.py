@@ -160,14 +160,25 @@ class SocketHandler(FollowHandler, WebSocketHandler):
     _follower: Follower | None = None
 
     async def get(self, *args: str, **kwargs: str) -> None:
-        if self.request.headers.get("Upgrade", "").lower() != "websocket":
-            raise Problem(426, "This path speaks WebSocket", {"Upgrade": "websocket"})
+        self._require_handshake()
         self._place = await self.admit()
         try:
             await super().get(*args, **kwargs)
         finally:
             if self._follower is None:  # what was sent is no WebSocket handshake after all
                 self._place.give_back()
+
+    def _require_handshake(self) -> None:
+        # Tornado looks, too, but refuses in bare text.
+        headers = self.request.headers
+        ours = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        if headers.get("Upgrade", "").lower() != "websocket":
+            raise Problem(426, "This path speaks WebSocket", ours)
+        connection = [each.strip().lower() for each in headers.get("Connection", "").split(",")]
+        if "upgrade" not in connection or not headers.get("Sec-WebSocket-Key"):
+            raise Problem(400, "No WebSocket handshake: Connection or Sec-WebSocket-Key is missing")
+        if headers.get("Sec-WebSocket-Version") not in ("7", "8", "13"):
+            raise Problem(426, "Sec-WebSocket-Version: expected 13", ours)
 
     async def open(self, *args: str, **kwargs: str) -> None:
         """See `WebSocketHandler.open`."""

@@ -171,7 +171,7 @@ class HistoryHandler(ReadHandler):
         following = "null"
         if page.before is not None:
             query = urlencode({"before": page.before, "limit": limit})
-            path = f"/api/users/{quote(email)}/history?{query}"
+            path = f"/api/users/{quote(email, safe='@')}/history?{query}"
             following = json.dumps(path)
             self.set_next(path)
         entries = b",".join(history_json(entry) for entry in page.entries)

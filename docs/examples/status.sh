@@ -1,0 +1,37 @@
+#!/bin/sh
+# Ask the server: `here EMAIL`, `history EMAIL`, or `follow`. curl, and sed to look into the answers.
+set -eu
+server=https://${STATUS_ADDRESS:-localhost:8443}
+certs=${STATUS_CERTS:-certs}
+
+ask() {
+    curl --silent --show-error --fail-with-body --no-buffer --cacert "$certs/ca.crt" \
+        --cert "$certs/operator.crt" --key "$certs/operator.key" "$server$1"
+}
+
+# A page and all that follow it, a line each.
+pages() {
+    next=$1
+    while [ -n "$next" ]; do
+        page=$(ask "$next")
+        printf '%s\n' "$page"
+        next=$(printf '%s\n' "$page" | sed -n 's/.*"next":"\([^"]*\)"}$/\1/p')
+    done
+}
+
+case $1 in
+here) ask "/api/users/$2" && echo ;;
+history) pages "/api/users/$2/history" ;;
+follow)
+    # After an interruption everything is fetched again; to go on where it was instead, remember the
+    # last `id:` and send it as `after`.
+    while sleep 1; do
+        users=$(pages /api/users) || continue
+        printf '%s\n' "$users"
+        # Of the first page: later ones may know more, and that comes again.
+        after=$(printf '%s\n' "$users" | sed -n '1s/^{"stream":"\([^"]*\)","head":\([0-9]*\),.*/after=\2\&stream=\1/p')
+        # An event whose `seq` is not above its user's record's is already in that.
+        ask "/api/stream?$after" | sed -un '/^data: .*"event":"gap"/q; s/^data: //p' || :
+    done
+    ;;
+esac
