@@ -50,7 +50,8 @@ def shared(
     """One server with a user who checked in three times."""
     rows(postgres, "CREATE DATABASE openapi")
     url = postgres.replace("/postgres?", "/openapi?")
-    with running_server(tmp_path_factory.mktemp("shared"), certs, url) as server:
+    folder, access = tmp_path_factory.mktemp("shared"), {"admins": ["operator@example.com"]}
+    with running_server(folder, certs, url, access=access) as server:
         for method in ("POST", "PUT", "PATCH"):
             assert server.request(method, "/api/client").status == 204
         yield server
@@ -162,6 +163,14 @@ def _not_modified(server: Server, operation: Operation) -> Answer:
     return ask(server, operation, cert=cert, headers={"If-None-Match": etag})
 
 
+def _done(server: Server, operation: Operation) -> Answer:
+    if operation[1] == "/api/client":
+        return ask(server, operation, cert="client")
+    user = "somebody@example.com"
+    assert ask(server, ("PUT", operation[1]), user=user).status in (201, 204)
+    return ask(server, operation, user=user)
+
+
 def _other_version(server: Server, operation: Operation) -> Answer:
     with server.connect_raw("operator") as wire:
         wire.sendall(f"{operation[0]} {operation[1]} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
@@ -173,7 +182,8 @@ def _other_version(server: Server, operation: Operation) -> Answer:
 PROVOKE: dict[int, Callable[[Server, Operation], Answer]] = {
     101: _found,
     200: _found,
-    204: lambda server, operation: ask(server, operation, cert="client"),
+    201: lambda server, operation: ask(server, operation, user="not_yet@example.com"),
+    204: _done,
     304: _not_modified,
     400: lambda server, operation: ask(server, operation, cert="bad_client"),
     403: lambda server, operation: ask(server, operation, headers={"Origin": "https://else.where"}),
@@ -218,7 +228,7 @@ def test_a_database_that_is_away_is_answered_as_described(
     start_server: StartServer, own_postgres: Postgres
 ) -> None:
     """503 with when to try again, by whatever needs the database and by nothing else."""
-    server = start_server(url=own_postgres.url)
+    server = start_server(url=own_postgres.url, access={"admins": ["operator@example.com"]})
     own_postgres.stop()
     for operation, described in operations(DOCUMENT).items():
         headers = HANDSHAKE if operation[1] == "/api/socket" else {}
@@ -247,9 +257,9 @@ def test_an_answer_that_is_not_as_described_is_told(shared: Server) -> None:
         )
     ) == ["no X-New"]
     record = "Record"
-    [missing] = said(lambda _, parts: parts["schemas"][record]["required"].append("height"))
+    missing, *_ = said(lambda _, parts: parts["schemas"][record]["required"].append("height"))
     assert "'height' is a required property" in missing
-    [more] = said(lambda _, parts: parts["schemas"][record]["properties"].pop("seq"))
+    more, *_ = said(lambda _, parts: parts["schemas"][record]["properties"].pop("seq"))
     assert "'seq' was unexpected" in more
 
 
@@ -346,7 +356,8 @@ def drive(
     (directory / "schemathesis.toml").write_text(
         # What is asked for rightly may still not be there.
         "[checks.positive_data_acceptance]\n"
-        'expected-statuses = ["200", "204", "304", "403", "404", "410"]\n'
+        # And what looks like an address may be none.
+        'expected-statuses = ["200", "201", "204", "304", "400", "403", "404", "410"]\n'
     )
     return subprocess.run(
         [
@@ -377,9 +388,11 @@ def drive(
 
 @pytest.mark.once
 @pytest.mark.parametrize("cert", ["operator", "client"])
-def test_schemathesis_finds_nothing(shared: Server, cert: str, tmp_path: Path) -> None:
+def test_schemathesis_finds_nothing(start_server: StartServer, cert: str, tmp_path: Path) -> None:
     """No 5xx, no status, header or shape that is not described, bad input refused."""
-    done = drive(shared, cert, tmp_path / "drive")
+    server = start_server(access={"admins": ["operator@example.com"]})  # whose users it removes
+    assert server.request("POST", "/api/client").status == 204
+    done = drive(server, cert, tmp_path / "drive")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "No issues found" in done.stdout
 

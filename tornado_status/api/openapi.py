@@ -147,6 +147,19 @@ def _paths() -> Object:
                 "Record",
                 errors=(404, 503),
             ),
+            "put": _administer(
+                *("enrolUser", "Enrol a user."),
+                answers={
+                    "201": {"description": "Enrolled."},
+                    "204": {"description": "Is enrolled, or has checked in, already."},
+                },
+                errors=(503,),
+            ),
+            "delete": _administer(
+                *("removeUser", "Remove a user with the record; the log keeps its entries."),
+                answers={"204": {"description": "Removed."}},
+                errors=(404, 503),
+            ),
         },
         "/api/users/{email}/history": {
             "parameters": [_parameter("Email")],
@@ -250,6 +263,11 @@ def _check_in(method: str) -> Object:
         answers={"204": {"description": "Committed."}},
         errors=(429, 503),
     )
+
+
+def _administer(name: str, summary: str, *, answers: Object, errors: tuple[int, ...]) -> Object:
+    text = "For admins, whom the server's setting `access.admins` names."
+    return _operation(name, "users", summary, text=text, answers=answers, errors=errors)
 
 
 def _read(

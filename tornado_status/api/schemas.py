@@ -44,6 +44,10 @@ def _next(what: str) -> Schema:
     }
 
 
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
 _ADDRESS: dict[str, Schema] = {
     "client_ip": {
         "description": "The client's address; IPv4 is never written as `::ffff:`.",
@@ -65,7 +69,8 @@ _EVENT: dict[str, Schema] = {
     **_ADDRESS,
     "at": {**ref("Time"), "description": "When an entry that is no check-in was committed."},
 }
-_EITHER = [{"required": ["client_ip", "client_port"]}, {"required": ["at"]}]
+_NO_CHECK_IN = ("last_seen", "client_ip", "client_port")  # may be missing where there is `at`
+_EITHER = [{"required": list(_NO_CHECK_IN)}, {"required": ["at"]}]
 
 _CERTIFICATE: dict[str, Schema] = {
     "issuer": {"type": "string", "description": "The certificate's issuer."},
@@ -93,14 +98,14 @@ SCHEMAS: dict[str, Schema] = {
     },
     "Head": _number("The newest number there is; 0 before the first.", 0),
     "Event": {
-        **_shape("An entry of the log.", _EVENT, "client_ip", "client_port", "at"),
+        **_shape("An entry of the log.", _EVENT, *_NO_CHECK_IN, "at"),
         "oneOf": _EITHER,
     },
     "HistoryEntry": {
         **_shape(
             "An entry of one user's history; a check-in has its certificate's names.",
             {**_EVENT, **_CERTIFICATE},
-            *("client_ip", "client_port", "at", "issuer", "serial"),
+            *(*_NO_CHECK_IN, "at", "issuer", "serial"),
         ),
         "oneOf": _EITHER,
         "dependentRequired": {"issuer": ["serial"], "serial": ["issuer"]},
@@ -118,12 +123,12 @@ SCHEMAS: dict[str, Schema] = {
                 "examples": [str(state) for state in State],
                 "description": "Later versions may add states.",
             },
-            "last_seen": ref("Time"),
+            "last_seen": {**_or_null(ref("Time")), "description": "null where never."},
             "first_seen": {
-                "anyOf": [ref("Time"), {"type": "null"}],
-                "description": "null where the log no longer knows.",
+                **_or_null(ref("Time")),
+                "description": "null where never, or the log no longer knows.",
             },
-            **_ADDRESS,
+            **{name: _or_null(schema) for name, schema in _ADDRESS.items()},
             "seq": _number("The number of the user's newest entry in the log."),
             "devices": {
                 **_list("Device"),
