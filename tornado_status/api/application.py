@@ -23,6 +23,7 @@ from tornado_status.api.users import (
     UserHandler,
     UsersHandler,
 )
+from tornado_status.logs import RateLimit
 
 
 class Judge(Peers, Watch, Protocol):
@@ -47,7 +48,7 @@ def make_application(
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
     each may check in. `access_log` is told of every answer; `streams` serves who follows.
     """
-    common = {"in_flight": in_flight, "peers": peers}
+    common = {"in_flight": in_flight, "peers": peers, "mistakes": RateLimit()}
     reading = {**common, "store": store, "access": access}
     following = {**reading, "streams": streams, "watch": peers}
     return Application(
