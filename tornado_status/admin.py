@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream
-from tornado.netutil import bind_sockets
+from tornado.iostream import IOStream, SSLIOStream
+from tornado.netutil import bind_sockets, ssl_wrap_socket
 from tornado.web import Application, RequestHandler
 
 from tornado_status.config import Admin
@@ -81,7 +81,18 @@ class AdminServer:
             loop.call_later(ACCEPT_PAUSE_S, self._resume, listening)
             return
         connection.setblocking(False)
-        self._server.handle_stream(IOStream(connection), address)
+        context = self._server.ssl_options
+        if context is None:
+            self._server.handle_stream(IOStream(connection), address)
+            return
+        try:
+            secure = ssl_wrap_socket(
+                connection, context, server_side=True, do_handshake_on_connect=False
+            )
+        except OSError:  # gone already
+            connection.close()
+            return
+        self._server.handle_stream(SSLIOStream(secure), address)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:
