@@ -62,8 +62,8 @@ $(VENV)/.docs: $(VENV)/.run requirements-docs.txt
 # New versions of everything, with the hashes of every file: then run the tests.
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) pyproject.toml requirements.in -o requirements.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --group dev \
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --extra board pyproject.toml requirements.in -o requirements.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --extra board --group dev \
 		pyproject.toml requirements.in -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group docs \
 		-o requirements-docs.txt

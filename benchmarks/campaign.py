@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import gate, identities, machine, ours
+from benchmarks import gate, identities, machine, ours, streams
 from benchmarks.database import Postgres
 from benchmarks.errors import BenchmarkError, Refused, Unavailable
 from benchmarks.identities import Identities
@@ -26,7 +26,7 @@ from benchmarks.places import BUILD
 from benchmarks.results import Results, Row
 from benchmarks.workloads import CONNECTIONS, WORKLOADS, Bench, Numbers
 
-OWN_WORKLOADS = ("users", "reuse_port")
+OWN_WORKLOADS = ("users", "reuse_port", "streams")
 DESCRIPTORS = 65536  # two thousand idle connections, and as many again behind a proxy
 
 
@@ -110,7 +110,8 @@ class _Campaign:
             if workloads:
                 for peer in [*self._peers[turn:], *self._peers[:turn]]:
                     self._measure(peer, workloads)
-            for name, measure in {"users": self._users, "reuse_port": self._reuse_port}.items():
+            own = {"users": self._users, "reuse_port": self._reuse_port, "streams": self._streams}
+            for name, measure in own.items():
                 if name in self._plan.workloads:
                     self._measure_own(name, measure)
 
@@ -147,6 +148,13 @@ class _Campaign:
                 numbers = WORKLOADS["keep-alive"](bench)
             self._results.add("reuse_port", str(servers), numbers)
             _say(f"  reuse_port: {servers}: {_brief(numbers)}")
+
+    def _streams(self) -> None:
+        for count in streams.STREAMS:
+            with self._at_work(ThisServer()) as bench:
+                numbers = streams.measure(bench, count)
+            self._results.add("streams", str(count), numbers)
+            _say(f"  streams: {count}: {_brief(numbers)}")
 
     @contextlib.contextmanager
     def _at_work(self, peer: Peer) -> Iterator[Bench]:
@@ -223,7 +231,10 @@ def _raise_descriptor_limit() -> None:
 
 
 def _brief(numbers: Numbers) -> str:
-    shown = ("rate", "p50_ms", "p99_ms", "server_cpu_ms", "database_cpu_ms", "kib_per_connection")
+    shown = (
+        *("rate", "p50_ms", "p99_ms", "server_cpu_ms", "database_cpu_ms"),
+        *("kib_per_connection", "kib_per_stream", "cpu_us_per_message"),
+    )
     return ", ".join(f"{name} {numbers[name]:.4g}" for name in shown if name in numbers)
 
 

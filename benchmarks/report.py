@@ -34,6 +34,7 @@ def markdown(results: Results) -> str:
         "servers on one port and database",
         "The whole server, keep-alive as above:",
     )
+    parts += _streams_table(results)
     parts.append(_footer(results))
     return "\n\n".join(parts) + "\n"
 
@@ -125,6 +126,31 @@ def _own_table(results: Results, workload: str, title: str, sentence: str) -> li
                     f"{server.median:.4f} + {database.median:.4f}",
                 ]
             )
+    return [sentence, _table(lines)]
+
+
+def _streams_table(results: Results) -> list[str]:
+    by_row = results.rounds.get("streams")
+    if not by_row:
+        return []
+    lines = [["streams", "KiB each", "CPU \u00b5s a message", "check-ins/s beside", "p50 / p99 ms"]]
+    for name in by_row:
+        numbers = ("kib_per_stream", "cpu_us_per_message", "rate", "p50_ms", "p99_ms")
+        found = [results.summary("streams", name, number) for number in numbers]
+        kib, message, rate, low, high = (summary.median if summary else 0.0 for summary in found)
+        lines.append(
+            [
+                f"{int(name):,}",
+                f"{kib:.1f}" if int(name) else NOTHING,
+                f"{message:.2f}" if int(name) else NOTHING,
+                f"{rate:,.0f}",
+                f"{_short(low)} / {_short(high)}",
+            ]
+        )
+    sentence = (
+        "Streams of all events (`/api/stream`) at once: memory of each; the server's CPU for one"
+        " message to one stream, at a steady pace; and keep-alive as above while they are open:"
+    )
     return [sentence, _table(lines)]
 
 

@@ -132,13 +132,18 @@ def _meaning(key: Key) -> str:
 
 def _members(schema: dict[str, Any], node: dict[str, Any], name: str) -> list[str]:
     """Return the table of what an entry of a list of maps may have; nothing for other settings."""
-    entry = _resolve(schema, node.get("items", {}))
-    if "properties" not in entry:
-        return []
-    page = ["", f"Each of the `{name}`:", "", "| key | values | default |", "|---|---|---|"]
-    for key, member in entry["properties"].items():
-        default = f"`{json.dumps(member['default'])}`" if "default" in member else "must be given"
-        page.append(f"| `{key}` | {_values(schema, member)} | {default} |")
+    items = node.get("items", {})
+    page: list[str] = []
+    for each in items.get("oneOf", [items]):  # several, where entries are of several kinds
+        entry = _resolve(schema, each)
+        if "properties" not in entry:
+            continue
+        page += ["", f"Each of the `{name}`:" if not page else "Or:", ""]
+        page += ["| key | values | default |", "|---|---|---|"]
+        for key, member in entry["properties"].items():
+            given = "default" in member
+            default = f"`{json.dumps(member['default'])}`" if given else "must be given"
+            page.append(f"| `{key}` | {_values(schema, member)} | {default} |")
     return page
 
 
@@ -154,6 +159,8 @@ def _values(schema: dict[str, Any], node: dict[str, Any]) -> str:
     node = _resolve(schema, node)
     if "anyOf" in node:
         return " or ".join(_values(schema, each) for each in node["anyOf"])
+    if "oneOf" in node:
+        return "map"
     if "enum" in node:
         return ", ".join(f"`{value}`" for value in node["enum"])
     if "const" in node:

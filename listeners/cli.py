@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import importlib.util
 import math
 import os
 import select
@@ -16,16 +17,27 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Literal, NoReturn
+from typing import IO, TYPE_CHECKING, Literal, NoReturn
 
 from listeners.deliveries import Gap
 from listeners.listener import GROUP, INTERFACE, PORT, Counts, Listener, Settings
 from listeners.output import Format, render
+from listeners.people import INTERVAL_S, MISSED, People
 from listeners.receiver import Encoding
 from listeners.sockets import WILDCARD
 from listeners.verify import MAX_SKEW_S
+from tornado_status.brokers import (
+    SUBJECT,
+    Broker,
+    check_credentials,
+    check_subject,
+    parse_addresses,
+)
 from tornado_status.datagram import MAX_SEQ
 from tornado_status.errors import ConfigError
+
+if TYPE_CHECKING:
+    from listeners.board import Board
 
 PROGRAM = "status-listener"
 
@@ -46,7 +58,8 @@ _EPILOG = f"""\
 exit status:
   0  ended by a signal, by its reader, by --count, or by --timeout where there is no --count
   1  --timeout was over before --count updates were shown, or stdout took no more
-  2  a wrong option, or a file, port, address, group or interface that cannot be used
+  2  a wrong option, or a file, port, address, group or interface that cannot be used, or no
+     terminal for --board
 
 An update is shown once it is proven: signed by an announcer whose certificate is known from
 --announcer, or from the server at --url, which also gives whatever was missed. By default both are
@@ -70,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _listen(options: argparse.Namespace) -> int:
     console = _Console()
     try:
+        if options.board:
+            _check_board(options)
         settings = _settings(options)
         session = _Session(settings, console, options)
     except ConfigError as error:
@@ -95,10 +110,11 @@ def _settings(options: argparse.Namespace) -> Settings:
     groups = [GROUP] if options.group is None else [group for group in options.group if group]
     ca = Path(options.ca)
     encoding = Encoding(options.encoding)
+    broker = _broker(options)
     if encoding is Encoding.BINARY:
         return Settings(
             address=options.address or WILDCARD,
-            port=options.port,
+            port=options.port or PORT,
             groups=groups,
             interfaces=options.interface or [INTERFACE],
             encoding=encoding,
@@ -120,9 +136,10 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise ConfigError("--cert: needs its private key, see --key")
     return Settings(
         address=options.address or WILDCARD,
-        port=options.port,
+        port=options.port or PORT,
         groups=groups,
         interfaces=options.interface or [INTERFACE],
+        broker=broker,
         ca=ca if reads or announcers else None,
         announcers=announcers,
         url=(options.url or URL) if reads else None,
@@ -130,11 +147,59 @@ def _settings(options: argparse.Namespace) -> Settings:
         private_key=Path(private_key) if reads else None,
         stream=options.stream,
         state=options.state,
-        start=options.start,
+        start=options.start or ("snapshot" if options.board and reads else "now"),
         max_skew_s=options.max_skew,
         insecure=options.insecure,
         encoding=encoding,
     )
+
+
+def _broker(options: argparse.Namespace) -> Broker | None:
+    if options.nats is None:
+        for name in ("subject", "user", "password_file", "ca", "cert", "key"):
+            if getattr(options, f"nats_{name}") is not None:
+                raise ConfigError(f"--nats-{name.replace('_', '-')}: only with --nats")
+        return None
+    for name in ("group", "address", "port", "interface"):
+        if getattr(options, name):
+            raise ConfigError(f"--{name}: not with --nats, which hears no UDP: start another one")
+    if options.encoding == Encoding.BINARY.value:
+        raise ConfigError("--encoding: a broker carries json, not binary")
+    broker = Broker(
+        addresses=options.nats,
+        subject=options.nats_subject or SUBJECT,
+        user=options.nats_user,
+        password_file=options.nats_password_file,
+        ca=options.nats_ca,
+        certificate=options.nats_cert,
+        private_key=options.nats_key,
+    )
+    try:
+        check_credentials(broker)
+    except ValueError as error:
+        text = str(error).replace("certificate", "cert").replace("private_key", "key")
+        raise ConfigError(f"--nats-{text.replace('password_file', 'password-file')}") from error
+    return broker
+
+
+def _check_board(options: argparse.Namespace) -> None:
+    """Raise `ConfigError` where there can be no board."""
+    for name in ("exec", "count", "format", "state"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--board: not together with --{name}")
+    if options.offline_after is not None and options.offline_after < options.interval:
+        raise ConfigError("--offline-after: expected at least one --interval")
+    streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
+    for name, stream in streams.items():
+        if stream is None or not stream.isatty():
+            raise ConfigError(f"--board: needs a terminal, and {name} is none")
+    if os.environ.get("TERM") == "dumb":
+        raise ConfigError("--board: needs a terminal that can more than TERM=dumb")
+    if importlib.util.find_spec("textual") is None:
+        raise ConfigError(
+            "--board: needs the package textual: pip install 'tornado-status[board]', or: "
+            "pip install textual"
+        )
 
 
 # ------------------------------------------------------------------------------------------ hearing
@@ -147,7 +212,7 @@ class _Session:
         self.failure: str | None = None
         self.shown = 0
         self._console = console
-        self._form = Format.JSON if options.exec else Format(options.format)
+        self._form = Format.JSON if options.exec else Format(options.format or Format.TEXT)
         self._command = options.exec
         self._marks = settings.encoding is not Encoding.BINARY
         self._count: int | None = options.count
@@ -155,6 +220,16 @@ class _Session:
         joined = ", ".join(settings.groups)
         where = f", groups {joined} on {', '.join(settings.interfaces)}" if joined else ""
         self._greeting = f"Listening on {settings.address} port {settings.port}{where}"
+        if settings.broker is not None:
+            self._greeting = f"Listening on {settings.broker}, subject {settings.broker.subject}"
+        self._board: Board | None = None
+        self._people: People | None = None
+        if options.board:
+            self._people = People(
+                options.interval,
+                options.offline_after or MISSED * options.interval,
+                repairs=settings.url is not None,
+            )
         self._listener = Listener(settings, warn=self._say_warning)
 
     async def run(self) -> int:
@@ -166,6 +241,8 @@ class _Session:
                     if self._command:
                         self._console.start_command(self._command)
                     self._console.say(self._greeting)
+                    if self._people is not None:
+                        return await self._show_board(self._people)
                     return await self._show_all()
         except _ReaderGone:
             return EXIT_ENDED
@@ -184,6 +261,23 @@ class _Session:
         except TimeoutError:
             return self._out_of_time()
         return EXIT_ENDED
+
+    async def _show_board(self, people: People) -> int:
+        # Imported here: drawing takes a library that not everybody has, and a moment to load.
+        from listeners.board import Board
+
+        title = self._greeting[0].lower() + self._greeting[1:]
+        self._board = Board(self._listener, people, title, marks=self._marks)
+        if self._timeout_s is not None:
+            self._loop.call_later(self._timeout_s, self._listener.stop)
+        try:
+            await self._board.run_async(mouse=False)
+        finally:
+            board, self._board = self._board, None
+            self.shown = board.shown
+        if board.failure is not None:
+            raise board.failure
+        return board.return_code or EXIT_ENDED
 
     def summary(self) -> str:
         """Return the counts as one line."""
@@ -217,6 +311,9 @@ class _Session:
         return EXIT_FAILED
 
     def _say_warning(self, sentence: str) -> None:
+        if self._board is not None:
+            self._board.warn(sentence)
+            return
         # A reader who is gone is noticed when there is an update for him.
         with contextlib.suppress(_ReaderGone):
             self._console.say(f"Warning: {sentence}")
@@ -356,6 +453,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     _add_hearing(parser.add_argument_group("hearing"))
+    _add_broker(parser.add_argument_group("hearing through a broker"))
     _add_trust(parser.add_argument_group("trust and repair"))
     _add_showing(parser.add_argument_group("showing"))
     return parser
@@ -373,7 +471,7 @@ def _add_hearing(group: argparse._ArgumentGroup) -> None:
         "--address", default="", help=f"local address to bind (default: all, {WILDCARD})"
     )
     group.add_argument(
-        "--port", type=_port, default=PORT, help="UDP port to bind (default: %(default)s)"
+        "--port", type=_port, metavar="PORT", help=f"UDP port to bind (default: {PORT})"
     )
     group.add_argument(
         "--interface",
@@ -382,6 +480,37 @@ def _add_hearing(group: argparse._ArgumentGroup) -> None:
         help="interface to join the groups on: an address of this machine, or on Linux a name; "
         f"may be repeated (default: {INTERFACE})",
     )
+
+
+def _add_broker(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--nats",
+        type=_addresses,
+        metavar="URL",
+        help="hear a NATS broker at nats://HOST:PORT or tls://HOST:PORT instead of UDP; those of a "
+        "cluster with commas between",
+    )
+    group.add_argument(
+        "--nats-subject",
+        type=_subject,
+        metavar="SUBJECT",
+        help=f"where the server publishes (default: {SUBJECT})",
+    )
+    group.add_argument("--nats-user", metavar="NAME", help="user of the broker")
+    group.add_argument(
+        "--nats-password-file", type=Path, metavar="FILE", help="file with that user's password"
+    )
+    group.add_argument(
+        "--nats-ca",
+        type=Path,
+        metavar="FILE",
+        help="the CA of the broker's certificate; with it nothing but TLS will do (default: the "
+        "system's)",
+    )
+    group.add_argument(
+        "--nats-cert", type=Path, metavar="FILE", help="a client's certificate for the broker"
+    )
+    group.add_argument("--nats-key", type=Path, metavar="FILE", help="its private key")
 
 
 def _add_trust(group: argparse._ArgumentGroup) -> None:
@@ -436,10 +565,9 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
         "--from",
         dest="start",
         type=_start,
-        default="now",
-        metavar="now|start|SEQ",
-        help="where to begin: with what comes, with all that the server keeps, or with a number "
-        "(default: %(default)s)",
+        metavar="now|start|snapshot|SEQ",
+        help="where to begin: with what comes, with all that the server keeps, with everybody's "
+        "newest record, or with a number (default: now; snapshot with --board and a certificate)",
     )
     group.add_argument(
         "--state",
@@ -456,8 +584,25 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--format",
         choices=[form.value for form in Format],
-        default=Format.TEXT.value,
-        help="a block for each update, or a JSON object a line (default: %(default)s)",
+        help="a block for each update, or a JSON object a line (default: text)",
+    )
+    group.add_argument(
+        "--board",
+        action="store_true",
+        help="everybody in a live table that fills the terminal: online, late, offline",
+    )
+    group.add_argument(
+        "--interval",
+        type=_seconds,
+        default=INTERVAL_S,
+        metavar="SECONDS",
+        help="how often one checks in; who is half of that overdue is late (default: %(default)g)",
+    )
+    group.add_argument(
+        "--offline-after",
+        type=_seconds,
+        metavar="SECONDS",
+        help=f"who was not seen for so long is offline (default: {MISSED} intervals)",
     )
     group.add_argument(
         "--exec",
@@ -472,6 +617,20 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _addresses(text: str) -> tuple[str, ...]:
+    try:
+        return parse_addresses(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _subject(text: str) -> str:
+    try:
+        return check_subject(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _port(text: str) -> int:
     return _whole_number(text, 1, 65535)
 
@@ -480,15 +639,16 @@ def _count(text: str) -> int:
     return _whole_number(text, 1, MAX_SEQ)
 
 
-def _start(text: str) -> int | Literal["now", "start"]:
-    if text == "now":
-        return "now"
-    if text == "start":
-        return "start"
+def _start(text: str) -> int | Literal["now", "start", "snapshot"]:
+    match text:
+        case "now" | "start" | "snapshot":
+            return text
     try:
         return _whole_number(text, 1, MAX_SEQ)
     except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"expected now, start or a number: {error}") from None
+        raise argparse.ArgumentTypeError(
+            f"expected now, start, snapshot or a number: {error}"
+        ) from None
 
 
 def _stream(text: str) -> uuid.UUID:

@@ -18,12 +18,13 @@ import random
 import socket
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from listeners.broker import BrokerEar
 from listeners.complaints import Complaints
 from listeners.deliveries import Delivery, Source, Update
 from listeners.intake import Intake
@@ -37,8 +38,10 @@ from listeners.sockets import WILDCARD, Ears, open_ears
 from listeners.state import SAVE_INTERVAL_S, StateFile
 from listeners.streams import Streams, Verdict
 from listeners.verify import MAX_SKEW_S, UNPROVEN, Copy, Verifier
+from tornado_status.brokers import Broker
 from tornado_status.datagram import MAX_DATAGRAM, Datagram, decode_binary
 from tornado_status.errors import ConfigError, DatagramError
+from tornado_status.nats_connection import check_files
 
 # What the shipped config.yaml announces.
 GROUP = "239.255.66.66"
@@ -50,7 +53,9 @@ VERIFY = 32  # signatures checked in a row, some milliseconds: sockets are drain
 TURN = 64  # deliveries in a row before the sockets have their turn again
 MAX_UNPROVEN = 4096  # unverified updates that wait for their reader, with `insecure`
 MEET_S = 5.0  # how long a server may keep the first datagram waiting
+END_S = 1.0  # after which a task is cancelled once more
 REJOIN_S = 3.0  # how often interfaces are looked at
+MAX_UNREAD = 1024  # of a broker's datagrams that wait to be verified; the rest waits in the broker
 MAX_HINTS = 8  # unconfirmed streams whose first number is remembered
 
 logger = logging.getLogger("listeners")
@@ -63,13 +68,16 @@ class Settings:
     Trust: `ca` and one or both of `announcers` (certificate files) and `url` with a reader's
     `certificate` and `private_key`, which repairs, too. None of them only with `insecure`, or for
     the binary format, which nothing can prove.
-    `start` is "now", "start", or the number of the first update; a saved `state` comes first.
+    With a `broker` its subject is heard, and no UDP at all.
+    `start` is "now", "start", "snapshot" (everybody's record first, from the server), or the number
+    of the first update; a saved `state` comes first.
     """
 
     address: str = WILDCARD
     port: int = PORT
     groups: Sequence[str] = (GROUP,)
     interfaces: Sequence[str] = (INTERFACE,)
+    broker: Broker | None = None
     ca: Path | None = None
     announcers: Sequence[Path] = ()
     url: str | None = None
@@ -77,7 +85,7 @@ class Settings:
     private_key: Path | None = None
     stream: uuid.UUID | None = None
     state: Path | None = None
-    start: int | Literal["now", "start"] = "now"
+    start: int | Literal["now", "start", "snapshot"] = "now"
     max_skew_s: float = MAX_SKEW_S
     window_s: float | None = None
     insecure: bool = False
@@ -96,6 +104,19 @@ class Counts:
     repaired: int = 0  # updates that were fetched
     missed: int = 0  # numbers reported in gaps
     lag: int = 0  # numbers that are known to exist and not delivered yet
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """How it goes right now.
+
+    `repairs`: a server is asked for what is missing. `trouble`: why it gave none the last time.
+    `silent_s`: seconds since the last verified datagram; None before the first.
+    """
+
+    repairs: bool
+    trouble: str | None
+    silent_s: float | None
 
 
 class Listener:
@@ -132,6 +153,10 @@ class Listener:
         self._numbers = Numbers(
             repairs=self._server is not None, chance=random.random, window_s=settings.window_s
         )
+        if settings.start == "snapshot" and self._server is None:
+            raise ConfigError("--from snapshot: needs a reader's certificate (--cert, --key)")
+        self._trouble: str | None = None
+        self._heard_at: float | None = None
         self._state = StateFile(settings.state) if settings.state is not None else None
         self._resumed = self._state.load() if self._state is not None else None
         if self._state is not None:
@@ -151,6 +176,9 @@ class Listener:
         self._tasks: list[asyncio.Task[None]] = []
         self._transports: list[asyncio.BaseTransport] = []
         self._ears: Ears | None = None
+        self._broker: BrokerEar | None = None
+        if settings.broker is not None:
+            check_files(settings.broker)
 
     # ---------------------------------------------------------------------------------- its life
 
@@ -159,9 +187,10 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()
         self._stir = asyncio.Event()
-        self._ears = open_ears(
-            settings.address, settings.port, settings.groups, settings.interfaces
-        )
+        if settings.broker is None:
+            self._ears = open_ears(
+                settings.address, settings.port, settings.groups, settings.interfaces
+            )
         try:
             # Before anybody is told that it listens: what comes from now on is not missed.
             await self._meet_server()
@@ -169,16 +198,22 @@ class Listener:
                 # Another stream must be newer than this moment: else a replay could bring one back.
                 self._streams.follow(self._resumed.stream, datetime.datetime.now(datetime.UTC))
                 self._numbers.begin(self._resumed.stream, self._resumed.seq, 0, self._loop.time())
-            for sock in self._ears.sockets:
-                await self._receive_on(sock)
-            for coroutine in (self._keep_up(), self._rejoin(self._ears)):
-                task = asyncio.create_task(coroutine)
-                task.add_done_callback(self._ended)
-                self._tasks.append(task)
+            self._begin(self._keep_up())
+            if self._ears is not None:
+                for sock in self._ears.sockets:
+                    await self._receive_on(sock)
+                self._begin(self._rejoin(self._ears))
+            if settings.broker is not None:
+                await self._hear_broker(settings.broker)
         except BaseException:
             await self._close()
             raise
         return self
+
+    def _begin(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(coroutine)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
 
     async def __aexit__(
         self,
@@ -211,6 +246,12 @@ class Listener:
             lag=self._numbers.lag,
         )
 
+    @property
+    def condition(self) -> Condition:
+        """How it goes right now."""
+        silent_s = None if self._heard_at is None else self._loop.time() - self._heard_at
+        return Condition(self._server is not None, self._trouble, silent_s)
+
     def __aiter__(self) -> Listener:
         return self
 
@@ -235,9 +276,13 @@ class Listener:
         raise StopAsyncIteration
 
     async def _close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._broker is not None:
+            self._broker.stop()
+        left = set(self._tasks)
+        while left:  # the broker's library swallows a cancellation now and then
+            for task in left:
+                task.cancel()
+            _, left = await asyncio.wait(left, timeout=END_S)
         for transport in self._transports:
             transport.close()
         if self._ears is not None:
@@ -283,6 +328,25 @@ class Listener:
                 self._complain("a datagram", "receive", str(error))
                 return
             self._take_in(payload, source)
+
+    async def _hear_broker(self, broker: Broker) -> None:
+        """Begin to hear, and wait a moment for that. A broker that is away may come."""
+        since = None
+        if self._resumed is not None or self._settings.start != "now":
+            # Older ones would be refused.
+            skew = datetime.timedelta(seconds=self._settings.max_skew_s)
+            since = datetime.datetime.now(datetime.UTC) - skew
+        self._broker = BrokerEar(broker, self._take_in_turn, self._warn, since)
+        self._begin(self._broker.run())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(MEET_S):
+                await self._broker.listening.wait()
+
+    async def _take_in_turn(self, payload: bytes, source: Source) -> None:
+        """Take in a datagram that can wait, once there is room to verify it."""
+        while len(self._intake) >= MAX_UNREAD:  # noqa: ASYNC110 - `_judge` is at work on it
+            await asyncio.sleep(0)
+        self._take_in(payload[: MAX_DATAGRAM + 1], source)
 
     def _take_in(self, payload: bytes, source: Sequence[object]) -> None:
         """Screen a datagram, and queue it to be verified where it may be good."""
@@ -387,7 +451,7 @@ class Listener:
     # ---------------------------------------------------------------------------------- ordering
 
     def _hear(self, datagram: Datagram, source: Source) -> None:
-        now = self._loop.time()
+        now = self._heard_at = self._loop.time()
         stream = datagram.stream
         first = min((event.seq for event in datagram.updates), default=datagram.head + 1)
         verdict = self._streams.judge(stream, datagram.sent)
@@ -419,7 +483,10 @@ class Listener:
             self._numbers.restart(datagram.stream, first - 1, now)
             return
         match self._settings.start:
-            case "now":
+            case "snapshot" if self._server is not None:
+                self._numbers.begin_with_snapshot(datagram.stream)
+                return
+            case "now" | "snapshot":
                 after = first - 1
             case "start":
                 after = 0
@@ -519,6 +586,7 @@ class Listener:
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._refresh.failed(self._loop.time(), retry_after_s)
             raise
+        self._trouble = None
         for reason in self._keys.replace_published(certificates):
             self._complain("an announcer of the server", reason, f"refused: {reason}")
         moved = (
@@ -537,6 +605,7 @@ class Listener:
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._locating.failed(self._loop.time(), retry_after_s)
             raise
+        self._trouble = None
         now = self._loop.time()
         if self._numbers.stream is not None:
             return  # a datagram of the pinned stream was faster
@@ -551,6 +620,10 @@ class Listener:
                 self._numbers.restart(page.stream, 0, now)
             return
         match self._settings.start:
+            case "snapshot":
+                self._hints.clear()
+                self._numbers.begin_with_snapshot(page.stream)
+                return
             case "now":
                 after = min(page.head, self._hints.get(page.stream, page.head + 1) - 1)
             case "start":
@@ -569,6 +642,7 @@ class Listener:
                     self._warn(f"{error}: updates are missing, a snapshot follows")
                     self._numbers.gone(wish)
                     return
+                self._trouble = None
                 if self._follow_confirmed(events.stream):
                     return
                 if not self._numbers.page(wish, events, self._loop.time()):
@@ -577,6 +651,7 @@ class Listener:
                     )
             case WantUsers(path):
                 users = await server.users(path, PAGE)
+                self._trouble = None
                 if not self._follow_confirmed(users.stream):
                     self._numbers.users(wish, users, users.following, self._loop.time())
 
@@ -592,6 +667,7 @@ class Listener:
         return True
 
     def _not_answered(self, error: ServerError) -> None:
+        self._trouble = str(error)
         self._complain("the server", str(error), str(error))
 
     # ------------------------------------------------------------------------------- interfaces

@@ -16,7 +16,7 @@ from tornado_status.datagram import BinaryUpdate
 _RULE = "-" * 40
 _FETCHED = "none (fetched over HTTPS)"
 # The events that are a check-in themselves: the block looks the same for all three.
-_CHECK_INS = frozenset({"check-in", "new", "back"})
+CHECK_INS = frozenset({"check-in", "new", "back"})
 
 SNAPSHOT = "snapshot"  # as an event's kind
 
@@ -57,12 +57,11 @@ def text_block(
 ) -> str:
     """Return the block for people. An event that is no check-in is named on one more line."""
     lines = [_RULE, f"Source Packet: {_FETCHED if source is None else repr(source)}"]
-    if isinstance(update, Event) and update.event not in _CHECK_INS:
+    if isinstance(update, Event) and update.event not in CHECK_INS:
         lines.append(f"Event        : {update.event}")
-    lines += [
-        f"User Email   : {update.email}",
-        f"Last Seen    : {_last_seen(update, ' ')}",
-    ]
+    lines.append(f"User Email   : {update.email}")
+    if update.last_seen is not None:
+        lines.append(f"Last Seen    : {_moment(update.last_seen, ' ')}")
     if update.client_ip is not None:
         lines += [f"Client IP    : {update.client_ip}", f"Client Port  : {update.client_port}"]
     if state is not None:
@@ -83,12 +82,12 @@ def json_line(
         "seq": update.seq if isinstance(update, Event) else None,
         "event": update.event if isinstance(update, Event) else None,
         "email": update.email,
-        "last_seen": _last_seen(update, "T").replace("+00:00", "Z"),
+        "last_seen": None if update.last_seen is None else _rfc_3339(update.last_seen),
         "client_ip": update.client_ip,
         "client_port": update.client_port,
     }
     if isinstance(update, Event) and update.at is not None:
-        members["at"] = _moment(update.at, "T").replace("+00:00", "Z")
+        members["at"] = _rfc_3339(update.at)
     if state is not None:
         members["state"] = state
     if not verified:
@@ -116,8 +115,8 @@ def _as_event(record: StatusRecord) -> Event:
     )
 
 
-def _last_seen(update: Event | BinaryUpdate, separator: str) -> str:
-    return _moment(update.last_seen, separator)
+def _rfc_3339(moment: datetime.datetime) -> str:
+    return _moment(moment, "T").replace("+00:00", "Z")
 
 
 def _moment(moment: datetime.datetime, separator: str) -> str:

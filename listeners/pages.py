@@ -17,6 +17,7 @@ from tornado_status.errors import DatagramError
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
 
 
+_ANY_MOMENT = "1970-01-01T00:00:00.000000Z"
 _STATE = re.compile(r"[a-z][a-z-]{0,31}")
 
 
@@ -76,11 +77,15 @@ def users(body: bytes) -> UserPage:
 def _record(entry: object) -> StatusRecord:
     if not isinstance(entry, dict):
         raise AnswerError("a record is no object")
+    members = {name: value for name, value in entry.items() if value is not None}
+    seen = "last_seen" in members
+    if not seen:  # enrolled, and never checked in: as an event it would need another moment
+        members["at"] = _ANY_MOMENT
     try:
-        event = decode_update({**entry, "event": "snapshot"})
+        event = decode_update({**members, "event": "snapshot"})
     except DatagramError as error:
         raise AnswerError(str(error)) from error
-    if event.client_ip is None or event.client_port is None:
+    if seen and (event.client_ip is None or event.client_port is None):
         raise AnswerError("a record has no address")
     state = entry.get("state")
     if not (state is None or (isinstance(state, str) and _STATE.fullmatch(state))):

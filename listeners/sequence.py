@@ -100,6 +100,7 @@ class Sequence:
         self._snapshot_records: deque[StatusRecord] = deque()
         self._gone_after: int | None = None
         self._new_stream = False
+        self._first_look = False  # a snapshot to begin with: nothing before it was missed
 
     # ------------------------------------------------------------------------------ where it is
 
@@ -110,6 +111,12 @@ class Sequence:
         self._taken = self._reach = after
         self.head = max(after, head)
         self._look_for_gap(now)
+
+    def begin_with_snapshot(self, stream: uuid.UUID) -> None:
+        """Deliver everybody's record first, then what follows it. Only with repairs."""
+        self.stream = stream
+        self._want_snapshot(None)
+        self._new_stream = self._first_look = True
 
     def restart(self, stream: uuid.UUID, after: int, now: float) -> None:
         """Follow another stream: what it had before is a gap.
@@ -316,7 +323,9 @@ class Sequence:
         return self._gone_after is not None and self._gone_after <= head <= self._reach
 
     def _open_snapshot(self, head: int, now: float) -> None:
-        if self._new_stream:
+        if self._first_look:
+            self._first_look = False
+        elif self._new_stream:
             self._before.append((Gap(1, head, self.stream), None))
         else:
             first = self._reach + 1

@@ -37,13 +37,11 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 @pytest.mark.parametrize("key", keys(config.Settings))
 def test_every_key_is_documented_where_it_stands(key: str) -> None:
-    """config.yaml shows it with a comment in its line, or above its list; or names it reserved."""
+    """config.yaml shows it with a comment in its line, or above its list."""
     text = SHIPPED.read_text()
     section, _, name = key.partition(".")
-    if key in config.RESERVED:
-        assert key in text[text.index("# Reserved") :]
-        return
-    block = text[text.index(f"\n{section}:") :].split("\n\n")[0]
+    name = name or section  # a list of its own
+    block = text[text.index(f"\n{section}:") + 1 :].split("\n\n")[0]
     [line] = [line for line in block.splitlines() if line.strip().startswith(f"{name}:")]
     documented = "#" in line or name in ("targets", "private_key", "connect_timeout_s", "host")
     assert documented, line
@@ -55,6 +53,46 @@ def test_every_key_of_a_target_is_shown(key: str) -> None:
     assert any(
         key in target for target in yaml.safe_load(SHIPPED.read_text())["announce"]["targets"]
     )
+
+
+def test_an_alert_is_shown_with_its_keys_and_defaults(tmp_path: Path) -> None:
+    """Every key, in the comment above the empty list: it can be taken as it stands."""
+    text = SHIPPED.read_text()
+    lines = text[text.index("#   - name: plant") : text.index("\nalerts:")].splitlines()
+    shown = yaml.safe_load("alerts:\n" + "\n".join(line[1:] for line in lines))["alerts"][0]
+    assert shown.keys() | {"secret"} == config.Alert.model_fields.keys()
+    [alert] = load(tmp_path, yaml.safe_dump({"alerts": [shown]})).alerts
+    for key in shown.keys() - {"name", "url", "secret_file"}:
+        assert getattr(alert, key) == config.Alert.model_fields[key].default, key
+
+
+@pytest.mark.parametrize(
+    ("alert", "message"),
+    [
+        ({"secret_file": "s", "secret": "whsec_x"}, "expected either secret or secret_file"),
+        ({}, "expected either secret or secret_file"),
+        ({"secret_file": "s", "url": "ftp://h/s3cret"}, "alerts[0].url: expected https://host"),
+        ({"secret_file": "s", "url": "https://u:s3cret@h/"}, "alerts[0].url: expected https://h"),
+        ({"secret_file": "s", "events": ["ofline"]}, "alerts[0].events[0]: "),
+        ({"secret_file": "s", "events": []}, "alerts[0].events: "),
+        ({"secret_file": "s", "events": ["back"], "quiet_s": 5}, "quiet_s: needs offline"),
+        ({"secret_file": "s", "name": "A B"}, "alerts[0].name: "),
+        ({"secret": 12345}, "alerts[0].secret: "),
+    ],
+)
+def test_a_wrong_alert_is_told_without_its_secrets(
+    tmp_path: Path, alert: dict[str, Any], message: str
+) -> None:
+    """The key and what was expected."""
+    whole = {"name": "plant", "url": "https://hooks.example.com/s3cret", **alert}
+    for alerts in ([whole], [{**whole, "name": "other", "secret_file": "s", "secret": None}] * 2):
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, yaml.safe_dump({"alerts": alerts}))
+        assert "s3cret" not in str(caught.value)
+        assert "whsec" not in str(caught.value)
+        assert "12345" not in str(caught.value)
+        if len(alerts) == 1:
+            assert message in str(caught.value)
 
 
 def test_the_shipped_file_says_the_defaults(tmp_path: Path) -> None:
@@ -107,9 +145,14 @@ def target(kind: str, address: str, interfaces: str = "[]") -> str:
     )
 
 
+def nats(address: str, more: str = "max_queued: 1") -> str:
+    return f"announce: {{targets: [{{kind: nats, address: '{address}', {more}}}]}}"
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
+        (nats("nats://a,tls://b:1"), "nats://a:4222,tls://b:1 status"),
         (target("multicast", "FF15:0::66", "[eth0, 'fd00::1']"), "multicast [ff15::66]:6667"),
         (target("multicast", "239.1.1.1"), "multicast 239.1.1.1:6667"),
         (target("broadcast", "auto", "[eth0, 10.0.0.1]"), "broadcast auto:6667"),
@@ -157,6 +200,16 @@ def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None
         (target("broadcast", "auto", "[eth0], loop: false"), "loop: only for multicast"),
         (target("multicast", "239.1.1.1", "['']"), "interfaces: expected names or addresses"),
         (target("multicast", "239.1.1.1", "[0.0.0.0]"), "interfaces: expected names or addresses"),
+        (nats("http://a"), "targets[0].address: expected nats://host:4222 or tls://host:4222, got"),
+        (nats("nats://a", "subject: 'a.*'"), "targets[0].subject: expected a subject"),
+        (nats("nats://a", "stream: a.b"), "targets[0].stream: expected a stream's name"),
+        (nats("nats://a", "user: b"), "password_file: needed with user"),
+        (nats("nats://a", "certificate: b"), "private_key: needed with certificate"),
+        (nats("nats://a", "port: 4222"), "targets[0].port: not a field of this kind of target"),
+        (nats("nats://a", "encoding: json"), "encoding: not a field of this kind of target"),
+        ("announce: {targets: [{kind: kafka, address: a}]}", "expected multicast, broadcast, uni"),
+        ("announce: {targets: [{kind: unicast, address: 10.0.0.1, subject: a}]}", "not a field of"),
+        ("announce: {targets: [nats]}", "announce.targets[0]: "),
         ("server: [", "not valid YAML"),
         ("- server", "expected sections such as 'server:', got a list"),
         ("server: {port: 0, port: 70000, prot: 1}", "(and 1 more)"),
@@ -186,13 +239,16 @@ def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, DATABASE_URL="mysql://user:s3cret@host/name")
     assert "s3cret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="expected no user or password in it") as caught:
+        load(tmp_path, nats("nats://user:s3cret@host"))
+    assert "s3cret" not in str(caught.value)
 
 
-def test_reserved_keys_are_told(tmp_path: Path) -> None:
-    """They are accepted, and the operator learns that they do nothing yet."""
+def test_keys_without_effect_are_told(tmp_path: Path) -> None:
+    """They are accepted, and the operator learns that they do nothing."""
     assert config.without_effect(load(tmp_path)) == []
-    settings = load(tmp_path, "ingress: {mode: tls}\naccess: {admins: [a@example.com]}")
-    assert config.without_effect(settings) == ["ingress.mode", "access.admins"]
+    settings = load(tmp_path, "ingress: {trusted_proxies: [10.0.0.1]}")
+    assert config.without_effect(settings) == ["ingress.trusted_proxies"]
 
 
 def test_three_missed_intervals_are_offline_unless_told_otherwise(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ events = check_ins | st.builds(
     seq=st.integers(1, MAX_SEQ),
     event=kinds,
     email=emails,
-    last_seen=moments,
+    last_seen=st.none() | moments,
     client_ip=st.none(),
     client_port=st.none(),
     at=moments,
@@ -91,7 +91,7 @@ def vectors(name: str) -> list[Path]:
 
 
 def written_event(update: dict[str, Any]) -> Event:
-    texts: dict[str, str] = {n: update[n] for n in ("last_seen", "at") if n in update}
+    texts: dict[str, str] = {n: update[n] for n in ("last_seen", "at") if update.get(n)}
     parsed = {name: datetime.datetime.fromisoformat(text) for name, text in texts.items()}
     return Event(**{**update, **parsed})
 
@@ -153,6 +153,7 @@ def test_binary_datagrams_carry_a_check_in(event: Event) -> None:
     payload = encode_binary(event)
     assert event.client_ip is not None
     assert event.client_port is not None
+    assert event.last_seen is not None
     assert len(payload) <= MAX_DATAGRAM
     assert decode(payload) == BinaryUpdate(
         event.email, event.last_seen, event.client_ip, event.client_port
@@ -314,6 +315,15 @@ def test_unknown_members_are_ignored() -> None:
         b'{"seq":42,', b'{"seq":42,"note":[1,{"a":null}],'
     )
     assert decode(longer) == decode(payload)
+
+
+@pytest.mark.parametrize("member", ["client_ip", "client_port", "last_seen"])
+def test_a_check_in_lacks_nothing(member: str) -> None:
+    """Only an event that no client caused may be without an address, or of someone never seen."""
+    update = json.loads(encode_update(CHECK_IN))
+    del update[member]
+    with pytest.raises(DatagramError):
+        decode_update(update)
 
 
 @pytest.mark.parametrize("zone", ["eth0", "\x1b[2J", "a\nb"])

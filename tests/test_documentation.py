@@ -57,6 +57,7 @@ def test_the_settings_page_has_every_setting_with_its_words() -> None:
     assert "| `port` | whole number from 0 to 65535 | `8443` | 0 = any free port |" in page
     assert "| seconds above 0 to 365 days | `10.0` | a TLS handshake" in page
     assert "| `kind` | `multicast`, `broadcast`, `unicast`" in page
+    assert "| `kind` | `nats`" in page
     assert "| must be given |" in page
 
 

@@ -19,13 +19,16 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 # Each imports from those before it, and adapters never from each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("identity", "announcers", "revocation", "limits", "presence", "checkin", "datagram", "config"),
-    ("expiry", "measure", "health"),
-    ("logs",),
-    ("ingress", "store", "announce", "api", "admin", "metrics", "notify"),
+    (
+        *("identity", "announcers", "revocation", "limits", "presence", "checkin", "datagram"),
+        *("brokers", "config"),
+    ),
+    ("expiry", "measure", "health", "messages"),
+    ("logs", "nats_connection"),
+    ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
-    ("show", "completion", "doctor"),
+    ("show", "completion", "doctor", "users"),
     ("cli",),
     ("__main__",),
 )
@@ -36,7 +39,15 @@ ADAPTERS = LAYERS[4]
 DATABASE = {"aiopg", "psycopg2", "alembic", "sqlalchemy"}
 NETWORK = {"asyncio", "socket", "ssl", "structlog", "tornado"}
 # What other packages may know of the server: the values and formats that they share with it.
-SHARED = {"errors", "identity", "announcers", "checkin", "datagram"}
+SHARED = {
+    "errors",
+    "identity",
+    "announcers",
+    "checkin",
+    "datagram",
+    "brokers",
+    "nats_connection",
+}
 PACKAGES = ("tornado_status", "listeners", "clients", "certs_gen")
 
 SQL = re.compile(

@@ -348,9 +348,18 @@ def test_where_to_begin_can_be_chosen(server: Server) -> None:
         listener = Listening(*reading(server, *more))
         assert listener.ended() == 0
         assert [update["seq"] for update in listener.shown] == expected
-    with Listening(*reading(server)) as listener:
+    with (
+        Listening(*reading(server)) as listener,
+        Listening(*reading(server, "--from", "snapshot")) as whole,
+    ):
+        assert whole.wait_for(1)[0]["event"] == "snapshot"
         check_in(server, 1)
         assert [update["seq"] for update in listener.wait_for(1)] == [6]
+        assert [(u["event"], u["seq"]) for u in whole.wait_for(2)] == [
+            ("snapshot", 5),
+            ("check-in", 6),
+        ]
+        assert whole.stop().endswith(" 0 missed, lag 0.")
 
 
 def test_what_the_server_no_longer_keeps_is_a_gap_and_a_snapshot(

@@ -406,6 +406,20 @@ def test_what_finds_no_room_is_repaired_later() -> None:
     assert got == list(range(1, 100))
 
 
+def test_a_snapshot_to_begin_with_is_no_gap() -> None:
+    """What is heard meanwhile follows it, and nothing before it was missed."""
+    sequence = Sequence(repairs=True, chance=lambda: 0.0, page=10)
+    sequence.begin_with_snapshot(STREAM)
+    sequence.hear(7, [event(7)], SOURCE, 0.0)
+    assert taken(sequence) == []
+    wish = sequence.wish(0.0)
+    assert wish == WantUsers(None)
+    record = StatusRecord(5, "a@example.com", event(5).last_seen, "10.0.0.7", 1)
+    sequence.users(WantUsers(None), UserPage(STREAM, 6, [record], None), None, 0.0)
+    assert taken(sequence) == [Snapshot(record), Update(event(7), SOURCE)]
+    assert (sequence.position, sequence.counts.missed, sequence.lag) == (Position(STREAM, 7), 0, 0)
+
+
 def test_without_a_server_a_gap_is_told_once_and_late() -> None:
     """It cannot be taken back; what comes after that is a duplicate."""
     sequence = begun(repairs=False)

@@ -96,7 +96,7 @@ def test_signed_vectors_encode_to_and_verify_from_the_written_bytes(path: Path) 
 
 
 def test_there_are_signed_vectors() -> None:
-    assert len(VECTORS) == 4
+    assert len(VECTORS) == 5
 
 
 # ------------------------------------------------------------------------------------- properties

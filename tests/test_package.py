@@ -97,7 +97,9 @@ def test_the_wheel_carries_licence_version_and_dependencies(wheel: Path) -> None
         assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())
     assert f"\nVersion: {__version__}\n" in text
     assert __version__ == PROJECT["version"]
-    assert text.count("\nRequires-Dist: ") == len(PROJECT["dependencies"])
+    optional = PROJECT["optional-dependencies"]
+    assert text.count("\nRequires-Dist: ") == len(PROJECT["dependencies"] + optional["board"])
+    assert "\nProvides-Extra: board\n" in text
 
 
 @pytest.mark.parametrize("script", sorted(PROJECT["scripts"]))

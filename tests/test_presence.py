@@ -108,9 +108,12 @@ def test_who_is_silent_too_long_goes_offline_once_and_comes_back(database_url: s
             None,
             offline.at,
         )
+        busy = heard[1].last_seen
+        assert seen.last_seen is not None
         assert offline.last_seen == seen.last_seen - datetime.timedelta(hours=3)
         assert offline.at is not None
-        assert offline.at >= heard[1].last_seen
+        assert busy is not None
+        assert offline.at >= busy
         assert store.head == 3
         assert (await store.events(2, 10)).events == [offline]
         await store.sweeper.sweep()
@@ -400,9 +403,10 @@ def test_the_log_is_pruned_in_small_steps_up_to_the_retention(
         # An offline whose check-in is pruned still says when the user was seen.
         record = await store.user("old3@example.com")
         assert record is not None
-        assert (await store.events(10, 1)).events[0].last_seen < record.last_seen + (
-            datetime.timedelta(hours=1)
-        )
+        seen = (await store.events(10, 1)).events[0].last_seen
+        assert seen is not None
+        assert record.last_seen is not None
+        assert seen < record.last_seen + datetime.timedelta(hours=1)
 
     run(database_url, [], body, history=History(retention=4 * 3600))
     assert rows(database_url, "SELECT count(*) FROM user_status") == [(11,)]

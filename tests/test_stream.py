@@ -253,7 +253,9 @@ def test_the_bell_is_rung_only_where_another_server_follows(start_server: StartS
     cursor.execute(f"NOTIFY {bell.FOLLOW}")
     assert ring() == 4  # and no ring of the three before
     check_in(server)
-    assert ring() == 5
+    while (head := ring()) == 4:
+        pass  # seen in pg_locks and heard of by NOTIFY, a follower may be told twice
+    assert head == 5
     connection.close()
 
 

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from tornado.httpserver import HTTPServer
 from tornado.iostream import IOStream, SSLIOStream
-from tornado.netutil import bind_sockets, ssl_wrap_socket
+from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from tornado_status.config import Admin
@@ -36,6 +36,7 @@ class AdminServer:
         context: ssl.SSLContext | None,
     ) -> None:
         self._settings = settings
+        self._context = context
         self._sockets: list[socket.socket] = []
         self._server = HTTPServer(
             Application(
@@ -46,7 +47,6 @@ class AdminServer:
                 ],
                 log_function=lambda handler: None,
             ),
-            ssl_options=context,
             idle_connection_timeout=60,
             max_header_size=8192,
             max_body_size=4096,
@@ -54,7 +54,7 @@ class AdminServer:
 
     def use(self, context: ssl.SSLContext | None) -> None:
         """Put another TLS context in force, for connections from now on."""
-        self._server.ssl_options = context
+        self._context = context
 
     def listen(self) -> None:
         """Raises `ConfigError` where the port is taken."""
@@ -81,18 +81,17 @@ class AdminServer:
             loop.call_later(ACCEPT_PAUSE_S, self._resume, listening)
             return
         connection.setblocking(False)
-        context = self._server.ssl_options
-        if context is None:
+        if self._context is None:
             self._server.handle_stream(IOStream(connection), address)
             return
         try:
-            secure = ssl_wrap_socket(
-                connection, context, server_side=True, do_handshake_on_connect=False
+            secure = self._context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
             )
-        except OSError:  # gone already
-            connection.close()
+        except OSError:
+            connection.close()  # gone before we looked
             return
-        self._server.handle_stream(SSLIOStream(secure), address)
+        self._server.handle_stream(SSLIOStream(secure, ssl_options=self._context), address)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:

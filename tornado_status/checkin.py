@@ -23,6 +23,13 @@ class EventKind(enum.StrEnum):
     NEW = "new"  # a user's first check-in
     BACK = "back"  # a user's first check-in after `offline`
     OFFLINE = "offline"  # nothing was heard of the user for too long; no client caused it
+    ENROLLED = "enrolled"  # by an admin; not seen yet
+    REMOVED = "removed"  # by an admin, with the record
+    ERASED = "erased"  # what became of any entry of a user who was erased
+
+
+# The e-mail of an erased entry. It is nobody's: an identity's domain has a dot in it.
+ERASED_EMAIL = "erased@invalid"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +52,14 @@ class Event(NamedTuple):
 
     `seq` is gapless over all servers on one database and rises in commit order. Times are the
     database's clock, in UTC with microseconds. An entry that is a check-in was committed at
-    `last_seen`, which never falls along `seq`; any other at `at`, without a client's address.
+    `last_seen`, which never falls along `seq`; any other at `at`, without a client's address, and
+    without `last_seen` where the user never checked in.
     """
 
     seq: int
     event: str
     email: str
-    last_seen: datetime.datetime
+    last_seen: datetime.datetime | None
     client_ip: str | None
     client_port: int | None
     at: datetime.datetime | None = None
@@ -72,14 +80,14 @@ class StatusRecord:
     """What is known of one user: the newest check-in, and the number of the newest entry.
 
     `state` is that of `presence.state`. `devices` are all that are remembered, the newest first;
-    empty in pages of users.
+    empty in pages of users. Who is enrolled and never checked in has no `last_seen` and no address.
     """
 
     seq: int
     email: str
-    last_seen: datetime.datetime
-    client_ip: str
-    client_port: int
+    last_seen: datetime.datetime | None
+    client_ip: str | None
+    client_port: int | None
     state: str | None = None
     first_seen: datetime.datetime | None = None
     devices: tuple[Device, ...] = ()

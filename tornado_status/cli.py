@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tornado_status import __version__, config
-from tornado_status.errors import StatusError, StoreError
+from tornado_status.errors import ConfigError, StatusError, StoreError
+from tornado_status.presence import State
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -112,6 +113,88 @@ def _add_stream(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def users(options: argparse.Namespace) -> int:
+    """Enrol, remove, erase or list people, in the database itself, whether a server runs or not.
+
+    A running server announces what is written. `erase` removes somebody and blanks the e-mail, the
+    addresses and the certificates in the log, which keeps its numbers. See docs/people.md.
+    """
+    settings = config.load(options.config, os.environ)
+    from tornado_status import logs
+    from tornado_status import users as people
+
+    logs.configure(settings.logging)
+    try:
+        if options.action != "list":
+            named = people.emails(options.emails, sys.stdin)
+            work = {"add": people.add, "remove": people.remove, "erase": people.erase}
+            missing = asyncio.run(work[options.action](settings, named, print))
+            return EXIT_FAILED if missing and options.action != "add" else 0
+        if options.watch:
+            if not sys.stdout.isatty() or options.json:
+                raise ConfigError("--watch draws on a terminal; programs follow /api/stream")
+            asyncio.run(people.watch(settings, options.state))
+        asyncio.run(people.show(settings, options.state, options.json, print))
+        sys.stdout.flush()
+    except StoreError as error:
+        print(f"tornado-status: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except BrokenPipeError:
+        # Whoever reads has seen enough; nothing more must be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        if options.action == "list":
+            return 0  # the only way to end --watch
+        raise
+    return 0
+
+
+def _add_users(parser: argparse.ArgumentParser) -> None:
+    words = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, what in {
+        "add": "enrol people; who is there already stays",
+        "remove": "remove people with their records",
+        "erase": "the same, and blank them in the log: their e-mail, addresses and certificates",
+    }.items():
+        word = words.add_parser(name, help=what, description=what)
+        word.add_argument(
+            "emails", nargs="+", metavar="EMAIL", help="an e-mail; -: one a line from the input"
+        )
+        _add_config(word, argparse.SUPPRESS)
+    word = words.add_parser("list", help="show everybody", description="Show everybody.")
+    word.add_argument(
+        "--state", choices=[state.value for state in State], help="only who is in this state"
+    )
+    word.add_argument("--json", action="store_true", help="a JSON object a line, as of the API")
+    word.add_argument("--watch", action="store_true", help="redraw every second, until Ctrl-C")
+    _add_config(word, argparse.SUPPRESS)
+
+
+def alerts(options: argparse.Namespace) -> int:
+    """Send a test message to an alert's receiver, as an event would be sent."""
+    settings = config.load(options.config, os.environ)
+    from tornado_status.alerts import NotDelivered, load_senders
+
+    chosen = [alert for alert in settings.alerts if alert.name == options.name]
+    if not chosen:
+        names = ", ".join(alert.name for alert in settings.alerts) or "there is none"
+        raise ConfigError(f"alerts: no alert is named {options.name!a} ({names})")
+    [sender] = load_senders(chosen)
+    try:
+        status = asyncio.run(sender.test())
+    except NotDelivered as error:
+        print(f"tornado-status: not delivered: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    print(f"Delivered: {sender.webhook.where} answered {status}")
+    return 0
+
+
+def _add_alerts(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=["test"], help="send one message of type test")
+    parser.add_argument("name", help="the alert's name in the configuration")
+
+
 def version(options: argparse.Namespace) -> int:
     """Print the version."""
     print(f"tornado_status {__version__}")
@@ -124,6 +207,8 @@ COMMANDS = (
     Command("doctor", "look for what is wrong and say what to do", examine),
     Command("completion", "print a completion script for a shell", complete, _add_complete),
     Command("stream", "show the stream of numbers, or begin a new one", stream, _add_stream),
+    Command("users", "enrol, remove, erase or list people", users, _add_users),
+    Command("alerts", "send a test message to an alert's receiver", alerts, _add_alerts),
     Command("version", "print the version", version),
 )
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -19,13 +20,23 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from tornado_status.brokers import (
+    SUBJECT,
+    Broker,
+    check_credentials,
+    check_stream,
+    check_subject,
+    parse_addresses,
+)
 from tornado_status.checkin import normalise_ip
 from tornado_status.errors import ConfigError
 
@@ -34,6 +45,9 @@ PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "
 EMBEDDED = "embedded"
 DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
+
+# Errors say what they got, but for what may hold a password.
+_UNTOLD = (".url", ".secret")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -132,6 +146,9 @@ class Database(Section):
         return value
 
 
+AlertEvent = Literal["new", "back", "offline", "enrolled", "removed", "check-in"]
+
+
 class Ingress(Section):
     """`mode: proxy` is plain HTTP from `trusted_proxies`, which terminate TLS."""
 
@@ -172,6 +189,13 @@ class Target(Section):
     ttl: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=255)] = 1
     loop: bool = True
     encoding: Literal["json", "binary"] = "json"
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _is_kind(cls, value: object) -> object:
+        if value not in ("multicast", "broadcast", "unicast"):
+            raise ValueError("expected multicast, broadcast, unicast or nats")
+        return value
 
     @field_validator("address")
     @classmethod
@@ -249,6 +273,59 @@ def _as_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | No
         return None
 
 
+class NatsTarget(Section):
+    """A broker that carries announcements further than a network does. docs/nats.md.
+
+    `address` is one nats://host:port or tls://host:port, or those of a cluster with commas between.
+    `stream` is the JetStream stream that keeps them for a minute; None: nothing is kept.
+    """
+
+    kind: Literal["nats"]
+    address: str
+    subject: Annotated[str, AfterValidator(check_subject)] = SUBJECT
+    stream: Annotated[str, AfterValidator(check_stream)] | None = None
+    user: str | None = None
+    password_file: FilePath | None = None
+    ca: FilePath | None = None
+    certificate: FilePath | None = None
+    private_key: FilePath | None = None
+    max_queued: Count = 10_000
+
+    @field_validator("address")
+    @classmethod
+    def _are_addresses(cls, value: str) -> str:
+        return ",".join(parse_addresses(value))
+
+    @model_validator(mode="after")
+    def _complete(self) -> NatsTarget:
+        check_credentials(self.broker)
+        return self
+
+    @property
+    def broker(self) -> Broker:
+        return Broker(
+            addresses=parse_addresses(self.address),
+            subject=self.subject,
+            user=self.user,
+            password_file=self.password_file,
+            ca=self.ca,
+            certificate=self.certificate,
+            private_key=self.private_key,
+        )
+
+    def __str__(self) -> str:
+        return f"{self.address} {self.subject}"
+
+
+def _carrier(value: object) -> str:
+    kind = value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
+    return "nats" if kind == "nats" else "udp"
+
+
+AnyTarget = Annotated[
+    Annotated[Target, Tag("udp")] | Annotated[NatsTarget, Tag("nats")], Discriminator(_carrier)
+]
+
 LOOPBACK_TARGETS = (
     Target(kind="multicast", address="239.255.66.66", interfaces=("127.0.0.1",)),
     Target(kind="broadcast", address="127.255.255.255", interfaces=("127.0.0.1",)),
@@ -260,7 +337,15 @@ class Announce(Section):
     signing_key: FilePath | None = Path("certs/announcer.key")
     next_certificate: FilePath | None = None
     heartbeat_s: SecondsOrOff = 5.0
-    targets: tuple[Target, ...] = LOOPBACK_TARGETS
+    targets: tuple[AnyTarget, ...] = LOOPBACK_TARGETS
+
+    @property
+    def udp_targets(self) -> tuple[Target, ...]:
+        return tuple(target for target in self.targets if isinstance(target, Target))
+
+    @property
+    def nats_targets(self) -> tuple[NatsTarget, ...]:
+        return tuple(target for target in self.targets if isinstance(target, NatsTarget))
 
 
 class Presence(Section):
@@ -294,6 +379,44 @@ class Access(Section):
     admins: tuple[str, ...] = ()
 
 
+class Alert(Section):
+    """Tells one receiver, by webhook, what happens to `users` (patterns, as `access.readers`)."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    url: str
+    users: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    events: Annotated[tuple[AlertEvent, ...], Field(min_length=1)] = ("offline", "back")
+    secret: str | None = None
+    secret_file: FilePath | None = None
+    ca: FilePath | None = None
+    quiet_s: SecondsOrOff = 0.0
+    timeout_s: Annotated[Seconds, Field(le=60)] = 10.0
+    give_up_s: Seconds = 86400.0
+
+    @field_validator("url")
+    @classmethod
+    def _is_web(cls, value: str) -> str:
+        # The value stays out of the message: many receivers have a secret in their path.
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        if not host or parts.scheme not in ("https", "http") or parts.username is not None:
+            raise ValueError("expected https://host/path, without user and password")
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise ValueError("expected a URL in ASCII")
+        return value
+
+    @model_validator(mode="after")
+    def _whole(self) -> Alert:
+        if (self.secret is None) == (self.secret_file is None):
+            raise ValueError("expected either secret or secret_file")
+        if self.quiet_s and "offline" not in self.events:
+            raise ValueError("quiet_s: needs offline among the events: it is what waits")
+        return self
+
+
 class Admin(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
@@ -324,25 +447,25 @@ class Settings(Section):
     history: History = History()
     stream: Stream = Stream()
     access: Access = Access()
+    alerts: tuple[Alert, ...] = ()
     admin: Admin = Admin()
     logging: Logging = Logging()
 
-
-# Keys that later versions give a meaning: accepted, so that one file serves several versions.
-RESERVED = ("access.admins",)
+    @field_validator("alerts")
+    @classmethod
+    def _named_once(cls, value: tuple[Alert, ...]) -> tuple[Alert, ...]:
+        names = [alert.name for alert in value]
+        if len(set(names)) < len(names):
+            raise ValueError("expected each name once")
+        return value
 
 
 def without_effect(settings: Settings) -> list[str]:
-    """Return the reserved keys that are set all the same: the operator should know."""
-    found = []
-    for name in RESERVED:
-        section, _, key = name.partition(".")
-        if key in getattr(settings, section).model_fields_set:
-            found.append(name)
+    """Return the keys that are set and, with the others, do nothing: the operator should know."""
     ingress = settings.ingress
     if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
-        found.append("ingress.trusted_proxies")
-    return found
+        return ["ingress.trusted_proxies"]
+    return []
 
 
 def load(path: Path, environment: Mapping[str, str]) -> Settings:
@@ -355,7 +478,7 @@ def load(path: Path, environment: Mapping[str, str]) -> Settings:
         _overlay(values, name, keys, value)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
-            values[section] = {}
+            values[section] = [] if section == "alerts" else {}
     try:
         return Settings.model_validate(values, context={"directory": path.absolute().parent})
     except ValidationError as error:
@@ -444,18 +567,28 @@ def _first_problem(error: ValidationError) -> str:
     problems = error.errors(include_url=False)
     first = problems[0]
     key = ""
-    for part in first["loc"]:
+    places = list(first["loc"])
+    if places[:2] == ["announce", "targets"] and len(places) > 3:
+        del places[3]  # which of the classes it was read as
+    for part in places:
         key += f"[{part}]" if isinstance(part, int) else f".{part}"
     key = key.lstrip(".")
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        message = "unknown key"
+        of_target = "not a field of this kind of target"
+        message = of_target if key.startswith("announce.targets[") else "unknown key"
     elif first["type"] == "missing":
         message = "missing"
-    elif isinstance(first["input"], str | int | float) and key != "database.url":
+    elif isinstance(first["input"], str | int | float) and not _may_hold_secret(
+        key, first["input"]
+    ):
         message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{key}: {message}{more}"
+
+
+def _may_hold_secret(key: str, value: object) -> bool:
+    return key.endswith(_UNTOLD) or (key.endswith(".address") and "@" in str(value))
 
 
 def _kind(value: object) -> str:

@@ -97,10 +97,10 @@ def encode_json(
     pending: list[bytes] = []
     used = 0
     moment: datetime.datetime | None = None
-    last_seen = ""
+    last_seen: str | None = None
     for event in events:
         if event.last_seen is not moment:  # one for all of a commit
-            moment, last_seen = event.last_seen, timestamp(event.last_seen)
+            moment, last_seen = event.last_seen, _optional_timestamp(event.last_seen)
         update = _encode_update(event, last_seen)
         if len(update) > room:
             raise DatagramError("too-long", f"an update of {len(update)} bytes fits in no datagram")
@@ -136,14 +136,17 @@ def split_signature(payload: bytes) -> tuple[str, bytes, bytes] | None:
 
 def encode_update(event: Event) -> bytes:
     """Return one member of `updates`: a JSON object without white space, in ASCII."""
-    return _encode_update(event, timestamp(event.last_seen))
+    return _encode_update(event, _optional_timestamp(event.last_seen))
 
 
-def _encode_update(event: Event, last_seen: str) -> bytes:
-    beginning = (
-        f'{{"seq":{event.seq},"event":"{event.event}","email":{_quoted(event.email)},'
-        f'"last_seen":"{last_seen}"'
-    )
+def _optional_timestamp(moment: datetime.datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def _encode_update(event: Event, last_seen: str | None) -> bytes:
+    beginning = f'{{"seq":{event.seq},"event":"{event.event}","email":{_quoted(event.email)}'
+    if last_seen is not None:
+        beginning += f',"last_seen":"{last_seen}"'
     if event.client_ip is not None:
         beginning += f',"client_ip":"{event.client_ip}","client_port":{event.client_port}'
     if event.at is not None:
@@ -199,11 +202,13 @@ def _update(update: object) -> Event:
         raise _malformed("event", kind)
     # Both or neither: an event without them is one that no client caused.
     addressed = "client_ip" in update or "client_port" in update
+    # Only who never checked in has none, and that is no check-in.
+    seen = "last_seen" in update or addressed or "at" not in update
     return Event(
         seq=_integer("seq", update.get("seq"), 1, MAX_SEQ),
         event=kind,
         email=_email(update.get("email")),
-        last_seen=_moment("last_seen", update.get("last_seen")),
+        last_seen=_moment("last_seen", update.get("last_seen")) if seen else None,
         client_ip=_ip(update.get("client_ip")) if addressed else None,
         client_port=(
             _integer("client_port", update.get("client_port"), 0, 65535) if addressed else None
@@ -282,7 +287,7 @@ def encode_binary(event: Event) -> bytes:
 
     Only for check-ins: receivers of this format take every datagram for one.
     """
-    if event.client_ip is None:
+    if event.client_ip is None or event.last_seen is None:
         raise DatagramError("malformed", f"binary v0 has no room for the event {event.event}")
     elapsed = event.last_seen - _EPOCH
     nanoseconds = (elapsed // datetime.timedelta(microseconds=1)) * 1000

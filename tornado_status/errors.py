@@ -8,6 +8,7 @@ StatusError
 ├── ProxyHeaderError       a PROXY protocol header that says no client's address
 ├── ForwardedError         a proxy's headers that do not say who the client is
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
+├── BrokerError            a message broker that cannot be reached or used, and is tried again
 ├── TooFrequent            an identity checks in more often than it may (429)
 └── StoreError             the database could not do it
     ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
@@ -73,6 +74,14 @@ class ForwardedError(StatusError):
 
 class DatagramError(StatusError):
     """Bytes that are no status datagram. `reason` is a short stable word for counters."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class BrokerError(StatusError):
+    """A broker cannot be reached or used now. `reason` is a short stable word for counters."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)

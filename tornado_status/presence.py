@@ -41,9 +41,14 @@ def state(
         return State.OFFLINE
     if last_seen is None:
         return State.NEW
-    if (now - last_seen).total_seconds() > interval_s * LATE_AFTER_INTERVALS:
+    if (now - last_seen).total_seconds() > late_after_s(interval_s):
         return State.LATE
     return State.NEW if last_seen == first_seen else State.ONLINE
+
+
+def late_after_s(interval_s: float) -> float:
+    """Return after how much silence a user's next check-in is overdue."""
+    return interval_s * LATE_AFTER_INTERVALS
 
 
 def sweep_every_s(interval_s: float) -> float:

@@ -13,13 +13,16 @@ from contextlib import AsyncExitStack
 import structlog
 from tornado.httpserver import HTTPServer
 
+from tornado_status import presence
 from tornado_status.admin import AdminServer
+from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
 from tornado_status.api import (
     Access,
     AccessLog,
     InFlight,
     Streams,
+    load_board,
     make_application,
     problem_answer,
 )
@@ -91,7 +94,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     """Start everything onto `stack`, say so, then run until cancelled."""
     loop = asyncio.get_running_loop()
     for key in without_effect(settings):
-        structlog.get_logger().warning("setting has no effect in this version", key=key)
+        structlog.get_logger().warning("setting has no effect with the others", key=key)
     keys = load_keys(settings, None)
     sockets = bind(settings.server)
     for sock in sockets:
@@ -102,7 +105,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         structlog.get_logger().warning("announcements are not signed: anybody can forge them")
     announcer = Announcer(settings.announce)
     announcer.open()
-    stack.push_async_callback(announcer.close)
+    stack.push_async_callback(announcer.close, settings.server.drain_timeout_s)
 
     def on_commit(events: Sequence[Event], head: int) -> None:
         announcer.announce(store.stream, head, events)
@@ -117,6 +120,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         when=settings.presence,
         history=settings.history,
     )
+    alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
     streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
@@ -129,9 +133,12 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
     access_log = AccessLog(store.counted)
-    access = Access(settings.access.readers)
+    access = Access(settings.access.readers, settings.access.admins)
+    board = load_board(
+        presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
+    )
     http = HTTPServer(
-        make_application(store, access, in_flight, peers, limit, access_log, streams),
+        make_application(store, access, in_flight, peers, limit, access_log, streams, board),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
@@ -239,6 +246,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     stack.push_async_callback(store.stop)
     await store.start()
     streams.start()
+    stack.push_async_callback(alerts.stop)
 
     async def drain() -> None:
         acceptor.stop_accepting()
@@ -263,6 +271,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
     say_serving(settings, port)
     notifier.ready()
+    alerts.start()
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
     await asyncio.gather(store.wait_failed(), streams.wait_failed())

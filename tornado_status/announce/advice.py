@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 
+from tornado_status.announce.outlet import NotCarried
+
 ADVICE = {
     errno.ENETUNREACH: "no route to it: name the target's `interfaces`, or add a route",
     errno.EHOSTUNREACH: "no route to it, or its host does not answer: see `ip route get ADDRESS`",
@@ -26,7 +28,9 @@ ADVICE = {
 
 
 def errno_name(error: OSError) -> str:
-    """Return the errno's name, as `ENETUNREACH`."""
+    """Return the errno's name, as `ENETUNREACH`, or a carrier's own word."""
+    if isinstance(error, NotCarried):
+        return error.reason
     return errno.errorcode.get(error.errno or 0, "UNKNOWN")
 
 

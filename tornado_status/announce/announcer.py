@@ -1,6 +1,7 @@
 """The announcer: committed events to datagrams, datagrams to every target, heartbeats in silence.
 
-Never waits and never queues: a datagram that the kernel refuses is counted, and listeners repair.
+Never waits: a datagram that the kernel refuses is counted, and listeners repair. What a broker
+carries is queued by its outlet, which has a limit.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import structlog
 from tornado_status import datagram
 from tornado_status.announce.advice import advice, errno_name
 from tornado_status.announce.following import Following
-from tornado_status.announce.outlet import Outlet
+from tornado_status.announce.nats import NatsOutlet
+from tornado_status.announce.outlet import QUEUED, Outlet
 from tornado_status.announce.udp import udp_outlets
 from tornado_status.checkin import Event
 from tornado_status.config import Announce
@@ -32,7 +34,8 @@ FAILING_S = 60.0
 class Announcer:
     """Sends every event it is given to every target, in order.
 
-    `sent` counts datagrams by target, `errors` refusals by target and errno name.
+    `sent` counts datagrams by target (for a broker, those that it confirmed), `errors` refusals by
+    target and errno name.
     """
 
     def __init__(self, settings: Announce) -> None:
@@ -42,11 +45,14 @@ class Announcer:
         self._warnings = RateLimit()
         udp = [
             outlet
-            for target in settings.targets
+            for target in settings.udp_targets
             for outlet in udp_outlets(target, settings.source_port)
         ]
         self._following = Following(udp, self._warnings)
-        self._outlets: list[Outlet] = [*udp]
+        self._brokers = [
+            NatsOutlet(target, self._confirmed, self._lost) for target in settings.nats_targets
+        ]
+        self._outlets: list[Outlet] = [*udp, *self._brokers]
         self._json = [outlet for outlet in self._outlets if outlet.encoding == "json"]
         self._binary = [outlet for outlet in self._outlets if outlet.encoding == "binary"]
         self._last_sent = float("-inf")
@@ -59,9 +65,12 @@ class Announcer:
     def open(self) -> None:
         """Open the sockets; what cannot be reached now is tried again by itself.
 
-        Raises `ConfigError` where an interface does not exist, or the source port is taken.
+        Raises `ConfigError` where an interface does not exist, the source port is taken, or a file
+        for a broker cannot be used.
         """
         try:
+            for broker in self._brokers:
+                broker.check()
             self._following.open()
             for outlet in self._outlets:
                 if outlet.problem is not None and outlet.problem.errno == errno.EADDRINUSE:
@@ -79,6 +88,8 @@ class Announcer:
         """
         following = self._following.run()
         self._tasks.append(asyncio.create_task(following, name="interfaces"))
+        for broker in self._brokers:
+            broker.start()
         if self._settings.heartbeat_s and self._json:
             heartbeats = self._send_heartbeats(state)
             self._tasks.append(asyncio.create_task(heartbeats, name="heartbeat"))
@@ -116,20 +127,27 @@ class Announcer:
                 found[target] = reason
         return found
 
-    async def close(self) -> None:
-        """Stop following and the heartbeats, and close the sockets."""
+    async def close(self, drain_timeout_s: float = 0.0) -> None:
+        """Stop following and the heartbeats, publish what is queued, and close everything."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        await asyncio.gather(*(broker.drain(drain_timeout_s) for broker in self._brokers))
         self._close_outlets()
+
+    def _confirmed(self, outlet: Outlet, count: int) -> None:
+        self.sent[outlet.target] += count
+
+    def _lost(self, outlet: Outlet, error: OSError) -> None:
+        self._refused("send", outlet.target, outlet.via, errno_name(error), advice(error))
 
     def _send(self, outlets: Sequence[Outlet], payload: bytes) -> None:
         sent = self.sent
         for outlet in outlets:
             try:
-                outlet.send(payload)
-                sent[outlet.target] += 1
+                if outlet.send(payload) is not QUEUED:
+                    sent[outlet.target] += 1
             except OSError as error:
                 self._refused("send", outlet.target, outlet.via, errno_name(error), advice(error))
 

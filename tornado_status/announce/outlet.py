@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
+
+QUEUED: Final = "queued"  # taken, but not on its way yet: the outlet tells what became of it
+
+
+class NotCarried(OSError):
+    """What a carrier that is no socket says instead of an errno.
+
+    `reason` is a short stable word for counters, the text the sentence for the operator.
+    """
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
 
 
 class Outlet(Protocol):
@@ -26,6 +39,9 @@ class Outlet(Protocol):
         """Why nothing can be sent for now; None where it can, as far as is known."""
 
     def send(self, payload: bytes, /) -> object:
-        """Hand a datagram over, at once: raise `OSError` rather than wait, and keep nothing."""
+        """Hand a datagram over, at once: raise `OSError` rather than wait.
+
+        Where it is kept for a moment instead, within a limit, return `QUEUED`.
+        """
 
     def close(self) -> None: ...

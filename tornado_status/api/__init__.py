@@ -3,6 +3,7 @@
 from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
 from tornado_status.api.application import make_application
+from tornado_status.api.board import load_board
 from tornado_status.api.following import Streams
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.problem import problem_answer
@@ -12,6 +13,7 @@ __all__ = [
     "AccessLog",
     "InFlight",
     "Streams",
+    "load_board",
     "make_application",
     "problem_answer",
 ]

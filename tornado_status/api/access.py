@@ -1,4 +1,4 @@
-"""Who may read what. Pure."""
+"""Who may read what, and who may enrol and remove. Pure."""
 
 from __future__ import annotations
 
@@ -6,19 +6,39 @@ import fnmatch
 import re
 from collections.abc import Iterable
 
+from tornado_status.identity import parse_email
+
 
 class Access:
-    """The readers of everybody's status, by e-mail or shell pattern (`*@ops.example.com`)."""
+    """The readers of everybody's status, and the admins, by e-mail or shell pattern
+    (`*@ops.example.com`). Admins may read, too.
+    """
 
-    def __init__(self, readers: Iterable[str]) -> None:
+    def __init__(self, readers: Iterable[str], admins: Iterable[str] = ()) -> None:
         self._readers = any_of(readers)
+        self._admins = any_of(admins)
 
     def may_read_all(self, email: str) -> bool:
         """Say whether this (canonical) e-mail may read everybody's status."""
-        return self._readers is not None and self._readers.fullmatch(email) is not None
+        return _names(self._readers, email) or self.may_administer(email)
+
+    def may_administer(self, email: str) -> bool:
+        """Say whether this (canonical) e-mail may enrol and remove users."""
+        return _names(self._admins, email)
 
 
 def any_of(patterns: Iterable[str]) -> re.Pattern[str] | None:
     """Return what fully matches the e-mails of any of these shell patterns; None without one."""
-    translated = [fnmatch.translate(pattern.lower()) for pattern in patterns]
+    translated = [fnmatch.translate(_canonical(pattern)) for pattern in patterns]
     return re.compile("|".join(translated)) if translated else None
+
+
+def _canonical(pattern: str) -> str:
+    try:
+        return parse_email(pattern)  # an address, however its domain is written
+    except ValueError:
+        return pattern.lower()
+
+
+def _names(patterns: re.Pattern[str] | None, email: str) -> bool:
+    return patterns is not None and patterns.fullmatch(email) is not None

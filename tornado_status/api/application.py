@@ -8,6 +8,7 @@ from tornado.web import Application
 
 from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
+from tornado_status.api.board import Board, BoardFileHandler, BoardPageHandler
 from tornado_status.api.client import ClientHandler, Limit, Recorder
 from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
 from tornado_status.api.following import Streams
@@ -18,8 +19,7 @@ from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,
     HistoryHandler,
-    Reader,
-    ReadersOnlyHandler,
+    Registry,
     UserHandler,
     UsersHandler,
 )
@@ -30,7 +30,7 @@ class Judge(Peers, Watch, Protocol):
     """What the handlers need to know of who sent a request."""
 
 
-class ApiStore(Recorder, Reader, Protocol):
+class ApiStore(Recorder, Registry, Protocol):
     """The parts of the store that the handlers need."""
 
 
@@ -42,13 +42,20 @@ def make_application(
     limit: Limit | None,
     access_log: AccessLog,
     streams: Streams,
+    board: Board,
 ) -> Application:
     """Return the application.
 
     `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
-    each may check in. `access_log` is told of every answer; `streams` serves who follows.
+    each may check in. `access_log` is told of every answer; `streams` serves who follows,
+    `board` is the page for people.
     """
-    common = {"in_flight": in_flight, "peers": peers, "mistakes": RateLimit()}
+    common = {
+        "in_flight": in_flight,
+        "peers": peers,
+        "mistakes": RateLimit(),
+        "refusals": RateLimit(),
+    }
     reading = {**common, "store": store, "access": access}
     following = {**reading, "streams": streams, "watch": peers}
     return Application(
@@ -63,7 +70,8 @@ def make_application(
             (r"/api/announcers", AnnouncersHandler, reading),
             (r"/api/stream", StreamHandler, following),
             (r"/api/socket", SocketHandler, following),
-            (r"/", ReadersOnlyHandler, reading),
+            (r"/", BoardPageHandler, {**reading, "board": board}),
+            (r"/board/(.+)", BoardFileHandler, {**reading, "board": board}),
         ],
         default_handler_class=NotFound,
         default_handler_args=common,

@@ -93,10 +93,8 @@ class EventsExportHandler(ExportHandler):
 class HistoryExportHandler(ExportHandler):
     """One user's entries, the newest first: for readers, and for the user."""
 
-    async def get(self, email: str, form: str) -> None:
-        email = email.lower()
-        if email != self.check_in.email:
-            self.require_reader()
+    async def get(self, text: str, form: str) -> None:
+        email = self.readable(text)
         await self.export("history", form, self._pages(email))
 
     async def _pages(self, email: str) -> AsyncIterator[list[HistoryEntry]]:
@@ -112,12 +110,13 @@ class HistoryExportHandler(ExportHandler):
 def csv_row(entry: HistoryEntry) -> tuple[object, ...]:
     """Return an entry as the columns of `COLUMNS`; what it lacks is empty."""
     event = entry.event
+    seen = None if event.last_seen is None else timestamp(event.last_seen)
     return (
         event.seq,
         event.event,
         _cell(event.email),
-        timestamp(event.at or event.last_seen),
-        timestamp(event.last_seen),
+        seen if event.at is None else timestamp(event.at),
+        seen,
         event.client_ip,
         event.client_port,
         _cell(entry.issuer),

@@ -9,7 +9,7 @@ import json
 from collections.abc import Awaitable
 from email.utils import formatdate
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import structlog
 from tornado.http1connection import HTTP1Connection
@@ -28,6 +28,8 @@ from tornado_status.errors import (
     UserUnknown,
 )
 from tornado_status.logs import RateLimit
+
+MAX_SHOWN = 200  # characters of a refused path that are logged: a path may be as long as a head
 
 MAX_BODY = 4096  # a check-in has no body; what proxies and old clients add is read and ignored
 
@@ -120,6 +122,7 @@ class Handler(RequestHandler):
     in_flight: InFlight
     peers: Peers
     mistakes: RateLimit  # of tracebacks: whoever finds a mistake can make it again and again
+    refusals: RateLimit
     _last = False  # the connection ends with this request
     request_id = ""  # the sender's, or a new one; set before anything is answered
     check_in: CheckIn  # what the caller's certificate says; set by `prepare`
@@ -161,13 +164,28 @@ class Handler(RequestHandler):
             raise Problem(peer.refusal.status, peer.refusal.detail, close)
         self.check_in = peer.check_in
         if not same_origin(self.request):
-            raise Problem(403, "Requests from other web sites are not served")
+            self.refuse("Requests from other web sites are not served")
         length = self.request.headers.get("Content-Length", "0")
         if length.isdecimal() and int(length[:20]) > MAX_BODY:
             raise Problem(
                 413, f"A check-in has no body; at most {MAX_BODY} bytes are read and ignored"
             )
         return None
+
+    def refuse(self, detail: str) -> NoReturn:
+        """Answer 403 in a sentence, and log who is refused what: once a minute of each kind."""
+        request, peer = self.request, self.check_in
+        held = self.refusals.admit((peer.email, request.method, type(self)))
+        if held is not None:
+            structlog.get_logger().warning(
+                "refused",
+                who=peer.email,
+                what=f"{request.method} {request.path[:MAX_SHOWN]}",
+                why=detail,
+                client_ip=peer.client_ip,
+                before=held,
+            )
+        raise Problem(403, detail)
 
     def data_received(self, chunk: bytes) -> None:
         """Ignore the body. What comes in chunks is bounded by the server's own limit."""

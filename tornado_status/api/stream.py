@@ -21,6 +21,7 @@ from tornado_status.api import wanted
 from tornado_status.api.following import Follower, Place, Streams
 from tornado_status.api.framing import RETRY_MS, EventStream, WebSocketFrames
 from tornado_status.api.problem import Problem
+from tornado_status.api.request_id import HEADER as REQUEST_ID
 from tornado_status.api.users import ReadHandler
 from tornado_status.errors import StoreError
 
@@ -123,12 +124,14 @@ class StreamHandler(FollowHandler):
             return
         self.detach()
         self.leave_flight()
+        self.application.log_request(self)
         _notice_vanished(wire, self.streams.patience_s)
         head = (
             "HTTP/1.1 200 OK\r\n"
             f"Date: {formatdate(usegmt=True)}\r\n"
             "Content-Type: text/event-stream\r\n"
             "Cache-Control: no-store\r\n"
+            f"{REQUEST_ID}: {self.request_id}\r\n"
             "X-Accel-Buffering: no\r\n"  # nginx would keep events back
             "Connection: close\r\n"
             "Transfer-Encoding: chunked\r\n\r\n"
@@ -184,6 +187,12 @@ class SocketHandler(FollowHandler, WebSocketHandler):
     def on_close(self) -> None:
         if self._follower is not None:
             self.streams.closed(self._follower)
+
+    def on_finish(self) -> None:
+        if self.get_status() == 101:
+            self.leave_flight()  # and no more: a connection without a request would seem idle
+        else:
+            super().on_finish()
 
     def on_connection_close(self) -> None:
         self.leave_flight()

@@ -1,4 +1,4 @@
-"""Reading: /api/users, /api/users/{email}, /api/events and /api/announcers."""
+"""/api/users and /api/users/{email}, with enrolling and removing; /api/events, /api/announcers."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tornado_status.checkin import (
     timestamp,
 )
 from tornado_status.errors import HistoryGone
+from tornado_status.identity import parse_email
 
 DEFAULT_LIMIT = 1000
 SNAPSHOT_GOOD_S = 15  # how long a state may be behind in a page that is kept by its ETag
@@ -47,6 +48,14 @@ class Reader(Protocol):
     async def announcers(self) -> tuple[uuid.UUID, list[str]]: ...
 
 
+class Registry(Reader, Protocol):
+    """The same, and what admins may do."""
+
+    async def enrol(self, email: str) -> bool: ...
+
+    async def remove(self, email: str) -> bool: ...
+
+
 class ReadHandler(Handler):
     """Base of what only readers may see."""
 
@@ -55,7 +64,20 @@ class ReadHandler(Handler):
 
     def require_reader(self) -> None:
         if not self.access.may_read_all(self.check_in.email):
-            raise Problem(403, "Only readers may see this")
+            self.refuse("Only readers may see this")
+
+    def readable(self, text: str) -> str:
+        """Return the canonical form of an e-mail in the path that the caller may read about."""
+        if text.lower() == self.check_in.email:
+            return self.check_in.email
+        self.require_reader()
+        return self.canonical(text)
+
+    def canonical(self, text: str) -> str:
+        try:
+            return parse_email(text)
+        except ValueError as error:
+            raise Problem(400, str(error)) from error
 
     def has(self, name: str) -> bool:
         return self.get_query_argument(name, None) is not None
@@ -75,16 +97,29 @@ class ReadHandler(Handler):
 
 
 class UserHandler(ReadHandler):
-    """One user's record: for readers, and for the user."""
+    """One user's record: for readers, and for the user. Admins enrol and remove."""
 
-    async def get(self, email: str) -> None:
-        email = email.lower()
-        if email != self.check_in.email:
-            self.require_reader()
-        record = await self.store.user(email)
+    store: Registry
+
+    async def get(self, text: str) -> None:
+        record = await self.store.user(self.readable(text))
         if record is None:
             raise Problem(404, "No check-in is recorded for this e-mail")
         self.write_json(record_json(record))
+
+    async def put(self, text: str) -> None:
+        enrolled = await self.store.enrol(self.administered(text))
+        self.set_status(201 if enrolled else 204)
+
+    async def delete(self, text: str) -> None:
+        if not await self.store.remove(self.administered(text)):
+            raise Problem(404, "This e-mail is not enrolled")
+        self.set_status(204)
+
+    def administered(self, text: str) -> str:
+        if not self.access.may_administer(self.check_in.email):
+            self.refuse("Only admins may enrol and remove users")
+        return self.canonical(text)
 
 
 class UsersHandler(ReadHandler):
@@ -128,17 +163,17 @@ def _etag(stream: uuid.UUID, head: int) -> str:
 class HistoryHandler(ReadHandler):
     """One user's entries of the log, the newest first: for readers, and for the user."""
 
-    async def get(self, email: str) -> None:
-        email = email.lower()
-        if email != self.check_in.email:
-            self.require_reader()
+    async def get(self, text: str) -> None:
+        email = self.readable(text)
         limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_HISTORY)
         before = self.integer("before", 0, 1, datagram.MAX_SEQ) if self.has("before") else None
         page = await self.store.history(email, before, limit)
         following = "null"
         if page.before is not None:
             query = urlencode({"before": page.before, "limit": limit})
-            following = json.dumps(f"/api/users/{quote(email)}/history?{query}")
+            path = f"/api/users/{quote(email)}/history?{query}"
+            following = json.dumps(path)
+            self.set_next(path)
         entries = b",".join(history_json(entry) for entry in page.entries)
         opening = f'{{"email":{json.dumps(email)},"events":['.encode()
         self.write_json(opening + entries + f'],"next":{following}}}'.encode())
@@ -172,20 +207,12 @@ class AnnouncersHandler(ReadHandler):
         self.write_json(json.dumps({"stream": str(stream), "announcers": certificates}).encode())
 
 
-class ReadersOnlyHandler(ReadHandler):
-    """Paths that belong to readers and hold nothing in this version."""
-
-    async def get(self) -> None:
-        self.require_reader()
-        raise Problem(404, "There is nothing here")
-
-
 def record_json(record: StatusRecord) -> bytes:
     """Return a record as a JSON object, with the devices where they are known."""
     members: dict[str, object] = {
         "email": record.email,
         "state": record.state,
-        "last_seen": timestamp(record.last_seen),
+        "last_seen": None if record.last_seen is None else timestamp(record.last_seen),
         "first_seen": None if record.first_seen is None else timestamp(record.first_seen),
         "client_ip": record.client_ip,
         "client_port": record.client_port,

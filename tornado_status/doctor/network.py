@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
 import ipaddress
@@ -17,9 +18,10 @@ from typing import Any
 from tornado_status.announce.advice import advice as what_to_do
 from tornado_status.announce.interfaces import Interfaces, read_interfaces
 from tornado_status.announce.udp import UdpOutlet, udp_outlets
-from tornado_status.config import Settings, Target
+from tornado_status.config import NatsTarget, Settings, Target
 from tornado_status.doctor.finding import Finding, note, ok, problem
-from tornado_status.errors import ConfigError
+from tornado_status.errors import BrokerError, ConfigError
+from tornado_status.nats_connection import check_files, connected
 
 PORTS, INTERFACES, ROUTES = "ports", "interfaces", "routes"
 FIREWALL, CONTAINERS = "firewall", "containers"
@@ -121,12 +123,27 @@ def _is_running(settings: Settings) -> bool:
 def _targets(settings: Settings) -> Iterator[Finding]:
     """Open what the server would announce from, without sending."""
     interfaces = read_interfaces()
-    for target in settings.announce.targets:
+    for target in settings.announce.udp_targets:
         for outlet in udp_outlets(target, settings.announce.source_port):
             try:
                 yield _outlet(outlet, settings, interfaces)
             finally:
                 outlet.close()
+    for broker in settings.announce.nats_targets:
+        yield asyncio.run(_broker(broker))
+
+
+async def _broker(target: NatsTarget) -> Finding:
+    try:
+        check_files(target.broker)
+        async with connected(target.broker, "tornado_status doctor"):
+            return ok(INTERFACES, f"announce.targets: {target}: the broker lets us in")
+    except (ConfigError, BrokerError) as error:
+        return problem(
+            INTERFACES,
+            f"announce.targets: {target}: {error}",
+            "The server starts all the same where only the broker is away: see docs/nats.md.",
+        )
 
 
 def _outlet(outlet: UdpOutlet, settings: Settings, interfaces: Interfaces) -> Finding:
@@ -160,8 +177,10 @@ def _outlet(outlet: UdpOutlet, settings: Settings, interfaces: Interfaces) -> Fi
 
 
 def _audience(settings: Settings) -> Iterator[Finding]:
-    targets = settings.announce.targets
+    targets = settings.announce.udp_targets
     interfaces = read_interfaces()
+    if settings.announce.nats_targets:
+        return
     if not targets:
         yield note(INTERFACES, "announce.targets: nobody is told of check-ins")
     elif all(_is_local(target, interfaces) for target in targets):
@@ -203,7 +222,7 @@ def routes() -> list[tuple[str, int, int, int]]:
 
 
 def _multicast_route(settings: Settings) -> Iterator[Finding]:
-    groups = [t.address for t in settings.announce.targets if t.kind == "multicast"]
+    groups = [t.address for t in settings.announce.udp_targets if t.kind == "multicast"]
     for group in groups:
         if ":" in group:
             continue  # an IPv6 group is reached by its interface alone
@@ -244,7 +263,7 @@ def _firewall(settings: Settings) -> Iterator[Finding]:
         return
     ports = {
         ("tcp", settings.server.port): "check-ins arrive at it",
-        **{("udp", t.port): "announcements go to it" for t in settings.announce.targets},
+        **{("udp", t.port): "announcements go to it" for t in settings.announce.udp_targets},
     }
     found = [*_rules_in_the_way(json.loads(done.stdout)["nftables"], ports)]
     yield from found or [ok(FIREWALL, "no rule of nftables is in the way")]

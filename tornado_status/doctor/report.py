@@ -50,7 +50,7 @@ def _settings(path: Path, settings: Settings) -> list[Finding]:
     return [
         ok("config", f"{path} is valid"),
         *(
-            note("config", f"{key} has no effect in this version", "Take it out.")
+            note("config", f"{key} has no effect with the others", "Take it out.")
             for key in config.without_effect(settings)
         ),
     ]

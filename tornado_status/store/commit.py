@@ -28,7 +28,7 @@ from tornado_status.store.database import Connection, Row, StatementFailed
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
-MAX_WORK = 4  # pieces of other work that may wait: each has one part of the store that awaits it
+MAX_WORK = 64  # pieces of other work that may wait: the store's own parts, and requests of admins
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -326,7 +326,8 @@ class GroupCommit:
             raise
         events = work.events(rows)
         if events:
-            self.head = events[-1].seq
+            # Those of another process may be older.
+            self.head = max(self.head, events[-1].seq)
             self._on_commit(events, self.head)
         if not done.done():
             done.set_result(rows)
@@ -401,18 +402,18 @@ def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
     issuers = {c.issuer: _escaped(c.issuer) for c in check_ins}  # one for many
     arrays = (
         # Of these elements none has a quotation mark or a backslash: see `identity` and `CheckIn`.
-        _array([c.email for c in check_ins]),
-        _array([c.client_ip for c in check_ins]),
-        _array([str(c.client_port) for c in check_ins]),
-        _array([issuers[c.issuer] for c in check_ins]),
-        _array([c.serial for c in check_ins]),
-        _array(before),
-        _array(roles),
+        array([c.email for c in check_ins]),
+        array([c.client_ip for c in check_ins]),
+        array([str(c.client_port) for c in check_ins]),
+        array([issuers[c.issuer] for c in check_ins]),
+        array([c.serial for c in check_ins]),
+        array(before),
+        array(roles),
     )
     return f"EXECUTE record_check_ins ({', '.join(arrays)}, {enrolment_closed})"
 
 
-def _array(elements: list[str]) -> str:
+def array(elements: Sequence[str]) -> str:
     """Return an array literal of elements that are `_escaped`, or have nothing to escape."""
     body = '{"' + '","'.join(elements) + '"}'
     # standard_conforming_strings is set on the connection: a backslash is just itself.

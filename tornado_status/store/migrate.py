@@ -15,7 +15,7 @@ import structlog
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store.database import Connection, Parameters, StatementFailed
 
-REVISION = "0003"  # the newest one in migrations/versions
+REVISION = "0005"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait
 LOCK_TIMEOUT_S = 60
 

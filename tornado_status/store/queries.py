@@ -31,9 +31,10 @@ MAX_SLICE = 1000  # events of the log at once, for who follows it
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 # The columns of `check_in c` that `entry` reads.
+_IS_CHECK_IN = "c.event IN ('check-in', 'new', 'back')"
 ENTRY = (
-    "c.seq, c.event, c.email, coalesce(c.last_seen, c.at), host(c.client_ip), c.client_port,"
-    " CASE WHEN c.last_seen IS NOT NULL THEN c.at END"
+    f"c.seq, c.event, c.email, CASE WHEN {_IS_CHECK_IN} THEN c.at ELSE c.last_seen END,"
+    f" host(c.client_ip), c.client_port, CASE WHEN NOT {_IS_CHECK_IN} THEN c.at END"
 )
 _RECORD = (
     "seq, email, last_seen, host(client_ip), client_port, first_seen, offline, clock_timestamp()"
@@ -41,7 +42,7 @@ _RECORD = (
 
 
 async def user(connection: Connection, email: str, interval_s: float) -> StatusRecord | None:
-    """Return the record of one user, or None for someone who never checked in.
+    """Return the record of one user, or None for who never checked in nor was enrolled.
 
     `interval_s` is how often one should check in.
     """
@@ -54,6 +55,8 @@ async def user(connection: Connection, email: str, interval_s: float) -> StatusR
         return None
     issuer, serial, others, *columns = rows[0]
     record = _record(tuple(columns), interval_s)
+    if record.last_seen is None or record.client_ip is None or record.client_port is None:
+        return record
     newest = Device(issuer, serial, record.last_seen, record.client_ip, record.client_port)
     known = [_device(other) for other in others or ()]
     return dataclasses.replace(record, devices=(newest, *known))
@@ -204,8 +207,9 @@ async def publish(connection: Connection, entries: Sequence[tuple[str, str]]) ->
 def entry(row: Row) -> Event:
     """Return the event of a row of `ENTRY`."""
     seq, event, email, last_seen, client_ip, client_port, at = row
+    seen = None if last_seen is None else _utc(last_seen)
     moment = None if at is None else _utc(at)
-    return Event(seq, event, email, _utc(last_seen), client_ip, client_port, moment)
+    return Event(seq, event, email, seen, client_ip, client_port, moment)
 
 
 def _device(members: dict[str, Any]) -> Device:
@@ -223,7 +227,7 @@ def _record(row: Row, interval_s: float) -> StatusRecord:
     return StatusRecord(
         seq,
         email,
-        _utc(last_seen),
+        None if last_seen is None else _utc(last_seen),
         client_ip,
         client_port,
         presence.state(last_seen, first_seen, offline, now, interval_s),

@@ -28,14 +28,15 @@ from tornado_status.checkin import (
 from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.measure import CheckIns
-from tornado_status.store import migrate, queries
+from tornado_status.store import migrate, people, queries
+from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.bell import Bell
 from tornado_status.store.census import Census
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
 from tornado_status.store.feed import Feed
-from tornado_status.store.sweep import PREPARE_SWEEP, Sweeper
+from tornado_status.store.sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
 
 READERS = 6  # connections for reading: half for requests, half for who follows
 READ_WAIT_S = 3.0  # how long a read waits for one of them
@@ -110,6 +111,7 @@ class Store:
         history: History = _HISTORY,
     ) -> None:
         self._settings = settings
+        self._when = when
         self._interval_s = when.interval_s
         self._log = structlog.get_logger()
         self._embedded: EmbeddedPostgres | None = None
@@ -130,11 +132,12 @@ class Store:
         self.sweeper = Sweeper(
             self._commit,
             self._pool,
-            offline_after_s=when.offline_after_s,
+            when=when,
             every_s=presence.sweep_every_s(when.interval_s),
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
         self.census = Census(self._commit, self._pool, when.interval_s)
+        self._outbox = people.Outbox(self._commit, self._pool)
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._following: list[asyncio.Task[None]] = []
@@ -142,6 +145,7 @@ class Store:
         self.feed = Feed(self, self._bell.listen)
         self._connected_before = False
         self._not_durable: list[str] = []
+        self.alerts = AlertJournal(self._pool)
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
@@ -157,6 +161,7 @@ class Store:
             asyncio.create_task(self._bell.run(), name="store bell"),
             asyncio.create_task(self.feed.run(), name="store feed"),
             asyncio.create_task(self.census.run(), name="census"),
+            asyncio.create_task(self._outbox.run(), name="store outbox"),
         ]
 
     async def wait_connected(self) -> None:
@@ -230,6 +235,14 @@ class Store:
 
         self.submit(check_in, done)
         return await future
+
+    async def enrol(self, email: str) -> bool:
+        """Enrol a (canonical) e-mail; False: it is there already. Raises `StoreUnavailable`."""
+        return bool(people.changed(await self._commit.write(people.enrol([email]))))
+
+    async def remove(self, email: str) -> bool:
+        """Remove an e-mail with its record; False: it is unknown. Raises `StoreUnavailable`."""
+        return bool(people.changed(await self._commit.write(people.remove([email]))))
 
     async def user(self, email: str) -> StatusRecord | None:
         """See `queries.user`. Raises `StoreUnavailable`."""
@@ -354,6 +367,7 @@ class Store:
         renewed = await connection.execute(_RENEW_STREAM)
         if renewed:
             self._log.info("stream of numbers", stream=renewed[0][0])
+        await connection.execute(SAY_SETTINGS, [self._when.interval_s, self._when.offline_after_s])
         await connection.execute(PREPARE_RECORD)
         await connection.execute(PREPARE_SWEEP)
 

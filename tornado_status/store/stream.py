@@ -47,7 +47,7 @@ class StreamState:
 
 async def show(settings: Database) -> StreamState:
     """Return the stream as it is. Raises `ConfigError` and `StoreUnavailable`."""
-    async with _connected(settings, writable=False) as connection:
+    async with connected(settings, writable=False) as connection:
         return await _state(connection, _SHOW)
 
 
@@ -56,7 +56,7 @@ async def renew(settings: Database) -> StreamState:
 
     Raises `ConfigError` and `StoreUnavailable`.
     """
-    async with _connected(settings, writable=True) as connection:
+    async with connected(settings, writable=True) as connection:
         return await _state(connection, _RENEW)
 
 
@@ -71,7 +71,7 @@ async def _state(connection: Connection, sql: str) -> StreamState:
 
 
 @asynccontextmanager
-async def _connected(settings: Database, *, writable: bool) -> AsyncIterator[Connection]:
+async def connected(settings: Database, *, writable: bool) -> AsyncIterator[Connection]:
     """Connect, to an embedded PostgreSQL too: the one of a running server, or started for this."""
     started: EmbeddedPostgres | None = None
     if settings.url == EMBEDDED:

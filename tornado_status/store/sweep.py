@@ -20,6 +20,7 @@ import structlog
 
 from tornado_status import presence
 from tornado_status.checkin import Event, EventKind
+from tornado_status.config import Presence
 from tornado_status.errors import StoreError
 from tornado_status.store.commit import GroupCommit, Work
 from tornado_status.store.database import Connection, Pool, Row
@@ -51,8 +52,12 @@ WITH slice AS MATERIALIZED (
 )
 SELECT h.swept, extract(epoch FROM clock_timestamp() - h.swept_at)::float8,
        (SELECT count(*) FROM old), (SELECT max(seq) FROM old),
-       ARRAY(SELECT seq FROM quiet ORDER BY seq), ARRAY(SELECT email FROM quiet ORDER BY seq)
+       ARRAY(SELECT seq FROM quiet ORDER BY seq), ARRAY(SELECT email FROM quiet ORDER BY seq),
+       h.interval_s, h.offline_after_s
 FROM head h"""
+
+# Each server says when it connects what it was told; the others see it when they look.
+SAY_SETTINGS = "UPDATE head SET interval_s = %s, offline_after_s = %s"
 
 # $1: the cursor that the look began at; another server may have moved it. $2: where it goes.
 # $3: the entries that were found to be somebody's newest. $4: after how long without a sweep we
@@ -128,13 +133,15 @@ class Sweeper:
         commit: GroupCommit,
         pool: Pool,
         *,
-        offline_after_s: float,
+        when: Presence,
         every_s: float,
         retention_s: float,
     ) -> None:
         self._commit = commit
         self._pool = pool
-        self._offline_after_s = offline_after_s
+        self._when = when
+        self._told: list[float] = []
+        self._offline_after_s = when.offline_after_s
         self._every_s = every_s
         self._retention_s = retention_s
         self._swept_at: float | None = None
@@ -218,15 +225,27 @@ class Sweeper:
             await asyncio.sleep(PAUSE_S)
 
     async def _look(self, connection: Connection) -> _Quiet:
-        cursor, ago_s, looked, last, seqs, emails = await connection.fetch_one(
+        cursor, ago_s, looked, last, seqs, emails, *told = await connection.fetch_one(
             _BY_KEY + LOOK_FOR_QUIET,
             {"look": LOOK, "most": MAX_OFFLINE, "offline_after_s": self._offline_after_s},
         )
+        self._compare(told)
         to = cursor if last is None else last
         if len(seqs) == MAX_OFFLINE:
             to = seqs[-1]  # behind it there may be more of them
         more = looked == LOOK or len(seqs) == MAX_OFFLINE
         return _Quiet(cursor, to, seqs, emails, ago_s, more)
+
+    def _compare(self, told: list[float]) -> None:
+        ours = [self._when.interval_s, self._when.offline_after_s]
+        if told not in (ours, self._told):
+            self._log.warning(
+                "another server on this database has other presence settings",
+                interval_s=told[0],
+                offline_after_s=told[1],
+                ours=ours,
+            )
+        self._told = told
 
     def _work(self, quiet: _Quiet) -> Work:
         seqs = ",".join(map(str, quiet.seqs))

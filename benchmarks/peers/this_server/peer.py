@@ -50,6 +50,7 @@ class ThisServer(Peer):
                     {"kind": "broadcast", "address": BROADCAST, **target},
                 ],
             },
+            "access": {"readers": [identities.emails[0]]},  # for the streams alone
             "admin": {"host": LOOPBACK, "port": admin_port},
             "logging": {"format": "json"},
         }

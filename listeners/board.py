@@ -1,0 +1,350 @@
+"""The board: everybody in a live table that fills the terminal, drawn by Textual (extra `board`).
+
+Owns the screen and the keys. Who is here is `people`'s matter, and what is true the listener's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from rich.text import Text
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+from textual.widgets import Input, Static
+
+from listeners.listener import Condition, Counts, Listener
+from listeners.people import Order, People, Person, State
+
+TICK_S = 1.0  # "3 s ago" is right to the second
+DRAW_S = 0.2  # at most so often for what was heard: more is not seen
+SILENCE_S = 15.0  # three of the server's heartbeats: something is wrong
+FRESH_S = 2.0  # how long a row stands out after a check-in
+WARNING_S = 30.0  # how long the listener's last warning stays on the screen
+
+Clock = Callable[[], datetime.datetime]
+
+_GLYPHS = {State.ONLINE: "●", State.LATE: "◐", State.OFFLINE: "○"}
+# The terminal's own colours: right on dark and on light ones.
+_STYLES = {
+    State.ONLINE: Style(color="green"),
+    State.LATE: Style(color="yellow"),
+    State.OFFLINE: Style(dim=True),
+}
+_BOLD, _UNVERIFIED = Style(bold=True), Style(color="red")
+BETWEEN = "  "  # columns
+_BAD, _GOOD = "red", "green"
+
+_STATE, _EMAIL, _SEEN, _ADDRESS, _EVENT = "state", "e-mail", "last seen", "address", "event"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    name: str
+    width: int
+
+
+def columns(width: int) -> list[Column]:
+    """Return what fits into so many cells, from left to right; the e-mail takes what is left."""
+    found = [Column(_STATE, 1 if width < 46 else 9), Column(_SEEN, 10)]
+    if width >= 76:
+        found.append(Column(_ADDRESS, 21 if width < 120 else 47))  # an IPv6 address with its port
+    if width >= 90:
+        found.append(Column(_EVENT, 10))
+    rest = width - sum(column.width for column in found) - len(found) * len(BETWEEN)
+    found.insert(1, Column(_EMAIL, max(1, rest)))
+    return found
+
+
+def ago(seconds: float) -> str:
+    """Return an age in its largest unit: `59 s ago`, `3 min ago`, `2 d ago`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
+    return f"{int(seconds)} s ago"
+
+
+def cell(column: str, width: int, person: Person, state: State, age_s: float) -> str:
+    """Return a person's text in a column, before it is fitted to its width."""
+    match column:
+        case "state":
+            return _GLYPHS[state] if width == 1 else f"{_GLYPHS[state]} {state}"
+        case "e-mail":
+            return person.email
+        case "last seen":
+            return ago(age_s).rjust(width)
+        case "address":
+            if person.client_ip is None:
+                return ""
+            ip = f"[{person.client_ip}]" if ":" in person.client_ip else person.client_ip
+            return f"{ip}:{person.client_port}"
+        case _:
+            return person.event if person.verified else "unverified"
+
+
+def heads(width: int) -> str:
+    """Return the line above the rows."""
+    names = {c: c.name.rjust(c.width) if c.name == _SEEN else c.name for c in columns(width)}
+    return BETWEEN.join(fit(names[c] if c.width > 1 else "", c.width) for c in names).upper()
+
+
+def fit(text: str, width: int) -> str:
+    """Cut or fill a text of single-cell characters to a width."""
+    return text.ljust(width) if len(text) <= width else f"{text[: width - 1]}…"
+
+
+class _Table(ScrollView, can_focus=True):
+    """The rows in view, drawn when they are: ten thousand people cost what a screenful does."""
+
+    DEFAULT_CSS = "_Table { height: 1fr; scrollbar-size: 1 1; }"
+
+    def __init__(self, people: People, *, marks: bool) -> None:
+        super().__init__()
+        self._people = people
+        self._marks = marks
+        self.rows: Sequence[Person] = ()
+        self.now = datetime.datetime.min.replace(tzinfo=datetime.UTC)
+
+    def show(self, rows: Sequence[Person], now: datetime.datetime) -> None:
+        self.rows, self.now = rows, now
+        self.virtual_size = Size(self.scrollable_content_region.width, len(rows))
+        self.refresh()
+
+    def render_line(self, y: int) -> Strip:
+        width = self.scrollable_content_region.width
+        number = y + self.scroll_offset.y
+        if number >= len(self.rows):
+            return Strip.blank(width)
+        person = self.rows[number]
+        state, age_s = self._people.state(person, self.now), person.age_s(self.now)
+        style = _STYLES[state] + (_BOLD if age_s < FRESH_S else Style())
+        if self._marks and not person.verified:
+            style = _UNVERIFIED
+        parts = [
+            Segment(fit(cell(c.name, c.width, person, state, age_s), c.width) + BETWEEN, style)
+            for c in columns(width)
+        ]
+        return Strip(parts).adjust_cell_length(width)
+
+
+class _Search(Input):
+    """The line to search in; Enter and Escape leave it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", show=False)]
+
+    def action_leave(self) -> None:
+        self.value = ""
+        self.post_message(self.Submitted(self, ""))
+
+
+class Board(App[None]):
+    """Shows what `listener` delivers, until that ends, q or Ctrl-C. `title` says what is heard.
+
+    `warn` puts a sentence on the screen. `now` is the wall clock.
+    """
+
+    CSS = """
+    Screen { layout: vertical; }
+    Static { height: 1; }
+    #title, #columns { text-style: bold; }
+    #warning { display: none; height: auto; max-height: 2; }
+    _Search { display: none; height: 1; border: none; padding: 0; }
+    """
+    ENABLE_COMMAND_PALETTE = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c,ctrl+q", "quit", priority=True, show=False),
+        Binding("q", "quit", show=False),
+        # Priority, so that what is typed right behind it is searched for.
+        Binding("slash", "search", priority=True, show=False),
+        Binding("s", "order", show=False),
+        Binding("r", "reverse", show=False),
+        Binding("f", "filter", show=False),
+        Binding("escape", "everybody", show=False),
+    ]
+
+    def __init__(
+        self,
+        listener: Listener,
+        people: People,
+        title: str,
+        *,
+        marks: bool = True,
+        now: Clock = lambda: datetime.datetime.now(datetime.UTC),
+    ) -> None:
+        super().__init__(ansi_color=True)
+        self.title = f"Who is here ({title})"
+        self.shown = 0
+        self.failure: BaseException | None = None
+        self._listener = listener
+        self._people = people
+        self._now = now
+        self._order = Order.EMAIL
+        self._descending = False
+        self._only: State | None = None
+        self._search = ""
+        self._changed = True
+        self._warned_at = float("-inf")
+        self._table = _Table(people, marks=marks)
+
+    # ------------------------------------------------------------------------------- its life
+
+    def compose(self) -> ComposeResult:
+        yield Static(Text(self.title, no_wrap=True, overflow="ellipsis"), id="title")
+        yield Static(id="columns")
+        yield self._table
+        yield Static(id="warning")
+        yield _Search(id="search", placeholder="part of an e-mail or address")
+        yield Static(id="counts")
+        yield Static(id="condition")
+        yield Static(id="keys")
+
+    def on_mount(self) -> None:
+        self._table.focus()
+        self.run_worker(self._listen(), exit_on_error=False)
+        self.set_interval(TICK_S, self.draw)
+        self.set_interval(DRAW_S, self._draw_if_changed)
+
+    async def _listen(self) -> None:
+        try:
+            async for delivery in self._listener:
+                self._people.take(delivery)
+                self._people.repairs = self._listener.condition.repairs
+                self.shown += 1
+                self._changed = True
+        except Exception as error:  # the caller's: it is raised again once the screen is restored
+            self.failure = error
+        self.exit()
+
+    def warn(self, sentence: str) -> None:
+        """Show a sentence for a while."""
+        self._warned_at = time.monotonic()
+        warning = self.query_one("#warning", Static)
+        warning.update(Text(f"Warning: {sentence}", style=_BAD, overflow="ellipsis"))
+        warning.display = True
+
+    # ------------------------------------------------------------------------------ the screen
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self.draw)
+
+    def _draw_if_changed(self) -> None:
+        if self._changed:
+            self.draw()
+
+    def draw(self) -> None:
+        """Show what is known now."""
+        self._changed = False
+        now = self._now()
+        rows = self._people.rows(
+            now,
+            order=self._order,
+            descending=self._descending,
+            search=self._search,
+            only=self._only,
+        )
+        self._table.show(rows, now)
+        self._say("#columns", Text(heads(self._table.scrollable_content_region.width)))
+        self._say("#counts", self._counts(now, len(rows)))
+        self._say("#condition", condition_line(self._listener.condition, self._listener.counts))
+        self._say("#keys", self._keys())
+        if time.monotonic() - self._warned_at > WARNING_S:
+            self.query_one("#warning").display = False
+
+    def _say(self, where: str, text: Text) -> None:
+        text.no_wrap, text.overflow = True, "ellipsis"
+        self.query_one(where, Static).update(text)
+
+    def _counts(self, now: datetime.datetime, rows: int) -> Text:
+        counts = self._people.count(now)
+        text = Text()
+        for state in State:
+            text.append(f"{_GLYPHS[state]} {counts[state]} {state}  ", _STYLES[state])
+        text.append(f"of {len(self._people)}")
+        if rows != len(self._people):
+            text.append(f", {rows} shown", "bold")
+        return text
+
+    def _keys(self) -> Text:
+        order = f"{self._order}{' (reversed)' if self._descending else ''}"
+        parts = [
+            ("/", f" search{f' [{self._search}]' if self._search else ''}  "),
+            ("s", f" sort: {order}  "),
+            ("r", " reverse  "),
+            ("f", f" show: {self._only or 'all'}  "),
+            ("q", " quit"),
+        ]
+        text = Text()
+        for key, meaning in parts:
+            text.append(key, "bold").append(meaning)
+        return text
+
+    # -------------------------------------------------------------------------------- the keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Let a slash be a slash while it is searched for."""
+        return not (action == "search" and self.query_one(_Search).has_focus)
+
+    def action_order(self) -> None:
+        orders = list(Order)
+        self._order = orders[(orders.index(self._order) + 1) % len(orders)]
+        self._descending = False
+        self.draw()
+
+    def action_reverse(self) -> None:
+        self._descending = not self._descending
+        self.draw()
+
+    def action_filter(self) -> None:
+        choices = [None, *State]
+        self._only = choices[(choices.index(self._only) + 1) % len(choices)]
+        self._table.scroll_home(animate=False)
+        self.draw()
+
+    def action_everybody(self) -> None:
+        self._search, self._only = "", None
+        self.query_one(_Search).value = ""
+        self.draw()
+
+    def action_search(self) -> None:
+        search = self.query_one(_Search)
+        search.display = True
+        # Not `focus`, which takes effect later: the next key may be here already.
+        self.screen.set_focus(search)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._search = event.value
+        self._table.scroll_home(animate=False)
+        self.draw()
+
+    def on_input_submitted(self) -> None:
+        self.screen.set_focus(self._table)
+        self.query_one(_Search).display = False
+
+
+def condition_line(condition: Condition, counts: Counts) -> Text:
+    """Say in one line whether what is on the screen can be relied on."""
+    text = Text()
+    silent_s = condition.silent_s
+    if condition.trouble is not None:
+        text.append(f"cannot repair: {condition.trouble}", _BAD)
+    elif silent_s is None:
+        text.append("nothing heard yet", "yellow")
+    elif silent_s > SILENCE_S:
+        text.append(f"nothing heard for {ago(silent_s).removesuffix(' ago')}", _BAD)
+    elif counts.lag:
+        text.append("repairing" if condition.repairs else "waiting", "yellow")
+    else:
+        text.append("live", _GOOD)
+    if not condition.repairs:
+        text.append(" (only what is heard: no reader's certificate)", "yellow")
+    text.append(f"  lag {counts.lag}, {counts.repaired} repaired, {counts.missed} missed")
+    text.append(f", {counts.refused.total()} refused", _BAD if counts.refused else "")
+    return text

@@ -1,0 +1,162 @@
+"""One receiver over HTTP: certificates verified, redirects not followed, everything bounded.
+
+A name that does not resolve, a receiver that never answers or never ends: each costs its own
+connection and its own thread, and nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.httputil import HTTPInputError
+from tornado.netutil import Resolver
+from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+
+from tornado_status.errors import ConfigError
+
+MAX_ANSWER = 64 * 1024  # bytes of an answer that nobody reads: beyond it the receiver is at fault
+MAX_RETRY_AFTER_S = 3600.0  # a receiver that asks for more is asked again all the same
+
+
+class NotDelivered(Exception):
+    """The receiver did not say 2xx. The message names host and fault, never the whole URL."""
+
+    def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Webhook:
+    """Posts to one URL, one request at a time. `ca`: the CA of its certificate, if not public."""
+
+    def __init__(self, url: str, ca: Path | None, timeout_s: float) -> None:
+        self._url = url
+        self._timeout_s = timeout_s
+        parts = urlsplit(url)
+        self.where = (
+            f"{parts.hostname} port {parts.port or (443 if parts.scheme == 'https' else 80)}"
+        )
+        try:
+            self._context = ssl.create_default_context(cafile=ca)
+        except OSError as error:
+            raise ConfigError(f"{ca} holds no CA certificate in PEM form") from error
+        # Certificates made with the openssl command must do.
+        self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        self._resolver = _Resolver()
+        self._client: SimpleAsyncHTTPClient | None = None
+
+    async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
+        """Return the status, a 2xx. Raises `NotDelivered`."""
+        if self._client is None:
+            self._client = SimpleAsyncHTTPClient(
+                force_instance=True,
+                max_clients=1,
+                resolver=self._resolver,
+                max_body_size=MAX_ANSWER,
+                max_header_size=MAX_ANSWER,
+            )
+        request = HTTPRequest(
+            self._url,
+            method="POST",
+            headers={"Content-Type": "application/json", **headers},
+            body=body,
+            follow_redirects=False,
+            decompress_response=False,
+            connect_timeout=self._timeout_s,
+            request_timeout=self._timeout_s,
+            ssl_options=self._context,
+            user_agent="tornado-status",
+        )
+        try:
+            response = await self._client.fetch(request, raise_error=False)
+        except HTTPTimeoutError as error:
+            raise NotDelivered(f"no answer from {self.where} in {self._timeout_s:g} s") from error
+        except ssl.SSLCertVerificationError as error:
+            raise NotDelivered(
+                f"the certificate of {self.where} is not trusted ({error.verify_message})"
+            ) from error
+        except (HTTPClientError, HTTPInputError, OSError, ValueError) as error:
+            raise NotDelivered(f"no answer from {self.where} ({_reason(error)})") from error
+        if 200 <= response.code < 300:
+            return response.code
+        followed = ": redirects are not followed" if 300 <= response.code < 400 else ""
+        raise NotDelivered(
+            f"{self.where} answered {response.code}{followed}",
+            _seconds(response.headers.get("Retry-After", "")),
+        )
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+
+class _Resolver(Resolver):
+    """Resolves in a thread of its own, which neither the server nor its end ever waits for."""
+
+    @classmethod
+    def configurable_base(cls) -> type[Resolver]:
+        return _Resolver
+
+    @classmethod
+    def configurable_default(cls) -> type[Resolver]:
+        return _Resolver
+
+    def initialize(self) -> None:
+        self._busy = False
+
+    def close(self) -> None:
+        pass
+
+    async def resolve(
+        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[tuple[int, Any]]:
+        if self._busy:
+            raise OSError("the name server has not answered yet")
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[tuple[int, Any]]] = loop.create_future()
+
+        def settle(found: list[tuple[int, Any]], error: OSError | None) -> None:
+            if answer.done():
+                return
+            if error is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(found)
+
+        def look_up() -> None:
+            found: list[tuple[int, Any]] = []
+            problem: OSError | None = None
+            try:
+                infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
+                found = [(info[0], info[4]) for info in infos]
+            except (OSError, UnicodeError) as error:
+                problem = OSError(f"the name {host} was not found: {error}")
+            self._busy = False
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(settle, found, problem)
+
+        self._busy = True
+        threading.Thread(target=look_up, name="alert resolver", daemon=True).start()
+        return await answer
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # An exception's first line, without a URL: our own words and those of Tornado have none.
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _seconds(text: str) -> float:
+    text = text.strip()
+    number = float(text) if text.isascii() and text.isdecimal() and len(text) < 10 else 0.0
+    return min(number, MAX_RETRY_AFTER_S)

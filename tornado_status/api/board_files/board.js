@@ -1,0 +1,114 @@
+// The board: binds the model and its feed to the page.
+
+import { Chart } from "./chart.js";
+import { Feed } from "./feed.js";
+import { Model, Rate } from "./model.js";
+import { Table } from "./table.js";
+import { Timeline } from "./timeline.js";
+
+const CHART_S = 300;
+const REDRAW_MS = 250; // at most so often, however fast events come
+const SAID_MS = 3000; // for screen readers: not more often than one can listen
+
+const page = document.documentElement.dataset;
+const find = (selector) => document.querySelector(selector);
+const view = { filter: "all", search: "", sort: "email", descending: false };
+
+const model = new Model(Number(page.lateAfterS));
+const rate = new Rate(CHART_S);
+const feed = new Feed(model, rate, say, onEvent);
+const table = new Table(find("#scroll"), find("#table"), find("#rows"), (user) =>
+  timeline.open(user, model.state(user, feed.now())),
+);
+const chart = new Chart(find("#chart"));
+const timeline = new Timeline(find("#user"), () => feed.now(), Number(page.offlineAfterS) * 1000);
+
+let drawn = -1, drawnSecond = 0, drawnLoads = 0, saying = 0;
+const said = [];
+
+function say(state, text) {
+  const place = find("#connection");
+  if (place.dataset.state === state && place.textContent === text) return;
+  place.dataset.state = state;
+  place.textContent = text;
+}
+
+function onEvent(event) {
+  const user = model.users.get(event.email);
+  if (user && timeline.email === event.email) timeline.take(event, model.state(user, feed.now()));
+  if (event.event === "offline" || event.event === "back" || event.event === "new") {
+    said.push(`${event.email} ${event.event}`);
+    if (!saying) saying = setTimeout(tell, SAID_MS);
+  }
+}
+
+function tell() {
+  saying = 0;
+  find("#said").textContent = said.length > 3 ? `${said.length} changes` : said.join(", ");
+  said.length = 0;
+}
+
+function draw(force) {
+  const now = feed.now();
+  const second = Math.floor(now / 1000);
+  if (!force && drawn === model.changes && drawnSecond === second) return;
+  drawn = model.changes;
+  if (drawnSecond !== second || drawnLoads !== feed.loads) {
+    drawnSecond = second;
+    drawnLoads = feed.loads;
+    const [times, counts] = rate.series(now);
+    chart.show([times, counts]);
+    find("#rate-now").textContent = counts.at(-1) ?? "";
+  }
+  const counts = model.counts(now);
+  for (const button of document.querySelectorAll("#states button")) {
+    button.firstChild.textContent = counts[button.dataset.filter].toLocaleString();
+  }
+  const users = model.select(view, now);
+  table.show(users, (user) => model.state(user, now), now);
+  const all = users.length === model.users.size;
+  find("#shown").textContent = all ? "" : `${users.length.toLocaleString()} of ${model.users.size.toLocaleString()}`;
+  const nobody = find("#nobody");
+  nobody.hidden = users.length > 0 || find("#connection").dataset.state === "loading";
+  nobody.textContent = model.users.size ? "Nobody matches." : "Nobody has checked in yet.";
+}
+
+find("#search").addEventListener("input", (event) => {
+  view.search = event.target.value;
+  find("#scroll").scrollTop = 0;
+  draw(true);
+});
+
+find("#states").addEventListener("click", (event) => {
+  const chosen = event.target.closest("button");
+  if (!chosen) return;
+  view.filter = chosen.dataset.filter;
+  for (const button of find("#states").children) button.setAttribute("aria-pressed", button === chosen);
+  find("#scroll").scrollTop = 0;
+  draw(true);
+});
+
+find("thead").addEventListener("click", (event) => {
+  const head = event.target.closest("th");
+  if (!head) return;
+  view.descending = view.sort === head.dataset.sort && !view.descending;
+  view.sort = head.dataset.sort;
+  for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", view.descending ? "descending" : "ascending");
+  draw(true);
+});
+
+document.addEventListener("keydown", (event) => {
+  const search = find("#search");
+  if (event.key === "/" && document.activeElement !== search && !find("#user").open) {
+    event.preventDefault();
+    search.focus();
+  } else if (event.key === "ArrowDown" && document.activeElement === search) {
+    event.preventDefault();
+    if (table.users.length) table.focus(0);
+  }
+});
+
+setInterval(draw, REDRAW_MS);
+addEventListener("online", () => feed.start());
+feed.start();

@@ -1,0 +1,136 @@
+// What is known: a record for each user, and how many check-ins came in each second. No DOM here.
+
+export const STATES = ["online", "new", "late", "offline"];
+
+const CHECK_INS = new Set(["check-in", "new", "back"]);
+const RANK = { offline: 0, late: 1, new: 2, online: 3 };
+
+export class Model {
+  constructor(lateAfterS) {
+    this.lateAfterMs = lateAfterS * 1000;
+    this.users = new Map();
+    this.changes = 0; // moves with every change of the set of users or of a record
+  }
+
+  clear() {
+    this.users.clear();
+    this.changes++;
+  }
+
+  // Takes a record of /api/users. An event that came first, and is newer, stays.
+  put(record) {
+    const known = this.users.get(record.email);
+    if (known && known.seq > record.seq) return;
+    this.users.set(record.email, {
+      email: record.email,
+      seq: record.seq,
+      seenMs: time(record.last_seen),
+      firstMs: time(record.first_seen),
+      offline: record.state === "offline",
+      address: address(record.client_ip, record.client_port),
+    });
+    this.changes++;
+  }
+
+  // Takes an event of the stream; returns whether it was news.
+  apply(event) {
+    let user = this.users.get(event.email);
+    if (user && event.seq <= user.seq) return false;
+    this.changes++;
+    if (event.event === "removed") return this.users.delete(event.email);
+    if (!user) {
+      user = { email: event.email, seq: 0, seenMs: null, firstMs: null, offline: false, address: "" };
+      this.users.set(event.email, user);
+    }
+    user.seq = event.seq;
+    if (event.event === "offline") {
+      user.offline = true;
+    } else if (CHECK_INS.has(event.event)) {
+      user.offline = false;
+      user.seenMs = time(event.last_seen);
+      user.address = address(event.client_ip, event.client_port);
+      if (event.event === "new") user.firstMs = user.seenMs;
+    }
+    return true;
+  }
+
+  state(user, nowMs) {
+    if (user.offline) return "offline";
+    if (user.seenMs === null) return "new";
+    if (nowMs - user.seenMs > this.lateAfterMs) return "late";
+    return user.seenMs === user.firstMs ? "new" : "online";
+  }
+
+  counts(nowMs) {
+    const counts = { all: this.users.size, online: 0, new: 0, late: 0, offline: 0 };
+    for (const user of this.users.values()) counts[this.state(user, nowMs)]++;
+    return counts;
+  }
+
+  // Returns the users who match, in order. `sort` is email, seen, state or address.
+  select({ filter, search, sort, descending }, nowMs) {
+    const wanted = search.trim().toLowerCase();
+    const found = [];
+    for (const user of this.users.values()) {
+      if (filter !== "all" && this.state(user, nowMs) !== filter) continue;
+      if (wanted && !user.email.includes(wanted) && !user.address.includes(wanted)) continue;
+      found.push(user);
+    }
+    const byEmail = (a, b) => (a.email < b.email ? -1 : a.email > b.email ? 1 : 0);
+    const orders = {
+      email: byEmail,
+      seen: (a, b) => (b.seenMs ?? 0) - (a.seenMs ?? 0) || byEmail(a, b),
+      state: (a, b) => RANK[this.state(a, nowMs)] - RANK[this.state(b, nowMs)] || byEmail(a, b),
+      address: (a, b) => a.address.localeCompare(b.address, undefined, { numeric: true }) || byEmail(a, b),
+    };
+    found.sort(orders[sort]);
+    return descending ? found.reverse() : found;
+  }
+}
+
+// Check-ins of each of the last `seconds`, counted by when they were committed.
+export class Rate {
+  constructor(seconds) {
+    this.seconds = seconds;
+    this.counts = new Map();
+    this.knownFrom = 0; // seconds since the epoch; before that nothing is known
+  }
+
+  add(event) {
+    if (!CHECK_INS.has(event.event)) return;
+    const second = Math.floor(time(event.last_seen) / 1000);
+    this.counts.set(second, (this.counts.get(second) ?? 0) + 1);
+  }
+
+  // Returns [seconds, counts], the second under way left out. Forgets what is older.
+  series(nowMs) {
+    const last = Math.floor(nowMs / 1000) - 1;
+    const first = last - this.seconds + 1;
+    for (const second of this.counts.keys()) if (second < first) this.counts.delete(second);
+    const times = [], counts = [];
+    for (let second = first; second <= last; second++) {
+      times.push(second);
+      counts.push(second < this.knownFrom ? null : this.counts.get(second) ?? 0);
+    }
+    return [times, counts];
+  }
+}
+
+export function time(text) {
+  return text ? Date.parse(text) : null;
+}
+
+export function address(ip, port) {
+  if (!ip) return "";
+  return ip.includes(":") ? `[${ip}]:${port}` : `${ip}:${port}`;
+}
+
+export function ago(ms) {
+  if (ms === null) return "never";
+  const s = Math.max(0, Math.floor(ms / 1000));
+  if (s < 60) return `${s} s ago`;
+  if (s < 3600) return `${Math.floor(s / 60)} min ago`;
+  if (s < 86400) return `${Math.floor(s / 3600)} h ago`;
+  const days = Math.floor(s / 86400);
+  return days === 1 ? "1 day ago" : `${days} days ago`;
+}

@@ -1,0 +1,138 @@
+// One user: what is known, when the user was here, and the entries of the log behind it.
+
+import { ago, address, time } from "./model.js";
+
+const PAGE = 200;
+const LEAST_MS = 600e3; // shown of the time line, however new the user is
+
+export class Timeline {
+  // `now()` is the server's clock in milliseconds; `offlineAfterMs` of silence mean offline.
+  constructor(dialog, now, offlineAfterMs) {
+    this.dialog = dialog;
+    this.now = now;
+    this.offlineAfterMs = offlineAfterMs;
+    this.find = (id) => dialog.querySelector(id);
+    this.find("#user-close").addEventListener("click", () => dialog.close());
+    dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    this.find("#history-more").addEventListener("click", () => this.more());
+  }
+
+  get email() {
+    return this.dialog.open ? this.user.email : null;
+  }
+
+  open(user, state) {
+    this.user = user;
+    this.entries = [];
+    this.next = `/api/users/${encodeURIComponent(user.email)}/history?limit=${PAGE}`;
+    this.find("#user-title").textContent = user.email;
+    this.find("#history").replaceChildren();
+    this.facts(state);
+    this.drawLine();
+    this.dialog.showModal();
+    this.more();
+  }
+
+  // A new event of the user who is shown.
+  take(event, state) {
+    this.entries.unshift(event);
+    this.find("#history").prepend(entry(event));
+    this.facts(state);
+    this.drawLine();
+  }
+
+  facts(state) {
+    const { seenMs, firstMs, address } = this.user;
+    const facts = [
+      ["State", state],
+      ["Last seen", seenMs === null ? "never" : `${moment(seenMs)}, ${ago(this.now() - seenMs)}`],
+      ["First seen", firstMs === null ? "never" : moment(firstMs)],
+      ["Address", address || "none"],
+    ];
+    this.find("#user-facts").replaceChildren(
+      ...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
+    );
+  }
+
+  async more() {
+    const { user, next } = this;
+    const button = this.find("#history-more");
+    button.disabled = true;
+    try {
+      const response = await fetch(next);
+      if (!response.ok) throw new Error(`${response.status}`);
+      const page = await response.json();
+      if (this.user !== user || this.next !== next) return;
+      const newest = this.entries.at(-1)?.seq ?? Infinity;
+      const older = page.events.filter((event) => event.seq < newest);
+      this.entries.push(...older);
+      this.find("#history").append(...older.map(entry));
+      this.next = page.next;
+      button.hidden = !page.next;
+      this.drawLine();
+    } catch {
+      button.hidden = false;
+    } finally {
+      button.disabled = false;
+    }
+  }
+
+  drawLine() {
+    const line = this.find("#line");
+    const end = this.now();
+    const times = this.entries.map((event) => time(event.last_seen)).filter(Boolean);
+    const start = Math.min(...times, end - LEAST_MS);
+    const spans = here(this.entries, end, this.offlineAfterMs);
+    line.replaceChildren(
+      ...spans.map(([from, to]) => {
+        const span = document.createElement("span");
+        span.style.left = `min(${(100 * (from - start)) / (end - start)}%, 100% - 3px)`;
+        span.style.width = `${(100 * (to - from)) / (end - start)}%`;
+        span.title = `${moment(from)} to ${moment(to)}`;
+        return span;
+      }),
+    );
+    const words = spans.map(([from, to]) => `${moment(from)} to ${moment(to)}`).join("; ");
+    line.setAttribute("aria-label", words ? `Here from ${words}` : "Not here in the time shown");
+    const [left, right] = this.find("#line-scale").children;
+    left.textContent = moment(start);
+    right.textContent = "now";
+  }
+}
+
+// Returns when the user was here, as [from, to], from entries with the newest first.
+export function here(entries, nowMs, offlineAfterMs) {
+  const spans = [];
+  let from = null, last = null;
+  for (const event of [...entries].reverse()) {
+    const at = time(event.last_seen);
+    if (event.event === "offline") {
+      if (from !== null) spans.push([from, last]);
+      from = last = null;
+    } else if (at !== null && event.event !== "enrolled") {
+      from ??= at;
+      last = at;
+    }
+  }
+  if (from !== null) spans.push([from, nowMs - last > offlineAfterMs ? last : nowMs]);
+  return spans;
+}
+
+function entry(event) {
+  const item = document.createElement("li");
+  const at = time(event.last_seen);
+  const name = element("b", event.event);
+  name.dataset.event = event.event;
+  item.append(name, element("time", at === null ? "" : moment(at)), element("span", address(event.client_ip, event.client_port)));
+  return item;
+}
+
+function element(tag, text) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  return made;
+}
+
+function moment(ms) {
+  return new Date(ms).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "medium" });
+}

@@ -1,0 +1,93 @@
+"""How a NATS broker is named: addresses, subject, and the files that open it. Pure.
+
+Shared by the server, which publishes, and the listeners, which subscribe.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+PORT = 4222
+SUBJECT = "status"
+
+# A wildcard would make a publisher's subject unclear, and a stream that takes in everything.
+_SUBJECT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_STREAM = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A broker, or the members of a cluster, and what it takes to be let in.
+
+    `ca` is None for the system's own; with one, or with an address tls://, nothing but TLS will do.
+    """
+
+    addresses: tuple[str, ...]
+    subject: str = SUBJECT
+    user: str | None = None
+    password_file: Path | None = None
+    ca: Path | None = None
+    certificate: Path | None = None
+    private_key: Path | None = None
+
+    def __str__(self) -> str:
+        return ",".join(self.addresses)
+
+    @property
+    def needs_tls(self) -> bool:
+        """Whether a broker without TLS is refused."""
+        named = any(address.startswith("tls://") for address in self.addresses)
+        return named or self.ca is not None or self.certificate is not None
+
+
+def parse_addresses(text: str) -> tuple[str, ...]:
+    """Return `nats://host:port` or `tls://host:port` for each of a comma-separated list.
+
+    Raises `ValueError`, whose message never repeats the text: it may hold a password.
+    """
+    return tuple(_parse_address(part.strip()) for part in text.split(","))
+
+
+def check_subject(text: str) -> str:
+    """Return `text`. Raises `ValueError` where it is no subject, or one with a wildcard."""
+    if not _SUBJECT.fullmatch(text):
+        raise ValueError("expected a subject of letters, digits, - and _, with dots between them")
+    return text
+
+
+def check_stream(text: str) -> str:
+    """Return `text`. Raises `ValueError` where JetStream would not take it as a stream's name."""
+    if not _STREAM.fullmatch(text):
+        raise ValueError("expected a stream's name of letters, digits, - and _")
+    return text
+
+
+def check_credentials(broker: Broker) -> None:
+    """Raise `ValueError`, beginning with the key, where half of something is missing."""
+    if broker.user is not None and broker.password_file is None:
+        raise ValueError("password_file: needed with user")
+    if broker.password_file is not None and broker.user is None:
+        raise ValueError("user: needed with password_file")
+    if broker.certificate is not None and broker.private_key is None:
+        raise ValueError("private_key: needed with certificate")
+    if broker.private_key is not None and broker.certificate is None:
+        raise ValueError("certificate: needed with private_key")
+
+
+def _parse_address(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port or PORT
+    except ValueError:
+        raise ValueError("expected nats://host:4222 or tls://host:4222") from None
+    if parts.username is not None or "@" in text:
+        raise ValueError(
+            "expected no user or password in it, since addresses are shown: see password_file"
+        )
+    beyond = parts.path.strip("/") or parts.query or parts.fragment
+    if parts.scheme not in ("nats", "tls") or not host or beyond:
+        raise ValueError("expected nats://host:4222 or tls://host:4222")
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -1,0 +1,168 @@
+"""One connection to a NATS broker, from its beginning to its end; who uses it begins the next one.
+
+The client library reconnects by itself, too, but keeps what it was given meanwhile without saying
+so. Here a connection that breaks is over, and what was not confirmed on it is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from tornado_status.brokers import Broker
+from tornado_status.errors import BrokerError, ConfigError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Client
+
+CONNECT_S = 3.0  # to connect, or to close: also across a continent it takes a fraction
+PING_S = 10  # a broker that does not answer two of them is gone, whatever TCP thinks
+RETRY_S = 0.5  # between two attempts: a broker that is back is used within a second
+PENDING_BYTES = 8 * 1024 * 1024  # what the library may hold of what is being written
+
+
+class Connection:
+    """A connection in use: the library's `client`, and `ended`, set once it broke."""
+
+    def __init__(self, client: Client, ended: asyncio.Event, where: str) -> None:
+        self.client = client
+        self.ended = ended
+        self.where = where
+
+
+def check_files(broker: Broker) -> None:
+    """Read every file once, so that what is wrong with one is told at the start.
+
+    Raises `ConfigError`, also where the library is missing.
+    """
+    _library()
+    try:
+        _context(broker)
+        _password(broker)
+    except BrokerError as error:
+        raise ConfigError(str(error)) from error
+
+
+@contextlib.asynccontextmanager
+async def connected(broker: Broker, name: str) -> AsyncIterator[Connection]:
+    """Connect, and close at the end. Raises `BrokerError` with the reason in one sentence."""
+    nats = _library()
+    ended = asyncio.Event()
+    last: list[Exception] = []
+
+    async def on_error(error: Exception) -> None:
+        last.append(error)
+        del last[:-1]
+
+    async def on_closed() -> None:
+        ended.set()
+
+    context = _context(broker)
+    credentials: dict[str, Any] = {}
+    if broker.user is not None:
+        password = _password(broker)
+
+        def reveal() -> str:
+            # Called when the handshake, if any, is over: never to who only claims to be the broker.
+            if context is not None and broker.needs_tls and not context.used:
+                raise ConnectionError("the broker offers no TLS, which is asked for")
+            return password
+
+        credentials = {"user": broker.user, "password": reveal}
+    client: Client = nats.NATS()
+    try:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await client.connect(
+                    list(broker.addresses),
+                    name=name,
+                    tls=context,
+                    allow_reconnect=False,
+                    max_reconnect_attempts=1,
+                    reconnect_time_wait=0,
+                    connect_timeout=CONNECT_S,  # type: ignore[arg-type] # fractions are fine
+                    ping_interval=PING_S,
+                    max_outstanding_pings=2,
+                    pending_size=PENDING_BYTES,
+                    error_cb=on_error,
+                    closed_cb=on_closed,
+                    **credentials,
+                )
+            if context is not None and broker.needs_tls and not context.used:
+                raise ConnectionError("the broker offers no TLS, which is asked for")
+        except (OSError, nats.errors.Error) as error:
+            said: Exception = error
+            if isinstance(error, TimeoutError | nats.errors.NoServersError) and last:
+                said = last[-1]
+            raise BrokerError("connect", f"cannot reach {broker}: {_sentence(said)}") from error
+        where = client.connected_url.netloc if client.connected_url is not None else str(broker)
+        yield Connection(client, ended, where)
+    finally:
+        with contextlib.suppress(OSError, nats.errors.Error):
+            async with asyncio.timeout(CONNECT_S):
+                await client.close()
+
+
+def _library() -> Any:
+    # Imported here, for whoever has no broker: it takes longer than all of the listener.
+    try:
+        import nats
+    except ImportError as error:
+        raise ConfigError("NATS needs the package nats-py: pip install nats-py") from error
+    return nats
+
+
+class _Context(ssl.SSLContext):
+    """Knows whether it was used: the library asks the broker whether there should be TLS."""
+
+    used = False
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        self.used = True
+        return super().wrap_bio(*arguments, **named)
+
+
+def _context(broker: Broker) -> _Context | None:
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+    file = broker.ca
+    try:
+        if file is not None:
+            context.load_verify_locations(file)
+        else:
+            context.load_default_certs()
+        file = broker.certificate
+        if file is not None:
+            context.load_cert_chain(file, broker.private_key, password=_no_passphrase)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        reason: object = error.strerror if isinstance(error, OSError) else error
+        if isinstance(error, ssl.SSLError):
+            reason = "no certificate, or not its key"
+        raise BrokerError("files", f"cannot use {file}: {reason}") from error
+    return context
+
+
+def _no_passphrase() -> str:
+    raise ValueError("its private key needs a passphrase")
+
+
+def _password(broker: Broker) -> str:
+    if broker.password_file is None:
+        return ""
+    try:
+        text = broker.password_file.read_text("utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "expected text"
+        raise BrokerError("files", f"cannot read {broker.password_file}: {reason}") from error
+    return text.rstrip("\r\n")
+
+
+def _sentence(error: Exception) -> str:
+    text = (getattr(error, "strerror", None) or str(error)).removeprefix("nats: ").strip()
+    if isinstance(error, ssl.SSLCertVerificationError):
+        text = f"its certificate is refused: {error.verify_message}"
+    elif isinstance(error, TimeoutError) or not text:
+        text = "no answer"
+    return " ".join(text.split())

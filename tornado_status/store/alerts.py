@@ -1,0 +1,193 @@
+"""What alerts keep in the database: a cursor and a lease for each, and the messages that wait.
+
+Nothing here touches the log's head or the tables of check-ins but to read them.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+
+from tornado_status.checkin import Event
+from tornado_status.errors import StoreUnavailable
+from tornado_status.messages import Cursor, Message, Return, moment
+from tornado_status.store.database import Pool, Row, StatementFailed
+from tornado_status.store.queries import ENTRY, entry
+
+FORGOTTEN_DAYS = 30  # an alert that no server has served for so long is gone from every config
+
+
+class AlertJournal:
+    """The cursors and queues of all alerts. Every method raises `StoreUnavailable`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def adopt(self, names: Sequence[str]) -> None:
+        """Let alerts that are new begin at the log's head, and forget those long gone."""
+        await self._execute(
+            "INSERT INTO alert (name, stream, seq, leased_until)"
+            " SELECT name, h.stream, h.seq, now() FROM unnest(%s::text[]) name, head h"
+            " ORDER BY name ON CONFLICT (name) DO NOTHING",
+            [list(names)],
+        )
+        await self._execute(
+            "DELETE FROM alert WHERE name <> ALL(%s)"
+            " AND leased_until < now() - %s * interval '1 day'",
+            [list(names), FORGOTTEN_DAYS],
+        )
+
+    async def look(self, name: str, holder: uuid.UUID, renew_s: float) -> Cursor:
+        """Say where an alert stands. `held` only if the lease lasts `renew_s` more seconds."""
+        rows = await self._execute(
+            "SELECT a.stream, a.seq, h.stream, h.seq,"
+            " a.holder = %(holder)s AND a.leased_until > now() + %(renew)s * interval '1 second',"
+            " a.holder IS NULL OR a.holder = %(holder)s OR a.leased_until < now(),"
+            " EXISTS (SELECT FROM alert_message m WHERE m.name = a.name AND m.next_at <= now())"
+            " FROM alert a, head h WHERE a.name = %(name)s",
+            {"name": name, "holder": str(holder), "renew": renew_s},
+        )
+        if not rows:
+            raise StoreUnavailable(f"alert {name} is not in the database")
+        followed, seq, stream, head, held, free, due = rows[0]
+        return Cursor(
+            uuid.UUID(followed), seq, uuid.UUID(stream), head, bool(held), bool(free), due
+        )
+
+    async def lease(self, name: str, holder: uuid.UUID, seconds: float) -> bool:
+        """Take or renew the lease. False: another server holds it."""
+        rows = await self._execute(
+            "UPDATE alert SET holder = %(holder)s,"
+            " leased_until = now() + %(seconds)s * interval '1 second' WHERE name = %(name)s"
+            " AND (holder IS NULL OR holder = %(holder)s OR leased_until < now()) RETURNING 1",
+            {"name": name, "holder": str(holder), "seconds": seconds},
+        )
+        return bool(rows)
+
+    async def release(self, holder: uuid.UUID) -> None:
+        """Give all leases back: another server goes on at once."""
+        await self._execute(
+            "UPDATE alert SET holder = NULL, leased_until = now() WHERE holder = %s RETURNING 1",
+            [str(holder)],
+        )
+
+    async def scan(self, after: int, last: int, kinds: Sequence[str]) -> tuple[int, list[Event]]:
+        """Return the log's entries of these kinds with numbers above `after`, up to `last`.
+
+        And the first number that is kept; above `after` + 1 it says that some were pruned.
+        """
+        rows = await self._execute(
+            "SELECT (SELECT seq FROM check_in WHERE seq > %(after)s ORDER BY seq LIMIT 1),"  # noqa: S608
+            f" {ENTRY}"
+            " FROM (VALUES (1)) one LEFT JOIN check_in c"
+            " ON c.seq > %(after)s AND c.seq <= %(last)s AND c.event = ANY(%(kinds)s)"
+            " ORDER BY c.seq",
+            {"after": after, "last": last, "kinds": list(kinds)},
+        )
+        first = rows[0][0]
+        return (after + 1 if first is None else first), [
+            entry(row[1:]) for row in rows if row[1] is not None
+        ]
+
+    async def advance(
+        self,
+        name: str,
+        holder: uuid.UUID,
+        stream: uuid.UUID,
+        seq: int,
+        events: Sequence[Event],
+        quiet_s: float,
+        returns: Sequence[Return] = (),
+    ) -> int | None:
+        """Move the cursor to `seq` and queue `events`, all or nothing. None: the lease is lost.
+
+        An `offline` waits for `quiet_s`. Where one still waits at the moment of its user's return,
+        it is dropped, and the return's own message with it. Returns how many were.
+        """
+        rows = await self._execute(
+            "WITH mine AS ("
+            " UPDATE alert SET stream = %(stream)s, seq = %(seq)s"
+            " WHERE name = %(name)s AND holder = %(holder)s AND leased_until > now() RETURNING 1"
+            "), short AS ("
+            " DELETE FROM alert_message m"
+            " USING unnest(%(r_seq)s::bigint[], %(r_email)s::text[], %(r_at)s::timestamptz[])"
+            " r(seq, email, at), mine"
+            " WHERE m.name = %(name)s AND m.email = r.email AND m.event = 'offline'"
+            " AND m.attempts = 0 AND m.due_at > r.at RETURNING r.seq"
+            "), queued AS ("
+            " INSERT INTO alert_message"
+            " (name, stream, seq, event, email, at, last_seen, client_ip, client_port,"
+            " due_at, next_at)"
+            " SELECT %(name)s, %(stream)s, e.seq, e.event, e.email, e.at,"
+            " nullif(e.last_seen, e.at), e.ip, e.port, d.at, d.at"
+            " FROM mine, unnest(%(seqs)s::bigint[], %(kinds)s::text[], %(emails)s::text[],"
+            " %(ats)s::timestamptz[], %(seen)s::timestamptz[], %(ips)s::inet[],"
+            " %(ports)s::integer[])"
+            " e(seq, event, email, at, last_seen, ip, port), LATERAL (SELECT e.at + CASE e.event"
+            " WHEN 'offline' THEN %(quiet)s ELSE 0 END * interval '1 second' AS at) d"
+            " WHERE e.seq NOT IN (SELECT seq FROM short) ORDER BY e.seq"
+            ") SELECT (SELECT count(*) FROM short) FROM mine",
+            {
+                "name": name,
+                "holder": str(holder),
+                "stream": str(stream),
+                "seq": seq,
+                "quiet": quiet_s,
+                "r_seq": [each.seq for each in returns],
+                "r_email": [each.email for each in returns],
+                "r_at": [each.at for each in returns],
+                "seqs": [event.seq for event in events],
+                "kinds": [str(event.event) for event in events],
+                "emails": [event.email for event in events],
+                "ats": [moment(event) for event in events],
+                "seen": [event.last_seen for event in events],
+                "ips": [event.client_ip for event in events],
+                "ports": [event.client_port for event in events],
+            },
+        )
+        return rows[0][0] if rows else None
+
+    async def due(self, name: str, limit: int) -> list[Message]:
+        """Return messages whose time has come, each behind all of its user before it."""
+        rows = await self._execute(
+            f"SELECT c.id, c.stream, c.attempts, {ENTRY}"  # noqa: S608
+            " FROM alert_message c WHERE c.name = %s AND c.next_at <= now() AND NOT EXISTS ("
+            " SELECT FROM alert_message b"
+            " WHERE b.name = c.name AND b.email = c.email AND b.id < c.id"
+            " AND (b.next_at > now() OR (b.next_at, b.id) > (c.next_at, c.id)))"
+            " ORDER BY c.next_at, c.id LIMIT %s",
+            [name, limit],
+        )
+        return [Message(row[0], uuid.UUID(row[1]), entry(row[3:]), row[2]) for row in rows]
+
+    async def delivered(self, message: Message) -> None:
+        """Forget a message."""
+        await self._execute("DELETE FROM alert_message WHERE id = %s RETURNING 1", [message.id])
+
+    async def failed(self, message: Message, delay_s: float) -> None:
+        """Note an attempt in vain; the next one is in `delay_s`."""
+        await self._execute(
+            "UPDATE alert_message SET attempts = attempts + 1,"
+            " next_at = now() + %s * interval '1 second' WHERE id = %s RETURNING 1",
+            [delay_s, message.id],
+        )
+
+    async def give_up(self, name: str, after_s: float, most: int) -> int:
+        """Drop what was tried in vain for so long, and the oldest beyond so many. Returns both."""
+        rows = await self._execute(
+            "DELETE FROM alert_message WHERE name = %(name)s AND ("
+            " (attempts > 0 AND queued_at < now() - %(after)s * interval '1 second')"
+            " OR id <= (SELECT id FROM alert_message WHERE name = %(name)s"
+            " ORDER BY id DESC OFFSET %(most)s LIMIT 1)) RETURNING 1",
+            {"name": name, "after": after_s, "most": most},
+        )
+        return len(rows)
+
+    async def _execute(
+        self, sql: str, parameters: Sequence[object] | Mapping[str, object]
+    ) -> list[Row]:
+        try:
+            async with self._pool.connection() as connection:
+                return await connection.execute(sql, parameters)
+        except StatementFailed as error:
+            raise StoreUnavailable(f"the database refuses: {error}") from error
