@@ -6,6 +6,7 @@ of several sizes; beside it prometheus-client's own counter and histogram, asked
 
 from __future__ import annotations
 
+import asyncio
 import statistics
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from tornado_status import measure
 from tornado_status.measure import SECONDS, CheckIns
 
 ROUNDS = 9
@@ -47,6 +49,21 @@ def library(batch: int) -> None:
         DURATIONS.observe(now - submitted)
 
 
+def handshake(batch: int) -> None:
+    """Time `batch` handshakes as the acceptor does; without TLS."""
+    for _ in range(batch):
+        began = LOOP.time()
+        HANDSHAKES.observe(LOOP.time() - began)
+
+
+def nothing(batch: int) -> None:
+    """The loop alone."""
+    for _ in range(batch):
+        pass
+
+
+LOOP = asyncio.new_event_loop()
+HANDSHAKES = measure.Histogram(SECONDS)
 COUNTED = CheckIns()
 REGISTRY = CollectorRegistry()
 RECORDED = Counter("check_ins", "answered", ["result"], registry=REGISTRY).labels("recorded")
@@ -72,6 +89,8 @@ def main() -> None:
             f"{batch:5}  {nanoseconds(ours, batch) - base:4.0f}"
             f"  {nanoseconds(library, batch) - base:17.0f}"
         )
+    print(f"a handshake: {nanoseconds(handshake, 1000) - nanoseconds(nothing, 1000):.0f}")
+    LOOP.close()
 
 
 if __name__ == "__main__":

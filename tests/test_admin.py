@@ -139,6 +139,27 @@ def test_every_check_in_and_every_commit_is_timed(server: Server) -> None:
     wait_until(lambda: samples(server)["tornado_status_connections",] == 0, "it to be closed")
 
 
+def test_users_are_shown_by_presence(start_server: StartServer) -> None:
+    """Of whoever is in the database when the server starts, and never while it cannot be asked."""
+    first = start_server()
+    assert first.request("POST", "/api/client").status == 204
+    server = start_server()
+    found = wait_until(
+        lambda: (s := samples(server)) and ("tornado_status_users", "new") in s and s, "a count"
+    )
+    users = {key[1]: value for key, value in found.items() if key[0] == "tornado_status_users"}
+    assert users == {"new": 1, "online": 0, "late": 0, "offline": 0}
+    wait_until(lambda: ("tornado_status_sweep_age_seconds",) in samples(server), "a sweep")
+    assert found["tornado_status_users_gone_offline_total",] == 0
+    assert found["tornado_status_log_pruned_total",] == 0
+    url = f"postgresql://nobody@{LOOPBACK}:{free_port()}/name"
+    away = start_server(url=url, wait=False)
+    away.wait_event("database away, trying again")
+    text = wait_until(lambda: away.admin("/metrics").body, "the admin port")
+    assert b"tornado_status_users{" not in text
+    assert b"\ntornado_status_sweep_age_seconds " not in text
+
+
 def test_days_left_are_told_by_file(site: Site) -> None:
     """Of certificates, CAs and lists, with the setting that names the file."""
     site.put("server", site.server_certificate(100))

@@ -245,14 +245,35 @@ def test_an_absent_database_is_found_without_its_password(site: Site) -> None:
 
 
 def test_a_database_that_forgets_is_found(site: Site, own_postgres: Postgres) -> None:
-    """`fsync` off is a problem, `synchronous_commit` off a note."""
+    """Each of its settings; with `durability: warn` noted, as the server would serve with it."""
     here = {"url": own_postgres.url}
     site.well("survives a crash", database=here)
     rows(own_postgres.url, "ALTER DATABASE postgres SET synchronous_commit = off")
     rows(own_postgres.url, "ALTER SYSTEM SET full_page_writes = off")
     rows(own_postgres.url, "SELECT pg_reload_conf()")
-    said = site.wrong("full_page_writes is off", database=here)
-    assert "synchronous_commit is off; the server turns it on" in said
+    site.wrong("full_page_writes is off", "synchronous_commit is off", database=here)
+    site.well(
+        "full_page_writes is off",
+        "synchronous_commit is off: a crash may lose or break what was acknowledged; "
+        "database.durability: warn allows it",
+        database={**here, "durability": "warn"},
+    )
+
+
+def test_what_is_in_front_is_told(site: Site) -> None:
+    """Who is trusted to say who a client is, and what that means."""
+    trusted = {"trusted_proxies": ["10.0.0.5", "10.1.0.0/16"]}
+    header = site.ask(ingress={**trusted, "proxy_protocol": True})
+    assert "10.0.0.5/32, 10.1.0.0/16 begin with a PROXY header" in header.stdout
+    assert "10.1.0.0/16 is a wide network" in header.stdout
+    for name in ("server.crt", "server.key"):
+        (site.certs / name).unlink()  # the proxy's matter
+    site.well(
+        "ingress.mode: proxy: plain HTTP from 10.0.0.5/32",
+        "tls.client_ca: ",
+        ingress={"mode": "proxy", "trusted_proxies": ["10.0.0.5"]},
+    )
+    site.wrong("tls.certificate: ", ingress={"mode": "tls"})
 
 
 def test_tables_of_a_newer_version_are_found(site: Site) -> None:

@@ -210,7 +210,7 @@ class Somebody:
 
 
 def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixture[str]) -> None:
-    """The traceback stands in it, and the answer's X-Request-ID leads to it."""
+    """It has the traceback, and the answer's X-Request-ID leads to it. One of a kind a minute."""
     logs.configure(Logging(format="json"))
     counted = CheckIns()
 
@@ -230,9 +230,9 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
         server.add_socket(sock)
 
         def ask() -> None:
-            for name in ("one", "two"):
+            for name, method in (("one", "POST"), ("two", "POST"), ("three", "GET")):
                 connection = http.client.HTTPConnection(LOOPBACK, port, timeout=PATIENCE_S)
-                connection.request("POST", "/api/client", headers={"X-Request-ID": name})
+                connection.request(method, "/api/client", headers={"X-Request-ID": name})
                 response = connection.getresponse()
                 response.read()
                 connection.close()
@@ -245,7 +245,7 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
     asyncio.run(ask_broken())
     found = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
     mistakes = [entry for entry in found if entry["event"] == "request failed"]
-    assert [entry["request_id"] for entry in mistakes] == ["one", "two"]
+    assert [entry["request_id"] for entry in mistakes] == ["one", "three"]
     assert "a mistake" in json.dumps(mistakes[0]["exception"])
     assert [entry for entry in found if entry["event"] == "request"] == []
     assert counted.results["failed"] == 2

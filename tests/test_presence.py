@@ -25,7 +25,7 @@ from tornado_status.checkin import CheckIn, Event, HistoryEntry
 from tornado_status.config import Database, History, Presence
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
 from tornado_status.presence import State
-from tornado_status.store import Store
+from tornado_status.store import Store, census
 from tornado_status.store import commit as commit_module
 from tornado_status.store import sweep as sweep_module
 
@@ -758,3 +758,77 @@ def test_the_log_outlives_every_silence(
 ) -> None:
     """However little is asked for."""
     assert presence.retention_s(configured, offline_after) == kept
+
+
+# ------------------------------------------------------------------------------- being counted
+
+
+def test_users_are_counted_by_their_states(database_url: str) -> None:
+    """As their records say, also those who were enrolled and never came."""
+
+    async def body(store: Store) -> None:
+        for user in ("gone", "late", "here", "first"):
+            await store.record(check_in(user))
+        rows(database_url, "INSERT INTO user_status (email) VALUES ('never@example.com')")
+        for user, hours in (("gone", 9.0), ("late", 1.6), ("here", 0.5)):
+            rows(
+                database_url,
+                "UPDATE user_status SET last_seen = last_seen - %s * interval '1 hour',"
+                " first_seen = first_seen - interval '1 day', offline = %s WHERE email = %s",
+                hours,
+                user == "gone",
+                f"{user}@example.com",
+            )
+        async with store._pool.connection() as connection:
+            counted = await census.count(connection, HOURLY.interval_s)
+        assert counted == {"new": 2, "online": 1, "late": 1, "offline": 1}
+        records = (await store.users("", 10)).users
+        assert Counter(str(record.state) for record in records) == Counter(
+            new=1, online=1, late=1, offline=1
+        )
+
+    run(database_url, [], body)
+
+
+def test_many_users_are_counted_from_a_sample(database_url: str) -> None:
+    """Of bounded size, the same each time, and near enough; in a small table nobody is missed."""
+
+    async def body(store: Store) -> None:
+        rows(
+            database_url,
+            "INSERT INTO user_status (email, seq, last_seen, first_seen, offline)"
+            " SELECT n || '@example.com', n, now(), now() - interval '1 hour', n %% 4 = 0"
+            " FROM generate_series(1, %s) n",
+            40_000,
+        )
+        async with store._pool.connection() as connection:
+            exact = await census.count(connection, HOURLY.interval_s)
+            assert exact == {"new": 0, "online": 30_000, "late": 0, "offline": 10_000}
+            sampled = await census.count(connection, HOURLY.interval_s, max_pages=100)
+            again = await census.count(connection, HOURLY.interval_s, max_pages=100)
+        assert sampled == again != exact
+        # Far apart from a sample that is taken for the whole; the pages are always the same.
+        assert 20_000 < sampled["online"] < 40_000
+        assert 6_000 < sampled["offline"] < 14_000
+
+    run(database_url, [], body)
+
+
+def test_what_the_sweep_has_done_is_known(database_url: str) -> None:
+    """How long ago it was, also where another server did it; who went offline, what was pruned."""
+
+    async def body(store: Store) -> None:
+        await store.record(check_in("quiet"))
+        time_passes(database_url, hours=24 * 8)
+        assert await store.sweeper.sweep() == 1
+        first = store.sweeper.swept_ago_s
+        assert first is not None
+        rows(database_url, "UPDATE head SET swept_at = clock_timestamp() - interval '99 s'")
+        await store.sweeper.sweep(unless_within_s=PATIENCE_S * 1000)
+        later = store.sweeper.swept_ago_s
+        assert later is not None
+        assert later > 90 > first
+        assert await store.sweeper.prune() == 1
+        assert (store.sweeper.gone_offline, store.sweeper.pruned) == (1, 1)
+
+    run(database_url, [], body)

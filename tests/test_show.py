@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support import PATIENCE_S, ROOT, plain_environment, require
 from tornado_status import config, show
@@ -80,8 +83,9 @@ def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
     copy = tmp_path / "config.yaml"
     copy.write_text(done.stdout)
     assert config.load(copy, {}) == config.load(ROOT / "config.yaml", {})
-    assert "# default" in done.stdout
     assert "# config.yaml" in done.stdout
+    copy.write_text("")
+    assert "# default" in run("config", "--config", str(copy)).stdout
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,12 @@ def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
         ("url", "https://hooks.example/?k=s3cr3t", f"https://hooks.example/?{show.MASK}"),
         ("url", "nats://u:s3cr3t@127.0.0.1:4222", f"nats://u:{show.MASK}@127.0.0.1:4222"),
         ("url", "http://[s3cr3t/x", show.MASK),
+        ("url", "nats://s3cr3t@127.0.0.1:4222", f"nats://{show.MASK}@127.0.0.1:4222"),
         ("secret", "s3cr3t", show.MASK),
+        ("signing_key", "-----BEGIN PRIVATE KEY-----\ns3cr3t", show.MASK),
+        ("note", "-----BEGIN EC PRIVATE KEY-----\ns3cr3t", show.MASK),
+        ("keep_alive_s", 15.0, 15.0),
+        ("key_id", "a", "a"),
         ("bot_token", "s3cr3t", show.MASK),
         ("secret_file", "/run/secrets/x", "/run/secrets/x"),
         ("private_key", Path("/k"), "/k"),
@@ -109,6 +118,53 @@ def test_secrets_are_masked(name: str, value: object, expected: str) -> None:
     """Wherever a setting may hold one, in lists of sections too."""
     plain = show._plain("", {"section": [{name: value}]})
     assert plain == {"section": [{name: expected}]}
+
+
+WORDS = ("secret", "password", "passwd", "passphrase", "token", "key", "api_key", "credentials")
+
+
+@given(
+    st.sampled_from(WORDS),
+    st.sampled_from(["", "smtp_", "client_"]),
+    st.sampled_from([str, str.upper, str.title]),
+    st.recursive(
+        st.just("s3cr3t"),
+        lambda inner: (
+            st.lists(inner, min_size=1, max_size=2)
+            | st.dictionaries(st.sampled_from(["a", "file"]), inner, min_size=1)
+        ),
+        max_leaves=4,
+    ),
+)
+def test_whatever_is_named_like_a_secret_is_masked(
+    word: str, before: str, write: Callable[[str], str], value: object
+) -> None:
+    """In any setting that there may ever be, also where it is a list or a map."""
+    name = write(f"{before}{word}")
+    assert "s3cr3t" not in repr(show._plain("", {"section": {name: value}}))
+    assert "s3cr3t" in repr(show._plain("", {"section": {"note": value}}))
+
+
+def test_a_password_in_any_url_setting_is_masked() -> None:
+    """Every text that can be set, in every section: as a URL with a password in it."""
+    replaced = 0
+
+    def with_urls(value: object) -> object:
+        nonlocal replaced
+        if isinstance(value, dict):
+            return {key: with_urls(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [with_urls(inner) for inner in value]
+        if isinstance(value, str):
+            replaced += 1
+            return "scheme://user:s3cr3t@host/path?password=s3cr3t&n=1"
+        return value
+
+    settings = config.load(ROOT / "config.yaml", {}).model_dump()
+    shown = show._plain("", with_urls(settings))
+    assert replaced > 10
+    assert "s3cr3t" not in repr(shown)
+    assert repr(shown).count("scheme://user:") == replaced
 
 
 def test_a_password_is_not_printed() -> None:

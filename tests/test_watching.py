@@ -82,7 +82,7 @@ def test_every_metric_that_is_watched_is_there(server: Server) -> None:
 
 def test_every_label_that_is_grouped_by_is_there(server: Server) -> None:
     """Of some sample, or documented for those that have none yet."""
-    nobody = {"target", "errno", "reason", "method", "code"}  # appear with what they count
+    nobody = {"target", "errno", "reason", "method", "code", "state"}  # appear with what they count
     text = server.admin("/metrics").body.decode()
     known = {
         label

@@ -35,6 +35,10 @@ class Vitals:
     pending: Callable[[], int]
     connections: Callable[[], int]
     handshakes: Callable[[], int]
+    users: Callable[[], Mapping[str, int]]
+    swept_ago_s: Callable[[], float | None]
+    gone_offline: Callable[[], int]
+    pruned: Callable[[], int]
     check_ins: CheckIns
     handshake_durations: Histogram
     refused: Mapping[str, int]
@@ -60,6 +64,7 @@ class _VitalsCollector(Collector):
     def collect(self) -> Iterable[Metric]:
         yield from self._state()
         yield from self._check_ins()
+        yield from self._presence()
         yield from self._connections()
         yield from self._announcements()
         yield from self._terms(time.time())
@@ -101,6 +106,31 @@ class _VitalsCollector(Collector):
             ["method", "code"],
             self._vitals.requests,
         )
+
+    def _presence(self) -> Iterable[Metric]:
+        vitals = self._vitals
+        users = GaugeMetricFamily(
+            PREFIX + "users", "Users in the database by presence", labels=["state"]
+        )
+        for state, count in vitals.users().items():
+            users.add_metric([state], count)
+        yield users
+        swept = GaugeMetricFamily(
+            PREFIX + "sweep_age_seconds", "Since it was last looked, by any server, who is offline"
+        )
+        ago_s = vitals.swept_ago_s()
+        if ago_s is not None:
+            swept.add_metric([], ago_s)
+        yield swept
+        for name, documentation, value in (
+            (
+                "users_gone_offline",
+                "Users that this server declared offline",
+                vitals.gone_offline(),
+            ),
+            ("log_pruned", "Entries of the log that this server deleted", vitals.pruned()),
+        ):
+            yield CounterMetricFamily(PREFIX + name, documentation, value=value)
 
     def _connections(self) -> Iterable[Metric]:
         vitals = self._vitals

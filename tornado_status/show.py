@@ -14,8 +14,14 @@ from tornado_status.config import Settings
 MASK = "********"
 
 # Names of what is never shown. Not of files that hold keys: where those are is no secret.
-_SECRET = re.compile(r"(^|_)(secret|password|passwd|token|authorization)$")
-_PARAMETER = re.compile(r"pass|secret|token", re.IGNORECASE)
+_SECRET = re.compile(
+    r"secret|passw|passphrase|passcode|token|credential|authorization|cookie|(^|_)(api)?key(s|$)",
+    re.IGNORECASE,
+)
+_FILE = re.compile(r"_(file|path)$", re.IGNORECASE)
+_PARAMETER = re.compile(r"pass|secret|token|key|auth|sig", re.IGNORECASE)
+_KEY = re.compile(r"-----BEGIN [A-Z ]*(PRIVATE KEY|SECRET)")
+_USER_IS_NO_SECRET = ("postgresql", "postgres")  # elsewhere whoever is alone there is a token
 
 
 def as_yaml(settings: Settings, origins: Mapping[str, str]) -> str:
@@ -54,16 +60,24 @@ def masked(settings: Settings) -> dict[str, object]:
 
 def _plain(name: str, value: object) -> object:
     if isinstance(value, dict):
-        return {str(key): _plain(str(key), inner) for key, inner in value.items()}
+        # Below a name that is secret, all is.
+        return {
+            str(key): _plain(name if _is_secret(name) else str(key), inner)
+            for key, inner in value.items()
+        }
     if isinstance(value, list | tuple):
         return [_plain(name, inner) for inner in value]
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, Path):
         return str(value)
-    if _SECRET.search(name):
+    if _is_secret(name) or _KEY.search(str(value)):
         return MASK
     return _without_secrets(str(value))
+
+
+def _is_secret(name: str) -> bool:
+    return bool(_SECRET.search(name)) and not _FILE.search(name)
 
 
 def _without_secrets(text: str) -> str:
@@ -77,6 +91,8 @@ def _without_secrets(text: str) -> str:
     user, at, host = parts.netloc.rpartition("@")
     if ":" in user:
         user = f"{user.partition(':')[0]}:{MASK}"
+    elif user and parts.scheme not in _USER_IS_NO_SECRET:
+        user = MASK
     path, query = parts.path, parts.query
     if parts.scheme in ("http", "https"):
         path, query = (f"/{MASK}" if path.strip("/") else path), MASK if query else ""

@@ -51,7 +51,12 @@ def make_application(
     each may check in. `access_log` is told of every answer; `streams` serves who follows,
     `board` is the page for people.
     """
-    common = {"in_flight": in_flight, "peers": peers, "refusals": RateLimit()}
+    common = {
+        "in_flight": in_flight,
+        "peers": peers,
+        "mistakes": RateLimit(),
+        "refusals": RateLimit(),
+    }
     reading = {**common, "store": store, "access": access}
     following = {**reading, "streams": streams, "watch": peers}
     return Application(

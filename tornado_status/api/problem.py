@@ -8,6 +8,7 @@ import http
 import json
 from collections.abc import Awaitable
 from email.utils import formatdate
+from types import TracebackType
 from typing import Any, NoReturn, Protocol
 
 import structlog
@@ -120,6 +121,7 @@ class Handler(RequestHandler):
 
     in_flight: InFlight
     peers: Peers
+    mistakes: RateLimit  # of tracebacks: whoever finds a mistake can make it again and again
     refusals: RateLimit
     _last = False  # the connection ends with this request
     request_id = ""  # the sender's, or a new one; set before anything is answered
@@ -219,10 +221,14 @@ class Handler(RequestHandler):
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if isinstance(value, HTTPError | StoreUnavailable | TooFrequent | UserUnknown | Finish):
             return
+        held = self.mistakes.admit((type(self), typ, _raised_at(tb)))
+        if held is None:
+            return
         structlog.get_logger().error(
             "request failed",
             method=self.request.method,
             path=self.request.path,
+            before=held,
             exc_info=(typ, value, tb),
         )
 
@@ -260,6 +266,13 @@ class Handler(RequestHandler):
         return [
             m for m in METHODS if getattr(type(self), m.lower()) is not getattr(base, m.lower())
         ]
+
+
+def _raised_at(tb: TracebackType | None) -> tuple[str, int] | None:
+    """Return the file and line that an exception was raised in."""
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return None if tb is None else (tb.tb_frame.f_code.co_filename, tb.tb_lineno)
 
 
 class NotFound(Handler):

@@ -33,7 +33,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from broken
     if not broken:
         yield from _terms(settings)
-        yield from _server_certificate(settings)
+        if settings.ingress.mode == "tls":
+            yield from _server_certificate(settings)
     yield from _lists(settings)
     yield from _permissions(settings)
 
@@ -41,7 +42,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _unusable(settings: Settings) -> Iterator[Finding]:
     """Read each as the server does."""
     for reading in (
-        lambda: self_test(server_context(settings.tls)),
+        lambda: _read_server_certificate(settings),
         lambda: load_anchors(settings.tls),
         lambda: load_signing(settings.announce, settings.tls.client_ca),
         lambda: admin_context(settings.admin),
@@ -50,6 +51,11 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
             reading()
         except ConfigError as error:
             yield problem(TOPIC, str(error), "The server does not start with it.")
+
+
+def _read_server_certificate(settings: Settings) -> None:
+    if settings.ingress.mode == "tls":  # in mode proxy it is the proxy's
+        self_test(server_context(settings.tls))
 
 
 def _terms(settings: Settings) -> Iterator[Finding]:
@@ -127,7 +133,7 @@ def _lists(settings: Settings) -> Iterator[Finding]:
 
 def _permissions(settings: Settings) -> Iterator[Finding]:
     keys: dict[str, Path | None] = {
-        "tls.private_key": settings.tls.private_key,
+        "tls.private_key": settings.tls.private_key if settings.ingress.mode == "tls" else None,
         "announce.signing_key": settings.announce.signing_key,
         "admin.private_key": settings.admin.private_key,
     }

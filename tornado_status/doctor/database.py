@@ -38,7 +38,7 @@ async def examine(settings: Settings) -> list[Finding]:
                 "(listen_addresses, pg_hba.conf, a firewall)?",
             )
         ]
-    return [*_state(found), *_durability(found), *_clock(found)]
+    return [*_state(found), *_durability(found, settings.database.durability), *_clock(found)]
 
 
 def _state(found: Examination) -> Iterator[Finding]:
@@ -81,24 +81,25 @@ def _state(found: Examination) -> Iterator[Finding]:
         )
 
 
-def _durability(found: Examination) -> Iterator[Finding]:
+def _durability(found: Examination, wanted: str) -> Iterator[Finding]:
     for setting, is_on in (
         ("fsync", found.fsync),
         ("full_page_writes", found.full_page_writes),
+        ("synchronous_commit", found.synchronous_commit),
     ):
-        if not is_on:
+        if is_on:
+            continue
+        sentence = f"{setting} is off: a crash may lose or break what was acknowledged"
+        advice = f"ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();"
+        if setting == "synchronous_commit":
+            advice += " Where a role or a database sets it: ALTER ROLE or DATABASE ... RESET."
+        if wanted == "warn":
+            yield note(TOPIC, f"{sentence}; database.durability: warn allows it", advice)
+        else:
             yield problem(
-                TOPIC,
-                f"{setting} is off: a crash of the machine may lose or break what was acknowledged",
-                f"ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();",
+                TOPIC, sentence, f"{advice} The server refuses such a database, as it is."
             )
-    if not found.synchronous_commit:
-        yield note(
-            TOPIC,
-            "synchronous_commit is off; the server turns it on for check-ins",
-            "Set it to on for everybody else who writes.",
-        )
-    if found.fsync and found.full_page_writes:
+    if found.fsync and found.full_page_writes and found.synchronous_commit:
         yield ok(TOPIC, "what it has acknowledged survives a crash")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tornado_status import config
 from tornado_status.config import Settings
-from tornado_status.doctor import certificates, database, network
+from tornado_status.doctor import certificates, database, network, proxies
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import ConfigError
 
@@ -25,6 +25,7 @@ def examine(path: Path, environment: Mapping[str, str]) -> list[Finding]:
         return [problem("config", str(error), "Nothing else can be looked at before that.")]
     found = [
         *_settings(path, settings),
+        *proxies.examine(settings),
         *certificates.examine(settings),
         *asyncio.run(database.examine(settings)),
         *network.examine(settings),

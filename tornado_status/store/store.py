@@ -31,6 +31,7 @@ from tornado_status.measure import CheckIns
 from tornado_status.store import migrate, people, queries
 from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.bell import Bell
+from tornado_status.store.census import Census
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
@@ -135,6 +136,7 @@ class Store:
             every_s=presence.sweep_every_s(when.interval_s),
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
+        self.census = Census(self._commit, self._pool, when.interval_s)
         self._outbox = people.Outbox(self._commit, self._pool)
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
@@ -158,6 +160,7 @@ class Store:
         self._following = [
             asyncio.create_task(self._bell.run(), name="store bell"),
             asyncio.create_task(self.feed.run(), name="store feed"),
+            asyncio.create_task(self.census.run(), name="census"),
             asyncio.create_task(self._outbox.run(), name="store outbox"),
         ]
 

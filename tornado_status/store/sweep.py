@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -122,7 +123,10 @@ class _Quiet:
 
 
 class Sweeper:
-    """Sweeps and prunes, again and again; a database that is away only delays it."""
+    """Sweeps and prunes, again and again; a database that is away only delays it.
+
+    `gone_offline` counts users that this server declared offline, `pruned` entries it deleted.
+    """
 
     def __init__(
         self,
@@ -140,7 +144,15 @@ class Sweeper:
         self._offline_after_s = when.offline_after_s
         self._every_s = every_s
         self._retention_s = retention_s
+        self._swept_at: float | None = None
+        self.gone_offline = 0
+        self.pruned = 0
         self._log = structlog.get_logger()
+
+    @property
+    def swept_ago_s(self) -> float | None:
+        """How long ago the last sweep was that reached its end, by whichever server; or None."""
+        return None if self._swept_at is None else time.monotonic() - self._swept_at
 
     async def run(self) -> None:
         """Sweep and prune until cancelled."""
@@ -174,9 +186,11 @@ class Sweeper:
                 quiet = await self._look(connection)
             ago_s = quiet.swept_ago_s
             if not quiet.more and ago_s is not None and ago_s < unless_within_s:
+                self._swept_at = time.monotonic() - max(0.0, ago_s)
                 return count
             [(_, _, due, away, emails, _)] = await self._commit.write(self._work(quiet))
             count += len(emails)
+            self.gone_offline += len(emails)
             if away and ago_s is not None:
                 self._log.info(
                     "nobody is declared offline yet: no server was there",
@@ -184,6 +198,7 @@ class Sweeper:
                     grace_s=self._offline_after_s,
                 )
             if not due or not quiet.more:
+                self._swept_at = time.monotonic()
                 return count
             unless_within_s = 0  # that was us
             await asyncio.sleep(PAUSE_S)
@@ -203,6 +218,7 @@ class Sweeper:
                     {"pruned": pruned, "most": PRUNE, "retention_s": self._retention_s},
                 )
             total += count
+            self.pruned += count
             if count < PRUNE:
                 return total
             pruned = last

@@ -1,0 +1,49 @@
+"""The doctor on what is in front: which proxies are believed, and what that means. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tornado_status.config import Ingress, Settings
+from tornado_status.doctor.finding import Finding, note, ok
+
+TOPIC = "proxies"
+WIDE = 256  # addresses: more than anybody has proxies
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at `ingress`; without a proxy in front there is nothing to say."""
+    ingress = settings.ingress
+    trusted = ", ".join(map(str, ingress.trusted_proxies))
+    if ingress.mode == "proxy":
+        yield ok(
+            TOPIC,
+            f"ingress.mode: proxy: plain HTTP from {trusted}, who say in "
+            f"{ingress.certificate_header} who a client is; everybody else is refused",
+        )
+        yield note(
+            TOPIC,
+            "between the proxy and this server nothing is encrypted, and whoever has a trusted "
+            "address is believed",
+            f"Keep that network private: is {settings.server.host}:{settings.server.port} "
+            "reachable from nowhere else?",
+        )
+    elif ingress.proxy_protocol:
+        yield ok(
+            TOPIC,
+            f"ingress.proxy_protocol: {trusted} begin with a PROXY header that says the client's "
+            "address; everybody else must not",
+        )
+    if ingress.mode == "proxy" or ingress.proxy_protocol:
+        yield from _wide(ingress)
+
+
+def _wide(ingress: Ingress) -> Iterator[Finding]:
+    for network in ingress.trusted_proxies:
+        if network.num_addresses > WIDE:
+            yield note(
+                TOPIC,
+                f"ingress.trusted_proxies: {network} is a wide network, and each address in it is "
+                "believed",
+                "Name the proxies themselves.",
+            )
