@@ -42,14 +42,16 @@ def markdown(outcome: Outcome, bounds: tuple[int, int]) -> str:
     )
     return f"""# Soak
 
-`make soak` writes this page. Eight clients check in over real TLS, fifty times a second each at most,
-while one fault follows another; a listener hears the announcements, and a reader follows the live
-stream through every restart. At still moments the load rests, and a judge compares the ledger of all
-answers, the database, what was heard and what the follower got: nothing acknowledged is missing,
-numbers have no gap, nothing is announced that is not recorded, the follower has every event once and
-in order. Memory may grow by {memory // 1024} MiB between still moments of one process, past its first
-quarter, and descriptors by {descriptors}. Anything else makes the exit status 1. `SOAK_SECONDS=3600 make soak` takes
-an hour.
+`make soak` writes this page. Eight clients check in over real TLS, fifty times a second each at
+most, while one fault follows another; a listener hears the announcements, and a reader follows the
+live stream through every restart. At still moments the load rests, and a judge compares the ledger
+of all answers, the database, what was heard and what the follower got: nothing acknowledged is
+missing, numbers have no gap, nothing is announced that is not recorded, the follower has every
+event once and in order.
+
+Memory may grow by {memory // 1024} MiB between still moments of one process, past its first
+quarter, and descriptors by {descriptors}. Anything else makes the exit status 1.
+`SOAK_SECONDS=3600 make soak` takes an hour.
 
 {verdict}
 
@@ -71,12 +73,12 @@ an hour.
 | descriptors at most | {max((s.descriptors for s in outcome.samples), default=0)} |
 | descriptor growth | {outcome.descriptor_growth} |
 
-Answers of 503, and `none` where the connection broke, are those during faults: they may be recorded or
-not. What the log has and nobody heard over UDP was committed when a server was killed before it could
-say so; listeners repair that from the log.
+Answers of 503, and `none` where the connection broke, are those during faults: they may be recorded
+or not. What the log has and nobody heard over UDP was committed when a server was killed before it
+could say so; listeners repair that from the log.
 
-The seconds are those from the end of a fault, where it has one, to the next 204; for a restart of the
-server from the moment it serves.
+The seconds are those from the end of a fault, where it has one, to the next 204; for a restart of
+the server from the moment it serves.
 
 | fault | times | seconds until the next 204, at most |
 |---|---|---|
