@@ -1,12 +1,16 @@
 # make run    set everything up and serve on https://localhost:8443
 # make test   set everything up and run the tests
 # make bench  measure this server and others that do the same job: docs/benchmarks.md
+# make soak   minutes of load and faults, and a judge: docs/soak.md (SOAK_SECONDS=300)
+# make scan   look at a running server's TLS with sslyze and testssl.sh
+# make audit  ask for known vulnerabilities of the locked dependencies
 # make docs   build the documentation site in site/
 # Others: lint, test-all (on every installed Python), lock, clean
 
 TESTED := 3.13 3.12 3.11
 VENV := .venv
 BIN := $(VENV)/bin
+SCAN := .venv-scan
 
 # The newest tested Python that can make virtual environments. Or: make run PYTHON=/path/to/python3
 PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
@@ -16,7 +20,7 @@ PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench docs test-all lint lock clean check-python
+.PHONY: run test bench soak scan audit docs test-all lint lock clean check-python
 
 run: $(VENV)/.run
 	@$(BIN)/python -m certs_gen --if-missing
@@ -27,6 +31,18 @@ test: $(VENV)/.dev
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.faults.soak
+
+scan: $(VENV)/.dev $(SCAN)/.scan
+	$(BIN)/python -m tests.scan
+
+# Strict: a dependency of which nothing could be asked fails, too.
+audit: $(SCAN)/.scan
+	for locked in requirements*.txt benchmarks/requirements.txt; do \
+		$(SCAN)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $$locked \
+		|| exit 1; done
 
 # Strict by mkdocs.yml: a page that is not in the nav, or a link that leads nowhere, fails. Never with
 # --quiet: MkDocs then does not count its warnings.
@@ -59,6 +75,13 @@ $(VENV)/.docs: $(VENV)/.run requirements-docs.txt
 	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-docs.txt
 	@touch $@
 
+# An environment of its own: sslyze wants an older cryptography than we do.
+$(SCAN)/.scan: requirements-scan.txt
+	@test -n "$(PYTHON)" || { echo "No Python that this was tested with ($(TESTED))" >&2; exit 2; }
+	$(PYTHON) -m venv $(SCAN)
+	$(SCAN)/bin/python -m pip install --quiet --require-hashes --requirement requirements-scan.txt
+	@touch $@
+
 # New versions of everything, with the hashes of every file: then run the tests.
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet uv
@@ -68,6 +91,7 @@ lock: $(VENV)/.dev
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group docs \
 		-o requirements-docs.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group sbom -o requirements-sbom.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group scan -o requirements-scan.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group kubernetes \
 		-o requirements-kubernetes.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group openapi \
@@ -79,4 +103,4 @@ LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --
 	--no-emit-index-url --no-emit-find-links
 
 clean:
-	rm -rf $(VENV) site benchmarks/.build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SCAN) site benchmarks/.build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -38,21 +38,29 @@ class Follow:
         sock.settimeout(PATIENCE_S)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        sock.connect((LOOPBACK, server.port))
-        self._secure = server.client_context(cert).wrap_socket(sock, server_hostname="localhost")
-        self._file = self._secure.makefile("rb")
-        sent = {"Host": f"localhost:{server.port}", **(headers or {})}
+        with contextlib.ExitStack() as undo:
+            undo.callback(sock.close)
+            sock.connect((LOOPBACK, server.port))
+            context = server.client_context(cert)
+            self._secure = context.wrap_socket(sock, server_hostname="localhost")
+            self._file = self._secure.makefile("rb")
+            undo.callback(self.close)
+            self._ask(server, query, last, headers or {})
+            undo.pop_all()
+        self.last = last
+        self.comments: list[str] = []
+        self.ended_well = False  # with HTTP's own end, not only the connection's
+        self._lines: list[bytes] = []
+        self._partial = b""
+
+    def _ask(self, server: Server, query: str, last: int | None, headers: dict[str, str]) -> None:
+        sent = {"Host": f"localhost:{server.port}", **headers}
         if last is not None:
             sent["Last-Event-ID"] = str(last)
         lines = [f"GET /api/stream{query} HTTP/1.1", *(f"{k}: {v}" for k, v in sent.items())]
         self._secure.sendall("\r\n".join([*lines, "", ""]).encode())
         self.status = int(self._file.readline().split()[1])
         self.headers = http.client.parse_headers(self._file)
-        self.last = last
-        self.comments: list[str] = []
-        self.ended_well = False  # with HTTP's own end, not only the connection's
-        self._lines: list[bytes] = []
-        self._partial = b""
 
     def __enter__(self) -> Follow:
         return self

@@ -30,7 +30,7 @@ async def main(directory: Path, binaries: Path | None, settings: list[str]) -> N
         [*command, *options] if command[0].endswith("/postgres") else command, output
     )
     server._accepts = lambda: (  # type: ignore[method-assign]
-        _state(directory) in ("ready", "standby")
+        _state(directory, server.pid) in ("ready", "standby")
     )
     await server.start()
     parameters = server.parameters
@@ -39,9 +39,10 @@ async def main(directory: Path, binaries: Path | None, settings: list[str]) -> N
     await server.stop()
 
 
-def _state(directory: Path) -> str:
+def _state(directory: Path, pid: int | None) -> str:
     try:
-        return (directory / "postmaster.pid").read_text().splitlines()[7].strip()
+        lines = (directory / "postmaster.pid").read_text().splitlines()
+        return lines[7].strip() if lines[0] == str(pid) else ""  # not who was killed
     except (OSError, IndexError):
         return ""
 

@@ -112,6 +112,24 @@ def test_kill_dash_nine_leaves_no_postgresql_and_loses_nothing(
     assert again.request("POST", "/api/client").status == 204
 
 
+def test_after_a_power_cut_it_starts(start_server: StartServer, tmp_path: Path) -> None:
+    """Both were killed: the file in which the old PostgreSQL said "ready" is still there."""
+    data_dir = tmp_path / "kept"
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.request("POST", "/api/client").status == 204
+    pid = postmaster(server)
+    server.process.send_signal(signal.SIGSTOP)
+    os.kill(pid, signal.SIGKILL)
+    server.stop(signal.SIGKILL)
+    # A process whose parent has not asked for its status still has its number.
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "PostgreSQL to be gone")
+    assert "ready" in (data_dir / "postmaster.pid").read_text()
+    again = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert again.request("POST", "/api/client").status == 204
+    events = again.request("GET", "/api/events", cert="operator").json["events"]
+    assert [event["seq"] for event in events] == [1, 2]
+
+
 def test_a_killed_embedded_postgresql_is_started_again(start_server: StartServer) -> None:
     """The server notices, restarts it and goes on; nothing acknowledged is lost."""
     server = start_server(url=EMBEDDED)

@@ -169,6 +169,17 @@ def test_a_revoked_certificate_is_refused_everywhere_at_once(site: Site) -> None
     assert site.server.rows("SELECT count(*) FROM check_in WHERE email LIKE 'valid%%'") == [(2,)]
 
 
+def test_all_connections_of_a_revoked_certificate_are_refused(site: Site) -> None:
+    """They share one verdict: that it was made anew for one of them lets no other one through."""
+    site.start()
+    connections = [site.server.connect() for _ in range(3)]
+    for connection in connections:
+        assert exchange(connection, *POST).status == 204
+    site.revoke("client")
+    assert site.request().status == 403
+    assert [exchange(connection, *POST).status for connection in connections] == [403] * 3
+
+
 def test_who_is_not_revoked_notices_nothing(site: Site) -> None:
     """An open connection goes on, over any number of new lists."""
     site.start()

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any
 
 from tests.faults.ledger import Ledger
-from tests.support import Heard, rows
+from tests.support import PATIENCE_S, Heard, rows
 from tornado_status.datagram import decode_json
 
 QUIET_S = 0.3  # after which nothing more is on its way over loopback
@@ -37,6 +37,7 @@ class Listener:
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * 1024 * 1024)
         self._heard.socket.settimeout(QUIET_S)
         self._stopping = threading.Event()
+        self._silent = threading.Event()
         self._payloads: list[bytes] = []
         self._thread = threading.Thread(target=self._listen)
 
@@ -60,18 +61,30 @@ class Listener:
             lost = self._lost()
             self._heard.socket.close()
             assert not lost, f"the test's own listener was too slow for {lost} datagrams"
-            for payload in self._payloads:
-                decode_json(payload)  # what others refuse is no announcement
-                datagram = json.loads(payload)
-                stream = datagram["stream"]
-                self.heads[stream] = max(self.heads[stream], datagram["head"])
-                self.updates += [(stream, update) for update in datagram["updates"]]
+            self._decode()
+
+    def catch_up(self) -> None:
+        """Hear what is still on its way, and go on. Nobody may be checking in meanwhile."""
+        self._silent.clear()
+        assert self._silent.wait(PATIENCE_S), "announcements without a pause"
+        self._decode()
+
+    def _decode(self) -> None:
+        payloads = self._payloads[:]
+        del self._payloads[: len(payloads)]
+        for payload in payloads:
+            decode_json(payload)  # what others refuse is no announcement
+            datagram = json.loads(payload)
+            stream = datagram["stream"]
+            self.heads[stream] = max(self.heads[stream], datagram["head"])
+            self.updates += [(stream, update) for update in datagram["updates"]]
 
     def _listen(self) -> None:
         while True:
             try:
                 self._payloads.append(self._heard.socket.recv(65536))
             except TimeoutError:
+                self._silent.set()
                 if self._stopping.is_set():
                     return
 
@@ -87,6 +100,11 @@ class Listener:
 def judge(ledger: Ledger, database_url: str, listener: Listener) -> list[str]:
     """Return what is wrong, in sentences; empty where every promise was kept."""
     listener.stop()
+    return examine(ledger, database_url, listener)
+
+
+def examine(ledger: Ledger, database_url: str, listener: Listener) -> list[str]:
+    """The same at a still moment: the load is paused, and the listener has caught up."""
     log = rows(database_url, LOG)
     return [
         *_statuses(ledger),

@@ -73,7 +73,7 @@ class Load:
     """Connections that check in without a pause, and come back when they are cut.
 
     Each thread is one of `names` (their certificates lie in `certs`), with `pipeline` check-ins on
-    the way at once.
+    the way at once, and rests for `pace_s` after each answer.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Load:
         names: Sequence[str],
         *,
         pipeline: int = 1,
+        pace_s: float = 0,
         request: bytes = REQUEST,
         while_up: Callable[[], bool] = lambda: True,
     ) -> None:
@@ -90,8 +91,11 @@ class Load:
         self._certs = certs
         self._port = port
         self._pipeline = pipeline
+        self._pace_s = pace_s
         self._request = request
         self._stopping = threading.Event()
+        self._paused = False
+        self._busy = 0  # threads that wait for an answer; this and `_paused` under ledger.changed
         self._while_up = while_up
         self._threads = [threading.Thread(target=self._run, args=(name,)) for name in names]
 
@@ -115,6 +119,33 @@ class Load:
             thread.join(2 * PATIENCE_S)
             assert not thread.is_alive()
 
+    def pause(self) -> None:
+        """Send no more until `go_on`, and wait for the answers to what was sent."""
+        with self.ledger.changed:
+            self._paused = True
+            still = self.ledger.changed.wait_for(lambda: not self._busy, 2 * PATIENCE_S)
+        assert still, "check-ins without an answer"
+
+    def go_on(self) -> None:
+        with self.ledger.changed:
+            self._paused = False
+            self.ledger.changed.notify_all()
+
+    def _begin(self) -> bool:
+        """Wait while paused; return whether to send."""
+        changed = self.ledger.changed
+        while not self._stopping.is_set():
+            with changed:
+                if changed.wait_for(lambda: not self._paused, PAUSE_S):
+                    self._busy += 1
+                    return True
+        return False
+
+    def _end(self) -> None:
+        with self.ledger.changed:
+            self._busy -= 1
+            self.ledger.changed.notify_all()
+
     def _run(self, name: str) -> None:
         context = client_context(self._certs, name)
         email = f"{name}@example.com"
@@ -128,24 +159,27 @@ class Load:
                 self._check_in(answers, (email, answers.local_port))
 
     def _check_in(self, answers: Answers, key: Key) -> None:
-        waiting = 0
-        try:
-            while not self._stopping.is_set():
+        while self._begin():
+            refused = False
+            try:
                 waiting = self._pipeline
                 answers.send(self._request * self._pipeline)
                 with self.ledger.changed:
                     self.ledger.sent += self._pipeline
-                refused = False
                 while waiting:
                     status = answers.next()
                     self.ledger.add(key, status)
                     waiting -= 1
                     refused |= status != 204
-                if refused:
-                    self._stopping.wait(PAUSE_S)
-        except OSError:
-            if waiting:
-                self.ledger.add(key, None, waiting)
+            except OSError:
+                if waiting:
+                    self.ledger.add(key, None, waiting)
+                return
+            finally:
+                self._end()
+            rest = PAUSE_S if refused else self._pace_s
+            if rest:
+                self._stopping.wait(rest)
 
 
 class Answers:

@@ -6,7 +6,9 @@ The negative controls: what the judge is there to find, it must find here.
 from __future__ import annotations
 
 import datetime
+import os
 import sys
+from collections.abc import Callable
 
 from tornado_status.checkin import Event, EventKind
 from tornado_status.cli import main
@@ -90,6 +92,27 @@ def ignore_warnings() -> None:
 def hang_up() -> None:
     """End the connections before what was read from them is answered."""
     CheckInService.drain = CheckInService.close  # type: ignore[method-assign]
+
+
+_kept: list[object] = []
+
+
+def _keep(make: Callable[[], object]) -> None:
+    """Let every batch leave something behind."""
+
+    async def keeping(self: GroupCommit, connection: Connection, batch: list[Pending]) -> None:
+        _kept.append(make())
+        await _commit(self, connection, batch)
+
+    GroupCommit._commit = keeping  # type: ignore[method-assign]
+
+
+def keep_memory() -> None:
+    _keep(lambda: bytearray(b"x" * 100_000))
+
+
+def keep_descriptors() -> None:
+    _keep(lambda: os.open("/dev/null", os.O_RDONLY))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ class Standing:
     """The verdict on one certificate: shared by its connections, renewed in place.
 
     `chain` is in DER, the certificate first, without the CAs that are anchors. The verdict holds
-    for `generation` of the trust and until `valid_until`, in seconds since the epoch.
+    for `generation` of the trust and until `valid_until`, in seconds since the epoch; a refusal is
+    in the past at once.
     """
 
     chain: tuple[bytes, ...]
@@ -127,14 +128,16 @@ class Trust:
 
     def renew(self, standing: Standing) -> IdentityError | None:
         """Judge anew where something has changed; return why not, or None."""
-        if standing.generation != self.generation or self._clock() > standing.valid_until:
+        over = standing.refusal is None and self._clock() > standing.valid_until
+        if standing.generation != self.generation or over:
             standing.generation = self.generation
-            standing.identity, standing.refusal, standing.valid_until = None, None, math.inf
+            standing.identity, standing.refusal = None, None
             try:
                 standing.identity = identify(standing.chain[0])
                 standing.valid_until = self._judge_chain(standing, standing.identity.not_after)
             except IdentityError as error:
-                standing.refusal = error
+                # Never good: the other connections that share it compare no more than the time.
+                standing.refusal, standing.valid_until = error, -math.inf
         return standing.refusal
 
     def _judge_chain(self, standing: Standing, not_after: float) -> float:

@@ -219,7 +219,9 @@ class EmbeddedPostgres:
     def _previous_pid(self) -> int | None:
         try:
             pid = int((self._data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
-            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            # Not its command line, which ends before it does: PostgreSQL does not start while the
+            # number of the one before it is taken.
+            command = Path(f"/proc/{pid}/comm").read_bytes()
         except (OSError, ValueError):
             return None
         # After a crash the number may belong to any other program.
@@ -263,10 +265,12 @@ class EmbeddedPostgres:
             ) from error
 
     def _accepts(self) -> bool:
-        # Line 8 of postmaster.pid is the server's own word on its state.
+        # Line 8 of postmaster.pid is the server's own word on its state; line 1 says whose: a
+        # server that was killed leaves its file behind.
         with contextlib.suppress(OSError):
             lines = (self._data_dir / "postmaster.pid").read_text().splitlines()
-            return len(lines) >= 8 and lines[7].strip() == "ready"
+            ready = len(lines) >= 8 and lines[7].strip() == "ready"
+            return ready and lines[0].strip() == str(self.pid)
         return False
 
     def _create_database(self) -> None:
