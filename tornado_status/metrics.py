@@ -45,6 +45,7 @@ class Vitals:
     requests: Mapping[tuple[str, str], int]
     streams: Callable[[], int]
     streams_ended: Mapping[str, int]
+    alerts: Mapping[tuple[str, str], int]
     datagrams_sent: Mapping[str, int]
     datagrams_refused: Mapping[tuple[str, str], int]
 
@@ -154,6 +155,7 @@ class _VitalsCollector(Collector):
         yield _counter(
             "datagrams_sent", "Datagrams handed to the kernel", ["target"], vitals.datagrams_sent
         )
+        yield _counter("alert_messages", "Messages of alerts", ["alert", "outcome"], vitals.alerts)
         yield _counter(
             "announce_errors",
             "Datagrams not sent",

@@ -199,6 +199,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         requests=access_log.requests,
         streams=lambda: streams.count,
         streams_ended=streams.ended,
+        alerts=alerts.counts,
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
