@@ -30,7 +30,7 @@ from tornado_status.api import (
 from tornado_status.checkin import Event
 from tornado_status.config import Server, Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
-from tornado_status.errors import StatusError
+from tornado_status.errors import ConfigError, StatusError
 from tornado_status.health import Check
 from tornado_status.ingress import (
     READ_CHUNK,
@@ -210,6 +210,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         streams=lambda: streams.count,
         streams_ended=streams.ended,
         alerts=alerts.counts,
+        spans={} if tracing is None else tracing.spans,
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )

@@ -1,7 +1,7 @@
 """Traces: spans of requests and of commits, exported by OpenTelemetry's SDK over OTLP/HTTP.
 
-Imported only where `tracing.endpoint` is set, because the SDK is an extra. Whether a trace is sampled
-is decided before anything of the SDK is asked, so that what is not sampled costs next to nothing.
+Imported only where `tracing.endpoint` is set, because the SDK is an extra. Whether a trace is
+sampled is decided before anything of the SDK is asked: what is not costs next to nothing.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Tracing:
         done = asyncio.Event()
 
         def shut_down() -> None:
-            self._provider.shutdown()  # type: ignore[no-untyped-call]
+            self._provider.shutdown()
             try:
                 loop.call_soon_threadsafe(done.set)
             except RuntimeError:

@@ -116,8 +116,8 @@ class GroupCommit:
     """The one writer of check-ins of this process.
 
     `connect` opens a connection that is prepared for writing. `on_commit(events, head)` is called
-    in the same turn of the loop as the `done` of its check-ins, before them. `on_batch`, where there
-    is one, is told of each batch behind its answers.
+    in the same turn of the loop as the `done` of its check-ins, before them. `on_batch`, where
+    there is one, is told of each batch behind its answers.
     """
 
     def __init__(
