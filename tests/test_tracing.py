@@ -33,7 +33,7 @@ from tests.support import (
     rows,
     wait_until,
 )
-from tornado_status import config, logs
+from tornado_status import config, doctor, logs
 from tornado_status.errors import ConfigError
 from tornado_status.tracing import Tracing
 
@@ -443,6 +443,18 @@ def test_switched_on_and_not_installed_is_one_sentence(
         "pip install 'tornado-status[otel]'\n"
     )
     assert tried.exists()
+
+
+def test_the_doctor_says_that_it_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the server does, which then does not start."""
+    path = tmp_path / "config.yaml"
+    path.write_text("tracing: {endpoint: 'http://127.0.0.1:4318'}\n")
+    sentence = "tracing.endpoint: the server does not start without the extra otel"
+    assert sentence not in doctor.text(doctor.examine(path, {}))
+    monkeypatch.setitem(sys.modules, "opentelemetry", None)
+    assert f"PROBLEM config: {sentence}\n" in doctor.text(doctor.examine(path, {}))
 
 
 @pytest.mark.parametrize(
