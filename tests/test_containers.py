@@ -372,7 +372,7 @@ LOCKS = ("requirements.txt", "requirements-otel.txt")
 
 def test_what_the_dockerfile_copies_is_there_and_nothing_secret_is_sent() -> None:
     """.dockerignore lets through what is copied, and no key, data, history or .env file."""
-    sources = []
+    sources: list[str] = []
     for name, text in instructions():
         if name == "COPY" and "--from=" not in text:
             *copied, _ = text.split()
