@@ -7,7 +7,9 @@ import contextlib
 import http.server
 import json
 import logging
+import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -341,6 +343,22 @@ def test_a_collector_that_never_answers_does_not_hold_up_the_end(
         assert ask(server, "POST", "/api/client", traced()[2]).status == 204
         assert server.stop() == 0
         assert not server.events("drain timed out")
+
+
+def test_an_embedded_postgresql_is_restarted_beside_it(
+    start_server: StartServer, collector: Collector
+) -> None:
+    """Forking a process that has the exporter's thread, which the library begins anew in forks."""
+    server = start_server(
+        url="embedded", tracing={"endpoint": collector.endpoint, "sample_ratio": 1}
+    )
+    assert server.request("POST", "/api/client").status == 204
+    data_dir = Path(server.settings["database"]["data_dir"])
+    os.kill(int((data_dir / "postmaster.pid").read_text().split("\n", 1)[0]), signal.SIGKILL)
+    server.wait_event("embedded PostgreSQL died, restarting")
+    wait_until(lambda: server.request("POST", "/api/client").status == 204, "the database")
+    collector.wait("commit", 2)
+    assert server.stop() == 0
 
 
 def test_the_last_spans_are_waited_for_within_bounds(collector: Collector) -> None:
