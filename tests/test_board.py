@@ -1,10 +1,13 @@
-"""The board in a real browser, with client certificates: what an operator sees and does."""
+"""The board in a real browser, with client certificates; and what pages elsewhere cannot do."""
 
 from __future__ import annotations
 
+import contextlib
+import http.server
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,14 @@ def visit(browser: Browser, certs: Path) -> Iterator[Visit]:
         page = context.new_page()
         page.set_default_timeout(PATIENCE_MS)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text) if is_fault(said) else None)
+        page.on(
+            "console",
+            lambda said: (
+                complaints.append(said.text)
+                if said.location["url"].startswith(server.url) and is_fault(said)
+                else None
+            ),
+        )
         page.goto(server.url + "/")
         return page
 
@@ -286,3 +296,59 @@ def test_axe_can_find_something(server: Server, visit: Visit) -> None:
     is_live(page)
     page.evaluate("document.body.append(document.createElement('button'))")
     assert any("button-name" in one for one in violations(page))
+
+
+@contextlib.contextmanager
+def elsewhere(html: str) -> Iterator[str]:
+    """Serve one page on another origin; give its URL."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer((LOOPBACK, 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://{LOOPBACK}:{server.server_port}/"
+        finally:
+            server.shutdown()
+
+
+def test_a_page_elsewhere_gets_nothing_done(start_server: StartServer, visit: Visit) -> None:
+    """Its requests bear the user's certificate: they are refused, whichever way it sends them."""
+    server = start_server()
+    page = visit(server)
+    is_live(page)
+    # What the page below does, the board's own may do: so the certificate is not what is missing.
+    own = page.evaluate("fetch('/api/client', {method: 'POST'}).then((answer) => answer.status)")
+    assert own == 204
+    page.goto("about:blank")
+    before = server.rows("SELECT count(*) FROM check_in")
+    form = f'<form method="post" action="{server.url}/api/client"></form>'
+    with elsewhere(form) as url:
+        page.goto(url)
+        for mode in ("cors", "no-cors"):
+            answered = page.evaluate(
+                "([url, mode]) => fetch(url, {method: 'POST', mode, credentials: 'include'})"
+                ".then((answer) => answer.type, (error) => 'blocked')",
+                [server.url + "/api/client", mode],
+            )
+            assert answered == ("blocked" if mode == "cors" else "opaque")
+        heard = page.evaluate(
+            "(url) => new Promise((done) => { const socket = new WebSocket(url);"
+            " socket.onopen = () => done('open'); socket.onerror = () => done('refused'); })",
+            server.url.replace("https:", "wss:") + "/api/socket",
+        )
+        assert heard == "refused"
+        with page.expect_navigation() as navigation:
+            page.evaluate("document.forms[0].submit()")
+        assert navigation.value.status == 403
+        page.goto("about:blank")
+    refused = [event for event in server.events("refused") if "other web sites" in event["why"]]
+    assert {event["what"].split()[0] for event in refused} >= {"POST", "GET"}
+    assert server.rows("SELECT count(*) FROM check_in") == before
