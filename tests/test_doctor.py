@@ -32,6 +32,8 @@ from tests.support import (
 from tornado_status.doctor import database, network
 from tornado_status.store.examine import Examination
 
+pytestmark = pytest.mark.once
+
 DAY = datetime.timedelta(days=1)
 
 

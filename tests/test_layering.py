@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("expiry", "measure", "health", "messages"),
     ("logs", "nats_connection"),
-    ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify"),
+    ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify", "tracing"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
     ("show", "completion", "doctor", "users"),

@@ -37,7 +37,7 @@ from tornado_status.announcers import Signer
 from tornado_status.checkin import Event, timestamp
 from tornado_status.datagram import encode_json
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.once]
 
 CONNECTIONS = 8
 

@@ -27,6 +27,8 @@ from tornado_status.brokers import parse_addresses
 from tornado_status.checkin import Event
 from tornado_status.datagram import encode_json
 
+pytestmark = pytest.mark.once
+
 STRANGER = Signer(Ed25519PrivateKey.from_private_bytes(b"another key, also for tests only"))
 
 

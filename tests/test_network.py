@@ -37,7 +37,7 @@ from tests.support import (
 from tornado_status.checkin import Event
 from tornado_status.datagram import encode_json
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.once]
 
 VALID = "valid_user@example.com"
 SERVER_IP, CLIENT_IP, BROADCAST_IP = "10.77.0.1", "10.77.0.2", "10.77.0.255"

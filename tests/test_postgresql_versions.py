@@ -10,6 +10,8 @@ from tests.conftest import StartServer
 from tests.support import Heard, Postgres, require
 from tornado_status.store.embedded import SUPPORTED_MAJORS
 
+pytestmark = pytest.mark.once
+
 INSTALLED = sorted(
     path
     for path in Path("/usr/lib/postgresql").glob("*/bin")

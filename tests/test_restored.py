@@ -31,6 +31,8 @@ from tests.support import (
 )
 from tests.test_listener_cli import Listening, check_in, log_of, reading, verifying
 
+pytestmark = pytest.mark.once
+
 
 def stream(settings: dict[str, Any], directory: Path, *action: str) -> dict[str, str]:
     """Run `python -m tornado_status stream` and return what it shows."""

@@ -13,7 +13,7 @@ from tests.conftest import StartServer
 from tests.hosts import SERVER_IP, Host, Hosts, run, three_hosts
 from tests.support import PATIENCE_S, Lines, Server, wait_until
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.once]
 
 # Prints what a request to ADDRESS PORT with CERTS/NAME is answered: METHOD PATH.
 TALK = """\

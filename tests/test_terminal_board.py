@@ -45,6 +45,8 @@ from tests.test_listener_cli import Announcing, Relay, check_in, reading, verify
 from tornado_status.checkin import Event, StatusRecord
 from tornado_status.datagram import BinaryUpdate, encode_json
 
+pytestmark = pytest.mark.once
+
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
 
 

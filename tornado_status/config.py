@@ -47,7 +47,7 @@ DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
 
 # Errors say what they got, but for what may hold a password.
-_UNTOLD = (".url", ".secret")
+_UNTOLD = (".url", ".secret", ".endpoint")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -430,6 +430,33 @@ class Admin(Section):
         return self
 
 
+class Tracing(Section):
+    """Where spans go (OTLP over HTTP), of which share of what nobody traces yet."""
+
+    endpoint: str | None = None
+    sample_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.01
+    personal_data: bool = False
+
+    @field_validator("endpoint")
+    @classmethod
+    def _is_collector(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host = None
+        # The value stays out of the message: some collectors have a secret in their path.
+        if not host or parts.scheme not in ("https", "http") or parts.username is not None:
+            raise ValueError("expected http://host:4318, without user and password")
+        if not (value.isascii() and value.isprintable()) or " " in value:
+            raise ValueError("expected a URL in ASCII")
+        if parts.path in ("", "/"):
+            return parts._replace(path="/v1/traces").geturl()
+        return value
+
+
 class Logging(Section):
     format: Literal["console", "json"] = "console"
     level: Literal["debug", "info", "warning", "error"] = "info"
@@ -449,6 +476,7 @@ class Settings(Section):
     access: Access = Access()
     alerts: tuple[Alert, ...] = ()
     admin: Admin = Admin()
+    tracing: Tracing = Tracing()
     logging: Logging = Logging()
 
     @field_validator("alerts")

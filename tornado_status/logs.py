@@ -18,6 +18,9 @@ from tornado_status.config import Logging
 # Loggers of libraries that write what a peer does to us.
 CAUSED_BY_PEERS = ("tornado.access", "tornado.application", "tornado.general", "asyncio")
 
+# Many loggers, and a filter of one does not hear those below it: the handler has to.
+OF_TRACING = "opentelemetry"
+
 MAX_KINDS = 256  # different things remembered by one RateLimit; a peer may invent more
 
 
@@ -45,8 +48,9 @@ def configure(settings: Logging) -> None:
     )
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
+    handler.addFilter(_Limit(OF_TRACING))
     logging.basicConfig(handlers=[handler], level=level, force=True)
-    for noisy in ("alembic", "sqlalchemy", "asyncio"):
+    for noisy in ("alembic", "sqlalchemy", "asyncio", "urllib3"):
         logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
     for name in CAUSED_BY_PEERS:
         logger = logging.getLogger(name)
@@ -70,13 +74,18 @@ def _escape(logger: object, method: str, event: dict[str, Any]) -> dict[str, Any
 
 
 class _Limit(logging.Filter):
-    """Lets one line of each kind through a minute, with the number of those held back."""
+    """Lets one line of each kind through a minute, with the number of those held back.
 
-    def __init__(self) -> None:
-        super().__init__()
+    With a `name`: of that logger and those below it; other lines pass.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(name)
         self._limit = RateLimit()
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if not super().filter(record):
+            return True
         # The text before its arguments are put in: what differs between two is who and when.
         held = self._limit.admit((record.levelno, record.msg))
         if held is None:

@@ -10,7 +10,9 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
+from tornado_status.checkin import CheckIn
 from tornado_status.errors import (
     IdentityError,
     StatusError,
@@ -25,6 +27,23 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # up to what one commit takes
 
 RECORDED = "recorded"
 RESULTS = (RECORDED, "refused", "user_unknown", "too_frequent", "unavailable", "failed")
+
+
+class Batch(NamedTuple):
+    """One commit of check-ins that is over. Moments are monotonic, in seconds.
+
+    `submitted` is when the first of its check-ins was, `sent` and `ended` when the statement was
+    sent and answered. `error` is a SQLSTATE or the name of an error where it failed; then nothing
+    is `recorded`. `head` is the newest number.
+    """
+
+    check_ins: Sequence[CheckIn]
+    recorded: int
+    head: int
+    submitted: float
+    sent: float
+    ended: float
+    error: str | None
 
 
 class Histogram:

@@ -46,6 +46,7 @@ class Vitals:
     streams: Callable[[], int]
     streams_ended: Mapping[str, int]
     alerts: Mapping[tuple[str, str], int]
+    spans: Mapping[str, int]
     datagrams_sent: Mapping[str, int]
     datagrams_refused: Mapping[tuple[str, str], int]
 
@@ -156,6 +157,7 @@ class _VitalsCollector(Collector):
             "datagrams_sent", "Datagrams handed to the kernel", ["target"], vitals.datagrams_sent
         )
         yield _counter("alert_messages", "Messages of alerts", ["alert", "outcome"], vitals.alerts)
+        yield _counter("trace_spans", "Spans sent to the collector", ["outcome"], vitals.spans)
         yield _counter(
             "announce_errors",
             "Datagrams not sent",

@@ -9,6 +9,7 @@ import signal
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 from tornado.httpserver import HTTPServer
@@ -28,7 +29,8 @@ from tornado_status.api import (
 )
 from tornado_status.checkin import Event
 from tornado_status.config import Server, Settings, without_effect
-from tornado_status.errors import StatusError
+from tornado_status.config import Tracing as TracingSettings
+from tornado_status.errors import ConfigError, StatusError
 from tornado_status.health import Check
 from tornado_status.ingress import (
     READ_CHUNK,
@@ -56,6 +58,9 @@ from tornado_status.notify import Notifier
 from tornado_status.readiness import look, look_at_terms
 from tornado_status.reminder import Reminder
 from tornado_status.welcome import say_serving
+
+if TYPE_CHECKING:
+    from tornado_status.tracing import Tracing
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
@@ -107,6 +112,8 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     announcer.open()
     stack.push_async_callback(announcer.close, settings.server.drain_timeout_s)
 
+    tracing = _load_tracing(settings.tracing)
+
     def on_commit(events: Sequence[Event], head: int) -> None:
         announcer.announce(store.stream, head, events)
 
@@ -116,9 +123,10 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     store = Store(
         settings.database,
         enrolment_closed=settings.access.enrolment == "closed",
-        on_commit=on_commit,
+        on_commit=on_commit if tracing is None else tracing.timed(on_commit),
         when=settings.presence,
         history=settings.history,
+        on_batch=None if tracing is None else tracing.batch,
     )
     alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
@@ -138,7 +146,9 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
     )
     http = HTTPServer(
-        make_application(store, access, in_flight, peers, limit, access_log, streams, board),
+        make_application(
+            store, access, in_flight, peers, limit, access_log, streams, board, tracing
+        ),
         ssl_options=keys.context,
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
@@ -200,6 +210,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         streams=lambda: streams.count,
         streams_ended=streams.ended,
         alerts=alerts.counts,
+        spans={} if tracing is None else tracing.spans,
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
@@ -246,6 +257,8 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     drain_timeout_s = settings.server.drain_timeout_s
     stack.push_async_callback(store.stop)
     await store.start()
+    if tracing is not None:
+        tracing.start()  # not before: PostgreSQL is forked off, and this has a thread
     streams.start()
     stack.push_async_callback(alerts.stop)
 
@@ -265,6 +278,8 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         check_ins.close()
         acceptor.close()
         await http.close_all_connections()
+        if tracing is not None:
+            await tracing.close(max(0.1, deadline - loop.time()))
 
     stack.push_async_callback(drain)
     acceptor.listen(sockets)
@@ -276,6 +291,19 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     publishing = asyncio.create_task(publication.run(), name="publication")
     stack.push_async_callback(_cancelled, publishing)
     await asyncio.gather(store.wait_failed(), streams.wait_failed())
+
+
+def _load_tracing(settings: TracingSettings) -> Tracing | None:
+    """Return None where traces are off. Raises `ConfigError` where the extra is not installed."""
+    if settings.endpoint is None:
+        return None
+    try:
+        from tornado_status.tracing import Tracing
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"tracing.endpoint: needs the package {error.name}: pip install 'tornado-status[otel]'"
+        ) from error
+    return Tracing(settings, settings.endpoint)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

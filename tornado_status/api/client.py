@@ -35,7 +35,10 @@ class ClientHandler(Handler):
     async def post(self) -> None:
         if self.limit is not None:
             self.limit.admit(self.check_in.email, time.monotonic())
-        await self.store.record(self.check_in)
+        check_in = self.check_in
+        if self.span is not None:
+            check_in = self.span.mark(check_in)
+        await self.store.record(check_in)
         self.set_status(204)
 
     patch = post

@@ -112,6 +112,28 @@ class Peers(Protocol):
     def end(self, request: HTTPServerRequest) -> None: ...
 
 
+class RequestSpan(Protocol):
+    """One request of a trace, until it is answered: `tracing.RequestSpan`."""
+
+    trace_id: str
+
+    def mark(self, check_in: CheckIn) -> CheckIn: ...
+
+    def end(
+        self,
+        request_id: str,
+        check_in: CheckIn | None,
+        status: int | None,
+        error: BaseException | None,
+    ) -> None: ...
+
+
+class Tracing(Protocol):
+    """Makes the spans of requests that are sampled: `tracing.Tracing`."""
+
+    def begin(self, request: HTTPServerRequest, route: str) -> RequestSpan | None: ...
+
+
 @stream_request_body  # so that `prepare` runs before the body: a large one is never read
 class Handler(RequestHandler):
     """Base of all handlers: knows its peer, refuses whom `identity` refused, answers errors.
@@ -123,6 +145,10 @@ class Handler(RequestHandler):
     peers: Peers
     mistakes: RateLimit  # of tracebacks: whoever finds a mistake can make it again and again
     refusals: RateLimit
+    tracing: Tracing | None = None
+    route = ""  # its path as a template, /api/users/{email}
+    span: RequestSpan | None = None
+    _gone = False  # the client, before it was answered
     _last = False  # the connection ends with this request
     request_id = ""  # the sender's, or a new one; set before anything is answered
     check_in: CheckIn  # what the caller's certificate says; set by `prepare`
@@ -152,6 +178,10 @@ class Handler(RequestHandler):
         self._counted = True
         # For this task alone, which is this request's: each line of the log has it.
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        if self.tracing is not None:
+            self.span = self.tracing.begin(self.request, self.route)
+            if self.span is not None:
+                structlog.contextvars.bind_contextvars(trace_id=self.span.trace_id)
         peer = self.peers.peer_of(self.request)
         if self.peers.is_last(self.request):
             self._last = True
@@ -202,6 +232,10 @@ class Handler(RequestHandler):
         if self._counted:
             self._counted = False
             self.in_flight.end()
+            if self.span is not None:
+                status = None if self._gone else self.get_status()
+                check_in = getattr(self, "check_in", None)
+                self.span.end(self.request_id, check_in, status, self.error)
 
     def on_finish(self) -> None:
         self.leave_flight()
@@ -216,6 +250,7 @@ class Handler(RequestHandler):
 
     def on_connection_close(self) -> None:
         # The client is gone; Tornado never calls on_finish for it.
+        self._gone = True
         self.on_finish()
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:

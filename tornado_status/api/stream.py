@@ -206,6 +206,7 @@ class SocketHandler(FollowHandler, WebSocketHandler):
             super().on_finish()
 
     def on_connection_close(self) -> None:
+        self._gone = True
         self.leave_flight()
         WebSocketHandler.on_connection_close(self)
 

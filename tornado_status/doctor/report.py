@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -47,10 +48,19 @@ def text(findings: Iterable[Finding]) -> str:
 
 
 def _settings(path: Path, settings: Settings) -> list[Finding]:
-    return [
+    found = [
         ok("config", f"{path} is valid"),
         *(
             note("config", f"{key} has no effect with the others", "Take it out.")
             for key in config.without_effect(settings)
         ),
     ]
+    if settings.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:
+        found.append(
+            problem(
+                "config",
+                "tracing.endpoint: the server does not start without the extra otel",
+                "Install it, pip install 'tornado-status[otel]', or take the endpoint out.",
+            )
+        )
+    return found

@@ -22,7 +22,7 @@ import structlog
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
 from tornado_status.logs import RateLimit
-from tornado_status.measure import CheckIns
+from tornado_status.measure import Batch, CheckIns
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, Row, StatementFailed
 
@@ -116,7 +116,8 @@ class GroupCommit:
     """The one writer of check-ins of this process.
 
     `connect` opens a connection that is prepared for writing. `on_commit(events, head)` is called
-    in the same turn of the loop as the `done` of its check-ins, before them.
+    in the same turn of the loop as the `done` of its check-ins, before them. `on_batch`, where
+    there is one, is told of each batch behind its answers.
     """
 
     def __init__(
@@ -127,9 +128,11 @@ class GroupCommit:
         enrolment_closed: bool,
         max_pending: int,
         commit_timeout_s: float,
+        on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
         self._connect = connect
         self._on_commit = on_commit
+        self._on_batch = on_batch
         self._enrolment_closed = enrolment_closed
         self._max_pending = max_pending
         self._commit_timeout_s = commit_timeout_s
@@ -266,11 +269,13 @@ class GroupCommit:
                     "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
                 )
             self._fail(batch, StoreUnavailable("the database refused the commit"))
+            self._tell_failed(batch, sent, error.sqlstate or type(error).__name__)
             raise StoreUnavailable(str(error)) from error
         except StoreUnavailable as error:
             # Sent, and no answer: only the database knows. See _announce_unconfirmed.
             self._unconfirmed = {(c.email, c.client_ip, c.client_port) for c in check_ins}
             self._fail(batch, error)
+            self._tell_failed(batch, sent, type(error).__name__)
             raise
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
@@ -305,6 +310,16 @@ class GroupCommit:
                 if position not in known:
                     done(UserUnknown(check_in.email))
         self.counted.batch([submitted for _, _, submitted in batch], len(recorded), sent, committed)
+        if self._on_batch is not None:
+            self._on_batch(
+                Batch(check_ins, len(recorded), self.head, batch[0][2], sent, committed, None)
+            )
+
+    def _tell_failed(self, batch: list[Pending], sent: float, error: str) -> None:
+        if self._on_batch is not None:
+            check_ins = [check_in for check_in, _, _ in batch]
+            ended = time.monotonic()
+            self._on_batch(Batch(check_ins, 0, self.head, batch[0][2], sent, ended, error))
 
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]

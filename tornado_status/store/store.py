@@ -27,7 +27,7 @@ from tornado_status.checkin import (
 )
 from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
-from tornado_status.measure import CheckIns
+from tornado_status.measure import Batch, CheckIns
 from tornado_status.store import migrate, people, queries
 from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.bell import Bell
@@ -98,7 +98,7 @@ class Store:
     """Records check-ins and answers questions about them.
 
     `on_commit(events, head)` is called for every committed batch, in order, in the same turn of
-    the loop in which its check-ins are answered.
+    the loop in which its check-ins are answered. `on_batch`: see `GroupCommit`.
     """
 
     def __init__(
@@ -109,6 +109,7 @@ class Store:
         on_commit: Callable[[Sequence[Event], int], None],
         when: Presence = _PRESENCE,
         history: History = _HISTORY,
+        on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
         self._settings = settings
         self._when = when
@@ -127,6 +128,7 @@ class Store:
             enrolment_closed=enrolment_closed,
             max_pending=settings.max_pending,
             commit_timeout_s=settings.commit_timeout_s,
+            on_batch=on_batch,
         )
         self._pool = Pool(READERS, settings.connect_timeout_s, READ_WAIT_S)
         self.sweeper = Sweeper(

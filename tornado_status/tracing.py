@@ -1,0 +1,256 @@
+"""Traces: spans of requests and of commits, exported by OpenTelemetry's SDK over OTLP/HTTP.
+
+Imported only where `tracing.endpoint` is set, because the SDK is an extra. Whether a trace is
+sampled is decided before anything of the SDK is asked: what is not costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from tornado.httputil import HTTPServerRequest
+
+from tornado_status import __version__
+from tornado_status.checkin import CheckIn, Event
+from tornado_status.config import Tracing as TracingSettings
+from tornado_status.measure import Batch
+
+MAX_QUEUED = 2048  # spans, a few MB: beyond it the oldest are dropped
+MAX_EXPORTED = 512  # spans in one message to the collector
+EXPORT_EVERY_S = 5.0
+EXPORT_TIMEOUT_S = 10.0  # and all its retries; then the spans are lost
+FLUSH_S = 2.0  # at the end: a collector that needs longer must not hold up a restart
+
+PROPAGATED = ("traceparent", "tracestate")  # W3C Trace Context; nobody's baggage
+
+# Others are `_OTHER`, says the convention: a client may send any word, and names are to be few.
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+OnCommit = Callable[[Sequence[Event], int], None]
+
+
+class _Exporter(OTLPSpanExporter):
+    """Counts, in the exporting thread, what became of spans."""
+
+    def __init__(self, endpoint: str) -> None:
+        super().__init__(endpoint, timeout=EXPORT_TIMEOUT_S)
+        self.spans = Counter({"exported": 0, "failed": 0})
+        self.failing = False
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        result = super().export(spans)
+        self.failing = result is not SpanExportResult.SUCCESS
+        self.spans["failed" if self.failing else "exported"] += len(spans)
+        return result
+
+
+class Tracing:
+    """Makes the spans. `start` begins to export them, `close` ends it.
+
+    `spans` counts them by what became of them: `exported` or `failed`.
+    """
+
+    def __init__(self, settings: TracingSettings, endpoint: str) -> None:
+        self._ratio = settings.sample_ratio
+        self._personal = settings.personal_data
+        self._exporter = _Exporter(endpoint)
+        self.spans = self._exporter.spans
+        named = Resource.create({"service.name": "tornado_status", "service.version": __version__})
+        self._provider = TracerProvider(
+            # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before ours.
+            resource=named.merge(OTELResourceDetector().detect()),
+            sampler=ParentBased(ALWAYS_ON),  # what has no parent is drawn by `_drawn`
+            shutdown_on_exit=False,  # it would wait for 30 s: see `close`
+        )
+        self._tracer = self._provider.get_tracer("tornado_status", __version__)
+        self._propagator = TraceContextTextMapPropagator()
+        self._waiting: dict[int, SpanContext] = {}  # of a traced check-in, by its id()
+        self._announced = (0.0, 0.0, 0)
+
+    def start(self) -> None:
+        """Begin to export. Before it spans go nowhere."""
+        self._provider.add_span_processor(
+            BatchSpanProcessor(
+                self._exporter,
+                max_queue_size=MAX_QUEUED,
+                schedule_delay_millis=EXPORT_EVERY_S * 1000,
+                max_export_batch_size=MAX_EXPORTED,
+            )
+        )
+
+    async def close(self, timeout_s: float) -> None:
+        """Export what is queued, for at most `timeout_s` or `FLUSH_S`. Twice is once.
+
+        Where the collector did not take the last spans, nothing is waited for.
+        """
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def shut_down() -> None:
+            self._provider.shutdown()
+            try:
+                loop.call_soon_threadsafe(done.set)
+            except RuntimeError:
+                pass  # the loop is closed: nobody waits any more
+
+        # A daemon: it may wait for its collector when the process ends.
+        threading.Thread(target=shut_down, name="last spans", daemon=True).start()
+        if self._exporter.failing:
+            return
+        try:
+            async with asyncio.timeout(min(timeout_s, FLUSH_S)):
+                await done.wait()
+        except TimeoutError:
+            pass
+
+    def begin(self, request: HTTPServerRequest, route: str) -> RequestSpan | None:
+        """Return the span of a request that has begun; None where its trace is not sampled.
+
+        Who sent a valid `traceparent` has decided that; for all others it is drawn.
+        """
+        headers = request.headers
+        parent = Context()
+        if "traceparent" in headers:
+            sent = {name: headers[name] for name in PROPAGATED if name in headers}
+            parent = self._propagator.extract(sent, context=parent)
+        caller = trace.get_current_span(parent).get_span_context()
+        if not (caller.trace_flags.sampled if caller.is_valid else self._drawn()):
+            return None
+        method = request.method if request.method in METHODS else "_OTHER"
+        attributes: dict[str, str | int] = {
+            "http.request.method": method or "_OTHER",
+            "url.scheme": request.protocol,
+            "network.protocol.version": request.version.removeprefix("HTTP/"),
+        }
+        if route:
+            attributes["http.route"] = route
+        if self._personal or (route and "{email}" not in route):
+            attributes["url.path"] = request.path  # never the query: it names people, too
+        span = self._tracer.start_span(
+            f"{method if method != '_OTHER' else 'HTTP'} {route}".rstrip(),
+            context=parent,
+            kind=SpanKind.SERVER,
+            attributes=attributes,
+            start_time=time.time_ns() - int(request.request_time() * 1e9),
+        )
+        if not span.is_recording():
+            return None  # OTEL_SDK_DISABLED
+        return RequestSpan(span, self._waiting, self._personal)
+
+    def timed(self, on_commit: OnCommit) -> OnCommit:
+        """Return `on_commit` so that how long it took is known to the `batch` after it."""
+
+        def timed(events: Sequence[Event], head: int) -> None:
+            begun = time.monotonic()
+            on_commit(events, head)
+            self._announced = (begun, time.monotonic(), len(events))
+
+        return timed
+
+    def batch(self, batch: Batch) -> None:
+        """Make the span of a commit, where a request in it is traced or it is drawn."""
+        waiting = self._waiting
+        links = []
+        if waiting:
+            found = [waiting.get(id(check_in)) for check_in in batch.check_ins]
+            links = [Link(context) for context in found if context is not None]
+        if not links and not self._drawn():
+            return
+        ahead = time.time_ns() - int(time.monotonic() * 1e9)  # of the monotonic clock, in ns
+        attributes: dict[str, str | int | float] = {
+            "db.system.name": "postgresql",
+            "tornado_status.batch.size": len(batch.check_ins),
+            "tornado_status.batch.recorded": batch.recorded,
+            "tornado_status.queued_s": max(0.0, batch.sent - batch.submitted),
+        }
+        if batch.error is None:
+            attributes["tornado_status.head"] = batch.head
+        span = self._tracer.start_span(
+            "commit",
+            context=Context(),
+            kind=SpanKind.CLIENT,
+            attributes=attributes,
+            links=links,
+            start_time=ahead + int(batch.sent * 1e9),
+        )
+        ended = batch.ended
+        if batch.error is not None:
+            _fail(span, batch.error)
+        begun, ready, events = self._announced
+        if batch.recorded and begun >= batch.ended:
+            announced = self._tracer.start_span(
+                "announce",
+                context=trace.set_span_in_context(span, Context()),
+                kind=SpanKind.PRODUCER,
+                attributes={"tornado_status.events": events},
+                start_time=ahead + int(begun * 1e9),
+            )
+            announced.end(ahead + int(ready * 1e9))
+        span.end(ahead + int(ended * 1e9))
+
+    def _drawn(self) -> bool:
+        return random.random() < self._ratio  # noqa: S311 - a sample
+
+
+class RequestSpan:
+    """The span of one request, until it is answered."""
+
+    __slots__ = ("_check_in", "_personal", "_span", "_waiting", "trace_id")
+
+    def __init__(self, span: Span, waiting: dict[int, SpanContext], personal: bool) -> None:
+        self._span = span
+        self._waiting = waiting
+        self._personal = personal
+        self._check_in: CheckIn | None = None
+        self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+
+    def mark(self, check_in: CheckIn) -> CheckIn:
+        """Return a check-in to submit instead: the commit it gets into will be linked."""
+        # A copy: the same value is submitted by every request of its connection.
+        self._check_in = dataclasses.replace(check_in)
+        self._waiting[id(self._check_in)] = self._span.get_span_context()
+        return self._check_in
+
+    def end(
+        self,
+        request_id: str,
+        check_in: CheckIn | None,
+        status: int | None,
+        error: BaseException | None,
+    ) -> None:
+        """End it: answered with `status`, or None where the client did not wait for that."""
+        if self._check_in is not None:
+            del self._waiting[id(self._check_in)]
+        span = self._span
+        span.set_attribute("tornado_status.request_id", request_id)
+        if check_in is not None and self._personal:
+            span.set_attribute("user.email", check_in.email)
+            span.set_attribute("client.address", check_in.client_ip)
+            span.set_attribute("client.port", check_in.client_port)
+        if status is not None:
+            span.set_attribute("http.response.status_code", status)
+        if status is None:
+            _fail(span, "client_closed")
+        elif status >= 500:
+            _fail(span, str(status) if error is None else type(error).__name__)
+        span.end()
+
+
+def _fail(span: Span, kind: str) -> None:
+    span.set_attribute("error.type", kind)
+    span.set_status(Status(StatusCode.ERROR))
