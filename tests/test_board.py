@@ -84,6 +84,8 @@ def visit(browser: Browser, certs: Path) -> Iterator[Visit]:
 
 def is_fault(said: Any) -> bool:
     """Say whether a message on the console is one; a lost connection is told there, too."""
+    if said.location["url"].endswith("/favicon.ico"):
+        return False  # which a browser looks for beside an answer that is no page
     lost = ("net::ERR_", "503", "status of 403")
     return said.type in ("error", "warning") and not any(text in said.text for text in lost)
 
