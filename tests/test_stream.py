@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
-from certs_gen.authority import Credential, new_key
 from tests.conftest import StartServer
 from tests.follow import Follow
 from tests.support import PATIENCE_S, Postgres, Server, exchange, wait_until
@@ -550,22 +549,7 @@ def test_a_revoked_certificate_ends_its_streams(site: Site) -> None:
 def test_an_expired_certificate_ends_its_streams(site: Site) -> None:
     """When its time is over, and not before."""
     site.start()
-    key = new_key("ec")
-    template = site.authority.issue_client("brief@example.com").certificate
-    brief = site.authority.certify(
-        key.public_key(),
-        template.subject,
-        [
-            (each.value, each.critical)
-            for each in template.extensions
-            if not isinstance(each.value, x509.SubjectKeyIdentifier | x509.AuthorityKeyIdentifier)
-        ],
-        not_before=now() - datetime.timedelta(days=1),
-        not_after=now() + datetime.timedelta(seconds=10),
-    )
-    credential = Credential(brief, key)
-    (site.certs / "brief.key").write_bytes(credential.key_pem())
-    (site.certs / "brief.crt").write_bytes(credential.certificate_pem())
+    brief = site.issue_brief()
     with Follow(site.server, "?email=brief@example.com", cert="brief") as follow:
         check_in(site.server, cert="brief")
         assert follow.expect().id == 1

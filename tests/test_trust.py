@@ -120,6 +120,27 @@ class Site:
         number += self._first_number
         replace(self.certs / "ca.crl", revocation_list(self.authority, serials, number=number))
 
+    def issue_brief(self) -> x509.Certificate:
+        """Issue `brief` to brief@example.com: a client's certificate, good for ten seconds."""
+        key = new_key("ec")
+        template = self.authority.issue_client("brief@example.com").certificate
+        by_issuing = x509.SubjectKeyIdentifier | x509.AuthorityKeyIdentifier
+        brief = self.authority.certify(
+            key.public_key(),
+            template.subject,
+            [
+                (e.value, e.critical)
+                for e in template.extensions
+                if not isinstance(e.value, by_issuing)
+            ],
+            not_before=now() - DAY,
+            not_after=now() + datetime.timedelta(seconds=10),
+        )
+        credential = Credential(brief, key)
+        (self.certs / "brief.key").write_bytes(credential.key_pem())
+        (self.certs / "brief.crt").write_bytes(credential.certificate_pem())
+        return brief
+
     def request(self, cert: str = "client", how: tuple[str, str] = POST) -> Answer:
         return self.server.request(*how, cert=cert)
 
@@ -272,22 +293,7 @@ def test_another_cas_list_is_refused_at_the_start(site: Site) -> None:
 def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> None:
     """403 and close, when its time is over."""
     site.start()
-    key = new_key("ec")
-    template = site.authority.issue_client("brief@example.com").certificate
-    brief = site.authority.certify(
-        key.public_key(),
-        template.subject,
-        [
-            (each.value, each.critical)
-            for each in template.extensions
-            if not isinstance(each.value, x509.SubjectKeyIdentifier | x509.AuthorityKeyIdentifier)
-        ],
-        not_before=now() - DAY,
-        not_after=now() + datetime.timedelta(seconds=10),
-    )
-    credential = Credential(brief, key)
-    (site.certs / "brief.key").write_bytes(credential.key_pem())
-    (site.certs / "brief.crt").write_bytes(credential.certificate_pem())
+    site.issue_brief()
     connection = site.server.connect("brief")
     last: list[Answer] = []
 
