@@ -38,6 +38,7 @@ from tests.support import (
 )
 from tornado_status.alerts.sift import Sieve
 from tornado_status.alerts.signature import parse_secrets, sign
+from tornado_status.api import Access
 from tornado_status.checkin import Event
 from tornado_status.errors import ConfigError
 
@@ -343,6 +344,16 @@ def test_the_sieve_drops_what_is_over_within_the_quiet_time() -> None:
     assert sifted.dropped == 1
     plain = Sieve(["*"], ["back"], 0).sift(events)
     assert ([each.seq for each in plain.events], plain.returns) == ([1, 3, 5], [])
+
+
+@pytest.mark.parametrize("pattern", ["Anna@MÜNCHEN.de", "anna@xn--mnchen-3ya.de", "anna@*.de"])
+def test_users_are_named_as_readers_are(pattern: str) -> None:
+    """Whoever a pattern names in `access.readers`, it names in an alert."""
+    email = "anna@xn--mnchen-3ya.de"
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    event = Event(1, "offline", email, moment, "10.0.0.7", 1)
+    assert Access([pattern]).may_read_all(email)
+    assert Sieve([pattern], ["offline"], 0).sift([event]).events == [event]
 
 
 # --------------------------------------------------------------------- whatever happens on the way

@@ -157,6 +157,8 @@ def test_offline_and_back_are_seen(start_server: StartServer, visit: Visit) -> N
     assert server.request("POST", "/api/client").status == 204
     history = page.locator("#history li b")
     expect(history).to_have_text(["back", "offline", "new"])
+    expect(page.locator("#line span")).to_have_count(2)  # here, away, here again
+    expect(page.locator("#line")).to_have_attribute("aria-label", re.compile("^Here from .*; "))
     page.keyboard.press("Escape")
     expect(client.locator("td").nth(0)).to_have_text("online")
 
@@ -238,6 +240,7 @@ def test_an_ordinary_user_is_told_no(server: Server, visit: Visit) -> None:
     """In words, with what they may see; and the page's files are not for them either."""
     page = visit(server, "client")
     expect(page.locator("h1")).to_have_text("Only readers may see the board")
+    assert violations(page) == []
     expect(page.locator("b")).to_have_text("valid_user@example.com")
     assert server.request("GET", "/").status == 403
     assert server.request("GET", "/board/board.js").status == 403
@@ -276,6 +279,10 @@ def test_it_looks_right_and_is_accessible(
     is_live(page)
     page.locator('th[data-sort="seen"] button').click()
     expect(row(page, "valid_user@example.com").locator("td").nth(0)).to_have_text("online")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(15, 18, 22)") == (look == "dark")
+    expect(page.locator("#chart canvas")).to_have_count(1)
+    expect(page.locator("#rate-now")).to_have_text(re.compile(r"\d+"))
     folder = Path(SCREENSHOTS) if SCREENSHOTS else tmp_path
     page.screenshot(path=folder / f"board-{look}.png")
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -290,6 +297,51 @@ def violations(page: Page) -> list[str]:
     """Return what axe says is wrong."""
     found = Axe().run(page).response["violations"]
     return [f"{one['impact']}: {one['id']}: {one['nodes'][0]['html']}" for one in found]
+
+
+def test_the_chart_shows_what_was_checked_in(server: Server, visit: Visit) -> None:
+    """Each event in its second, nothing of `offline`, and a gap where nothing is known."""
+    page = visit(server)
+    is_live(page)
+    times, counts = page.evaluate(
+        """async () => {
+            const { Rate } = await import("/board/model.js");
+            const rate = new Rate(5);
+            rate.knownFrom = 97;
+            const event = (event, second) =>
+                rate.add({ event, last_seen: new Date(second * 1000).toISOString() });
+            event("check-in", 98), event("new", 98), event("back", 99), event("offline", 99);
+            return rate.series(101_500);
+        }"""
+    )
+    assert times == [96, 97, 98, 99, 100]
+    assert counts == [None, 0, 2, 1, 0]
+
+
+def test_nothing_but_the_boards_own_files_runs(server: Server, visit: Visit) -> None:
+    """The policy goes with the page, the refusal and each file, and the browser keeps to it."""
+    for path, cert in (("/", "operator"), ("/board/board.js", "operator"), ("/", "client")):
+        connection = server.connect(cert)
+        connection.request("GET", path, headers={"Accept": "text/html"})
+        headers = connection.getresponse().headers
+        connection.close()
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+    page = visit(server)
+    is_live(page)
+    allowed = page.evaluate(
+        """() => new Promise((done) => {
+            document.addEventListener("securitypolicyviolation", () => done("blocked"));
+            const script = document.createElement("script");
+            try { script.text = "document.title = 'run'"; } catch { done("blocked"); }
+            document.head.append(script);
+            setTimeout(() => done(document.title), 2000);
+        })"""
+    )
+    assert allowed == "blocked"
+    assert page.title() == "Who is here"
 
 
 def test_axe_can_find_something(server: Server, visit: Visit) -> None:

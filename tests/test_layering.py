@@ -20,8 +20,8 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
-        *("identity", "announcers", "revocation", "limits", "presence", "checkin", "datagram"),
-        *("brokers", "config"),
+        *("identity", "announcers", "revocation", "limits", "presence", "patterns", "checkin"),
+        *("datagram", "brokers", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
     ("logs", "nats_connection"),

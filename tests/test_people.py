@@ -93,7 +93,8 @@ def test_an_admin_lets_in_and_shows_out(start_server: StartServer) -> None:
     server = start_server(access=CLOSED)
     with Heard(server.announce_port) as heard:
         assert server.request("POST", "/api/client").status == 403
-        assert server.request("PUT", "/api/users/Valid_User@EXAMPLE.com", cert="operator").status
+        enrolled_now = server.request("PUT", "/api/users/Valid_User@EXAMPLE.com", cert="operator")
+        assert enrolled_now.status == 201
         [enrolled] = heard.updates(1)
         assert list(enrolled) == ["seq", "event", "email", "at"]
         assert (enrolled["seq"], enrolled["event"], enrolled["email"]) == (1, "enrolled", VALID)

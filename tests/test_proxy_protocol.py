@@ -272,6 +272,29 @@ def test_a_health_check_is_no_failed_handshake(start_server: StartServer) -> Non
     assert "connections_refused_total{" not in server.admin("/metrics").body.decode()
 
 
+def test_a_stop_does_not_wait_for_a_connection_that_is_over(start_server: StartServer) -> None:
+    """A header under way when the last client leaves, and then over too: nobody is left."""
+    server = start_server(ingress=TRUSTING)
+    client = connect(server, PROXY_IP)
+    client.sendall(header("10.1.2.3", 51514))
+    secure = server.client_context().wrap_socket(client, server_hostname="localhost")
+    with connect(server, PROXY_IP) as check:
+        check.sendall(LOCAL[:1])  # the kernel hands out who has spoken
+        wait_until(lambda: connections(server) == 2, "both")
+        secure.close()
+        wait_until(lambda: connections(server) == 1, "the header alone")
+    wait_until(lambda: connections(server) == 0, "nobody")
+    assert server.stop() == 0
+    assert not server.events("drain timed out, closing connections")
+
+
+def connections(server: Server) -> int:
+    metrics = server.admin("/metrics").body.decode()
+    found = re.search(r"^tornado_status_connections (\d+)", metrics, re.MULTILINE)
+    assert found
+    return int(found[1])
+
+
 def test_limits_count_the_clients_address(start_server: StartServer) -> None:
     """Two connections of one client, one of another, all through one proxy."""
     server = start_server(ingress=TRUSTING, server={"max_connections_per_address": 2})

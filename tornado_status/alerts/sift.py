@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import datetime
-import fnmatch
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tornado_status.checkin import Event
 from tornado_status.messages import Return, moment
+from tornado_status.patterns import any_of
 
 OFFLINE, BACK = "offline", "back"
 
@@ -27,7 +26,7 @@ class Sieve:
     """Patterns of users (as `access.readers`), kinds of events, and the quiet time."""
 
     def __init__(self, users: Iterable[str], events: Sequence[str], quiet_s: float) -> None:
-        self._users = re.compile("|".join(fnmatch.translate(each.lower()) for each in users))
+        self._users = any_of(users)
         self._told = frozenset(events)
         self._quiet = datetime.timedelta(seconds=quiet_s)
         # What to look for in the log: a return may make an absence untold.
@@ -41,7 +40,7 @@ class Sieve:
         returns: list[Return] = []
         dropped = 0
         for event in events:
-            if self._users.fullmatch(event.email) is None:
+            if self._users is None or self._users.fullmatch(event.email) is None:
                 continue
             if event.event == BACK and self._quiet:
                 absence = waiting.pop(event.email, None)

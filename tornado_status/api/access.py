@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterable
 
-from tornado_status.identity import parse_email
+from tornado_status.patterns import any_of
 
 
 class Access:
@@ -25,19 +24,6 @@ class Access:
     def may_administer(self, email: str) -> bool:
         """Say whether this (canonical) e-mail may enrol and remove users."""
         return _names(self._admins, email)
-
-
-def any_of(patterns: Iterable[str]) -> re.Pattern[str] | None:
-    """Return what fully matches the e-mails of any of these shell patterns; None without one."""
-    translated = [fnmatch.translate(_canonical(pattern)) for pattern in patterns]
-    return re.compile("|".join(translated)) if translated else None
-
-
-def _canonical(pattern: str) -> str:
-    try:
-        return parse_email(pattern)  # an address, however its domain is written
-    except ValueError:
-        return pattern.lower()
 
 
 def _names(patterns: re.Pattern[str] | None, email: str) -> bool:

@@ -244,7 +244,6 @@ class Streams:
         self._leave(follower)
         if not self._followers:
             self._encoded.clear()
-            self._feed.close()
 
     async def close(self) -> None:
         """Deliver what is committed, say goodbye, and wait, bounded, until it is taken."""
@@ -514,6 +513,8 @@ class Streams:
         self._places[email] -= 1
         if not self._places[email]:
             del self._places[email]
+        if not self._places:
+            self._feed.close()  # also where nobody came to follow after all
 
 
 def _listed(wanted: Wanted) -> list[str] | None:

@@ -85,7 +85,7 @@ class Acceptor(Accepting):
         connection.setblocking(False)
         if address[0] in self._proxies:
             # Not counted for its address: it is the address of everybody behind the proxy.
-            self._open += 1
+            self._count_open(1)
             self._preambles.add(Preamble(self, self._loop, connection, address, self._timeout_s))
         elif looks_proxied(connection):
             self._refuse_proxy("proxy-not-trusted", address[0])
@@ -98,8 +98,8 @@ class Acceptor(Accepting):
     ) -> None:
         """See `preamble.Owner`."""
         self._preambles.discard(preamble)
-        self._open -= 1
         self._shake_hands(connection, address, left_s)
+        self._count_open(-1)  # as a preamble: never none in between
         self._look_again()
 
     def unannounced(
@@ -114,7 +114,7 @@ class Acceptor(Accepting):
         if error is not None:
             self._refuse_proxy(error.reason, proxy[0], str(error))
         connection.close()
-        self._open -= 1
+        self._count_open(-1)
         self._look_again()
 
     def _refuse_proxy(self, kind: str, proxy_ip: str, detail: str | None = None) -> None:

@@ -77,7 +77,7 @@ async def count(
     rows = await connection.execute(
         _COUNT,
         {
-            "late_after_s": interval_s * presence.LATE_AFTER_INTERVALS,
+            "late_after_s": presence.late_after_s(interval_s),
             "percent": share * 100,
         },
     )

@@ -6,10 +6,10 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-from tornado_status.errors import ConfigError, StoreUnavailable
+from tornado_status.errors import StoreUnavailable
 from tornado_status.store import migrate
 from tornado_status.store.database import Connection, Parameters, StatementFailed, parse_url
-from tornado_status.store.embedded import DATABASE, USER, find_binaries
+from tornado_status.store.embedded import EmbeddedPostgres, find_binaries
 
 _QUESTIONS = """\
 SELECT current_setting('server_version'), current_setting('server_version_num')::int,
@@ -78,15 +78,4 @@ def embedded(data_dir: Path) -> Parameters | None:
     Raises `ConfigError` where it never could: no binaries.
     """
     find_binaries()
-    try:
-        lines = (data_dir / "postmaster.pid").read_text().split("\n")
-        pid, socket_dir = int(lines[0]), lines[4]
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigError(f"database.data_dir: cannot read it: {error.strerror}") from error
-    except (ValueError, IndexError):
-        return None  # being written
-    if not Path(f"/proc/{pid}").exists():
-        return None
-    return {"host": socket_dir, "user": USER, "dbname": DATABASE}
+    return EmbeddedPostgres(data_dir).running()

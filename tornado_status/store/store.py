@@ -36,6 +36,7 @@ from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
 from tornado_status.store.feed import Feed
+from tornado_status.store.stream import HERE
 from tornado_status.store.sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
 
 READERS = 6  # connections for reading: half for requests, half for who follows
@@ -76,22 +77,17 @@ _PIN_DURABILITY = """\
 SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
 """
 
-# A restored or promoted database may hand out numbers again: a new stream begins. The timeline is
-# that of the WAL being written; the control file learns of a promotion only at a checkpoint.
-_RENEW_STREAM = """\
+# A restored or promoted database may hand out numbers again: a new stream begins.
+_RENEW_STREAM = f"""\
 SELECT seq FROM head FOR UPDATE;
-WITH here AS (
-    SELECT system_identifier,
-           ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int AS timeline_id
-    FROM pg_control_system()
-)
+WITH {HERE}
 UPDATE head SET system_identifier = here.system_identifier, timeline_id = here.timeline_id,
     stream = CASE WHEN head.system_identifier IS NULL THEN stream ELSE gen_random_uuid() END
 FROM here
 WHERE head.system_identifier IS DISTINCT FROM here.system_identifier
    OR head.timeline_id IS DISTINCT FROM here.timeline_id
 RETURNING stream
-"""
+"""  # noqa: S608 - a constant
 
 
 class Store:

@@ -22,18 +22,28 @@ RENEW_TIMEOUT_S = 30.0  # the lock on the head, and every server's connection en
 
 _SHOW = "SELECT stream, seq, at FROM head"
 
+# What the numbers depend on. The timeline is that of the WAL being written; the control file learns
+# of a promotion only at a checkpoint.
+HERE = """\
+here AS (
+    SELECT system_identifier,
+           ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int AS timeline_id
+    FROM pg_control_system()
+)"""
+
 # While the head is locked nobody numbers anything. Servers that are connected know the old stream:
 # they are disconnected, wait for the lock, and read the new one when they connect again.
-_RENEW = """\
+_RENEW = f"""\
 SELECT seq FROM head FOR UPDATE;
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name');
-UPDATE head SET stream = gen_random_uuid(),
-    system_identifier = (SELECT system_identifier FROM pg_control_system()),
-    timeline_id = ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int
+WITH {HERE}
+UPDATE head SET stream = gen_random_uuid(), system_identifier = here.system_identifier,
+    timeline_id = here.timeline_id
+FROM here
 RETURNING stream, seq, at
-"""
+"""  # noqa: S608 - a constant
 
 
 @dataclass(frozen=True, slots=True)
