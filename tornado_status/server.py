@@ -7,9 +7,9 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 from tornado.httpserver import HTTPServer
@@ -98,6 +98,13 @@ async def serve(settings: Settings) -> None:
 async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
     loop = asyncio.get_running_loop()
+    parts: list[asyncio.Task[None]] = []
+
+    def in_background(part: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(part, name=name)
+        parts.append(task)
+        stack.push_async_callback(_cancelled, task)
+
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect with the others", key=key)
     keys = load_keys(settings, None)
@@ -234,21 +241,19 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
 
     put_in_force(keys)
     reminder.look()
-    reminding = asyncio.create_task(reminder.run(), name="reminder")
-    stack.push_async_callback(_cancelled, reminding)
+    in_background(reminder.run(), "reminder")
     watcher = FileWatcher(key_files(settings), reload)
     loop.add_signal_handler(signal.SIGHUP, watcher.tell)
-    watching = asyncio.create_task(watcher.run(), name="file watcher")
-    stack.push_async_callback(_cancelled, watching)
-    beating = asyncio.create_task(
+    in_background(watcher.run(), "file watcher")
+    in_background(
         notifier.run(
-            # Not whether the database is there: a restart would not bring it back.
-            healthy=lambda: not (watching.done() or reminding.done()),
+            # Not whether the database is there: a restart would not bring it back. What a part
+            # fails with ends the server, see below: here is whether that has happened.
+            healthy=lambda: not any(_failed(part) for part in parts),
             status=lambda: store.problem or "recording check-ins",
         ),
-        name="notifier",
+        "notifier",
     )
-    stack.push_async_callback(_cancelled, beating)
 
     if settings.admin.port:
         admin.listen()
@@ -288,9 +293,11 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     say_serving(settings, port)
     notifier.ready()
     alerts.start()
-    publishing = asyncio.create_task(publication.run(), name="publication")
-    stack.push_async_callback(_cancelled, publishing)
-    await asyncio.gather(store.wait_failed(), streams.wait_failed())
+    in_background(publication.run(), "publication")
+    await asyncio.gather(
+        *(part.wait_failed() for part in (store, streams, announcer)),
+        *(asyncio.shield(part) for part in parts),
+    )
 
 
 def _load_tracing(settings: TracingSettings) -> Tracing | None:
@@ -304,6 +311,10 @@ def _load_tracing(settings: TracingSettings) -> Tracing | None:
             f"tracing.endpoint: needs the package {error.name}: pip install 'tornado-status[otel]'"
         ) from error
     return Tracing(settings, settings.endpoint)
+
+
+def _failed(part: asyncio.Task[None]) -> bool:
+    return part.done() and not part.cancelled() and part.exception() is not None
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

@@ -208,3 +208,16 @@ def clock_of(url: str) -> Any:
 
 def is_before(url: str, moment: Any) -> bool:
     return bool(clock_of(url) < moment)
+
+
+@pytest.mark.parametrize("wrong", ["lose_the_heartbeats", "lose_the_watcher"])
+def test_a_part_that_fails_unexpectedly_ends_the_server(
+    start_server: StartServer, wrong: str
+) -> None:
+    """Loudly, and in order: not half of a service that looks whole."""
+    module = ("tests.faults.wrong_server", wrong)
+    server = start_server(wait=False, module=module, announce={"heartbeat_s": 5})
+    assert server.process.wait(PATIENCE_S) != 0
+    server.log.wait_end()
+    assert "RuntimeError: a part has stumbled" in server.log.lines
+    server.log.lines.clear()  # its traceback is expected

@@ -5,15 +5,17 @@ The negative controls: what the judge is there to find, it must find here.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import os
 import sys
 from collections.abc import Callable
 
+from tornado_status.announce import Announcer
 from tornado_status.checkin import Event, EventKind
 from tornado_status.cli import main
 from tornado_status.errors import StoreUnavailable
-from tornado_status.ingress import CheckInService
+from tornado_status.ingress import CheckInService, FileWatcher
 from tornado_status.store import commit, database, store
 from tornado_status.store.commit import GroupCommit, Pending
 from tornado_status.store.database import Connection
@@ -113,6 +115,19 @@ def keep_memory() -> None:
 
 def keep_descriptors() -> None:
     _keep(lambda: os.open("/dev/null", os.O_RDONLY))
+
+
+async def _stumble(*_: object) -> None:
+    await asyncio.sleep(3)  # when it serves; what is tested does not depend on it
+    raise RuntimeError("a part has stumbled")
+
+
+def lose_the_heartbeats() -> None:
+    Announcer._send_heartbeats = _stumble  # type: ignore[assignment]
+
+
+def lose_the_watcher() -> None:
+    FileWatcher.run = _stumble  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

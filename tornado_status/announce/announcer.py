@@ -94,6 +94,10 @@ class Announcer:
             heartbeats = self._send_heartbeats(state)
             self._tasks.append(asyncio.create_task(heartbeats, name="heartbeat"))
 
+    async def wait_failed(self) -> None:
+        """Return never, but raise what nobody expected, should one of these end with it."""
+        await asyncio.gather(*(asyncio.shield(task) for task in self._tasks))
+
     def announce(self, stream: uuid.UUID, head: int, events: Sequence[Event]) -> None:
         """Send committed events, in order; `head` is the newest number that is known."""
         if self._json:
