@@ -10,9 +10,10 @@ from cryptography import x509
 
 from tornado_status.admin import admin_context
 from tornado_status.announce import Signing, load_signing
+from tornado_status.certificates import ca_id
 from tornado_status.config import Settings
 from tornado_status.errors import ConfigError
-from tornado_status.expiry import Term, certificate_terms, name_of
+from tornado_status.expiry import Term, certificate_terms, distinct_names
 from tornado_status.ingress import Anchors, load_anchors, self_test, server_context
 
 
@@ -77,13 +78,13 @@ def _certificates(settings: Settings) -> list[Term]:
 
 
 def _lists(settings: Settings, anchors: Anchors) -> list[Term]:
-    names = {ca.subject.public_bytes(): name_of(ca.subject) for ca in anchors.cas}
+    names = dict(zip(map(ca_id, anchors.cas), distinct_names(anchors.cas), strict=True))
     return [
         Term(
             "list",
             "tls.crl",
             str(settings.tls.crl),
-            names[known.issuer],
+            names[known.ca],
             known.this_update,
             known.next_update,
         )
