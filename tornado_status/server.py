@@ -30,7 +30,8 @@ from tornado_status.api import (
 from tornado_status.checkin import Event
 from tornado_status.config import Server, Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
-from tornado_status.errors import ConfigError, StatusError
+from tornado_status.deadlines import HeadDeadlines
+from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.health import Check
 from tornado_status.ingress import (
     READ_CHUNK,
@@ -152,6 +153,16 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     board = load_board(
         presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
     )
+
+    def late() -> bytes:
+        return problem_answer(HeadTooSlow())
+
+    def late_and_counted() -> bytes:
+        acceptor.refused["head-timeout"] += 1
+        return late()
+
+    limits = settings.server
+    deadlines = HeadDeadlines(limits.idle_timeout_s, limits.header_timeout_s, late_and_counted)
     http = HTTPServer(
         make_application(
             store, access, in_flight, peers, limit, access_log, streams, board, tracing
@@ -160,8 +171,8 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         chunk_size=READ_CHUNK,
         max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
         max_body_size=MAX_BODY,
-        idle_connection_timeout=settings.server.idle_timeout_s,
-        body_timeout=settings.server.body_timeout_s,
+        idle_connection_timeout=deadlines.both_s,
+        body_timeout=limits.body_timeout_s,
     )
 
     def answer_of(error: StatusError) -> bytes:
@@ -172,7 +183,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         store,
         Answers(answer_of),
         http.handle_stream,
-        settings.server.idle_timeout_s,
+        deadlines,
         trust,
         limit,
     )
@@ -221,7 +232,15 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
-    admin = AdminServer(settings.admin, checks, make_registry(vitals), keys.admin_context)
+    admin = AdminServer(
+        settings.admin,
+        checks,
+        make_registry(vitals),
+        keys.admin_context,
+        limits.header_timeout_s,
+        limits.body_timeout_s,
+        late,
+    )
     reminder = Reminder(lambda: look_at_terms(settings, in_force))
 
     def put_in_force(keys: Keys) -> None:
