@@ -28,7 +28,7 @@ from tornado_status.api import (
 from tornado_status.checkin import Event
 from tornado_status.config import Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
-from tornado_status.errors import ConfigError, StatusError
+from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.health import Check
 from tornado_status.ingress import CheckInPort, FileWatcher, Trust, bind
 from tornado_status.keys import Keys, key_files, load_keys
@@ -125,6 +125,9 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         store.counted.refused(error)
         return problem_answer(error)
 
+    def late() -> bytes:
+        return problem_answer(HeadTooSlow())
+
     port = CheckInPort(
         settings,
         keys.context,
@@ -132,6 +135,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         store,
         limit,
         answer_of,
+        late,
         lambda peers: make_application(
             store, access, in_flight, peers, limit, access_log, streams, board, tracing
         ),
@@ -164,7 +168,15 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
-    admin = AdminServer(settings.admin, checks, make_registry(vitals), keys.admin_context)
+    admin = AdminServer(
+        settings.admin,
+        checks,
+        make_registry(vitals),
+        keys.admin_context,
+        settings.server.header_timeout_s,
+        settings.server.body_timeout_s,
+        late,
+    )
     reminder = Reminder(lambda: look_at_terms(settings, in_force))
 
     def put_in_force(keys: Keys) -> None:

@@ -16,6 +16,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
 from tornado_status.config import Server, Settings
+from tornado_status.deadlines import HeadDeadlines
 from tornado_status.errors import StatusError
 from tornado_status.ingress.accepting import Accepting
 from tornado_status.ingress.acceptor import Acceptor
@@ -41,8 +42,8 @@ class CheckInPort:
     """Serves the check-in port, once `listen` is called.
 
     `application` makes the ordinary HTTP application, told who judges peers; `answer_of` makes the
-    whole answer to a check-in that failed. `refused` counts connections that were turned away, and
-    identities that were refused, by kind.
+    whole answer to a check-in that failed, `late` that to a head that took too long. `refused`
+    counts connections that were turned away, and identities that were refused, by kind.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class CheckInPort:
         recorder: Recorder,
         limit: Limit | None,
         answer_of: Callable[[StatusError], bytes],
+        late: Callable[[], bytes],
         application: Callable[[Judge | ProxiedJudge], Application],
     ) -> None:
         self.refused: Counter[str] = Counter()
@@ -65,20 +67,27 @@ class CheckInPort:
         else:
             judge_of_connections = Judge(trust)
             self._judge = judge_of_connections
+
+        def late_and_counted() -> bytes:
+            self.refused["head-timeout"] += 1
+            return late()
+
+        limits = settings.server
+        deadlines = HeadDeadlines(limits.idle_timeout_s, limits.header_timeout_s, late_and_counted)
         self._http = HTTPServer(
             application(self._judge),
             ssl_options=context,
             chunk_size=READ_CHUNK,
             max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
             max_body_size=MAX_BODY,
-            idle_connection_timeout=settings.server.idle_timeout_s,
-            body_timeout=settings.server.body_timeout_s,
+            idle_connection_timeout=deadlines.both_s,
+            body_timeout=limits.body_timeout_s,
         )
         check_ins = self._check_ins = CheckInService(
             recorder,
             Answers(answer_of),
             self._http.handle_stream,
-            settings.server.idle_timeout_s,
+            deadlines,
             trust,
             limit,
         )
