@@ -100,7 +100,6 @@ RUN: dict[str, dict[str, str]] = {
     "docs/operation.md": {
         "tornado-status doctor --config config.yaml": r"(?s)^ok .*database",
         "tornado-status config --config config.yaml": r"(?s)port: 8443 +# config\.yaml",
-        "source <(tornado-status completion bash)   # or zsh; in ~/.bashrc for every shell": "",
     },
     "docs/people.md": {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
@@ -115,6 +114,7 @@ RUN: dict[str, dict[str, str]] = {
 TUTORIAL = (
     "test_documentation.py::test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard"
 )
+COMPLETED = "test_show.py::test_a_shell_completes_as_the_page_says"
 CONTAINERS = "test_containers_run.py::test_the_commands_of_the_page_do_what_it_says"
 RESTORED = "test_backup.py::test_a_dump_brings_the_embedded_database_back"
 COPIED = "test_backup.py::test_a_copy_of_the_files_brings_the_embedded_database_back"
@@ -216,6 +216,12 @@ REASONS: dict[str, dict[str, Reason]] = {
             Why.INSTALLS,
             "test_containers.py::test_the_image_gets_all_that_the_server_needs_and_no_more",
         ),
+        "source <(tornado-status completion bash)": Reason(Why.ELSEWHERE, COMPLETED),
+        "autoload -Uz compinit && compinit": Reason(Why.ELSEWHERE, COMPLETED),
+        "mkdir -p ~/.zfunc && tornado-status completion zsh > ~/.zfunc/_tornado-status": Reason(
+            Why.ELSEWHERE, COMPLETED
+        ),
+        "fpath=(~/.zfunc $fpath)   # in ~/.zshrc": Reason(Why.ELSEWHERE, COMPLETED),
     },
     "docs/people.md": {
         "python -m tornado_status users list": here(Why.FOR_EVER, "test_people_are_listed"),
