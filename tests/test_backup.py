@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,14 +12,14 @@ import pytest
 import yaml
 
 from tests.conftest import StartServer
-from tests.support import PATIENCE_S, ROOT, Postgres, Server, plain_environment, rows, wait_until
+from tests.pages import commands, run_in_bash
+from tests.support import Postgres, Server, plain_environment, rows, wait_until
 from tests.test_listener_cli import Listening, check_in, reading
 
 pytestmark = pytest.mark.once
 
-PAGE = (ROOT / "docs" / "backup.md").read_text()
-TOOLS, EMBEDDED, SHOW, DUMP, RESTORE, COPY, PUT_BACK, STANDBY, PROMOTE, REHEARSAL = re.findall(
-    r"```sh\n(.*?)```", PAGE, re.DOTALL
+TOOLS, EMBEDDED, SHOW, DUMP, RESTORE, COPY, PUT_BACK, STANDBY, PROMOTE, REHEARSAL = (
+    block.commands for block in commands("docs/backup.md")
 )
 
 
@@ -35,19 +34,7 @@ class Operator:
 
     def types(self, *blocks: str) -> str:
         """Run blocks of the page in one shell; return what they say."""
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "".join(blocks)],
-            cwd=self.here,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=2 * PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{blocks}: {done.stdout}"
-        return done.stdout
+        return run_in_bash("".join(blocks), self.here, self._environment)
 
     def stream(self, *before: str) -> tuple[str, int]:
         """The stream and its largest number."""
