@@ -200,12 +200,16 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     watcher = FileWatcher(key_files(settings), reload)
     loop.add_signal_handler(signal.SIGHUP, watcher.tell)
     in_background(watcher.run(), "file watcher")
+
+    def status() -> str:
+        return store.problem or "recording check-ins"
+
     in_background(
         notifier.run(
             # Not whether the database is there: a restart would not bring it back. What a part
             # fails with ends the server, see below: here is whether that has happened.
             healthy=lambda: not any(_failed(part) for part in parts),
-            status=lambda: store.problem or "recording check-ins",
+            status=status,
         ),
         "notifier",
     )
@@ -241,7 +245,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     await store.wait_connected()
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
     say_serving(settings, port_number)
-    notifier.ready()
+    notifier.ready(status())
     alerts.start()
     in_background(publication.run(), "publication")
     await asyncio.gather(
