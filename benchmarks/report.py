@@ -45,7 +45,7 @@ def _main_table(results: Results) -> list[str]:
     lines += [
         [row.title, *(column.cell(results, row) for column in columns)] for row in results.rows
     ]
-    return [_table(lines)] if columns else []
+    return [table(lines)] if columns else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _latency(workload: str, low: str, high: str) -> Callable[[Results, Row], str
         tail = results.summary(workload, row.name, high)
         if median is None or tail is None:
             return NOTHING
-        return f"{_short(median.median)} / {_short(tail.median)}"
+        return f"{short(median.median)} / {short(tail.median)}"
 
     return cell
 
@@ -126,7 +126,7 @@ def _own_table(results: Results, workload: str, title: str, sentence: str) -> li
                     f"{server.median:.4f} + {database.median:.4f}",
                 ]
             )
-    return [sentence, _table(lines)]
+    return [sentence, table(lines)]
 
 
 def _streams_table(results: Results) -> list[str]:
@@ -144,14 +144,14 @@ def _streams_table(results: Results) -> list[str]:
                 f"{kib:.1f}" if int(name) else NOTHING,
                 f"{message:.2f}" if int(name) else NOTHING,
                 f"{rate:,.0f}",
-                f"{_short(low)} / {_short(high)}",
+                f"{short(low)} / {short(high)}",
             ]
         )
     sentence = (
         "Streams of all events (`/api/stream`) at once: memory of each; the server's CPU for one"
         " message to one stream, at a steady pace; and keep-alive as above while they are open:"
     )
-    return [sentence, _table(lines)]
+    return [sentence, table(lines)]
 
 
 def _footer(results: Results) -> str:
@@ -181,7 +181,7 @@ def _times(value: Summary, first: Summary | None) -> str:
     return f" ({value.median / first.median:.1f}{TIMES})" if first and first.median else ""
 
 
-def _short(milliseconds: float) -> str:
+def short(milliseconds: float) -> str:
     """Three digits: 0.683, 4.61, 121."""
     for limit, digits in ((1, 3), (10, 2), (100, 1)):
         if milliseconds < limit:
@@ -189,7 +189,8 @@ def _short(milliseconds: float) -> str:
     return f"{milliseconds:.0f}"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table. The first line is its head; the first column aligns left."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
 
     def text(cells: Iterable[str]) -> str:
