@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("datagram", "brokers", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
-    ("logs", "nats_connection"),
+    ("logs", "nats_connection", "files"),
     ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify", "tracing"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),

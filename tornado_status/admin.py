@@ -17,6 +17,7 @@ from tornado.web import Application, RequestHandler
 
 from tornado_status.config import Admin
 from tornado_status.errors import ConfigError
+from tornado_status.files import check_file, read_certificates
 from tornado_status.health import Check
 
 ACCEPT_PAUSE_S = 0.1  # where it fails, as without descriptors: until then others go on
@@ -112,6 +113,8 @@ def admin_context(settings: Admin) -> ssl.SSLContext | None:
     """
     if settings.certificate is None or settings.private_key is None:
         return None
+    read_certificates("admin.certificate", settings.certificate)
+    check_file("admin.private_key", settings.private_key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # monitoring may be old, and has no identity
     try:
