@@ -406,7 +406,7 @@ def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
     before = served_certificate(site.server)
     replace(site.certs / "server.crt", b"nonsense")
     failure = site.server.wait_event("reload failed, the old state stays")
-    assert failure["reason"].startswith("tls.private_key: ")
+    assert failure["reason"].startswith("tls.certificate: ")
     assert served_certificate(site.server) == before
     assert site.request().status == 204
     fresh = renew_server(site, "mended.example.com")

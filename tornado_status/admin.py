@@ -18,6 +18,7 @@ from tornado.web import Application, RequestHandler
 from tornado_status.config import Admin
 from tornado_status.deadlines import HeadDeadlines, TimedStream
 from tornado_status.errors import ConfigError
+from tornado_status.files import check_file, read_certificates
 from tornado_status.health import Check
 
 MAX_HEAD = 8192  # what browsers and scrapers send is far below
@@ -128,6 +129,8 @@ def admin_context(settings: Admin) -> ssl.SSLContext | None:
     """
     if settings.certificate is None or settings.private_key is None:
         return None
+    read_certificates("admin.certificate", settings.certificate)
+    check_file("admin.private_key", settings.private_key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # monitoring may be old, and has no identity
     try:

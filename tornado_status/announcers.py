@@ -76,7 +76,10 @@ def trust(certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certifica
     if not certificates:
         raise AnnouncerError("no certificate")
     certificate = certificates[0]
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except UNREADABLE as error:
+        raise AnnouncerError("a key of an unknown kind") from error
     if not isinstance(key, Ed25519PublicKey):
         raise AnnouncerError("not an Ed25519 key")
     try:

@@ -6,13 +6,19 @@ is a common name: TLS libraries hold them against subjectAltName alone.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from tornado_status.certificates import UNREADABLE, ca_id, self_signed, weak_key, weak_signature
+from tornado_status.certificates import (
+    UNREADABLE,
+    ca_id,
+    quietly,
+    self_signed,
+    weak_key,
+    weak_signature,
+)
 from tornado_status.errors import IdentityError
 
 NOT_PERMITTED = IdentityError(
@@ -59,9 +65,7 @@ class CertificateAuthority:
 
 def read_authority(der: bytes) -> CertificateAuthority:
     """Read the certificate of a CA. Raises `IdentityError` where that cannot be done."""
-    with warnings.catch_warnings():
-        # The library's, of odd serial numbers: a peer, who sends it, could fill the log.
-        warnings.simplefilter("ignore")
+    with quietly():
         try:
             certificate = x509.load_der_x509_certificate(der)
             permitted, excluded = _constraints(certificate)

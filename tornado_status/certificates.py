@@ -6,9 +6,12 @@ Pure: no files. What a certificate says of its holder is `identity`'s, what a CA
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import threading
 import warnings
+from collections.abc import Iterator
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -29,7 +32,21 @@ UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 
+# The filters are the process's: of two who change them at once, one would keep those of the other.
+_filters = threading.Lock()
 _BEGINS = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what `cryptography` warns of to itself: odd serial numbers and names.
+
+    A peer could fill the log, and what the library still reads is good enough. For short work: one
+    at a time.
+    """
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def read_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
@@ -41,15 +58,13 @@ def read_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     begun = len(_BEGINS.findall(pem))
     if not begun:
         raise ValueError("it holds no certificate in PEM")
-    with warnings.catch_warnings():
-        # The library's, of odd serial numbers and names; one that it still reads is good enough.
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with quietly():
             found = x509.load_pem_x509_certificates(pem)
             for certificate in found:
                 _read_all(certificate)
-        except UNREADABLE as error:
-            raise ValueError("it holds a certificate that cannot be read") from error
+    except UNREADABLE as error:
+        raise ValueError("it holds a certificate that cannot be read") from error
     if len(found) != begun:
         raise ValueError("it holds a certificate that cannot be read")
     return tuple(found)

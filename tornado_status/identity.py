@@ -18,14 +18,13 @@ An identity is one canonical spelling: lower case, the domain in its ASCII form 
 from __future__ import annotations
 
 import unicodedata
-import warnings
 from dataclasses import dataclass
 
 import email_validator
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tornado_status.certificates import UNREADABLE, weak_key, weak_signature
+from tornado_status.certificates import UNREADABLE, quietly, weak_key, weak_signature
 from tornado_status.errors import IdentityError
 
 CN_SENTENCE = "CN must be a valid email address"
@@ -106,9 +105,7 @@ def identify(certificate_der: bytes) -> Identity:
     Raises `IdentityError` with the HTTP status and the sentence for the client, and nothing else
     whatever the bytes are.
     """
-    with warnings.catch_warnings():
-        # The library's, of names too long or a serial number of 0: a peer could fill the log.
-        warnings.simplefilter("ignore")
+    with quietly():
         return _identify(certificate_der)
 
 

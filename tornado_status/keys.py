@@ -6,14 +6,12 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-
 from tornado_status.admin import admin_context
 from tornado_status.announce import Signing, load_signing
 from tornado_status.certificates import ca_id
 from tornado_status.config import Settings
-from tornado_status.errors import ConfigError
 from tornado_status.expiry import Term, certificate_terms, distinct_names
+from tornado_status.files import read_certificates
 from tornado_status.ingress import Anchors, load_anchors, self_test, server_context
 
 
@@ -69,11 +67,7 @@ def _certificates(settings: Settings) -> list[Term]:
     for setting, file in files.items():
         if file is None:
             continue
-        try:
-            certificates = x509.load_pem_x509_certificates(file.read_bytes())
-        except (OSError, ValueError) as error:  # replaced since it was read a moment ago
-            raise ConfigError(f"{setting}: cannot read {file}: {error}") from error
-        found += certificate_terms(setting, str(file), certificates)
+        found += certificate_terms(setting, str(file), read_certificates(setting, file))
     return found
 
 

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import datetime
 import math
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from tornado_status.certificates import UNREADABLE, ca_id
+from tornado_status.certificates import UNREADABLE, ca_id, quietly
 from tornado_status.errors import RevocationListError
 
 CLOCK_SKEW_S = 300.0  # a list may be this much younger than our clock believes possible
@@ -54,10 +53,7 @@ def read_lists(
     found: dict[bytes, RevocationList] = {}
     for block in _blocks(pem):
         try:
-            with warnings.catch_warnings():
-                # The library's, of odd serial numbers: they are the CA's matter.
-                warnings.simplefilter("ignore")
-                newer = _judge(x509.load_pem_x509_crl(block), cas, now)
+            newer = _judge(x509.load_pem_x509_crl(block), cas, now)
         except UNREADABLE as error:
             raise RevocationListError("not a certificate revocation list in PEM") from error
         older = found.get(newer.ca)
@@ -97,7 +93,10 @@ def replace_lists(
 def _judge(
     crl: x509.CertificateRevocationList, cas: Sequence[x509.Certificate], now: float
 ) -> RevocationList:
-    issuers = [ca for ca in cas if ca.subject == crl.issuer]
+    with quietly():
+        issuer = crl.issuer
+        name = issuer.rfc4514_string()
+    issuers = [ca for ca in cas if ca.subject == issuer]
     if not issuers:
         raise RevocationListError("issued by none of the client CAs")
     signers = [ca for ca in issuers if _signed_by(crl, ca)]
@@ -115,7 +114,7 @@ def _judge(
         number = 0
     return RevocationList(
         ca=ca_id(signers[0]),
-        name=crl.issuer.rfc4514_string(),
+        name=name,
         number=number,
         this_update=this_update,
         next_update=_epoch(crl.next_update_utc),

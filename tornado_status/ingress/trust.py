@@ -23,6 +23,7 @@ from tornado_status.authorities import CertificateAuthority, read_authority
 from tornado_status.certificates import issued_by
 from tornado_status.config import Tls
 from tornado_status.errors import ConfigError, IdentityError, RevocationListError
+from tornado_status.files import read, read_certificates
 from tornado_status.identity import Identity, identify
 from tornado_status.revocation import RevocationList, read_lists, replace_lists
 
@@ -259,21 +260,22 @@ def load_anchors(settings: Tls, before: Anchors | None = None) -> Anchors:
 
     Raises `ConfigError` that names the key and the file.
     """
-    try:
-        cas = tuple(x509.load_pem_x509_certificates(settings.client_ca.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tls.client_ca: cannot read {settings.client_ca}: {error}") from error
+    cas = read_certificates("tls.client_ca", settings.client_ca)
+    for ca in cas:
+        try:
+            read_authority(_der(ca))
+        except IdentityError as error:
+            raise ConfigError(
+                f"tls.client_ca: cannot use {settings.client_ca}: {error.detail}"
+            ) from error
     path = settings.crl
     if path is None:
         return Anchors(cas)
+    pem = read("tls.crl", path, "python -m certs_gen crl makes one")
     try:
-        lists = read_lists(path.read_bytes(), cas, time.time())
+        lists = read_lists(pem, cas, time.time())
         known = before.lists.values() if before is not None else ()
         return Anchors(cas, replace_lists(known, lists, cas))
-    except FileNotFoundError as error:
-        raise ConfigError(f"tls.crl: no file {path} (python -m certs_gen crl makes one)") from error
-    except OSError as error:
-        raise ConfigError(f"tls.crl: cannot read {path}: {error.strerror}") from error
     except RevocationListError as error:
         raise ConfigError(f"tls.crl: {path}: {error}") from error
 
