@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("datagram", "brokers", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
-    ("logs", "nats_connection", "deadlines", "files"),
+    ("logs", "nats_connection", "deadlines", "files", "names", "threads"),
     ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify", "tracing"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),

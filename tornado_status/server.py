@@ -37,6 +37,7 @@ from tornado_status.metrics import Vitals, make_registry
 from tornado_status.notify import Notifier
 from tornado_status.readiness import look, look_at_terms
 from tornado_status.reminder import Reminder
+from tornado_status.threads import DaemonThreads
 from tornado_status.welcome import say_serving
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ async def serve(settings: Settings) -> None:
     Raises `ConfigError` where the settings cannot be put into effect.
     """
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(DaemonThreads())
     told_to_stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, told_to_stop.set)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tornado_status.errors import StoreUnavailable
 from tornado_status.store import migrate
-from tornado_status.store.database import Connection, Parameters, StatementFailed, parse_url
+from tornado_status.store.database import Connection, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres, find_binaries
+from tornado_status.store.hosts import Parameters
 
 _QUESTIONS = """\
 SELECT current_setting('server_version'), current_setting('server_version_num')::int,

@@ -13,7 +13,8 @@ import psycopg2.extensions
 import structlog
 
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.store.database import Connection, Parameters, StatementFailed
+from tornado_status.store.database import Connection, StatementFailed
+from tornado_status.store.hosts import Parameters
 
 REVISION = "0005"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait

@@ -33,9 +33,10 @@ from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.bell import Bell
 from tornado_status.store.census import Census
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
-from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
+from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
 from tornado_status.store.feed import Feed
+from tornado_status.store.hosts import Parameters
 from tornado_status.store.stream import HERE
 from tornado_status.store.sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
 
