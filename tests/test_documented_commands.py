@@ -118,6 +118,7 @@ COMPLETED = "test_show.py::test_a_shell_completes_as_the_page_says"
 CONTAINERS = "test_containers_run.py::test_the_commands_of_the_page_do_what_it_says"
 RESTORED = "test_backup.py::test_a_dump_brings_the_embedded_database_back"
 COPIED = "test_backup.py::test_a_copy_of_the_files_brings_the_embedded_database_back"
+RECOVERED = "test_backup.py::test_the_embedded_database_is_recovered_to_a_point_in_time"
 PROMOTED = "test_backup.py::test_the_server_goes_on_with_a_promoted_standby_by_itself"
 
 REASONS: dict[str, dict[str, Reason]] = {
@@ -145,15 +146,24 @@ REASONS: dict[str, dict[str, Reason]] = {
         'export PATH="$(dirname "$(find "$PWD/.venv/" -name pg_dump | head -n 1)"):$PATH"': Reason(
             Why.ELSEWHERE, RESTORED
         ),
-        'export PGHOST="$PWD/var/postgresql" PGUSER=postgres PGDATABASE=tornado_status': Reason(
+        'export PGDATA="$PWD/var/postgresql" PGUSER=postgres PGDATABASE=tornado_status': Reason(
             Why.ELSEWHERE, RESTORED
         ),
         ".venv/bin/python -m tornado_status stream show": Reason(Why.ELSEWHERE, RESTORED),
         "pg_dump --format=custom --file=status.dump": Reason(Why.ELSEWHERE, RESTORED),
         "pg_restore --clean --if-exists --no-owner --single-transaction"
         ' --dbname="$PGDATABASE" status.dump': Reason(Why.ELSEWHERE, RESTORED),
+        'createdb "$PGDATABASE"': Reason(
+            Why.ELSEWHERE, "test_backup.py::test_a_dump_moves_to_another_cluster_and_back"
+        ),
         "pg_basebackup --pgdata=copy --checkpoint=fast": Reason(Why.ELSEWHERE, COPIED),
-        "mv var/postgresql var/before-the-restore": Reason(Why.ELSEWHERE, COPIED),
+        'mv "$PGDATA" before-the-restore': Reason(Why.ELSEWHERE, COPIED),
+        ".venv/bin/python -m tornado_status stream new": Reason(Why.ELSEWHERE, COPIED),
+        "mkdir archive": Reason(Why.ELSEWHERE, RECOVERED),
+        "pg_basebackup --pgdata=base --checkpoint=fast": Reason(Why.ELSEWHERE, RECOVERED),
+        'MOMENT="2026-01-02 03:04:05.678 UTC"': Reason(Why.ELSEWHERE, RECOVERED),
+        'psql -c "ALTER SYSTEM RESET restore_command" -c "ALTER SYSTEM RESET'
+        ' recovery_target_time" \\': Reason(Why.ELSEWHERE, RECOVERED),
         "pg_basebackup --pgdata=standby --write-recovery-conf --checkpoint=fast": Reason(
             Why.ELSEWHERE, PROMOTED
         ),
