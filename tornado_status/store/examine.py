@@ -6,7 +6,7 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-from tornado_status.errors import StoreUnavailable
+from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store import migrate
 from tornado_status.store.database import Connection, Parameters, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres, find_binaries
@@ -22,7 +22,8 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 @dataclass(frozen=True, slots=True)
 class Examination:
     """What was found. `clock` is the database's, in UTC; `clock_error_s` what it may be off by
-    for the time that the question took. `revision` is None before the first migration."""
+    for the time that the question took. `revision` is None before the first migration; `newer`
+    where a server of this version serves it all the same, `refusal` why it does not, or ""."""
 
     version: str
     version_number: int
@@ -36,6 +37,8 @@ class Examination:
     clock_error_s: float
     revision: str | None
     newest_revision: str
+    newer: bool = False
+    refusal: str = ""
 
 
 async def examine(parameters: Parameters, timeout_s: float) -> Examination:
@@ -50,6 +53,11 @@ async def examine(parameters: Parameters, timeout_s: float) -> Examination:
         raise StoreUnavailable(f"the database refuses: {error}") from error
     finally:
         await connection.close()
+    newer, refusal = False, ""
+    try:
+        newer = migrate.check(revision)
+    except ConfigError as error:
+        refusal = str(error)
     version, number, fsync, pages, synchronous, standby, may_create, clock = row
     return Examination(
         version=version,
@@ -64,6 +72,8 @@ async def examine(parameters: Parameters, timeout_s: float) -> Examination:
         clock_error_s=(after - before).total_seconds() / 2,
         revision=revision,
         newest_revision=migrate.REVISION,
+        newer=newer,
+        refusal=refusal,
     )
 
 

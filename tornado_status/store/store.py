@@ -348,6 +348,8 @@ class Store:
         try:
             await migrate.upgrade(connection)
             await self._prepare(connection)
+            # Again, behind the lock on the head: a newer version may have migrated meanwhile.
+            migrate.check(await migrate.current(connection))
         except StatementFailed as error:
             await connection.close()
             raise StoreUnavailable(f"the database refuses: {error}") from error
