@@ -56,6 +56,8 @@ def _state(found: Examination) -> Iterator[Finding]:
             "the database is a standby: it takes no check-ins",
             "Name the primary in database.url, or all hosts: the server finds the one that writes.",
         )
+    for warning in found.untold:
+        yield note(TOPIC, warning, "Grant it, if you can; docs/backup.md says what follows of it.")
     if found.revision == found.newest_revision:
         yield ok(TOPIC, f"its tables are those of this version ({found.revision})")
     elif found.refusal:
