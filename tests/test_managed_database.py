@@ -66,7 +66,7 @@ def identity(managed: Managed) -> tuple[str, int | None, int | None]:
     [found] = rows(
         managed.admin_url, "SELECT stream::text, system_identifier, timeline_id FROM head"
     )
-    return found  # type: ignore[return-value]
+    return found
 
 
 @pytest.mark.parametrize("case", UNTOLD)
