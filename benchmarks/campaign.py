@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +31,7 @@ class Plan:
     rounds: int
     seconds: float
     idle_connections: int
+    budget_s: float = float("inf")  # no round but the first begins that would end later
 
 
 def run(plan: Plan) -> Results:
@@ -66,7 +68,12 @@ class _Campaign:
             for users in ours.USERS:
                 _say(f"filling a database with {users:,} users")
                 ours.fill(self._rig.postgres, f"users_{users}", users)
+        begun, longest_s = time.monotonic(), 0.0
         for number in range(self._plan.rounds):
+            at = time.monotonic()
+            if number and at - begun + longest_s > self._plan.budget_s:
+                self._results.note(f"{number} of {self._plan.rounds} rounds: no time for more")
+                break
             _say(f"round {number + 1} of {self._plan.rounds}")
             # Each is first and last in turn.
             turn = number % len(self._peers) if self._peers else 0
@@ -77,6 +84,8 @@ class _Campaign:
             for name, measure in own.items():
                 if name in self._plan.workloads:
                     self._measure_own(name, measure)
+            self._results.settings["rounds"] = number + 1
+            longest_s = max(longest_s, time.monotonic() - at)
 
     def _measure(self, peer: Peer, workloads: Sequence[str]) -> None:
         try:
@@ -101,11 +110,16 @@ class _Campaign:
 
     def _users(self) -> None:
         for users in ours.USERS:
-            numbers = ours.drive_store(
-                self._rig.postgres, f"users_{users}", users, self._plan.seconds
-            )
-            self._results.add("users", str(users), numbers)
-            _say(f"  users: {users:,}: {_brief(numbers)}")
+            ours.touch(self._rig.postgres, f"users_{users}")
+            self._drive(users, str(users))
+        self._rig.postgres.execute("postgres", "CHECKPOINT")
+        most = max(ours.USERS)
+        self._drive(most, f"{most} {ours.AFTER_CHECKPOINT}")
+
+    def _drive(self, users: int, row: str) -> None:
+        numbers = ours.drive_store(self._rig.postgres, f"users_{users}", users, self._plan.seconds)
+        self._results.add("users", row, numbers)
+        _say(f"  users: {row}: {_brief(numbers)}")
 
     def _reuse_port(self) -> None:
         for servers in ours.SERVERS:

@@ -13,7 +13,11 @@ from xml.sax.saxutils import escape
 from benchmarks.results import Results, Row, Summary
 
 NOTHING = "\N{EN DASH}"  # in a cell that was not measured
+MICRO = "\N{MICRO SIGN}s"
 TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+COMMAND = "python -m benchmarks"
 
 
 # ---------------------------------------------------------------------------------------- table
@@ -37,6 +41,30 @@ def markdown(results: Results) -> str:
     parts += _streams_table(results)
     parts.append(_footer(results))
     return "\n\n".join(parts) + "\n"
+
+
+def summary(results: Results) -> dict[str, str]:
+    """Return the blocks of README.md: a table that is short, and where it comes from."""
+    lines = [["server", "check-ins/s", f"CPU {MICRO}", f"CPU {MICRO}, fresh connection"]]
+    for row in results.rows:
+        cells = [row.title]
+        rate = results.summary("keep-alive", row.name, "rate")
+        first = results.summary("keep-alive", results.rows[0].name, "rate")
+        cells.append(f"{rate.median:,.0f}{_times(rate, first)}" if rate else NOTHING)
+        for workload in ("keep-alive", "handshake"):
+            cpu = _both_cpu(results, workload, row)
+            first = _both_cpu(results, workload, results.rows[0])
+            text = f"{cpu.median * 1000:,.0f}{_times(cpu, first, digits=2)}" if cpu else NOTHING
+            cells.append(text)
+        lines.append(cells)
+    machine = results.machine
+    known = [
+        *(machine[name] for name in ("CPU",) if name in machine),
+        *(f"{machine[name]} {name}" for name in ("cores",) if name in machine),
+        *(f"{name} {machine[name]}" for name in ("Python", "PostgreSQL") if name in machine),
+    ]
+    source = f"{results.date[:10]}, {', '.join(known)}; {TIMES} the ratio to the first row."
+    return {"results": f"{table(lines)}\n\n{source}"}
 
 
 def _main_table(results: Results) -> list[str]:
@@ -70,13 +98,22 @@ def _cpu(workload: str) -> Callable[[Results, Row], str]:
     def cell(results: Results, row: Row) -> str:
         server = results.summary(workload, row.name, "server_cpu_ms")
         database = results.summary(workload, row.name, "database_cpu_ms")
-        if server is None or database is None:
+        both = _both_cpu(results, workload, row)
+        if server is None or database is None or both is None:
             return NOTHING
-        if not row.does_the_job:
-            return f"{server.median:.3f}"
-        return f"{server.median:.3f} + {database.median:.3f}"
+        parts = f"{server.median:.3f}"
+        if row.does_the_job:
+            parts += f" + {database.median:.3f}"
+        first = _both_cpu(results, workload, results.rows[0])
+        return f"{parts} ±{both.spread:.0%}{_times(both, first, digits=2)}"
 
     return cell
+
+
+def _both_cpu(results: Results, workload: str, row: Row) -> Summary | None:
+    """Return the CPU of a check-in: the server's, and PostgreSQL's where it is used."""
+    parts = ("server_cpu_ms", "database_cpu_ms") if row.does_the_job else ("server_cpu_ms",)
+    return results.summary(workload, row.name, *parts)
 
 
 def _latency(workload: str, low: str, high: str) -> Callable[[Results, Row], str]:
@@ -113,19 +150,28 @@ def _own_table(results: Results, workload: str, title: str, sentence: str) -> li
     by_row = results.rounds.get(workload)
     if not by_row:
         return []
-    lines = [[title, "check-ins/s", "CPU ms: server + PostgreSQL"]]
+    lines = [[title, "check-ins/s", "CPU ms: server + PostgreSQL", "WAL bytes"]]
+    first_rate = first_cpu = None
     for name in by_row:
         rate = results.summary(workload, name, "rate")
         server = results.summary(workload, name, "server_cpu_ms")
         database = results.summary(workload, name, "database_cpu_ms")
-        if rate and server and database:
+        cpu = results.summary(workload, name, "server_cpu_ms", "database_cpu_ms")
+        wal = results.summary(workload, name, "wal_bytes")
+        if rate and server and database and cpu:
+            first_rate, first_cpu = first_rate or rate, first_cpu or cpu
+            number, _, condition = name.partition(" ")
+            parts = f"{server.median:.4f} + {database.median:.4f}"
             lines.append(
                 [
-                    f"{int(name):,}",
-                    f"{rate.median:,.0f} ±{rate.spread:.0%}",
-                    f"{server.median:.4f} + {database.median:.4f}",
+                    f"{int(number):,}{condition and f', {condition}'}",
+                    f"{rate.median:,.0f} ±{rate.spread:.0%}{_times(rate, first_rate, 2)}",
+                    f"{parts} ±{cpu.spread:.0%}{_times(cpu, first_cpu, 2)}",
+                    f"{wal.median:,.0f}" if wal else NOTHING,
                 ]
             )
+    if all(line[3] == NOTHING for line in lines[1:]):
+        lines = [line[:3] for line in lines]
     return [sentence, table(lines)]
 
 
@@ -177,8 +223,10 @@ def _what_is_written(rows: Sequence[Row]) -> str:
     return "; ".join(f"{writes} ({', '.join(names)})" for writes, names in titles.items())
 
 
-def _times(value: Summary, first: Summary | None) -> str:
-    return f" ({value.median / first.median:.1f}{TIMES})" if first and first.median else ""
+def _times(value: Summary, first: Summary | None, digits: int = 1) -> str:
+    if not first or not first.median:
+        return ""
+    return f" ({value.median / first.median:.{digits}f}{TIMES})"
 
 
 def short(milliseconds: float) -> str:

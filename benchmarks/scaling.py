@@ -155,9 +155,7 @@ class Scaling:
     def in_flight(self) -> None:
         """The store alone, with so many check-ins in it at a time."""
         for name in databases(self._plan):
-            # Each page once: its image, which the first change after a checkpoint writes, is not
-            # a check-in's.
-            self._rig.postgres.execute(name, "UPDATE user_status SET seq = seq")
+            ours.touch(self._rig.postgres, name)
         for count in self._plan.in_flight:
             self._add("in_flight", str(count), self._stores(databases(self._plan)[:1], count))
 

@@ -1,16 +1,15 @@
 """What scaling measured, as Markdown: one block of tables a subject, and a page filled with them.
 
-Pure: no measuring, no files. A page marks where a block goes by two comments with its name.
+Pure: no measuring, no files.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks import cost_of_listening
+from benchmarks import cost_of_listening, pages
 from benchmarks.capacity import FULL, Needs, needs
-from benchmarks.report import NOTHING, short, table
+from benchmarks.report import MICRO, NOTHING, short, table
 from benchmarks.results import Results
 from benchmarks.watch import SHARES
 from benchmarks.wire import UDP_HEADERS
@@ -18,10 +17,7 @@ from benchmarks.wire import UDP_HEADERS
 MILLION = 1_000_000
 EVERY_S = 60.0
 
-BEGIN = "<!-- {name}: written by python -m benchmarks.scaling -->"
-END = "<!-- end of {name} -->"
-
-MICRO = "\u00b5s"
+COMMAND = "python -m benchmarks.scaling"
 
 
 def markdown(results: Results) -> str:
@@ -30,22 +26,8 @@ def markdown(results: Results) -> str:
 
 
 def fill(page: str, results: Results) -> str:
-    """Return `page` with the contents of its marked blocks made anew.
-
-    Raises `ValueError` where a block has no place, or a place no block.
-    """
-    made = blocks(results)
-    marked = re.findall(r"(?m)^<!-- (\S+): written by ", page)
-    if sorted(marked) != sorted(made):
-        raise ValueError(f"the page has the blocks {sorted(marked)}, expected {sorted(made)}")
-    for name, text in made.items():
-        begin, end = BEGIN.format(name=name), END.format(name=name)
-        before, _, rest = page.partition(begin)
-        _, ended, after = rest.partition(end)
-        if not ended:
-            raise ValueError(f"the block {name} has no end")
-        page = f"{before}{begin}\n\n{text}\n\n{end}{after}"
-    return page
+    """Return `page` with all blocks in their places. Raises `ValueError`: see `pages.fill`."""
+    return pages.fill(page, blocks(results), COMMAND)
 
 
 def blocks(results: Results) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import socket
 import socketserver
@@ -30,6 +31,7 @@ from benchmarks import (
     identities,
     load,
     ours,
+    pages,
     processes,
     report,
     results,
@@ -38,6 +40,8 @@ from benchmarks import (
     wire,
 )
 from benchmarks.__main__ import main
+from benchmarks.campaign import Plan
+from benchmarks.campaign import run as run_campaign
 from benchmarks.database import STATUS_SCHEMA
 from benchmarks.errors import Refused, Unavailable
 from benchmarks.identities import Identities
@@ -63,6 +67,7 @@ from tornado_status.store.commit import PREPARE_RECORD
 pytestmark = pytest.mark.once
 
 CLIENTS = 4
+RESULTS = ROOT / "benchmarks/results"
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 BAD_NAME = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\nbad"
 
@@ -618,8 +623,7 @@ def test_a_listener_keeps_up_only_where_nothing_had_to_be_repaired() -> None:
 
 def marked(names: list[str]) -> str:
     parts = [
-        f"{scaling_report.BEGIN.format(name=name)}\nold\n{scaling_report.END.format(name=name)}"
-        for name in names
+        f"{pages.begin(name, scaling_report.COMMAND)}\nold\n{pages.end(name)}" for name in names
     ]
     return "before\n" + "\nbetween\n".join(parts) + "\nafter\n"
 
@@ -666,6 +670,56 @@ def test_the_walls_come_in_the_order_that_the_page_says() -> None:
     assert need.log_gb > need.status_gb
 
 
+def test_pages_that_were_changed_already_need_no_image(surroundings: Rig) -> None:
+    """Right after a checkpoint the first change of a page writes all of it, the second does not."""
+    postgres = surroundings.postgres
+    ours.fill(postgres, "images", 1000)
+    wal = {}
+    for touched in (False, True):
+        postgres.execute("postgres", "CHECKPOINT")
+        if touched:
+            ours.touch(postgres, "images")
+        before = postgres.execute("images", "SELECT pg_current_wal_insert_lsn()::text")[0][0]
+        postgres.execute(
+            "images",
+            "UPDATE user_status SET client_port = 1 WHERE email = %s",
+            identities.email(500),
+        )
+        ((wal[touched],),) = postgres.execute(
+            "images", "SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", before
+        )
+    postgres.drop("images")
+    assert wal[False] > 4000
+    assert wal[True] < 1500
+
+
+def test_a_quick_run_ends_with_the_round_that_its_time_allows(
+    monkeypatch: pytest.MonkeyPatch, load_program: Path
+) -> None:
+    """And says so. Of the users, each number is measured, and the largest after a checkpoint."""
+    monkeypatch.setattr(ours, "USERS", (10, 20))
+    made = run_campaign(Plan([], ["users"], 50, 0.2, 8, budget_s=0.0))
+    assert list(made.rounds["users"]) == ["10", "20", f"20 {ours.AFTER_CHECKPOINT}"]
+    assert made.settings["rounds"] == 1
+    assert made.notes == ["1 of 50 rounds: no time for more"]
+    assert made.summary("users", "10", "wal_bytes") is not None
+
+
+@pytest.mark.parametrize("less", [["--quick"], ["--only", "go"], ["--workloads", "idle"]])
+def test_only_a_run_of_everything_is_written_where_it_is_committed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, less: list[str]
+) -> None:
+    """A first look must not stand in README.md."""
+    committed = {path: path.read_bytes() for path in (ROOT / "README.md", *RESULTS.iterdir())}
+    monkeypatch.setattr("benchmarks.__main__.BUILD", tmp_path)
+    monkeypatch.setattr("benchmarks.__main__.run", lambda plan: fixed_results())
+    assert main(less) == 0
+    assert "tornado_status" in (tmp_path / "results/results.md").read_text()
+    assert main([*less, "--out", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "elsewhere/results.svg").exists()
+    assert {path: path.read_bytes() for path in committed} == committed
+
+
 def test_no_round_begins_that_would_end_too_late(
     monkeypatch: pytest.MonkeyPatch, load_program: Path
 ) -> None:
@@ -698,7 +752,8 @@ def fixed_results() -> Results:
             made.add("keep-alive", name, keep_alive(rate))
     made.add("keep-alive", "nginx", keep_alive(88000))
     made.add("idle", "tornado_status", {"kib_per_connection": 35.25})
-    made.add("users", "1000000", keep_alive(50000))
+    made.add("users", "1000", keep_alive(50000))
+    made.add("users", "1000000", keep_alive(40000) | {"database_cpu_ms": 0.048})
     made.note("a note")
     return made
 
@@ -706,6 +761,10 @@ def fixed_results() -> Results:
 def keep_alive(rate: float) -> dict[str, float]:
     latencies = {"p50_ms": 0.6834, "p99_ms": 12.34}
     return {"rate": rate, "server_cpu_ms": 0.03, "database_cpu_ms": 0.009, **latencies}
+
+
+def squeezed(text: str) -> str:
+    return re.sub(" +", " ", text)
 
 
 def test_a_summary_is_the_median_with_its_range() -> None:
@@ -722,14 +781,41 @@ def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
     titles, _, django, ours, nginx = table
     assert titles == ["server", "keep-alive: check-ins/s", "p50 / p99 ms", "CPU ms", "idle: KiB"]
     x, dash = report.TIMES, report.NOTHING
-    ceiling = ["ceiling", f"88,000 ±0% (88.0{x})", "0.683 / 12.3", "0.030", dash]
-    same = ["0.683 / 12.3", "0.030 + 0.009"]
+    cpu = f"0.030 ±0% (0.77{x})"
+    ceiling = ["ceiling", f"88,000 ±0% (88.0{x})", "0.683 / 12.3", cpu, dash]
+    same = ["0.683 / 12.3", f"0.030 + 0.009 ±0% (1.00{x})"]
     assert django == ["Slow & <old>", f"1,000 ±10% (1.0{x})", *same, dash]
     assert ours == ["tornado_status", f"20,000 ±0% (20.0{x})", *same, "35.2"]
     assert nginx == ceiling
-    assert "| 1,000,000 " in text
+    assert f"| 1,000 | 50,000 ±0% (1.00{x}) | 0.0300 + 0.0090 ±0% (1.00{x}) |" in squeezed(text)
+    assert f"| 1,000,000 | 40,000 ±0% (0.80{x}) | 0.0300 + 0.0480 ±0% (2.00{x}) |" in squeezed(text)
     assert "- Left out: Go: go is not installed (Debian: golang-go)" in lines
     assert "- Note: a note" in lines
+
+
+def test_a_column_that_an_older_run_did_not_measure_is_left_out() -> None:
+    """What one row lacks is a dash, what all lack is no column."""
+    made = fixed_results()
+    assert "WAL" not in report.markdown(made)
+    after = f"1000000 {ours.AFTER_CHECKPOINT}"
+    made.add("users", after, keep_alive(25000) | {"wal_bytes": 4000.0})
+    text = squeezed(report.markdown(made))
+    assert (
+        "| users in the database | check-ins/s | CPU ms: server + PostgreSQL | WAL bytes |" in text
+    )
+    assert f"| 1,000,000, {ours.AFTER_CHECKPOINT} | 25,000 ±0% (0.50{report.TIMES}) |" in text
+    assert text.count("| 4,000 |") == 1
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers() -> None:
+    """The same for the plot, and for the block of README.md."""
+    made = results.load(RESULTS / "results.json")
+    assert (RESULTS / "results.md").read_text() == report.markdown(made)
+    assert (RESULTS / "results.svg").read_text() == report.svg(made)
+    readme = (ROOT / "README.md").read_text()
+    assert pages.fill(readme, report.summary(made), report.COMMAND) == readme
+    made.rounds["keep-alive"]["tornado_status"] = [keep_alive(1.0)]
+    assert pages.fill(readme, report.summary(made), report.COMMAND) != readme
 
 
 def test_the_plot_is_well_formed_and_shows_every_row() -> None:
