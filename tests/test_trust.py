@@ -201,6 +201,45 @@ def test_all_connections_of_a_revoked_certificate_are_refused(site: Site) -> Non
     assert [exchange(connection, *POST).status for connection in connections] == [403] * 3
 
 
+def refusals(server: Server, reason: str) -> int:
+    metrics = server.admin("/metrics").body.decode()
+    found = re.search(rf'connections_refused_total{{reason="{reason}"}} (\S+)', metrics)
+    return int(float(found[1])) if found else 0
+
+
+def test_refusals_on_open_connections_are_counted_and_told(site: Site) -> None:
+    """By their reason, once a connection, with whose they are: like those at the start."""
+    site.start()
+    plain, ordinary, idle = (site.server.connect() for _ in range(3))
+    assert exchange(plain, *POST).status == 204
+    assert exchange(ordinary, *GET).status == 200
+    assert exchange(idle, *POST).status == 204
+    stream = site.server.connect_raw()
+    stream.sendall(
+        b"GET /api/stream?email=valid_user@example.com HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    assert stream.recv(4096).startswith(b"HTTP/1.1 200")
+    site.revoke("client")
+    with stream:
+        while stream.recv(4096):
+            pass
+    assert refusals(site.server, "revoked") == 1
+    assert exchange(plain, *POST).status == 403
+    assert refusals(site.server, "revoked") == 2
+    assert exchange(ordinary, *GET).status == 403
+    assert refusals(site.server, "revoked") == 3
+    told = site.server.events("identity refused")
+    assert [(line["reason"], line["email"], line["client_ip"]) for line in told] == [
+        ("revoked", "valid_user@example.com", LOOPBACK)
+    ]
+    assert site.request().status == 403  # at the start: nobody is named that let nobody in
+    assert refusals(site.server, "revoked") == 4
+    assert "email" not in site.server.events("identity refused")[1]
+    assert exchange(idle, *POST).status == 403
+    assert site.request("operator").status == 204
+    assert refusals(site.server, "revoked") == 5
+
+
 def test_who_is_not_revoked_notices_nothing(site: Site) -> None:
     """An open connection goes on, over any number of new lists."""
     site.start()
@@ -334,6 +373,7 @@ def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> 
     assert len(last) > 1
     assert last[-1].detail == "The certificate has expired"
     assert connection.sock is None
+    assert refusals(site.server, "expired") == 1
 
 
 # ---------------------------------------------------------------------------------------- reload

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
@@ -44,6 +43,7 @@ from tornado_status.ingress import (
     PlainAcceptor,
     PlainStream,
     ProxiedJudge,
+    Refusals,
     SharedConnection,
     Speakers,
     Trust,
@@ -141,9 +141,9 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     trust = Trust(keys.anchors, settings.tls.crl_expired)
     proxied = settings.ingress.mode == "proxy"
     proxies = TrustedProxies(settings.ingress.trusted_proxies)
-    refused: Counter[str] = Counter()
-    judge = Judge(trust)
-    proxied_judge = ProxiedJudge(trust, settings.ingress, proxies, refused)
+    refusals = Refusals()
+    judge = Judge(trust, refusals)
+    proxied_judge = ProxiedJudge(trust, settings.ingress, proxies, refusals)
     peers = proxied_judge if proxied else judge
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
@@ -175,6 +175,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         settings.server.idle_timeout_s,
         trust,
         limit,
+        refusals,
     )
     speakers = Speakers(proxied_judge)
 
@@ -183,13 +184,14 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
 
     acceptor: Accepting
     if proxied:
-        acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refused)
+        acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refusals.counts)
     else:
         acceptor = Acceptor(
             http,
             settings.server,
             judge,
             check_ins.serve,
+            refusals,
             _stream_class(settings.server),
             proxies if settings.ingress.proxy_protocol else None,
         )

@@ -8,6 +8,7 @@ from tornado_status.ingress.peer import Judge
 from tornado_status.ingress.plain import PlainAcceptor
 from tornado_status.ingress.proxied import ProxiedJudge
 from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.reload import FileWatcher, self_test
 from tornado_status.ingress.shared_connection import SharedConnection, Speakers
 from tornado_status.ingress.stream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
@@ -26,6 +27,7 @@ __all__ = [
     "PlainAcceptor",
     "PlainStream",
     "ProxiedJudge",
+    "Refusals",
     "SharedConnection",
     "Speakers",
     "Trust",
