@@ -12,7 +12,6 @@ import shutil
 import socket
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from tests.support import (
 from tests.test_trust import Site, replace, site  # noqa: F401
 from tornado_status.config import Ingress
 from tornado_status.errors import ForwardedError, IdentityError
-from tornado_status.ingress import Anchors, ProxiedJudge, Speakers, Trust, TrustedProxies
+from tornado_status.ingress import Anchors, ProxiedJudge, Refusals, Speakers, Trust, TrustedProxies
 from tornado_status.ingress.chains import ChainVerifier
 from tornado_status.ingress.forwarded import (
     MAX_CHAIN,
@@ -562,7 +561,7 @@ def test_who_spoke_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) 
     authority = Authority.create()
     trust = Trust(Anchors((authority.certificate,)))
     settings = Ingress.model_validate(behind())
-    judge = ProxiedJudge(trust, settings, TrustedProxies(settings.trusted_proxies), Counter())
+    judge = ProxiedJudge(trust, settings, TrustedProxies(settings.trusted_proxies), Refusals())
     speakers = Speakers(judge)
     now = time.time()
 

@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
+from certs_gen.authority import Authority
 from tests.conftest import StartServer
 from tests.follow import Follow
 from tests.support import PATIENCE_S, Postgres, Server, exchange, wait_until
-from tests.test_trust import Site, now, site
+from tests.test_trust import Site, now, replace, site
 from tornado_status.api import wanted
 from tornado_status.checkin import Event
 from tornado_status.store import bell
@@ -546,6 +547,32 @@ def test_a_revoked_certificate_ends_its_streams(site: Site) -> None:
     ours.close()
 
 
+@pytest.mark.parametrize(
+    ("stays", "reason"),
+    [
+        (True, "The trusted CAs have changed: connect anew"),
+        (False, "The certificate's CA is not trusted any more"),
+    ],
+)
+def test_another_bundle_of_cas_ends_the_streams_of_the_old_one(
+    site: Site, stays: bool, reason: str
+) -> None:
+    """Whether their CA is in the new one or not: all come anew, and are verified by it."""
+    site.start(crl=None)
+    theirs = Follow(site.server, f"?email={VALID}", cert="client")
+    assert theirs.expect("position").id == 0
+    other = Authority.create(name="another CA").certificate_pem()
+    before = (site.certs / "ca.crt").read_bytes() if stays else b""
+    replace(site.certs / "ca.crt", before + other)
+    assert theirs.rest() == []
+    assert theirs.comments == [reason]
+    assert theirs.ended_well
+    theirs.close()
+    if stays:
+        with Follow(site.server, f"?email={VALID}", cert="client") as again:
+            assert again.expect("position").id == 0
+
+
 def test_an_expired_certificate_ends_its_streams(site: Site) -> None:
     """When its time is over, and not before."""
     site.start()
@@ -697,6 +724,8 @@ def test_a_web_socket_ends_with_its_certificate_and_its_server(site: Site) -> No
         ours = await socket_to(site.server)
         await asyncio.to_thread(site.revoke, "client")
         assert await ended(theirs) == (1008, "The certificate is revoked")
+        [told] = site.server.events("identity refused")
+        assert (told["reason"], told["email"]) == ("revoked", VALID)
         stopping = asyncio.create_task(asyncio.to_thread(site.server.stop))
         assert await ended(ours) == (1001, "The server is stopping")
         assert await stopping == 0
@@ -753,4 +782,6 @@ def test_a_stream_through_a_proxy_ends_with_its_certificate(
     site.revoke("client")
     assert theirs.read().decode().endswith("\n\n: The certificate is revoked\n\n")
     assert metric(server, "streams") == 1
+    [told] = server.events("identity refused")
+    assert (told["reason"], told["email"], told["client_ip"]) == ("revoked", VALID, "10.0.0.7")
     ours.close()

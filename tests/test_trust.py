@@ -190,6 +190,40 @@ def test_a_revoked_certificate_is_refused_everywhere_at_once(site: Site) -> None
     assert site.server.rows("SELECT count(*) FROM check_in WHERE email LIKE 'valid%%'") == [(2,)]
 
 
+NEW_SESSION_TICKET = 4  # the type of a handshake message (RFC 8446, 4)
+
+
+def test_a_handshake_gives_one_ticket_which_dies_with_its_context(site: Site) -> None:
+    """It is good for as long as nothing is reloaded; then the next handshake is a whole one."""
+    site.start()
+    context = ssl.create_default_context(cafile=str(site.certs / "ca.crt"))
+    context.load_cert_chain(site.certs / "client.crt", site.certs / "client.key")
+    tickets = 0
+
+    def on_message(
+        connection: object, direction: str, version: int, kind: int, message: int, data: bytes
+    ) -> None:
+        nonlocal tickets
+        tickets += direction == "read" and message == NEW_SESSION_TICKET
+
+    # Nobody else tells how many there are: a connection keeps the last one.
+    context._msg_callback = on_message  # type: ignore[attr-defined]
+
+    def check_in(session: ssl.SSLSession | None) -> tuple[bool | None, ssl.SSLSession | None]:
+        raw = socket.create_connection((LOOPBACK, site.server.port), timeout=PATIENCE_S)
+        with context.wrap_socket(raw, server_hostname="localhost", session=session) as connection:
+            connection.sendall(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+            return connection.session_reused, connection.session
+
+    reused, session = check_in(None)
+    assert (reused, tickets) == (False, 1)
+    assert check_in(session)[0] is True
+    site.server.process.send_signal(signal.SIGHUP)
+    site.wait_reloaded()
+    assert check_in(session)[0] is False
+
+
 def test_all_connections_of_a_revoked_certificate_are_refused(site: Site) -> None:
     """They share one verdict: that it was made anew for one of them lets no other one through."""
     site.start()
@@ -199,6 +233,45 @@ def test_all_connections_of_a_revoked_certificate_are_refused(site: Site) -> Non
     site.revoke("client")
     assert site.request().status == 403
     assert [exchange(connection, *POST).status for connection in connections] == [403] * 3
+
+
+def refusals(server: Server, reason: str) -> int:
+    metrics = server.admin("/metrics").body.decode()
+    found = re.search(rf'connections_refused_total{{reason="{reason}"}} (\S+)', metrics)
+    return int(float(found[1])) if found else 0
+
+
+def test_refusals_on_open_connections_are_counted_and_told(site: Site) -> None:
+    """By their reason, once a connection, with whose they are: like those at the start."""
+    site.start()
+    plain, ordinary, idle = (site.server.connect() for _ in range(3))
+    assert exchange(plain, *POST).status == 204
+    assert exchange(ordinary, *GET).status == 200
+    assert exchange(idle, *POST).status == 204
+    stream = site.server.connect_raw()
+    stream.sendall(
+        b"GET /api/stream?email=valid_user@example.com HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    assert stream.recv(4096).startswith(b"HTTP/1.1 200")
+    site.revoke("client")
+    with stream:
+        while stream.recv(4096):
+            pass
+    assert refusals(site.server, "revoked") == 1
+    assert exchange(plain, *POST).status == 403
+    assert refusals(site.server, "revoked") == 2
+    assert exchange(ordinary, *GET).status == 403
+    assert refusals(site.server, "revoked") == 3
+    told = site.server.events("identity refused")
+    assert [(line["reason"], line["email"], line["client_ip"]) for line in told] == [
+        ("revoked", "valid_user@example.com", LOOPBACK)
+    ]
+    assert site.request().status == 403  # at the start: nobody is named that let nobody in
+    assert refusals(site.server, "revoked") == 4
+    assert "email" not in site.server.events("identity refused")[1]
+    assert exchange(idle, *POST).status == 403
+    assert site.request("operator").status == 204
+    assert refusals(site.server, "revoked") == 5
 
 
 def test_who_is_not_revoked_notices_nothing(site: Site) -> None:
@@ -252,16 +325,31 @@ def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> No
 
 
 @pytest.mark.parametrize(
-    ("policy", "status", "ready_status", "said_as"),
-    [("warn", 204, 200, "warnings"), ("refuse", 403, 503, "problems")],
+    ("policy", "renewed", "status", "ready_status", "said_as"),
+    [
+        ("warn", False, 204, 200, "warnings"),
+        ("refuse", False, 403, 503, "problems"),
+        ("refuse", True, 403, 503, "problems"),
+    ],
 )
 def test_a_late_list_is_the_operators_choice(
-    site: Site, policy: str, status: int, ready_status: int, said_as: str
+    site: Site, policy: str, renewed: bool, status: int, ready_status: int, said_as: str
 ) -> None:
     """By default it locks nobody out, but is told in the log and in readiness.
 
-    Where it locks out everybody there is, the server cannot serve, and says so.
+    Where it locks out everybody there is, the server cannot serve, and says so; also where the CA
+    has two certificates, as one that is renewed with its key.
     """
+    if renewed:
+        second = site.authority.certify(
+            site.authority.certificate.public_key(),
+            site.authority.certificate.subject,
+            [(x509.BasicConstraints(ca=True, path_length=None), True)],
+            not_before=now() - DAY,
+            not_after=now() + 300 * DAY,
+        )
+        with (site.certs / "ca.crt").open("ab") as file:
+            file.write(second.public_bytes(Encoding.PEM))
     late = revocation_list(site.authority, next_update=now() - DAY / 2)
     replace(site.certs / "ca.crl", late)
     site.start(crl_expired=policy)
@@ -334,6 +422,7 @@ def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> 
     assert len(last) > 1
     assert last[-1].detail == "The certificate has expired"
     assert connection.sock is None
+    assert refusals(site.server, "expired") == 1
 
 
 # ---------------------------------------------------------------------------------------- reload

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from tornado_status import health
+from tornado_status.certificates import ca_id
 from tornado_status.config import Settings
 from tornado_status.keys import Keys
 
@@ -43,5 +44,6 @@ def look_at_terms(settings: Settings, keys: Keys) -> list[health.Check]:
         health.certificates("certificate", server, now, needed=server[:1]),
         health.certificates("client_ca", cas, now, needed=cas),
         health.certificates("other_certificates", others, now),
-        health.lists(lists, len(keys.anchors.cas), now, refuse=refuse),
+        # A CA may have several certificates, and has one list.
+        health.lists(lists, len(set(map(ca_id, keys.anchors.cas))), now, refuse=refuse),
     ]

@@ -6,6 +6,7 @@ from tornado_status.ingress.contexts import server_context
 from tornado_status.ingress.port import CheckInPort
 from tornado_status.ingress.proxied import ProxiedJudge
 from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.reload import FileWatcher, self_test
 from tornado_status.ingress.shared_connection import Speakers
 from tornado_status.ingress.trust import Anchors, Trust, load_anchors
@@ -16,6 +17,7 @@ __all__ = [
     "CheckInService",
     "FileWatcher",
     "ProxiedJudge",
+    "Refusals",
     "Speakers",
     "Trust",
     "TrustedProxies",

@@ -10,12 +10,10 @@ import contextlib
 import functools
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Callable
 
 from tornado.httpserver import HTTPServer
 
-from tornado_status.checkin import Peer
 from tornado_status.config import Server
 from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress.accepting import Accepting
@@ -23,6 +21,7 @@ from tornado_status.ingress.handshake import Address, Handshake, HandshakeThread
 from tornado_status.ingress.peer import Judge
 from tornado_status.ingress.preamble import Preamble, looks_proxied
 from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.stream import READ_CHUNK, PeerStream
 
 HANDSHAKE_THREADS = 2  # more would only fight for the same cores
@@ -45,11 +44,12 @@ class Acceptor(Accepting):
         settings: Server,
         judge: Judge,
         on_connection: Callable[[PeerStream, Address], None],
-        refused: Counter[str],
+        refusals: Refusals,
         stream_class: type[PeerStream] = PeerStream,
         proxies: TrustedProxies | None = None,
     ) -> None:
-        super().__init__(settings, refused)
+        super().__init__(settings, refusals.counts)
+        self._refusals = refusals
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
         self._judge = judge
@@ -173,7 +173,7 @@ class Acceptor(Accepting):
             stream.close()  # gone in between
             return
         if stream.peer.refusal is not None:
-            self._log_identity(stream.peer)
+            self._refusals.at_the_start(stream.peer.refusal, stream.peer.client_ip)
 
         # The stream finds out by itself that the handshake is over.
         self._on_connection(stream, address)
@@ -200,14 +200,6 @@ class Acceptor(Accepting):
     def _lingered(self, lingering: _Lingering) -> None:
         self._lingering.discard(lingering)
         self._closed(lingering.client_ip)
-
-    def _log_identity(self, peer: Peer) -> None:
-        if peer.refusal is None:
-            return
-        reason = peer.refusal.reason
-        self.refused[reason] += 1
-        if (held := self._logged.admit(reason)) is not None:
-            self._log.info("identity refused", reason=reason, client_ip=peer.client_ip, before=held)
 
 
 class _Lingering:

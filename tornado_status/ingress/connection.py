@@ -29,6 +29,7 @@ from tornado_status.errors import (
 )
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import Standing, Trust
 
@@ -85,8 +86,10 @@ class CheckInService:
         deadlines: HeadDeadlines,
         trust: Trust,
         limit: Limit | None,
+        refusals: Refusals,
     ) -> None:
         self.trust = trust
+        self.refusals = refusals
         self.limit = limit
         self.recorder = recorder
         self.answers = answers
@@ -296,6 +299,8 @@ class CheckInConnection:
 
     def _refuse(self, refusal: IdentityError) -> None:
         """Say why, and close: what was a good certificate is none any more."""
+        check_in = self._check_in
+        self._service.refusals.on_an_open_connection(refusal, check_in.client_ip, check_in.email)
         try:
             writing = self._stream.reply(self._service.answers.of_error(refusal))
         except (StreamClosedError, OSError):

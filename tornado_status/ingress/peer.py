@@ -11,6 +11,7 @@ from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
 from tornado_status.checkin import CheckIn, Peer, normalise_ip
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.stream import GivingStream, PeerStream
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust, verified_chain
 
@@ -38,9 +39,10 @@ class Counting:
 class Judge(Counting):
     """Turns a finished handshake into a `Peer`, and says later whether that still holds."""
 
-    def __init__(self, trust: Trust) -> None:
+    def __init__(self, trust: Trust, refusals: Refusals) -> None:
         self.trust = trust
         self.draining = False
+        self._refusals = refusals
 
     def judge(
         self, stream: SSLIOStream, address: tuple[str, int], bundle: int
@@ -73,6 +75,8 @@ class Judge(Counting):
         refusal = self.trust.renew(standing)
         if refusal is None:
             return peer
+        # Once a connection: the answer ends it.
+        self._refusals.on_an_open_connection(refusal, peer.client_ip, peer.check_in.email)
         return Peer(peer.client_ip, peer.client_port, None, refusal)
 
     def is_last(self, request: HTTPServerRequest) -> bool:
@@ -92,16 +96,18 @@ class Judge(Counting):
     def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
         """Return what says, at any time, why the connection of a request has to end; None if not.
 
-        For what outlives its request.
+        For what outlives its request, and is ended where a reason is returned.
         """
         stream = getattr(request.connection, "stream", None)
         if not isinstance(stream, PeerStream) or stream.standing is None:
             raise TypeError("the request did not come over a connection with a certificate")
-        trust, standing = self.trust, stream.standing
+        trust, standing, peer = self.trust, stream.standing, stream.peer
 
         def refusal() -> str | None:
             error = trust.renew(standing)
             if error is not None:
+                if peer.check_in is not None:
+                    self._refusals.on_an_open_connection(error, peer.client_ip, peer.check_in.email)
                 return error.detail
             return None if standing.bundle == trust.bundle else CAS_RENEWED
 

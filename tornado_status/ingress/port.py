@@ -26,6 +26,7 @@ from tornado_status.ingress.peer import Judge
 from tornado_status.ingress.plain import PlainAcceptor
 from tornado_status.ingress.proxied import ProxiedJudge
 from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.shared_connection import SharedConnection, Speakers
 from tornado_status.ingress.stream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
 from tornado_status.ingress.trust import Trust
@@ -57,15 +58,16 @@ class CheckInPort:
         late: Callable[[], bytes],
         application: Callable[[Judge | ProxiedJudge], Application],
     ) -> None:
-        self.refused: Counter[str] = Counter()
+        refusals = Refusals()
+        self.refused: Counter[str] = refusals.counts
         proxies = TrustedProxies(settings.ingress.trusted_proxies)
         proxied = settings.ingress.mode == "proxy"
         self._judge: Judge | ProxiedJudge
         if proxied:
-            judge_of_requests = ProxiedJudge(trust, settings.ingress, proxies, self.refused)
+            judge_of_requests = ProxiedJudge(trust, settings.ingress, proxies, refusals)
             self._judge = judge_of_requests
         else:
-            judge_of_connections = Judge(trust)
+            judge_of_connections = Judge(trust, refusals)
             self._judge = judge_of_connections
 
         def late_and_counted() -> bytes:
@@ -90,6 +92,7 @@ class CheckInPort:
             deadlines,
             trust,
             limit,
+            refusals,
         )
         self._acceptor: Accepting
         if proxied:
@@ -105,7 +108,7 @@ class CheckInPort:
                 settings.server,
                 judge_of_connections,
                 check_ins.serve,
-                self.refused,
+                refusals,
                 _stream_class(settings.server),
                 proxies if settings.ingress.proxy_protocol else None,
             )

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import structlog
 from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httputil import HTTPServerRequest
 
@@ -28,8 +26,8 @@ from tornado_status.ingress.forwarded import (
 )
 from tornado_status.ingress.peer import Counting
 from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
-from tornado_status.logs import RateLimit
 
 MAX_REMEMBERED = 20_000  # verdicts of 2 to 4 KB; one that is forgotten costs a verification
 
@@ -43,7 +41,7 @@ class _Known:
 class ProxiedJudge(Counting):
     """Reads certificate and address from the headers of trusted proxies, and judges them.
 
-    `refused` counts the refusals by kind. While `draining` every answer ends its connection.
+    While `draining` every answer ends its connection.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class ProxiedJudge(Counting):
         trust: Trust,
         settings: Ingress,
         proxies: TrustedProxies,
-        refused: Counter[str],
+        refusals: Refusals,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.draining = False
@@ -59,13 +57,11 @@ class ProxiedJudge(Counting):
         self._certificate_header = settings.certificate_header
         self._address_header = settings.address_header
         self._proxies = proxies
-        self._refused = refused
+        self._refusals = refusals
         self._clock = clock
         self._known: dict[bytes, _Known] = {}
         self._verifier: ChainVerifier | None = None
         self._bundle = 0
-        self._log = structlog.get_logger()
-        self._logged = RateLimit()
 
     def peer_of(self, request: HTTPServerRequest) -> Peer:
         """Return whom the proxy speaks for, as judged now."""
@@ -80,7 +76,7 @@ class ProxiedJudge(Counting):
             refusal = IdentityError(400, error.reason, f"The proxy in front: {error}")
         except IdentityError as error:
             refusal = error
-        self._tell(refusal, client_ip)
+        self._refusals.at_the_start(refusal, client_ip)
         return Peer(client_ip, 0, None, refusal)
 
     def check_in_of(self, lines: Lines) -> tuple[CheckIn, Standing, float]:
@@ -108,21 +104,28 @@ class ProxiedJudge(Counting):
 
         For what outlives its request.
         """
-        texts = certificate_lines(self._certificate_header, request.headers.get_list)
+        lines = request.headers.get_list
+        texts = certificate_lines(self._certificate_header, lines)
         known = self._judge(texts)
+        who = self.check_in_of(lines)[0]
 
         def refusal() -> str | None:
             nonlocal known
             stale = known.standing.bundle != self._trust.bundle
+            lapsed: IdentityError | None = None
             if stale or self._clock() > known.chain_until:
                 try:
                     known = self._judge(texts)
                 except IdentityError as error:
-                    return error.detail
+                    lapsed = error
                 except ForwardedError as error:
                     return str(error)
-            lapsed = self._trust.renew(known.standing)
-            return lapsed.detail if lapsed is not None else None
+            if lapsed is None:
+                lapsed = self._trust.renew(known.standing)
+            if lapsed is None:
+                return None
+            self._refusals.on_an_open_connection(lapsed, who.client_ip, who.email)
+            return lapsed.detail
 
         return refusal
 
@@ -146,10 +149,3 @@ class ProxiedJudge(Counting):
         chain_until = min(ca.not_valid_after_utc.timestamp() for ca in chain)
         known = self._known[fingerprint] = _Known(standing, chain_until)
         return known
-
-    def _tell(self, refusal: IdentityError, client_ip: str) -> None:
-        self._refused[refusal.reason] += 1
-        if (held := self._logged.admit(refusal.reason)) is not None:
-            self._log.info(
-                "identity refused", reason=refusal.reason, client_ip=client_ip, before=held
-            )
