@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
         *("identity", "announcers", "revocation", "limits", "presence", "patterns", "checkin"),
-        *("datagram", "brokers", "config"),
+        *("datagram", "brokers", "hosts", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
     ("logs", "nats_connection", "deadlines"),
