@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import StartServer
-from tests.hostile_requests import CHECK_IN, CORPUS, HOST
+from tests.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
 from tests.support import PATIENCE_S, Server, rows, running_server, wait_until
 from tornado_status.ingress import stream as stream_module
 from tornado_status.ingress.heads import MAX_REMEMBERED, PlainHeads
 
 PLAIN = CHECK_IN + b"\r\n"
 GET = b"GET /api/client HTTP/1.1\r\n" + HOST + b"\r\n"
+PROBE = b"GET /api/client HTTP/1.1\r\n" + HOST + b"X-Request-ID: probe\r\n\r\n"
 STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 
 
@@ -70,6 +71,16 @@ def read_to_end(connection: ssl.SSLSocket, quiet_s: float = 0.3) -> tuple[bytes,
         answers += data
 
 
+def make_ordinary(connection: ssl.SSLSocket) -> None:
+    """Ask for something else than a check-in, and read the answer."""
+    connection.sendall(GET)
+    answers = read_answers(connection, 1)
+    head, _, body = answers.partition(b"\r\n\r\n")
+    length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+    while len(body) < length:
+        body += connection.recv(65536)
+
+
 def verdict(server: Server, request: bytes, *, ordinary: bool) -> tuple[list[bytes], bool]:
     """Send a request; return the statuses answered and whether the connection was closed.
 
@@ -77,12 +88,7 @@ def verdict(server: Server, request: bytes, *, ordinary: bool) -> tuple[list[byt
     """
     with server.connect_raw() as connection:
         if ordinary:
-            connection.sendall(GET)
-            answers = read_answers(connection, 1)
-            head, _, body = answers.partition(b"\r\n\r\n")
-            length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
-            while len(body) < length:
-                body += connection.recv(65536)
+            make_ordinary(connection)
         connection.sendall(request)
         answers, closed = read_to_end(connection)
         return STATUS.findall(answers), closed
@@ -95,6 +101,69 @@ def test_both_ways_judge_alike(shared: Server, name: str) -> None:
     ordinary = verdict(shared, CORPUS[name], ordinary=True)
     assert quick == ordinary
     assert not [status for status in quick[0] if status >= b"500"]
+
+
+def split(answers: bytes, *, head: bool = False) -> list[tuple[str, str]]:
+    """Cut at the answers' own framing; return status and X-Request-ID (or "") of each.
+
+    `head` says that the first is to a HEAD. Anything that is left over is an error.
+    """
+    found: list[tuple[str, str]] = []
+    while answers:
+        lines, end, answers = answers.partition(b"\r\n\r\n")
+        status = STATUS.match(lines)
+        assert status, lines
+        assert end
+        fields = dict(line.lower().split(": ", 1) for line in lines.decode().split("\r\n")[1:])
+        has_body = status[1] not in (b"100", b"204") and not (head and not found)
+        length = int(fields.get("content-length", "0")) if has_body else 0
+        assert len(answers) >= length
+        answers = answers[length:]
+        found.append((status[1].decode(), fields.get("x-request-id", "")))
+    return found
+
+
+def outcome(server: Server, name: str, *, ordinary: bool) -> str:
+    """Send a request of the corpus and, at once behind it, a probe; return what the first got.
+
+    As in `Rule`. Asserts that no answer is another's.
+    """
+    with server.connect_raw() as connection:
+        if ordinary:
+            make_ordinary(connection)
+        connection.sendall(CORPUS[name] + PROBE)
+        answers, closed = read_to_end(connection)
+    found = split(answers, head=name == "head")
+    ids = [request_id for _, request_id in found]
+    # A smuggled one is answered where it is a request by its own right, and in its own place.
+    assert "smuggled" not in ids or RULES[name].outcomes & {"204 200"}
+    statuses = [status for status, _ in found]
+    if closed:
+        # What comes behind an error is not looked at.
+        assert "probe" not in ids
+        return " ".join([*statuses, "close"])
+    assert ids.count("probe") == (1 if ids else 0)
+    assert found[-1:] in ([], [("200", "probe")])
+    return " ".join(statuses[:-1])
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_every_verdict_is_one_that_the_rfc_allows(shared: Server, name: str) -> None:
+    """Of RFC 9112, on both ways, but for what is known; and no answer is another request's."""
+    shared.request("POST", "/api/client")  # so that a GET is a 200
+    for ordinary in (False, True):
+        found = outcome(shared, name, ordinary=ordinary)
+        if name in DEVIATIONS:
+            assert found == DEVIATIONS[name]
+        else:
+            assert found in RULES[name].outcomes, RULES[name]
+
+
+def test_every_request_of_the_corpus_has_its_rule() -> None:
+    """And every known deviation is one: else it belongs out of the list."""
+    assert set(RULES) == set(CORPUS)
+    for name, found in DEVIATIONS.items():
+        assert found not in RULES[name].outcomes
 
 
 def test_the_corpus_can_tell_a_difference(shared: Server) -> None:

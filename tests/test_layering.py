@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("certificates", "authorities", "identity", "announcers", "revocation"),
         *("limits", "presence", "patterns", "checkin"),
-        *("datagram", "brokers", "config"),
+        *("datagram", "brokers", "hosts", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
     ("logs", "nats_connection", "deadlines", "files", "names", "threads"),

@@ -10,6 +10,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from pydantic import BaseModel
 
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN
-from tests.support import LOOPBACK, PATIENCE_S, ROOT, Server, exchange, require, wait_until
+from tests.support import LOOPBACK, PATIENCE_S, ROOT, Lines, Server, exchange, require, wait_until
 from tornado_status.config import Alert, NatsTarget, Settings
 from tornado_status.errors import TooFrequent
 from tornado_status.limits import MAX_REMEMBERED, CheckInLimit
@@ -89,6 +90,90 @@ def test_the_admin_port_waits_for_descriptors_too(start_server: StartServer) -> 
         assert server.admin("/healthz").status == 200
     errors = [line for line in server.log.lines if '"error"' in line]
     assert errors == []
+
+
+# Tornado's own way to accept, for what the test below would find without ours.
+STOCK_SERVER = """
+import asyncio
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+
+async def main():
+    server = HTTPServer(lambda request: None)
+    [listening] = bind_sockets(0, "127.0.0.1")
+    server.add_socket(listening)
+    print(listening.getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def out_of_descriptors(pid: int, port: int) -> Iterator[None]:
+    """Leave a process no descriptor for those who connect to `port`, and let some try."""
+    prlimit = shutil.which("prlimit")
+    require("prlimit", prlimit is not None, "Debian: util-linux")
+    set_limit = [str(prlimit), f"--pid={pid}"]
+    used = max(int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()) + 1
+    subprocess.run([*set_limit, f"--nofile={used}:"], check=True)
+    with contextlib.ExitStack() as stack:
+        for _ in range(used):  # those below `used` that are free, and more
+            connection = stack.enter_context(socket.create_connection((LOOPBACK, port)))
+            connection.sendall(b"\x16")  # the first byte of a handshake
+        try:
+            yield
+        finally:
+            subprocess.run([*set_limit, f"--nofile={used + 200}:"], check=True)
+
+
+def test_running_out_of_descriptors_is_survived(start_server: StartServer) -> None:
+    """Those connected are served, the processor is left alone, a line is logged; then all is well.
+
+    The limit is lowered under a running server, so nothing that it reckoned at its start helps.
+    """
+    server = start_server()
+    pid = server.process.pid
+    connected = [server.connect_raw() for _ in range(3)]
+    for connection in connected:
+        assert check_in(connection).startswith(b"HTTP/1.1 204")
+    with out_of_descriptors(pid, server.port):
+        assert server.wait_event("cannot accept connections")["reason"] == "Too many open files"
+        lines, before = len(server.log.lines), cpu_s(pid)
+        for _ in range(4):
+            for connection in connected:
+                assert check_in(connection).startswith(b"HTTP/1.1 204")
+            time.sleep(0.25)
+        assert cpu_s(pid) - before < 0.3
+        assert len(server.log.lines) - lines <= 2
+    # Those who tried have gone, but for what the server still has to find out.
+    assert server.request("POST", "/api/client").status == 204
+    for connection in connected:
+        assert check_in(connection).startswith(b"HTTP/1.1 204")
+        connection.close()
+    assert len(server.events("cannot accept connections")) == 1
+    assert not [line for line in server.log.lines if "Traceback" in line]
+
+
+def test_without_our_accepting_it_would_not_be() -> None:
+    """Tornado's own, in the same place, burns the processor and fills the log."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STOCK_SERVER],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            log = Lines(process.stderr)
+            with out_of_descriptors(process.pid, port):
+                log.wait_for(lambda line: "Too many open files" in line, "the error")
+                wait_until(lambda: cpu_s(process.pid) > 1.0, "a second of the processor")
+                assert len([line for line in log.lines if "Too many open files" in line]) > 100
+        finally:
+            process.kill()
+            process.wait()
 
 
 def cpu_s(pid: int) -> float:

@@ -8,7 +8,7 @@ import json
 import logging
 import uuid
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import structlog
@@ -132,6 +132,14 @@ def test_requests_of_one_kind_are_one_line_a_minute(server: Server) -> None:
     assert sorted(kinds) == [("GET", 200), ("GET", 404)]  # before the first check-in, and after
 
 
+def test_invented_methods_are_of_one_kind(server: Server) -> None:
+    """Each would be a line of its own otherwise, hundreds of them a minute."""
+    for number in range(20):
+        answer = server.request(f"BREW{number}", "/api/client")
+        assert answer.status == 405
+    assert len(server.events("request")) == 1
+
+
 def test_what_the_libraries_log_is_one_line_too_and_limited(server: Server) -> None:
     """Tornado's lines are JSON as ours are, with the logger's name, and one of a kind a minute."""
     for _ in range(5):
@@ -249,6 +257,60 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
     assert "a mistake" in json.dumps(mistakes[0]["exception"])
     assert [entry for entry in found if entry["event"] == "request"] == []
     assert counted.results["failed"] == 2
+
+
+def fail_with_a_secret(password: str) -> None:
+    """Fail, with secrets among the variables of every frame."""
+    settings = {"url": f"postgresql://somebody:{password}@localhost/name"}
+    connection = (password, settings)
+    raise RuntimeError(f"a mistake, {len(connection)}")
+
+
+@pytest.mark.parametrize("format_", ["console", "json"])
+@pytest.mark.parametrize("by", ["structlog", "logging", "asyncio"])
+def test_a_traceback_shows_no_variables(
+    format_: Literal["console", "json"], by: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They may be keys and passwords. The frames are there, whoever logs them."""
+    logs.configure(Logging(format=format_))
+    pass_word = "s3cr3t-w0rd"  # noqa: S105 - for this test alone
+    try:
+        fail_with_a_secret(pass_word)
+    except RuntimeError as error:
+        if by == "structlog":
+            structlog.get_logger().error("request failed", exc_info=error)
+        elif by == "logging":
+            logging.getLogger("tornado.application").error("whoops", exc_info=error)
+        else:
+            loop = asyncio.new_event_loop()
+            loop.call_exception_handler({"message": "whoops", "exception": error})
+            loop.close()
+    said = capfd.readouterr().err
+    assert "a mistake, 2" in said
+    assert "fail_with_a_secret" in said
+    assert "s3cr3t" not in said
+    if format_ == "json":
+        assert [json.loads(line)["level"] for line in said.splitlines()] == ["error"]
+
+
+@pytest.mark.parametrize("format_", ["console", "json"])
+def test_attackers_text_forges_nothing(
+    format_: Literal["console", "json"], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a line of the log, nor a word to the terminal; also inside of an error."""
+    logs.configure(Logging(format=format_))
+    evil = "a\r\n2026-01-02 [info] forged\x1b]0;title\x07\x9b31m\u202e\u2028"
+    structlog.get_logger().warning("refused", who=evil, several=[evil, {"inner": evil}])
+    logging.getLogger("tornado.general").warning("Malformed HTTP message: %s", evil)
+    try:
+        raise RuntimeError(evil)
+    except RuntimeError as error:
+        structlog.get_logger().error("request failed", exc_info=error)
+        logging.getLogger("tornado.application").error("whoops %s", evil, exc_info=error)
+    said = capfd.readouterr().err
+    assert "forged" in said
+    assert not [line for line in said.splitlines() if line.startswith("2026-01-02 [info] forged")]
+    assert not set(said) & set("\x1b\x07\x9b\r\u202e\u2028")
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """Logging: its set-up, and the rate limit for what a peer can cause.
 
-One line an event, with fields. Untrusted text is escaped by the renderers (console and JSON).
+One line an event, with fields. Untrusted text is escaped, and tracebacks show no variables: they
+may be keys and passwords.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -35,9 +37,17 @@ def configure(settings: Logging) -> None:
     ]
     after: list[Any]
     if settings.format == "json":
-        after = [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        transform = structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+        after = [
+            structlog.processors.ExceptionRenderer(transform),
+            structlog.processors.JSONRenderer(),
+        ]
     else:
-        after = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        after = [
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=_write_traceback
+            )
+        ]
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_logger_name,
@@ -68,9 +78,20 @@ def configure(settings: Logging) -> None:
 def _escape(logger: object, method: str, event: dict[str, Any]) -> dict[str, Any]:
     """Make control characters visible: a peer's text must not forge lines or drive a terminal."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = value.encode("unicode_escape").decode("ascii")
+        if isinstance(value, str):
+            event[key] = _visible(value)
     return event
+
+
+def _visible(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _write_traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    # Indented: an error's text may have lines of its own, and a line of the log begins in front.
+    # Not rich's, which structlog takes where it is there: it shows the variables of each frame.
+    for line in "".join(traceback.format_exception(*exc_info)).rstrip("\n").split("\n"):
+        out.write(f"\n  {_visible(line)}")
 
 
 class _Limit(logging.Filter):

@@ -27,6 +27,7 @@ from tornado_status.api.wanted import Wanted
 from tornado_status.checkin import Event, LogSlice, LogSpan
 from tornado_status.config import Stream
 from tornado_status.errors import HistoryGone, StoreError
+from tornado_status.logs import RateLimit
 
 TURN = 500  # events a turn, about 100 KB: well below what may wait for a reader
 SLICE_S = 0.005  # of a turn at a time; then check-ins have their turn
@@ -152,6 +153,7 @@ class Streams:
         self._feed = feed
         self._settings = settings
         self._log = structlog.get_logger()
+        self._failures = RateLimit()
         self._followers: dict[Follower, None] = {}
         self._groups: dict[Wanted, _Group] = {}
         self._of_email: dict[str, dict[Wanted, _Group]] = {}  # groups with nothing but e-mails
@@ -409,7 +411,9 @@ class Streams:
     def _caught_up(self, task: asyncio.Task[None], follower: Follower) -> None:
         self._catching_up.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("stream failed", exc_info=error)
+            # A client that comes again, as they do, would cause it again.
+            if (held := self._failures.admit(type(error))) is not None:
+                self._log.error("stream failed", before=held, exc_info=error)
             self._cut_off(follower)
 
     async def _catch_up_some(self, follower: Follower) -> None:

@@ -28,6 +28,7 @@ from tornado_status.errors import (
     TooFrequent,
     UserUnknown,
 )
+from tornado_status.hosts import is_host
 from tornado_status.logs import RateLimit
 
 MAX_SHOWN = 200  # characters of a refused path that are logged: a path may be as long as a head
@@ -101,6 +102,16 @@ def same_origin(request: HTTPServerRequest) -> bool:
     if origin is not None and origin != f"https://{request.host}":
         return False
     return request.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+
+
+def check_framing(request: HTTPServerRequest) -> None:
+    """Raise `Problem` for what RFC 9112 has refused, or ended, and Tornado lets pass."""
+    close = {"Connection": "close"}
+    if request.version == "HTTP/1.0" and "Transfer-Encoding" in request.headers:
+        # 6.1: who speaks HTTP/1.0 and passes it on may not have understood it.
+        raise Problem(400, "HTTP/1.0 has no Transfer-Encoding", close)
+    if not is_host(request.host):  # 3.2
+        raise Problem(400, "The Host header is not a host", close)
 
 
 class Peers(Protocol):
@@ -196,6 +207,7 @@ class Handler(RequestHandler):
             close = {"Connection": "close"}
             raise Problem(peer.refusal.status, peer.refusal.detail, close)
         self.check_in = peer.check_in
+        check_framing(self.request)
         if not same_origin(self.request):
             self.refuse("Requests from other web sites are not served")
         length = self.request.headers.get("Content-Length", "0")

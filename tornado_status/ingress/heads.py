@@ -15,6 +15,8 @@ from tornado.httputil import (
     parse_request_start_line,
 )
 
+from tornado_status.hosts import is_host
+
 PATH = "/api/client"
 METHODS = frozenset({"POST", "PUT", "PATCH"})
 
@@ -75,6 +77,7 @@ def plain_headers(head: bytes, also: frozenset[str] = frozenset()) -> HTTPHeader
         and request.version == "HTTP/1.1"
         and (HARMLESS | also).issuperset(headers)
         and headers.get("Content-Length", "0") == "0"
+        and is_host(headers["Host"])  # there is one: Tornado's request asks for it
         and headers.get("Connection", "keep-alive").lower() == "keep-alive"
     )
     return headers if plain else None
