@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("datagram", "brokers", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
-    ("logs", "names", "threads", "nats_connection"),
+    ("logs", "names", "threads", "deadline", "ending", "nats_connection"),
     ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify", "tracing"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
