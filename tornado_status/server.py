@@ -28,6 +28,8 @@ from tornado_status.api import (
 from tornado_status.checkin import Event
 from tornado_status.config import Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
+from tornado_status.deadline import Deadline
+from tornado_status.ending import Ending
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.health import Check
 from tornado_status.ingress import CheckInPort, FileWatcher, Trust, bind
@@ -43,6 +45,11 @@ from tornado_status.welcome import say_serving
 if TYPE_CHECKING:
     from tornado_status.tracing import Tracing
 
+# By when a stop is past each of its steps, in shares of server.drain_timeout_s: what one leaves is
+# the next one's. The end is for what a broker is still told.
+ANSWERED, GOODBYES, REQUESTS, CLOSED = 0.6, 0.65, 0.7, 0.75
+TRACED, LEASES, STORE = 0.8, 0.85, 0.95
+
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; then finish what was begun and return.
@@ -51,14 +58,15 @@ async def serve(settings: Settings) -> None:
     """
     loop = asyncio.get_running_loop()
     loop.set_default_executor(DaemonThreads())
-    told_to_stop = asyncio.Event()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, told_to_stop.set)
-    stop = asyncio.create_task(told_to_stop.wait(), name="stop signal")
+    deadline = Deadline(settings.server.drain_timeout_s)
+    ending = Ending(deadline.seconds, deadline.begin)
+    stop = asyncio.create_task(ending.told.wait(), name="stop signal")
     notifier = Notifier.from_environment(os.environ)
     try:
         async with AsyncExitStack() as stack:
-            running = asyncio.create_task(_run(settings, stack, notifier), name="server")
+            running = asyncio.create_task(
+                _run(settings, stack, notifier, deadline, ending), name="server"
+            )
             await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
             if not running.done():
                 structlog.get_logger().info("stopping")
@@ -71,7 +79,13 @@ async def serve(settings: Settings) -> None:
         notifier.close()
 
 
-async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) -> None:
+async def _run(
+    settings: Settings,
+    stack: AsyncExitStack,
+    notifier: Notifier,
+    deadline: Deadline,
+    ending: Ending,
+) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
     loop = asyncio.get_running_loop()
     parts: list[asyncio.Task[None]] = []
@@ -79,7 +93,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     def in_background(part: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(part, name=name)
         parts.append(task)
-        stack.push_async_callback(_cancelled, task)
+        stack.push_async_callback(deadline.bound, name, lambda: _cancelled(task))
 
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect with the others", key=key)
@@ -93,7 +107,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         structlog.get_logger().warning("announcements are not signed: anybody can forge them")
     announcer = Announcer(settings.announce)
     announcer.open()
-    stack.push_async_callback(announcer.close, settings.server.drain_timeout_s)
+    stack.push_async_callback(deadline.bound, "announcer", lambda: announcer.close(deadline.left()))
 
     tracing = _load_tracing(settings.tracing)
 
@@ -218,31 +232,30 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
 
     if settings.admin.port:
         admin.listen()
-        stack.push_async_callback(admin.close)
+        stack.push_async_callback(deadline.bound, "admin port", admin.close)
 
-    drain_timeout_s = settings.server.drain_timeout_s
-    stack.push_async_callback(store.stop)
+    ending.kill = store.kill
+    stack.push_async_callback(deadline.bound, "store", lambda: store.stop(deadline.left(STORE)))
     await store.start()
     if tracing is not None:
         tracing.start()  # not before: PostgreSQL is forked off, and this has a thread
     streams.start()
-    stack.push_async_callback(alerts.stop)
+    stack.push_async_callback(deadline.bound, "alerts", lambda: alerts.stop(deadline.left(LEASES)))
 
     async def drain() -> None:
         port.drain()
-        deadline = loop.time() + drain_timeout_s
-        await store.drain(drain_timeout_s)
-        await streams.close()
-        if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
+        await store.drain(deadline.left(ANSWERED))
+        await streams.close(deadline.left(GOODBYES))
+        if not await in_flight.wait_none(deadline.left(REQUESTS)):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
         # Each closes by itself once its last answer is on its way.
-        if not await port.wait_closed(max(0.1, deadline - loop.time())):
+        if not await port.wait_closed(deadline.left(CLOSED)):
             structlog.get_logger().warning("drain timed out, closing connections")
         await port.close()
         if tracing is not None:
-            await tracing.close(max(0.1, deadline - loop.time()))
+            await tracing.close(deadline.left(TRACED))
 
-    stack.push_async_callback(drain)
+    stack.push_async_callback(deadline.bound, "drain", drain)
     port.listen(sockets)
     await store.wait_connected()
     announcer.start(lambda: None if store.problem else (store.stream, store.head))

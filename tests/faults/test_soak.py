@@ -26,7 +26,7 @@ def test_every_fault_once(directory: Path, tmp_path: Path) -> None:
     assert len(outcome.recoveries) == len(soak.RESTARTS + soak.FAULTS)
     assert outcome.events == outcome.followed
     assert outcome.statuses[204] <= outcome.events
-    soak_report.write(outcome, tmp_path, (soak.MEMORY_GROWTH_KB, soak.DESCRIPTOR_GROWTH))
+    soak_report.write(outcome, tmp_path, soak.BOUNDS)
     page = (tmp_path / "soak.md").read_text()
     assert all(f"| {name} |" in page for name in outcome.recoveries)
     plot = ElementTree.parse(tmp_path / "soak.svg").getroot()  # noqa: S314 - our own
@@ -39,6 +39,7 @@ def test_every_fault_once(directory: Path, tmp_path: Path) -> None:
         ("acknowledge_early", (soak.network_cut,), "missing: "),
         ("keep_memory", CALM, "memory grew by "),
         ("keep_descriptors", CALM, "descriptors grew by "),
+        ("recover_slowly", (soak.postgresql_stopped,), "recovery from postgresql stopped took "),
     ],
 )
 def test_who_is_wrong_is_found_out(

@@ -9,6 +9,7 @@ import asyncio
 import datetime
 import os
 import sys
+import time
 from collections.abc import Callable
 
 from tornado_status.announce import Announcer
@@ -16,7 +17,7 @@ from tornado_status.checkin import Event, EventKind
 from tornado_status.cli import main
 from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress import CheckInService, FileWatcher
-from tornado_status.store import commit, database, store
+from tornado_status.store import Store, commit, database, embedded, store
 from tornado_status.store.commit import GroupCommit, Pending
 from tornado_status.store.database import Connection
 
@@ -128,6 +129,25 @@ def lose_the_heartbeats() -> None:
 
 def lose_the_watcher() -> None:
     FileWatcher.run = _stumble  # type: ignore[assignment]
+
+
+def recover_slowly() -> None:
+    """Wait long between two attempts to connect."""
+    vars(commit)["RETRY_MIN_S"] = vars(commit)["RETRY_MAX_S"] = 20.0
+
+
+def hang_in_the_stop() -> None:
+    """Block the event loop, where no deadline of its own can end it."""
+
+    async def hang(self: Store, timeout_s: float) -> None:
+        time.sleep(3600)  # noqa: ASYNC251 - that is the fault
+
+    Store.drain = hang  # type: ignore[method-assign]
+
+
+def leave_orphans() -> None:
+    """End PostgreSQL's first process, and forget the others."""
+    embedded._children = lambda parent: []
 
 
 if __name__ == "__main__":

@@ -153,17 +153,18 @@ class Alerts:
             name = f"alert {sender.alert.name}"
             self._tasks.append(asyncio.create_task(worker.run(), name=name))
 
-    async def stop(self) -> None:
-        """End at once, whatever receivers do, and let another server go on."""
+    async def stop(self, timeout_s: float = STOP_S) -> None:
+        """End at once, whatever receivers do, and let another server go on: in `timeout_s`."""
+        patience_s = min(STOP_S, timeout_s / 2)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=STOP_S)
+            await asyncio.wait(self._tasks, timeout=patience_s)
         for sender in self._senders:
             sender.webhook.close()
         if self._tasks:
             try:
-                async with asyncio.timeout(STOP_S):
+                async with asyncio.timeout(patience_s):
                     await self._journal.release(self._holder)
             except (StoreUnavailable, TimeoutError):
                 pass  # the leases end by themselves

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MAX_AGE_S = 60.0
 BATCH = 256  # datagrams on their way at once, about 1,800 updates a round trip
 CONFIRM_S = 5.0  # a broker that has not confirmed by then is left, and asked anew
+PUBLISH_SHARE, CANCELS = 0.8, 4  # of the time to end: for publishing, and how often it is told
 AWAY_S = 2.0  # how long an orderly end waits for a broker that is away
 # What a stream that we create keeps: MAX_AGE_S, and within that so much at most.
 STREAM_BYTES = 64 * 1024 * 1024
@@ -87,10 +88,12 @@ class NatsOutlet:
             return
         if self.problem is not None:
             timeout_s = min(timeout_s, AWAY_S)
-        await asyncio.wait({self._task}, timeout=timeout_s)
-        while not self._task.done():  # the library swallows a cancellation now and then
-            self._task.cancel()
-            await asyncio.wait({self._task}, timeout=RETRY_S)
+        await asyncio.wait({self._task}, timeout=timeout_s * PUBLISH_SHARE)
+        for _ in range(CANCELS):
+            if self._task.done():
+                break
+            self._task.cancel()  # the library swallows a cancellation now and then
+            await asyncio.wait({self._task}, timeout=timeout_s * (1 - PUBLISH_SHARE) / CANCELS)
         left = len(self._queue) + len(self._under_way)
         if left:
             self._log.warning("not published at the end", target=self.target, datagrams=left)

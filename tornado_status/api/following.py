@@ -247,14 +247,15 @@ class Streams:
         if not self._followers:
             self._encoded.clear()
 
-    async def close(self) -> None:
-        """Deliver what is committed, say goodbye, and wait, bounded, until it is taken."""
+    async def close(self, timeout_s: float = 2 * GOODBYE_S) -> None:
+        """Deliver what is committed, say goodbye, and wait until it is taken: in `timeout_s`."""
+        patience_s = min(GOODBYE_S, timeout_s / 2)
         self._closing = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         with contextlib.suppress(TimeoutError, StoreError):
-            async with asyncio.timeout(GOODBYE_S):
+            async with asyncio.timeout(patience_s):
                 while self._is_behind():
                     await self._turn()
         followers = list(self._followers)
@@ -264,7 +265,7 @@ class Streams:
             task.cancel()
         await asyncio.gather(*self._catching_up, return_exceptions=True)
         if followers:
-            await asyncio.wait({follower.gone for follower in followers}, timeout=GOODBYE_S)
+            await asyncio.wait({follower.gone for follower in followers}, timeout=patience_s)
         for follower in followers:
             follower.wire.close()
 

@@ -39,6 +39,7 @@ MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its NUL
 START_TIMEOUT_S = 60.0  # crash recovery included; beyond it something is wrong
 PREVIOUS_TIMEOUT_S = 20.0  # how long the previous server of the same data may take to stop
 STOP_TIMEOUT_S = 20.0  # a fast shutdown writes a checkpoint
+FAST_SHARE, IMMEDIATE_SHARE = 0.7, 0.15  # of the time to stop
 RESTART_MIN_S, RESTART_MAX_S = 0.1, 5.0
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -95,8 +96,12 @@ class EmbeddedPostgres:
                 return {"host": directory, "port": port, "user": USER, "dbname": DATABASE}
         return None
 
-    async def stop(self) -> None:
-        """Stop PostgreSQL: a fast shutdown, after `STOP_TIMEOUT_S` an immediate one."""
+    async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Stop PostgreSQL in `timeout_s`.
+
+        By a fast shutdown; when most of the time is over by an immediate one, without a checkpoint;
+        at the end by SIGKILL, for one that was paused. What is committed is there in any case.
+        """
         if self._supervisor is not None:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
@@ -104,16 +109,28 @@ class EmbeddedPostgres:
         process = self._process
         if process is not None and process.poll() is None:
             process.send_signal(signal.SIGINT)
-            try:
-                await asyncio.to_thread(process.wait, STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
+            if not await _ends(process, timeout_s * FAST_SHARE):
                 self._log.warning("embedded PostgreSQL stops slowly, now without a checkpoint")
                 process.send_signal(signal.SIGQUIT)
-                await asyncio.to_thread(process.wait)
+                if not await _ends(process, timeout_s * IMMEDIATE_SHARE):
+                    self._log.warning("embedded PostgreSQL does not stop, killed")
+                    self.kill()
         self._process = None
         if self._own_socket_dir is not None:
             shutil.rmtree(self._own_socket_dir, ignore_errors=True)
             self._own_socket_dir = None
+
+    def kill(self) -> None:
+        """End PostgreSQL at once, and all its processes; one that is paused cannot end itself."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.send_signal(signal.SIGSTOP)  # so that it starts no other meanwhile
+        for pid in _children(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        process.kill()
+        process.wait()
 
     def _check_data_dir(self, major: int) -> None:
         version_file = self._data_dir / "PG_VERSION"
@@ -337,6 +354,26 @@ async def _ended(process: subprocess.Popen[bytes]) -> int:
         loop.remove_reader(descriptor)
         os.close(descriptor)
     return process.wait()
+
+
+async def _ends(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    try:
+        async with asyncio.timeout(timeout_s):
+            await _ended(process)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _children(parent: int) -> list[int]:
+    """Return the processes whose parent is this one. PostgreSQL's have no children themselves."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # proc(5): after the name, which may hold anything, the state and the parent.
+            if path.read_text().rpartition(")")[2].split()[1] == str(parent):
+                found.append(int(path.parent.name))
+    return found
 
 
 def find_binaries() -> tuple[Path, int]:

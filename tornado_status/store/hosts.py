@@ -164,11 +164,16 @@ class _Race(Generic[C]):
 
     async def end(self) -> None:
         """Give up all that still runs."""
+        running = []
         for task in self._running:
-            task.add_done_callback(_abandon)
-            task.cancel()
-        if self._running:
-            await asyncio.wait(self._running)
+            if task.done():
+                _abandon(task)  # it came second, in the same turn
+            else:
+                task.add_done_callback(_abandon)
+                task.cancel()
+                running.append(task)
+        if running:
+            await asyncio.wait(running)
 
     def _begin(self, place: int, parameters: Parameters) -> None:
         if len(self._running) >= MAX_AT_ONCE:

@@ -34,7 +34,7 @@ from tornado_status.store.bell import Bell
 from tornado_status.store.census import Census
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
-from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.embedded import STOP_TIMEOUT_S, EmbeddedPostgres
 from tornado_status.store.feed import Feed
 from tornado_status.store.hosts import Parameters
 from tornado_status.store.stream import origin
@@ -316,8 +316,9 @@ class Store:
             await asyncio.gather(writer, return_exceptions=True)
             self._commit.refuse()
 
-    async def stop(self) -> None:
-        """Close the connections, and stop an embedded PostgreSQL. See `drain`."""
+    async def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> None:
+        """Close the connections, and stop an embedded PostgreSQL, in `timeout_s`. See `drain`."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
         if self._sweeping is not None:
             self._sweeping.cancel()
             await asyncio.gather(self._sweeping, return_exceptions=True)
@@ -327,14 +328,19 @@ class Store:
         if self._writer is not None:
             self._commit.stop()
             connected = self._commit.connected.is_set()  # else it only tries to
-            patience_s = self._settings.commit_timeout_s if connected else 0
+            patience_s = min(self._settings.commit_timeout_s, timeout_s / 2) if connected else 0
             _, late = await asyncio.wait({self._writer}, timeout=patience_s)
             for task in late:
                 task.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
         await self._pool.close()
         if self._embedded is not None:
-            await self._embedded.stop()
+            await self._embedded.stop(deadline - asyncio.get_running_loop().time())
+
+    def kill(self) -> None:
+        """End an embedded PostgreSQL at once: what it has committed is there at its next start."""
+        if self._embedded is not None:
+            self._embedded.kill()
 
     def _committed(self, events: Sequence[Event], head: int) -> None:
         self._on_commit(events, head)
