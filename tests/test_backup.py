@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,7 +184,20 @@ def test_the_server_goes_on_with_a_promoted_standby_by_itself(
         assert recorded(server) == [1, 2, 3, 4]
         new, head = operator.stream()
         assert (new != old, head) == (True, 4)
+        # The first comes back as the standby of the second, and nothing else changes.
+        second_operator.types(TOOLS, STANDBY)
+        for socket in (second_operator.here / "standby").glob(".s.PGSQL.*"):
+            socket.unlink()
+        shutil.rmtree(own_postgres.directory)
+        (second_operator.here / "standby").rename(own_postgres.directory)
+        own_postgres.start()
+        check_in(server, 1)
+        head_of_first = "SELECT seq, pg_is_in_recovery() FROM head"
+        wait_until(lambda: rows(own_postgres.url, head_of_first) == [(5, True)], "the first")
+        assert recorded(server) == [1, 2, 3, 4, 5]
+        assert operator.stream() == (new, 5)
     finally:
+        own_postgres.stop()  # before what it follows
         standby.stop()
 
 

@@ -5,6 +5,7 @@ Who adds a block adds a line to `RUN`, or to `REASONS` with the test that does w
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import dataclasses
@@ -16,12 +17,16 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
+import certs_gen.cli
+import clients.cli
+import listeners.cli
+import tornado_status.cli
 from benchmarks import __main__ as benchmarks
 from tests import pages
 from tests.brokers import Nats
@@ -566,3 +571,93 @@ def test_debian_has_the_packages_that_a_page_installs() -> None:
     done = simulate(command)
     assert done.returncode == 0, done.stderr
     assert simulate(command.replace("nginx", "nginxx")).returncode != 0
+
+
+# ------------------------------------------------------------------------------ within a sentence
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "tornado_status": tornado_status.cli.make_parser,
+    "listeners": listeners.cli._parser,
+    "clients": clients.cli._parser,
+    "certs_gen": lambda: certs_gen.cli._parser("status-certs"),
+}
+SCRIPTS = {
+    "tornado-status": "tornado_status",
+    "status-listener": "listeners",
+    "status-client": "clients",
+    "status-certs": "certs_gen",
+}
+_OURS = re.compile(
+    rf"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?"
+    rf"(?:python3? -m (?P<package>{'|'.join(PARSERS)})|(?P<script>{'|'.join(SCRIPTS)}))"
+    r"(?P<rest>(?: .*)?)"
+)
+
+
+def unknown(span: str) -> list[str]:
+    """Return the words of a command within a sentence that its program or make does not know."""
+    if span.startswith("make ") and not re.match(r"make [A-Z]", span):
+        targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+        return [word for word in span.split()[1:] if "=" not in word and word not in targets]
+    found = _OURS.fullmatch(span)
+    if found is None:
+        return []
+    parser = PARSERS[found["package"] or SCRIPTS[found["script"]]]()
+    options, commands = known(parser)
+    wrong = []
+    for word in found["rest"].split():
+        if word.startswith("--"):
+            if word.partition("=")[0] not in options:
+                wrong.append(word)
+        elif word in commands:
+            more, commands = known(commands[word])
+            options |= more
+        elif commands and not wrong and re.fullmatch(r"[a-z-]+", word):
+            # A command is expected, unless it is an option's value.
+            before = found["rest"].partition(f" {word}")[0].rpartition(" ")[2]
+            if not before.startswith("--"):
+                wrong.append(word)
+    return wrong
+
+
+def known(
+    parser: argparse.ArgumentParser,
+) -> tuple[set[str], dict[str, argparse.ArgumentParser]]:
+    """Return the options of a parser, and its commands."""
+    options = {option for action in parser._actions for option in action.option_strings}
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            commands.update(action.choices)
+    return options, commands
+
+
+def spans(page: str) -> list[str]:
+    """Return what a page shows as code within its sentences."""
+    text = (ROOT / page).read_text("utf-8")
+    for block in pages.blocks(page):
+        text = text.replace(block.text, "")
+    found = re.findall(r"(?<!`)`([^`]+)`(?!`)", text.replace("```", ""))
+    return [" ".join(span.split()) for span in found]
+
+
+@pytest.mark.parametrize("page", pages.pages())
+def test_every_command_within_a_sentence_is_one(page: str) -> None:
+    """Its commands and options are those of the program, its targets those of make."""
+    assert {span: unknown(span) for span in spans(page) if unknown(span)} == {}
+
+
+@pytest.mark.parametrize(
+    ("span", "wrong"),
+    [
+        (".venv/bin/python -m listeners --interfaces eth0", ["--interfaces"]),
+        ("status-certs revoked ada@example.com", ["revoked"]),
+        ("python -m certs_gen revoke ada@example.com --because", ["--because"]),
+        ("tornado-status stream newer", []),  # a value, which the tests of the program know
+        ("make tests", ["tests"]),
+        ("DATABASE_URL=postgresql://host/name make run", []),
+        ("python -m tornado_status --config config.yaml doctor", []),
+    ],
+)
+def test_a_command_that_is_none_is_found(span: str, wrong: list[str]) -> None:
+    assert unknown(span) == wrong

@@ -187,6 +187,27 @@ def test_a_wrong_setting_is_one_line() -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", [("completion", "zsh"), ("config",), ("version",)])
+def test_a_reader_that_has_gone_is_no_traceback(command: tuple[str, ...]) -> None:
+    """As with `| head`: nothing is said, and the status is not 0."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tornado_status", *command],
+            cwd=ROOT,
+            env=plain_environment(),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def completed(shell: str, script: str, *words: str) -> list[str]:
     """What bash offers for the last of `words`."""
     given = " ".join(f"'{word}'" for word in words)

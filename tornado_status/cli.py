@@ -139,13 +139,8 @@ def users(options: argparse.Namespace) -> int:
                 raise ConfigError("--watch draws on a terminal; programs follow /api/stream")
             asyncio.run(people.watch(settings, options.state))
         asyncio.run(people.show(settings, options.state, options.json, print))
-        sys.stdout.flush()
     except StoreError as error:
         print(f"tornado-status: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    except BrokenPipeError:
-        # Whoever reads has seen enough; nothing more must be written at the end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except KeyboardInterrupt:
         if options.action == "list":
@@ -222,7 +217,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     command = next(each for each in COMMANDS if each.name == (options.command or "serve"))
     try:
-        return command.run(options)
+        status = command.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if command.run is serve:
+            raise
+        # Whoever reads has seen enough; nothing more must be written at the end either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
     except StatusError as error:
         print(f"tornado-status: {error}", file=sys.stderr)
         return EXIT_USAGE
