@@ -57,7 +57,10 @@ def load_signing(settings: Announce, client_ca: Path) -> Signing | None:
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"announce.signing_key: {path} is no Ed25519 key")
-    cas = x509.load_pem_x509_certificates(_read("tls.client_ca", client_ca))
+    try:
+        cas = x509.load_pem_x509_certificates(_read("tls.client_ca", client_ca))
+    except ValueError as error:
+        raise ConfigError(f"tls.client_ca: {client_ca} holds no certificate in PEM") from error
     published = _published("announce.signing_key", path.with_suffix(".crt"), cas)
     signer = announcers.Signer(key)
     if published.kid != signer.kid:

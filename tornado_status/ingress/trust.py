@@ -188,7 +188,11 @@ def load_anchors(settings: Tls, before: Anchors | None = None) -> Anchors:
     """
     try:
         cas = tuple(x509.load_pem_x509_certificates(settings.client_ca.read_bytes()))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise ConfigError(
+            f"tls.client_ca: {settings.client_ca} holds no certificate in PEM"
+        ) from error
+    except OSError as error:
         raise ConfigError(f"tls.client_ca: cannot read {settings.client_ca}: {error}") from error
     path = settings.crl
     if path is None:
