@@ -41,7 +41,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _unusable(settings: Settings) -> Iterator[Finding]:
-    """Read each as the server does."""
+    """Read each as the server does. What several need is told once, by its setting."""
+    told = set()
     for reading in (
         lambda: _read_server_certificate(settings),
         lambda: load_anchors(settings.tls),
@@ -51,7 +52,10 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
         try:
             reading()
         except ConfigError as error:
-            yield problem(TOPIC, str(error), "The server does not start with it.")
+            setting = str(error).partition(": ")[0]
+            if setting not in told:
+                told.add(setting)
+                yield problem(TOPIC, str(error), "The server does not start with it.")
 
 
 def _read_server_certificate(settings: Settings) -> None:

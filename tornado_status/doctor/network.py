@@ -11,7 +11,8 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -209,34 +210,68 @@ def _is_loopback(text: str, interfaces: Interfaces) -> bool:
 # ---------------------------------------------------------------------------------------- routes
 
 
-def routes() -> list[tuple[str, int, int, int]]:
-    """Return the kernel's IPv4 routes: interface, destination, mask, gateway (as numbers)."""
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One of the kernel's IPv4 routes; `gateway` is None where there is none to pass."""
+
+    interface: str
+    network: ipaddress.IPv4Network
+    gateway: ipaddress.IPv4Address | None
+    metric: int
+
+
+def routes() -> list[Route]:
+    """Return the kernel's IPv4 routes, the one that is taken before the others (proc_net(5))."""
     found = []
     for line in ROUTE_TABLE.read_text().splitlines()[1:]:
         fields = line.split()
         destination, gateway, mask = (
-            int.from_bytes(bytes.fromhex(fields[number]), "little") for number in (1, 2, 7)
+            ipaddress.IPv4Address(bytes.fromhex(fields[number])[::-1]) for number in (1, 2, 7)
         )
-        found.append((fields[0], destination, mask, gateway))
-    return found
+        network = ipaddress.IPv4Network(f"{destination}/{mask}")
+        found.append(Route(fields[0], network, gateway if int(gateway) else None, int(fields[6])))
+    return sorted(found, key=lambda route: (-route.network.prefixlen, route.metric))
 
 
 def _multicast_route(settings: Settings) -> Iterator[Finding]:
-    groups = [t.address for t in settings.announce.udp_targets if t.kind == "multicast"]
-    for group in groups:
-        if ":" in group:
+    """Who joins a group and names no interface joins where the group's route leads."""
+    interfaces = read_interfaces()
+    for target in settings.announce.udp_targets:
+        if target.kind != "multicast" or ":" in target.address:
             continue  # an IPv6 group is reached by its interface alone
-        number = int.from_bytes(socket.inet_aton(group), "big")
-        interfaces = [name for name, network, mask, _ in routes() if number & mask == network]
-        if interfaces:
-            yield ok(ROUTES, f"{group} has a route, by {interfaces[0]}")
-        else:
+        group = ipaddress.IPv4Address(target.address)
+        if _is_local(target, interfaces):
+            yield ok(ROUTES, f"{group} stays on this machine, and needs no route")
+            continue
+        announced = sorted(filter(None, (_name(each, interfaces) for each in target.interfaces)))
+        route = next((each for each in routes() if group in each.network), None)
+        options = " ".join(f"--interface {name}" for name in announced)
+        advice = f"Name the interface to listeners, too: status-listener {options}."
+        if route is None:
             yield note(
                 ROUTES,
                 f"{group} has no route on this machine; the server needs none, as it names its "
                 "interface",
-                "Name the interface to listeners, too: status-listener --interface.",
+                advice,
             )
+        elif route.interface in announced:
+            yield ok(ROUTES, f"{group} has a route, by {route.interface}")
+        else:
+            yield note(
+                ROUTES,
+                f"{group} has a route by {route.interface}, where it is not announced: a program "
+                "on this machine that lets the kernel choose where to join hears nothing",
+                advice,
+            )
+
+
+def _name(text: str, interfaces: Interfaces) -> str:
+    """Return the interface that is named, or has this address; "" where there is none."""
+    try:
+        found = interfaces.having(ipaddress.ip_address(text))
+    except ValueError:
+        return text
+    return found[0].name if found is not None else ""
 
 
 # -------------------------------------------------------------------------------------- firewall
@@ -272,6 +307,10 @@ def _firewall(settings: Settings) -> Iterator[Finding]:
 def _rules_in_the_way(
     entries: list[dict[str, Any]], ports: dict[tuple[str, int], str]
 ) -> Iterator[Finding]:
+    sets = {
+        (each["family"], each["table"], each["name"]): each.get("elem", [])
+        for each in (entry["set"] for entry in entries if "set" in entry)
+    }
     for entry in entries:
         chain, rule = entry.get("chain"), entry.get("rule")
         if chain is not None and chain.get("policy") == "drop" and chain.get("hook") != "forward":
@@ -284,8 +323,10 @@ def _rules_in_the_way(
             )
         if rule is None or not any({"drop", "reject"} & part.keys() for part in rule["expr"]):
             continue
+        here = (rule["family"], rule["table"])
+        own = {key[2]: elements for key, elements in sets.items() if key[:2] == here}
         for (protocol, port), what in ports.items():
-            if any(_matches(part, protocol, port) for part in rule["expr"]):
+            if any(_matches(part, protocol, port, own) for part in rule["expr"]):
                 yield problem(
                     FIREWALL,
                     f"a rule in {rule['table']} {rule['chain']} drops {protocol} port {port}, and "
@@ -295,7 +336,7 @@ def _rules_in_the_way(
                 )
 
 
-def _matches(part: dict[str, Any], protocol: str, port: int) -> bool:
+def _matches(part: dict[str, Any], protocol: str, port: int, sets: Mapping[str, list[Any]]) -> bool:
     match = part.get("match", {})
     payload = (
         match.get("left", {}).get("payload", {}) if isinstance(match.get("left"), dict) else {}
@@ -306,7 +347,12 @@ def _matches(part: dict[str, Any], protocol: str, port: int) -> bool:
         return False
     right = match.get("right")
     wanted = right.get("set", [right]) if isinstance(right, dict) else [right]
-    for each in wanted:
+    if isinstance(right, str) and right.startswith("@"):
+        wanted = sets.get(right[1:], [])
+    for element in wanted:
+        each = element
+        if isinstance(each, dict) and "elem" in each:  # with a comment, a timeout or a counter
+            each = each["elem"]["val"]
         if isinstance(each, dict) and "range" in each:
             low, high = each["range"]
             if low <= port <= high:
@@ -329,12 +375,8 @@ def _containers() -> Iterator[Finding]:
             "without a userland proxy, or let the server use the host's network.",
         )
     if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
-        gateways = [
-            socket.inet_ntoa(gateway.to_bytes(4, "big"))
-            for _, network, mask, gateway in routes()
-            if network == mask == 0 and gateway
-        ]
-        named = ", ".join(gateways) or "none"
+        default = [each for each in routes() if each.network.prefixlen == 0]
+        named = ", ".join(str(each.gateway) for each in default if each.gateway) or "none"
         yield note(
             CONTAINERS,
             f"this is a container; its gateway is {named}",
