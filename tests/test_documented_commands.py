@@ -599,7 +599,7 @@ def unknown(span: str) -> list[str]:
     if span.startswith("make ") and not re.match(r"make [A-Z]", span):
         targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
         return [word for word in span.split()[1:] if "=" not in word and word not in targets]
-    found = _OURS.fullmatch(span)
+    found = _OURS.fullmatch(re.split(r" [|<>&;]", span)[0])
     if found is None:
         return []
     parser = PARSERS[found["package"] or SCRIPTS[found["script"]]]()
@@ -654,6 +654,7 @@ def test_every_command_within_a_sentence_is_one(page: str) -> None:
         ("status-certs revoked ada@example.com", ["revoked"]),
         ("python -m certs_gen revoke ada@example.com --because", ["--because"]),
         ("tornado-status stream newer", []),  # a value, which the tests of the program know
+        ("tornado-status configs | head", ["configs"]),
         ("make tests", ["tests"]),
         ("DATABASE_URL=postgresql://host/name make run", []),
         ("python -m tornado_status --config config.yaml doctor", []),
