@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: build, measure, print the table, write it with its plot."""
+"""`python -m benchmarks`: build, measure, print the table, write it with its plot.
+
+Only a run of everything is written to benchmarks/results and README.md; less is a first look.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from benchmarks import report
+from benchmarks import pages, report
 from benchmarks.campaign import OWN_WORKLOADS, Plan, run
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.registry import QUICK, all_peers
-from benchmarks.places import BENCHMARKS
+from benchmarks.places import BENCHMARKS, BUILD, ROOT
 from benchmarks.workloads import WORKLOADS
 
 ROUNDS, SECONDS, IDLE_CONNECTIONS = 5, 5.0, 2000
-QUICK_ROUNDS, QUICK_SECONDS, QUICK_IDLE_CONNECTIONS = 2, 1.5, 500
+QUICK_ROUNDS, QUICK_SECONDS, QUICK_IDLE_CONNECTIONS = 2, 1.0, 500
+QUICK_BUDGET_S = 110.0  # on a busy machine there is one round, and a note that says so
 EXIT_FAILED = 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    plan, out = _read(arguments)
+    plan, out, page = _read(arguments)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         results = run(plan)
@@ -35,11 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (out / "results.json").write_text(results.to_json())
     (out / "results.md").write_text(table)
     (out / "results.svg").write_text(report.svg(results))
+    if page is not None:
+        page.write_text(pages.fill(page.read_text(), report.summary(results), report.COMMAND))
     print(table)
     return 0
 
 
-def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path]:
+def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path, Path | None]:
     peers = {peer.name: peer for peer in all_peers()}
     workloads = [*WORKLOADS, *OWN_WORKLOADS]
     parser = argparse.ArgumentParser(
@@ -66,8 +72,8 @@ def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path]:
     parser.add_argument(
         "--out",
         type=Path,
-        default=BENCHMARKS / "results",
-        help="where results.json, results.md and results.svg go (default: benchmarks/results)",
+        help="where results.json, results.md and results.svg go (default: benchmarks/results, and"
+        " README.md; of less than everything: benchmarks/.build/results)",
     )
     options = parser.parse_args(arguments)
     quick: bool = options.quick
@@ -75,6 +81,8 @@ def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path]:
     chosen = options.workloads or (list(WORKLOADS) if quick else workloads)
     if not set(chosen) & set(WORKLOADS):
         names = []  # nothing to compare
+    whole = not quick and names == list(peers) and chosen == workloads
+    results = BENCHMARKS / "results"
     return (
         Plan(
             peers=[peer for name, peer in peers.items() if name in names],
@@ -82,8 +90,10 @@ def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path]:
             rounds=options.rounds or (QUICK_ROUNDS if quick else ROUNDS),
             seconds=options.seconds or (QUICK_SECONDS if quick else SECONDS),
             idle_connections=QUICK_IDLE_CONNECTIONS if quick else IDLE_CONNECTIONS,
+            budget_s=QUICK_BUDGET_S if quick else float("inf"),
         ),
-        options.out,
+        options.out or (results if whole else BUILD / "results"),
+        ROOT / "README.md" if whole and options.out is None else None,
     )
 
 

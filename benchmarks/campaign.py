@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
-import itertools
-import resource
-import shutil
-import socket
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks import gate, identities, machine, ours, streams
-from benchmarks.database import Postgres
+from benchmarks import machine, ours, streams
 from benchmarks.errors import BenchmarkError, Refused, Unavailable
-from benchmarks.identities import Identities
 from benchmarks.load import compile_load
-from benchmarks.peers.base import Peer, Site, free_port, running
+from benchmarks.peers.base import Peer
 from benchmarks.peers.this_server.peer import ThisServer
 from benchmarks.places import BUILD
 from benchmarks.results import Results, Row
+from benchmarks.rig import Rig, rig
 from benchmarks.workloads import CONNECTIONS, WORKLOADS, Bench, Numbers
 
 OWN_WORKLOADS = ("users", "reuse_port", "streams")
-DESCRIPTORS = 65536  # two thousand idle connections, and as many again behind a proxy
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,23 +31,18 @@ class Plan:
     rounds: int
     seconds: float
     idle_connections: int
+    budget_s: float = float("inf")  # no round but the first begins that would end later
 
 
 def run(plan: Plan) -> Results:
     """Build, measure, and return the numbers. Raises `BenchmarkError` where nothing is possible."""
-    _raise_descriptor_limit()
     BUILD.mkdir(exist_ok=True)
-    load_program = compile_load(BUILD)
+    compile_load(BUILD)  # first: without it nothing is possible
     prepared, left_out = _prepare(plan.peers)
-    # The data lies beside the build: /tmp may be memory, where fsync costs nothing.
-    with (
-        _scratch(BUILD) as data,
-        _scratch(None) as scratch,
-        Postgres(data / "postgresql") as postgres,
-    ):
+    with rig(CONNECTIONS) as surroundings:
         results = Results(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-            machine=machine.describe(postgres),
+            machine=machine.describe(surroundings.postgres),
             settings={
                 "rounds": plan.rounds,
                 "seconds": plan.seconds,
@@ -64,46 +51,29 @@ def run(plan: Plan) -> Results:
             rows=[Row(p.name, p.title, p.writes, p.does_the_job) for p in prepared],
             left_out=left_out,
         )
-        campaign = _Campaign(
-            plan,
-            prepared,
-            results,
-            postgres,
-            load_program,
-            scratch,
-            identities.make(scratch / "certs", CONNECTIONS),
-        )
-        campaign.run()
+        _Campaign(plan, prepared, results, surroundings).run()
     return results
 
 
 class _Campaign:
-    def __init__(
-        self,
-        plan: Plan,
-        peers: list[Peer],
-        results: Results,
-        postgres: Postgres,
-        load_program: Path,
-        scratch: Path,
-        certificates: Identities,
-    ) -> None:
+    def __init__(self, plan: Plan, peers: list[Peer], results: Results, surroundings: Rig) -> None:
         self._plan = plan
         self._peers = peers
         self._results = results
-        self._postgres = postgres
-        self._load_program = load_program
-        self._scratch = scratch
-        self._identities = certificates
-        self._numbers = itertools.count()
+        self._rig = surroundings
 
     def run(self) -> None:
         workloads = [name for name in WORKLOADS if name in self._plan.workloads]
         if "users" in self._plan.workloads:
             for users in ours.USERS:
                 _say(f"filling a database with {users:,} users")
-                ours.fill(self._postgres, f"users_{users}", users)
+                ours.fill(self._rig.postgres, f"users_{users}", users)
+        begun, longest_s = time.monotonic(), 0.0
         for number in range(self._plan.rounds):
+            at = time.monotonic()
+            if number and at - begun + longest_s > self._plan.budget_s:
+                self._results.note(f"{number} of {self._plan.rounds} rounds: no time for more")
+                break
             _say(f"round {number + 1} of {self._plan.rounds}")
             # Each is first and last in turn.
             turn = number % len(self._peers) if self._peers else 0
@@ -114,6 +84,8 @@ class _Campaign:
             for name, measure in own.items():
                 if name in self._plan.workloads:
                     self._measure_own(name, measure)
+            self._results.settings["rounds"] = number + 1
+            longest_s = max(longest_s, time.monotonic() - at)
 
     def _measure(self, peer: Peer, workloads: Sequence[str]) -> None:
         try:
@@ -138,9 +110,16 @@ class _Campaign:
 
     def _users(self) -> None:
         for users in ours.USERS:
-            numbers = ours.drive_store(self._postgres, f"users_{users}", users, self._plan.seconds)
-            self._results.add("users", str(users), numbers)
-            _say(f"  users: {users:,}: {_brief(numbers)}")
+            ours.touch(self._rig.postgres, f"users_{users}")
+            self._drive(users, str(users))
+        self._rig.postgres.execute("postgres", "CHECKPOINT")
+        most = max(ours.USERS)
+        self._drive(most, f"{most} {ours.AFTER_CHECKPOINT}")
+
+    def _drive(self, users: int, row: str) -> None:
+        numbers = ours.drive_store(self._rig.postgres, f"users_{users}", users, self._plan.seconds)
+        self._results.add("users", row, numbers)
+        _say(f"  users: {row}: {_brief(numbers)}")
 
     def _reuse_port(self) -> None:
         for servers in ours.SERVERS:
@@ -158,46 +137,17 @@ class _Campaign:
 
     @contextlib.contextmanager
     def _at_work(self, peer: Peer) -> Iterator[Bench]:
-        """Start a peer on a fresh database and let it through the gate."""
-        number = next(self._numbers)
-        database = f"bench_{number}"
-        directory = self._scratch / str(number)
-        directory.mkdir()
-        site = Site(
-            port=free_port(socket.SOCK_STREAM),
-            announce_port=free_port(socket.SOCK_DGRAM),
-            source_port=free_port(socket.SOCK_DGRAM),
-            database_socket=self._postgres.socket_directory,
-            database_user=self._postgres.user,
-            database=database,
-            identities=self._identities,
-            directory=directory,
-        )
-        self._postgres.create(database, peer.schema)
-        try:
-            with running(peer, site) as processes:
-                check = gate.check if peer.does_the_job else gate.check_answers
-                check(
-                    gate.Candidate(
-                        port=site.port,
-                        announce_port=site.announce_port,
-                        identities=self._identities,
-                        query=functools.partial(self._postgres.execute, database),
-                        load_program=self._load_program,
-                    )
-                )
-                yield Bench(
-                    load_program=self._load_program,
-                    port=site.port,
-                    identities=self._identities,
-                    server=processes,
-                    database=[self._postgres.pid],
-                    seconds=self._plan.seconds,
-                    idle_connections=self._plan.idle_connections,
-                    notes=lambda text: self._results.note(f"{peer.title}: {text}"),
-                )
-        finally:
-            self._postgres.drop(database)
+        with self._rig.at_work(peer) as working:
+            yield Bench(
+                load_program=self._rig.load_program,
+                port=working.site.port,
+                identities=self._rig.identities,
+                server=working.processes,
+                database=[self._rig.postgres.pid],
+                seconds=self._plan.seconds,
+                idle_connections=self._plan.idle_connections,
+                notes=lambda text: self._results.note(f"{peer.title}: {text}"),
+            )
 
 
 def _prepare(peers: Sequence[Peer]) -> tuple[list[Peer], dict[str, str]]:
@@ -211,23 +161,6 @@ def _prepare(peers: Sequence[Peer]) -> tuple[list[Peer], dict[str, str]]:
         else:
             prepared.append(peer)
     return prepared, left_out
-
-
-@contextlib.contextmanager
-def _scratch(parent: Path | None) -> Iterator[Path]:
-    # Below /tmp by name: paths of Unix sockets are short.
-    directory = Path(tempfile.mkdtemp(prefix="run-", dir=parent or "/tmp"))  # noqa: S108
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _brief(numbers: Numbers) -> str:

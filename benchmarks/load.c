@@ -1,6 +1,7 @@
 /* A load generator for check-ins: one thread, epoll, OpenSSL; one client certificate a connection.
  *
- *   load keep-alive   connections that stay; each sends its next request when it has its answer
+ *   load keep-alive   connections that stay; each sends its next request when it has its answer,
+ *                     or with --rate when it is its turn: so many a second, at random moments
  *   load handshake    a fresh TLS 1.3 connection for each request
  *   load resumed      the same, resumed with the ticket that the identity was given before
  *   load idle         connections of one request each, held until standard input ends
@@ -23,6 +24,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
+#include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <openssl/err.h>
@@ -95,6 +97,7 @@ struct options {
     double warmup_s;
     double seconds;
     long requests; /* 0: as many as fit in `seconds` */
+    double rate;   /* of requests a second, in `keep-alive`; 0: as fast as they are answered */
     int expect;
     const char *method;
     const char *path;
@@ -129,6 +132,8 @@ static int epoll_fd;
 static char request[1024];
 static int request_length;
 static long issued;        /* requests begun, for --requests */
+static double due;         /* when the next request of a paced run begins */
+static int turn_of;        /* the connection that is asked first to begin it */
 static int opening;        /* connections that are not yet open */
 static bool standing_open; /* standing connections, if any, have had their first answer */
 static volatile sig_atomic_t stopped;
@@ -406,7 +411,7 @@ static bool send_request(struct connection *connection)
 /* Begin the next request of an open connection, or leave it at rest. */
 static void next_request(struct connection *connection, double now)
 {
-    if (standing_open && options.mode == KEEP_ALIVE && more_to_do()) {
+    if (standing_open && options.mode == KEEP_ALIVE && options.rate == 0 && more_to_do()) {
         issued++;
         connection->started = now;
         send_request(connection);
@@ -554,6 +559,35 @@ static void advance(struct connection *connection)
         read_answer(connection);
 }
 
+/* Begin what is due. Where no connection is at rest it waits, and its latency grows. */
+static void begin_due(double now)
+{
+    for (int busy = 0; due <= now && busy < options.connections && more_to_do();) {
+        struct connection *connection = &connections[turn_of];
+        turn_of = (turn_of + 1) % options.connections;
+        if (connection->state != RESTING) {
+            busy++;
+            continue;
+        }
+        busy = 0;
+        issued++;
+        connection->started = due;
+        due -= log(1 - drand48()) / options.rate; /* of many who know nothing of each other */
+        send_request(connection);
+    }
+}
+
+static int wait_for_events(struct epoll_event *events)
+{
+    if (options.rate == 0 || !standing_open)
+        return epoll_wait(epoll_fd, events, EVENTS, TICK_MS);
+    double left = fmin(fmax(due - now_s(), 0), TICK_MS * 1e-3);
+    if (left == 0) /* behind: what is due waits for a connection, and so for an answer */
+        left = 1e-3;
+    struct timespec wait = {.tv_sec = 0, .tv_nsec = (long)(left * 1e9)};
+    return epoll_pwait2(epoll_fd, events, EVENTS, &wait, NULL);
+}
+
 /* Open what waits, give up what takes too long. */
 static void look_at_deadlines(double now)
 {
@@ -610,7 +644,9 @@ static bool turn(bool watch_stdin)
         looked = now;
         look_at_deadlines(now);
     }
-    int ready = epoll_wait(epoll_fd, events, EVENTS, TICK_MS);
+    if (options.rate > 0 && standing_open)
+        begin_due(now);
+    int ready = wait_for_events(events);
     if (ready < 0 && errno != EINTR)
         die("epoll_wait: %s", strerror(errno));
     bool open = true;
@@ -680,7 +716,8 @@ static int measure(void)
     }
     standing_open = true;
     double now = now_s();
-    if (options.mode == KEEP_ALIVE) {
+    due = now;
+    if (options.mode == KEEP_ALIVE && options.rate == 0) {
         for (int i = 0; i < options.connections; i++)
             if (connections[i].state == RESTING)
                 next_request(&connections[i], now);
@@ -723,6 +760,7 @@ static void read_options(int argc, char **argv)
         {"warmup", required_argument, NULL, 'w'},
         {"seconds", required_argument, NULL, 's'},
         {"requests", required_argument, NULL, 'n'},
+        {"rate", required_argument, NULL, 'r'},
         {"expect", required_argument, NULL, 'e'},
         {"method", required_argument, NULL, 'm'},
         {"path", required_argument, NULL, 'u'},
@@ -743,6 +781,7 @@ static void read_options(int argc, char **argv)
         case 'w': options.warmup_s = number(optarg, 0, 60); break;
         case 's': options.seconds = number(optarg, 0.01, 600); break;
         case 'n': options.requests = (long)number(optarg, 1, 1e8); break;
+        case 'r': options.rate = number(optarg, 0.1, 1e6); break;
         case 'e': options.expect = (int)number(optarg, 100, 599); break;
         case 'm': options.method = optarg; break;
         case 'u': options.path = optarg; break;
@@ -752,6 +791,8 @@ static void read_options(int argc, char **argv)
     }
     if (optind < argc - 1)
         die("unexpected argument '%s'", argv[optind + 1]);
+    if (options.rate > 0 && options.mode != KEEP_ALIVE)
+        die("--rate goes with keep-alive");
     if (options.port == 0 || options.identities == NULL)
         die("--port and --identities are needed");
     request_length =
@@ -765,8 +806,8 @@ int main(int argc, char **argv)
 {
     if (argc < 2)
         die("usage: load keep-alive|handshake|resumed|idle --port N --identities FILE "
-            "[--connections N] [--warmup S] [--seconds S] [--requests N] [--expect STATUS] "
-            "[--method M] [--path P] [--host NAME]; or: load percentiles");
+            "[--connections N] [--warmup S] [--seconds S] [--requests N] [--rate N] "
+            "[--expect STATUS] [--method M] [--path P] [--host NAME]; or: load percentiles");
     if (strcmp(argv[1], "percentiles") == 0)
         return percentiles_of_stdin();
     read_options(argc, argv);

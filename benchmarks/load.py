@@ -15,7 +15,7 @@ from benchmarks.places import BENCHMARKS
 
 SOURCE = BENCHMARKS / "load.c"
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
-LIBRARIES = ("-lssl", "-lcrypto")
+LIBRARIES = ("-lssl", "-lcrypto", "-lm")
 
 Mode = Literal["keep-alive", "handshake", "resumed", "idle"]
 
@@ -62,7 +62,9 @@ def compile_load(directory: Path) -> Path:
 class Load:
     """One run of the load generator, which bounds every wait of its own.
 
-    Ends with the `with` block, whatever happened.
+    With a `rate`, in requests a second, `keep-alive` begins them at random moments, as many
+    independent clients would, and latency counts from those moments; 0: each connection asks again
+    as soon as it is answered. Ends with the `with` block, whatever happened.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Load:
         seconds: float = 5.0,
         warmup_s: float = 1.0,
         requests: int = 0,
+        rate: float = 0.0,
         expect: int = 204,
     ) -> None:
         arguments: dict[str, object] = {
@@ -88,6 +91,8 @@ class Load:
         }
         if requests:
             arguments["requests"] = requests
+        if rate:
+            arguments["rate"] = rate
         command = [str(program), mode]
         for name, value in arguments.items():
             command += [f"--{name}", str(value)]

@@ -13,7 +13,11 @@ from xml.sax.saxutils import escape
 from benchmarks.results import Results, Row, Summary
 
 NOTHING = "\N{EN DASH}"  # in a cell that was not measured
+MICRO = "\N{MICRO SIGN}s"
 TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+COMMAND = "python -m benchmarks"
 
 
 # ---------------------------------------------------------------------------------------- table
@@ -39,13 +43,37 @@ def markdown(results: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def summary(results: Results) -> dict[str, str]:
+    """Return the blocks of README.md: a table that is short, and where it comes from."""
+    lines = [["server", "check-ins/s", f"CPU {MICRO}", f"CPU {MICRO}, fresh connection"]]
+    for row in results.rows:
+        cells = [row.title]
+        rate = results.summary("keep-alive", row.name, "rate")
+        first = results.summary("keep-alive", results.rows[0].name, "rate")
+        cells.append(f"{rate.median:,.0f}{_times(rate, first)}" if rate else NOTHING)
+        for workload in ("keep-alive", "handshake"):
+            cpu = _both_cpu(results, workload, row)
+            first = _both_cpu(results, workload, results.rows[0])
+            text = f"{cpu.median * 1000:,.0f}{_times(cpu, first, digits=2)}" if cpu else NOTHING
+            cells.append(text)
+        lines.append(cells)
+    machine = results.machine
+    known = [
+        *(machine[name] for name in ("CPU",) if name in machine),
+        *(f"{machine[name]} {name}" for name in ("cores",) if name in machine),
+        *(f"{name} {machine[name]}" for name in ("Python", "PostgreSQL") if name in machine),
+    ]
+    source = f"{results.date[:10]}, {', '.join(known)}; {TIMES} the ratio to the first row."
+    return {"results": f"{table(lines)}\n\n{source}"}
+
+
 def _main_table(results: Results) -> list[str]:
     columns = [column for column in _COLUMNS if results.rounds.get(column.workload)]
     lines = [["server", *(column.title for column in columns)]]
     lines += [
         [row.title, *(column.cell(results, row) for column in columns)] for row in results.rows
     ]
-    return [_table(lines)] if columns else []
+    return [table(lines)] if columns else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +98,22 @@ def _cpu(workload: str) -> Callable[[Results, Row], str]:
     def cell(results: Results, row: Row) -> str:
         server = results.summary(workload, row.name, "server_cpu_ms")
         database = results.summary(workload, row.name, "database_cpu_ms")
-        if server is None or database is None:
+        both = _both_cpu(results, workload, row)
+        if server is None or database is None or both is None:
             return NOTHING
-        if not row.does_the_job:
-            return f"{server.median:.3f}"
-        return f"{server.median:.3f} + {database.median:.3f}"
+        parts = f"{server.median:.3f}"
+        if row.does_the_job:
+            parts += f" + {database.median:.3f}"
+        first = _both_cpu(results, workload, results.rows[0])
+        return f"{parts} ±{both.spread:.0%}{_times(both, first, digits=2)}"
 
     return cell
+
+
+def _both_cpu(results: Results, workload: str, row: Row) -> Summary | None:
+    """Return the CPU of a check-in: the server's, and PostgreSQL's where it is used."""
+    parts = ("server_cpu_ms", "database_cpu_ms") if row.does_the_job else ("server_cpu_ms",)
+    return results.summary(workload, row.name, *parts)
 
 
 def _latency(workload: str, low: str, high: str) -> Callable[[Results, Row], str]:
@@ -85,7 +122,7 @@ def _latency(workload: str, low: str, high: str) -> Callable[[Results, Row], str
         tail = results.summary(workload, row.name, high)
         if median is None or tail is None:
             return NOTHING
-        return f"{_short(median.median)} / {_short(tail.median)}"
+        return f"{short(median.median)} / {short(tail.median)}"
 
     return cell
 
@@ -113,20 +150,29 @@ def _own_table(results: Results, workload: str, title: str, sentence: str) -> li
     by_row = results.rounds.get(workload)
     if not by_row:
         return []
-    lines = [[title, "check-ins/s", "CPU ms: server + PostgreSQL"]]
+    lines = [[title, "check-ins/s", "CPU ms: server + PostgreSQL", "WAL bytes"]]
+    first_rate = first_cpu = None
     for name in by_row:
         rate = results.summary(workload, name, "rate")
         server = results.summary(workload, name, "server_cpu_ms")
         database = results.summary(workload, name, "database_cpu_ms")
-        if rate and server and database:
+        cpu = results.summary(workload, name, "server_cpu_ms", "database_cpu_ms")
+        wal = results.summary(workload, name, "wal_bytes")
+        if rate and server and database and cpu:
+            first_rate, first_cpu = first_rate or rate, first_cpu or cpu
+            number, _, condition = name.partition(" ")
+            parts = f"{server.median:.4f} + {database.median:.4f}"
             lines.append(
                 [
-                    f"{int(name):,}",
-                    f"{rate.median:,.0f} ±{rate.spread:.0%}",
-                    f"{server.median:.4f} + {database.median:.4f}",
+                    f"{int(number):,}{condition and f', {condition}'}",
+                    f"{rate.median:,.0f} ±{rate.spread:.0%}{_times(rate, first_rate, 2)}",
+                    f"{parts} ±{cpu.spread:.0%}{_times(cpu, first_cpu, 2)}",
+                    f"{wal.median:,.0f}" if wal else NOTHING,
                 ]
             )
-    return [sentence, _table(lines)]
+    if all(line[3] == NOTHING for line in lines[1:]):
+        lines = [line[:3] for line in lines]
+    return [sentence, table(lines)]
 
 
 def _streams_table(results: Results) -> list[str]:
@@ -144,14 +190,14 @@ def _streams_table(results: Results) -> list[str]:
                 f"{kib:.1f}" if int(name) else NOTHING,
                 f"{message:.2f}" if int(name) else NOTHING,
                 f"{rate:,.0f}",
-                f"{_short(low)} / {_short(high)}",
+                f"{short(low)} / {short(high)}",
             ]
         )
     sentence = (
         "Streams of all events (`/api/stream`) at once: memory of each; the server's CPU for one"
         " message to one stream, at a steady pace; and keep-alive as above while they are open:"
     )
-    return [sentence, _table(lines)]
+    return [sentence, table(lines)]
 
 
 def _footer(results: Results) -> str:
@@ -177,11 +223,13 @@ def _what_is_written(rows: Sequence[Row]) -> str:
     return "; ".join(f"{writes} ({', '.join(names)})" for writes, names in titles.items())
 
 
-def _times(value: Summary, first: Summary | None) -> str:
-    return f" ({value.median / first.median:.1f}{TIMES})" if first and first.median else ""
+def _times(value: Summary, first: Summary | None, digits: int = 1) -> str:
+    if not first or not first.median:
+        return ""
+    return f" ({value.median / first.median:.{digits}f}{TIMES})"
 
 
-def _short(milliseconds: float) -> str:
+def short(milliseconds: float) -> str:
     """Three digits: 0.683, 4.61, 121."""
     for limit, digits in ((1, 3), (10, 2), (100, 1)):
         if milliseconds < limit:
@@ -189,7 +237,8 @@ def _short(milliseconds: float) -> str:
     return f"{milliseconds:.0f}"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table. The first line is its head; the first column aligns left."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
 
     def text(cells: Iterable[str]) -> str:

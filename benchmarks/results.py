@@ -46,10 +46,12 @@ class Results:
         for by_row in self.rounds.values():
             by_row.pop(row.name, None)
 
-    def summary(self, workload: str, row: str, number: str) -> Summary | None:
-        """Return a number over all rounds, None where it was not measured."""
+    def summary(self, workload: str, row: str, *number: str) -> Summary | None:
+        """Return a number, or the sum of several, over all rounds; None where it is missing."""
         rounds = self.rounds.get(workload, {}).get(row, [])
-        return summarise([numbers[number] for numbers in rounds]) if rounds else None
+        if not rounds or any(name not in numbers for name in number for numbers in rounds):
+            return None
+        return summarise([sum(numbers[name] for name in number) for numbers in rounds])
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)

@@ -1,7 +1,8 @@
-"""Drives tornado_status's store in this process, without TLS and HTTP, for the `users` workload.
+"""Drives tornado_status's store in this process, without TLS and HTTP.
 
-`python -m benchmarks.store_driver URL USERS WARMUP_S SECONDS` checks in random ones of the users,
-as many at a time as there are connections in `keep-alive`, and prints what load.c would print.
+`python -m benchmarks.store_driver URL USERS WARMUP_S SECONDS IN_FLIGHT` checks in random ones of
+the users, so many at a time. It prints `{"event": "ready"}`, begins with the first line of its
+input, and prints what load.c would print, with the batches and the seconds that their commits took.
 Certificates for a million users cannot be issued in reasonable time; a full store can be filled.
 """
 
@@ -15,7 +16,6 @@ import sys
 import time
 
 from benchmarks.identities import email
-from benchmarks.workloads import CONNECTIONS
 from tornado_status import logs
 from tornado_status.checkin import CheckIn, Event
 from tornado_status.config import Database, Logging
@@ -27,18 +27,19 @@ SEED = 20_260_101  # the same users in every run
 
 
 class Driver:
-    """Keeps `CONNECTIONS` check-ins under way and counts those that were recorded."""
+    """Keeps `in_flight` check-ins under way and counts those that were recorded."""
 
-    def __init__(self, store: Store, users: int) -> None:
+    def __init__(self, store: Store, users: int, in_flight: int) -> None:
         self._store = store
         self._users = users
+        self._in_flight = in_flight
         self._random = random.Random(SEED)  # noqa: S311 - to spread, not to hide
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._stopped = False
         self.recorded = 0
 
     def start(self) -> None:
-        for _ in range(CONNECTIONS):
+        for _ in range(self._in_flight):
             self._next()
 
     def stop(self) -> None:
@@ -67,21 +68,27 @@ class Driver:
             self._next()
 
 
-async def main(url: str, users: int, warmup_s: float, seconds: float) -> None:
+async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight: int) -> None:
     logs.configure(Logging(level="warning"))
     store = Store(Database(url=url), enrolment_closed=False, on_commit=lambda events, head: None)
     await store.start()
     await store.wait_connected()
-    driver = Driver(store, users)
+    _say({"event": "ready"})
+    await asyncio.to_thread(sys.stdin.readline)
+    driver = Driver(store, users, in_flight)
     driver.start()
     await driver.wait(warmup_s)
     _say({"event": "measuring"})
     begun, cpu, before = time.monotonic(), _cpu_s(), driver.recorded
+    commits = store.counted.commits
+    batches, commit_s = sum(commits.counts), commits.sum
     await driver.wait(seconds)
     elapsed, cpu = time.monotonic() - begun, _cpu_s() - cpu
-    _say({"event": "measured"})
     count = driver.recorded - before
-    _say({"event": "result", "count": count, "seconds": elapsed, "cpu_s": cpu})
+    batches, commit_s = sum(commits.counts) - batches, commits.sum - commit_s
+    _say({"event": "measured"})
+    result = {"count": count, "seconds": elapsed, "cpu_s": cpu}
+    _say({"event": "result", **result, "batches": batches, "commit_s": commit_s})
     driver.stop()
     await store.drain(DRAIN_TIMEOUT_S)
     await store.stop()
@@ -97,4 +104,5 @@ def _say(entry: dict[str, object]) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])))
+    given = sys.argv[1:]
+    asyncio.run(main(given[0], int(given[1]), float(given[2]), float(given[3]), int(given[4])))

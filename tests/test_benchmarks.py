@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import re
 import shutil
 import socket
 import socketserver
@@ -11,6 +13,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,14 +22,35 @@ from typing import Any
 import psycopg2
 import pytest
 
-from benchmarks import gate, identities, load, processes, report, results
+from benchmarks import (
+    capacity,
+    cost_of_listening,
+    counted,
+    gate,
+    hearing,
+    identities,
+    load,
+    ours,
+    pages,
+    processes,
+    report,
+    results,
+    scaling,
+    scaling_report,
+    wire,
+)
 from benchmarks.__main__ import main
+from benchmarks.campaign import Plan
+from benchmarks.campaign import run as run_campaign
 from benchmarks.database import STATUS_SCHEMA
 from benchmarks.errors import Refused, Unavailable
 from benchmarks.identities import Identities
 from benchmarks.load import Load, Mode, run
 from benchmarks.peers.base import find_program
+from benchmarks.peers.this_server.peer import ThisServer
 from benchmarks.results import Results, Row, summarise
+from benchmarks.rig import AtWork, Rig, rig
+from benchmarks.watch import SHARES, classify
 from tests.support import (
     BROADCAST,
     GROUP,
@@ -43,6 +67,7 @@ from tornado_status.store.commit import PREPARE_RECORD
 pytestmark = pytest.mark.once
 
 CLIENTS = 4
+RESULTS = ROOT / "benchmarks/results"
 OK = b"HTTP/1.1 204 No Content\r\n\r\n"
 BAD_NAME = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\nbad"
 
@@ -221,6 +246,40 @@ def test_idle_connections_stay_until_they_are_released(
         wait_until(lambda: server.open == 0, "the connections to be closed")
 
 
+def test_paced_requests_begin_when_they_are_due_whoever_is_late(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """A server that stalls is charged with those who would have come meanwhile."""
+
+    def slow(name: str, address: tuple[str, int]) -> bytes:
+        time.sleep(0.1)
+        return OK
+
+    with serving(clients, slow) as server:
+        options = {"connections": 1, "requests": 10}
+        waiting = run(start_load(server, "keep-alive", **options))
+        paced = run(start_load(server, "keep-alive", rate=1000, **options))
+    assert (waiting.count, paced.count, paced.errors) == (10, 10, 0)
+    # Ten were due within moments, and each had to wait for those before it.
+    assert paced.latency_us["max"] > 700_000
+    assert paced.latency_us["p50"] > waiting.latency_us["p50"] * 2
+
+
+def test_a_paced_run_offers_no_more_than_it_was_told(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    with serving(clients, always(OK)) as server:
+        paced = run(start_load(server, "keep-alive", seconds=1.0, warmup_s=0.0, rate=50))
+    assert paced.errors == 0
+    assert 10 <= paced.count <= 120  # at random moments, fifty in a second
+
+
+def test_only_standing_connections_can_be_paced(load_program: Path, clients: Identities) -> None:
+    command = [str(load_program), "handshake", "--port", "1", "--identities", str(clients.listed)]
+    done = subprocess.run([*command, "--rate", "5"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "load: --rate goes with keep-alive\n")
+
+
 @pytest.mark.parametrize(
     ("latencies", "expected"),
     [
@@ -351,6 +410,328 @@ def test_the_cpu_time_of_ended_children_still_counts() -> None:
         process.stdin.close()
 
 
+# --------------------------------------------------------------------------------------- scaling
+
+
+@pytest.fixture(scope="module")
+def surroundings(load_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(CLIENTS, tmp_path_factory.mktemp("rig")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def this_server() -> ThisServer:
+    return ThisServer()
+
+
+@pytest.fixture(scope="module")
+def working(surroundings: Rig, this_server: ThisServer) -> Iterator[AtWork]:
+    """This server, past the gate."""
+    with surroundings.at_work(this_server) as at_work:
+        yield at_work
+
+
+def test_what_a_server_counts_is_what_was_done(
+    surroundings: Rig, this_server: ThisServer, working: AtWork, start_load: StartLoad
+) -> None:
+    """Its metrics, the log, and an ear that only counts say the same."""
+    before = counted.read(this_server.admin_ports)
+    with wire.Ear(working.site.announce_port) as ear:
+        done = run(
+            Load(
+                surroundings.load_program,
+                "keep-alive",
+                working.site.port,
+                surroundings.identities.listed,
+                connections=CLIENTS,
+                requests=100,
+                seconds=PATIENCE_S,
+            )
+        )
+    happened = counted.read(this_server.admin_ports) - before
+    assert done.count == 100
+    assert happened.check_ins == 100 + CLIENTS  # and the first one of each connection
+    assert 1 <= happened.batches <= happened.check_ins
+    assert ear.datagrams == happened.datagrams
+    assert ear.bytes > 200 * ear.datagrams
+
+
+def test_a_measured_rate_has_all_its_numbers(
+    surroundings: Rig, this_server: ThisServer, working: AtWork
+) -> None:
+    plan = dataclasses.replace(scaling.QUICK_PLAN, seconds=0.3, idle_connections=8)
+    made = Results("now", {}, {}, [])
+    at_work = scaling.Working(surroundings, this_server, working, plan, made)
+    numbers = at_work.check_ins("keep-alive", CLIENTS)
+    assert numbers["batch"] >= 1
+    assert numbers["updates_per_datagram"] >= 1
+    assert numbers["wal_bytes"] > 100
+    assert sum(numbers[f"share_{name}"] for name in SHARES) == pytest.approx(1)
+    sizes = at_work.sizes()
+    assert sizes["log_bytes"] > 100
+    assert sizes["status_bytes"] > 100
+    assert at_work.idle()["kib_before"] > 1000
+
+
+def test_a_resumed_connection_moves_less_than_a_new_one(surroundings: Rig, working: AtWork) -> None:
+    """And a check-in on an open one is a request, an answer, and what acknowledges them."""
+    traffic = wire.measure(working.site.port, surroundings.identities)
+    assert traffic["check-in"].bytes > len(wire.REQUEST) + len(OK)
+    assert 2 <= traffic["check-in"].segments <= 6
+    assert traffic["check-in"].bytes < traffic["resumed"].bytes < traffic["handshake"].bytes
+    assert traffic["check-in"].on_ethernet > traffic["check-in"].bytes + 2 * wire.TCP_HEADERS
+
+
+def test_stores_on_one_database_share_its_numbers_and_others_do_not(surroundings: Rig) -> None:
+    """Which is what one stream, and a stream each, are."""
+    postgres = surroundings.postgres
+    names = ("one_stream", "another_stream")
+    for name in names:
+        ours.fill(postgres, name, 10)
+    for driven in (names[:1] * 2, names):
+        before = [postgres.execute(name, "SELECT seq FROM head")[0][0] for name in names]
+        numbers = ours.drive_stores(postgres, driven, 10, 0.3, 4)
+        after = [postgres.execute(name, "SELECT seq FROM head")[0][0] for name in names]
+        moved = [new > old for new, old in zip(after, before, strict=True)]
+        assert moved == [True, len(set(driven)) == 2]
+        assert 1 <= numbers["batch"] <= 4
+    for name in names:
+        ((head, entries),) = postgres.execute(
+            name, "SELECT seq, (SELECT count(*) FROM check_in) FROM head"
+        )
+        assert head == entries + 10  # the users who are there from the start
+        postgres.drop(name)
+
+
+def test_a_listener_hears_and_repairs_what_is_announced_to_it(
+    surroundings: Rig, working: AtWork
+) -> None:
+    """Nothing is counted as heard that was not: what is withheld is fetched, and no more."""
+    site = working.site
+    with hearing.listening(working) as listener:
+        sender = hearing.Sender(
+            surroundings.postgres, site.database, site.identities, listener.port
+        )
+        at_work = cost_of_listening.Hearing(listener, sender, working, surroundings.postgres.pid)
+        heard = at_work.run(300, 0.3)
+        assert (heard.heard.shown, heard.heard.repaired, heard.heard.missed) == (300, 0, 0)
+        assert heard.datagrams == heard.heard.datagrams < 300
+        alone = at_work.run(20, 0.1, batch=1)
+        assert (alone.datagrams, alone.heard.datagrams, alone.heard.shown) == (20, 20, 20)
+        partly = at_work.run(20, 0.1, batch=1, withheld=slice(5, 12))
+        assert (partly.heard.datagrams, partly.heard.shown) == (13, 20)
+        assert (partly.heard.repaired, partly.heard.missed) == (7, 0)
+        last = listener.stop()
+    assert (last.shown, last.repaired, last.refused) == (340, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "Heard 35 datagrams: 20 updates shown, 12 duplicates, 3 refused (signature 3), "
+            "0 of the other encoding, 2 repaired, 1 missed, lag 4.",
+            hearing.Heard(35, 20, 3, 0, 2, 1, 4),
+        ),
+        (
+            "Heard 9 datagrams: 2 updates shown, 0 duplicates, 0 refused, 7 dropped in a flood, "
+            "0 of the other encoding, 0 repaired, 0 missed, lag 0.",
+            hearing.Heard(9, 2, 0, 7, 0, 0, 0),
+        ),
+        ("Listening on 0.0.0.0 port 6667", None),
+    ],
+)
+def test_a_listeners_summary_is_read(line: str, expected: hearing.Heard | None) -> None:
+    assert hearing.parse_summary(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "event", "expected"),
+    [
+        ("idle", "Client", "ClientRead", "idle"),
+        ("active", None, None, "running"),
+        ("active", "Lock", "transactionid", "head_lock"),
+        ("active", "Lock", "tuple", "head_lock"),
+        ("active", "IO", "WalSync", "flush"),
+        ("active", "IO", "WALSync", "flush"),
+        ("active", "LWLock", "WALWrite", "flush"),
+        ("active", "IO", "DataFileRead", "other"),
+    ],
+)
+def test_what_a_commit_waits_for_has_a_name(
+    state: str, kind: str | None, event: str | None, expected: str
+) -> None:
+    """In PostgreSQL's words, which changed their spelling in version 17."""
+    assert classify(state, kind, event) == expected
+
+
+def scaling_results() -> Results:
+    """Round numbers, to reckon with."""
+    made = Results("2026-01-02T03:04+00:00", {"CPU": "A"}, {"seconds": 1.0, "rounds": 1}, [])
+    shares = dict.fromkeys((f"share_{name}" for name in SHARES), 0.2)
+    store = {"rate": 20_000.0, "server_cpu_ms": 0.01, "database_cpu_ms": 0.02, "batch": 50.0}
+    store |= {"commit_ms": 2.0, "commits_rate": 400.0, "wal_bytes": 400.0} | shares
+    check_ins = store | {"rate": 10_000.0, "server_cpu_ms": 0.1, "p50_ms": 1.0, "p99_ms": 2.0}
+    check_ins |= {"updates_per_datagram": 5.0, "datagram_bytes": 1184.0, "datagrams_rate": 2000.0}
+    for row in ("100", "full", "handshake", "resumed"):
+        made.add("rates", row, check_ins | ({"server_cpu_ms": 1.0} if row[0] in "hr" else {}))
+    for row, database in (("1", 0.02), ("2", 0.05), ("3", 0.04)):
+        made.add("servers", row, check_ins | {"database_cpu_ms": database})
+    for row, rate in (("8", 9_000.0), ("64", 50_000.0)):
+        made.add("in_flight", row, store | {"rate": rate})
+    made.add("one_stream", "2", store)
+    made.add("own_streams", "2", store)
+    made.add("idle", "connection", {"kib": 32.0, "kib_before": 70_000})
+    made.add("disk", "row", {"log_bytes": 200.0, "status_bytes": 300.0, "entries": 100})
+    for row in ("check-in", "handshake", "resumed"):
+        made.add("tcp", row, {"bytes": 200.0, "segments": 3, "on_ethernet": 500.0})
+    for pace, repaired, in_time in (("1000", 0, 1.0), ("5000", 0, 0.99), ("9000", 1, 1.0)):
+        heard = {"rate": float(pace), "in_time": in_time, "repaired": repaired, "dropped": 0}
+        heard |= {"kernel_drops": 0, "cpu_us_per_update": 30.0, "cpu_us_per_datagram": 200.0}
+        heard |= {"heard_rate": 1.0, "server_us_per_update": 5.0, "database_us_per_update": 1.0}
+        made.add("listening", pace, heard)
+    made.add("burst", "100", heard)
+    made.add("fetching", "100", heard)
+    return made
+
+
+def test_what_a_million_need_follows_from_what_was_measured() -> None:
+    need = capacity.needs(scaling_results(), 600_000, 60)
+    assert need.rate == 10_000
+    assert need.server_cores == pytest.approx(1.0)  # 10,000 times 0.1 ms
+    assert need.servers == 2
+    assert need.database_cores == pytest.approx(0.5)  # at the dearest, two servers
+    assert need.handshake_cores == pytest.approx(10)
+    assert need.stream_share == pytest.approx(0.2)  # of 50,000, with the largest batches
+    assert need.wal_mb_s == pytest.approx(4.0)
+    assert need.log_gb_day == pytest.approx(172.8)
+    assert need.log_gb == pytest.approx(7 * 172.8)
+    assert need.status_gb == pytest.approx(0.18)
+    assert need.connections_gib == pytest.approx(600_000 * 32 / 2**20)
+    assert need.check_ins_mbit_s == pytest.approx(40)
+    assert need.datagrams_s == 2000
+    assert need.announcements_mbit_s == pytest.approx(2000 * (1184 + 66) * 8 / 1e6)
+    assert need.listener_cores == pytest.approx(0.3)
+
+
+def test_a_listener_keeps_up_only_where_nothing_had_to_be_repaired() -> None:
+    made = scaling_results()
+    assert cost_of_listening.keeps_up(made) == 5000
+    made.rounds["listening"]["5000"].append(made.rounds["listening"]["9000"][0])
+    assert cost_of_listening.keeps_up(made) == 1000  # not in every round
+
+
+def marked(names: list[str]) -> str:
+    parts = [
+        f"{pages.begin(name, scaling_report.COMMAND)}\nold\n{pages.end(name)}" for name in names
+    ]
+    return "before\n" + "\nbetween\n".join(parts) + "\nafter\n"
+
+
+def test_a_page_is_filled_where_it_is_marked_and_nowhere_else() -> None:
+    made = scaling_results()
+    names = list(scaling_report.blocks(made))
+    page = scaling_report.fill(marked(names), made)
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter\n")
+    assert page.count("\nbetween\n") == len(names) - 1
+    assert "old" not in page
+    assert all(text in page for text in scaling_report.blocks(made).values())
+    assert scaling_report.fill(page, made) == page
+    for wrong in (names[1:], [*names, "another"]):
+        with pytest.raises(ValueError, match="the page has the blocks"):
+            scaling_report.fill(marked(wrong), made)
+
+
+def test_the_page_on_scaling_has_the_numbers_that_were_measured() -> None:
+    """`python -m benchmarks.scaling` writes results and page together."""
+    page = scaling.PAGE.read_text()
+    made = results.load(scaling.RESULTS / "scaling.json")
+    assert scaling_report.fill(page, made) == page
+    assert (scaling.RESULTS / "scaling.md").read_text() == scaling_report.markdown(made)
+    made.rounds["disk"]["row"] = [{"log_bytes": 1.0, "status_bytes": 1.0, "entries": 1}]
+    assert scaling_report.fill(page, made) != page
+
+
+def test_the_walls_come_in_the_order_that_the_page_says() -> None:
+    """Its words must still be true of the numbers beside them."""
+    made = results.load(scaling.RESULTS / "scaling.json")
+
+    def cpu(row: str, part: str) -> float:
+        summary = made.summary("rates", row, f"{part}_cpu_ms")
+        assert summary is not None
+        return summary.median
+
+    assert cpu("handshake", "server") > 5 * cpu("full", "server")
+    assert cpu("handshake", "server") > cpu("resumed", "server")
+    assert cpu("full", "server") > cpu("full", "database")
+    assert cpu("100", "server") > cpu("full", "server")  # batches make it cheaper
+    need = capacity.needs(made, scaling_report.MILLION, scaling_report.EVERY_S)
+    assert need.log_gb > need.status_gb
+
+
+def test_pages_that_were_changed_already_need_no_image(surroundings: Rig) -> None:
+    """Right after a checkpoint the first change of a page writes all of it, the second does not."""
+    postgres = surroundings.postgres
+    ours.fill(postgres, "images", 1000)
+    wal = {}
+    for touched in (False, True):
+        postgres.execute("postgres", "CHECKPOINT")
+        if touched:
+            ours.touch(postgres, "images")
+        before = postgres.execute("images", "SELECT pg_current_wal_insert_lsn()::text")[0][0]
+        postgres.execute(
+            "images",
+            "UPDATE user_status SET client_port = 1 WHERE email = %s",
+            identities.email(500),
+        )
+        ((wal[touched],),) = postgres.execute(
+            "images", "SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", before
+        )
+    postgres.drop("images")
+    assert wal[False] > 4000
+    assert wal[True] < 1500
+
+
+def test_a_quick_run_ends_with_the_round_that_its_time_allows(
+    monkeypatch: pytest.MonkeyPatch, load_program: Path
+) -> None:
+    """And says so. Of the users, each number is measured, and the largest after a checkpoint."""
+    monkeypatch.setattr(ours, "USERS", (10, 20))
+    made = run_campaign(Plan([], ["users"], 50, 0.2, 8, budget_s=0.0))
+    assert list(made.rounds["users"]) == ["10", "20", f"20 {ours.AFTER_CHECKPOINT}"]
+    assert made.settings["rounds"] == 1
+    assert made.notes == ["1 of 50 rounds: no time for more"]
+    assert made.summary("users", "10", "wal_bytes") is not None
+
+
+@pytest.mark.parametrize("less", [["--quick"], ["--only", "go"], ["--workloads", "idle"]])
+def test_only_a_run_of_everything_is_written_where_it_is_committed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, less: list[str]
+) -> None:
+    """A first look must not stand in README.md."""
+    committed = {path: path.read_bytes() for path in (ROOT / "README.md", *RESULTS.iterdir())}
+    monkeypatch.setattr("benchmarks.__main__.BUILD", tmp_path)
+    monkeypatch.setattr("benchmarks.__main__.run", lambda plan: fixed_results())
+    assert main(less) == 0
+    assert "tornado_status" in (tmp_path / "results/results.md").read_text()
+    assert main([*less, "--out", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "elsewhere/results.svg").exists()
+    assert {path: path.read_bytes() for path in committed} == committed
+
+
+def test_no_round_begins_that_would_end_too_late(
+    monkeypatch: pytest.MonkeyPatch, load_program: Path
+) -> None:
+    """A busy machine gives fewer rounds, and they are told."""
+    monkeypatch.setattr(scaling.Scaling, "everything", lambda self: [lambda: time.sleep(0.2)])
+    monkeypatch.setattr(scaling, "USERS", 10)
+    plan = dataclasses.replace(scaling.QUICK_PLAN, rounds=50, streams=(1,), budget_s=0.0)
+    made = scaling.run(plan)
+    assert made.settings["rounds"] == 1
+    assert made.notes == ["1 of 50 rounds: there was no time for more"]
+
+
 # ------------------------------------------------------------------------------------ the report
 
 
@@ -371,7 +752,8 @@ def fixed_results() -> Results:
             made.add("keep-alive", name, keep_alive(rate))
     made.add("keep-alive", "nginx", keep_alive(88000))
     made.add("idle", "tornado_status", {"kib_per_connection": 35.25})
-    made.add("users", "1000000", keep_alive(50000))
+    made.add("users", "1000", keep_alive(50000))
+    made.add("users", "1000000", keep_alive(40000) | {"database_cpu_ms": 0.048})
     made.note("a note")
     return made
 
@@ -379,6 +761,10 @@ def fixed_results() -> Results:
 def keep_alive(rate: float) -> dict[str, float]:
     latencies = {"p50_ms": 0.6834, "p99_ms": 12.34}
     return {"rate": rate, "server_cpu_ms": 0.03, "database_cpu_ms": 0.009, **latencies}
+
+
+def squeezed(text: str) -> str:
+    return re.sub(" +", " ", text)
 
 
 def test_a_summary_is_the_median_with_its_range() -> None:
@@ -395,14 +781,41 @@ def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
     titles, _, django, ours, nginx = table
     assert titles == ["server", "keep-alive: check-ins/s", "p50 / p99 ms", "CPU ms", "idle: KiB"]
     x, dash = report.TIMES, report.NOTHING
-    ceiling = ["ceiling", f"88,000 ±0% (88.0{x})", "0.683 / 12.3", "0.030", dash]
-    same = ["0.683 / 12.3", "0.030 + 0.009"]
+    cpu = f"0.030 ±0% (0.77{x})"
+    ceiling = ["ceiling", f"88,000 ±0% (88.0{x})", "0.683 / 12.3", cpu, dash]
+    same = ["0.683 / 12.3", f"0.030 + 0.009 ±0% (1.00{x})"]
     assert django == ["Slow & <old>", f"1,000 ±10% (1.0{x})", *same, dash]
     assert ours == ["tornado_status", f"20,000 ±0% (20.0{x})", *same, "35.2"]
     assert nginx == ceiling
-    assert "| 1,000,000 " in text
+    assert f"| 1,000 | 50,000 ±0% (1.00{x}) | 0.0300 + 0.0090 ±0% (1.00{x}) |" in squeezed(text)
+    assert f"| 1,000,000 | 40,000 ±0% (0.80{x}) | 0.0300 + 0.0480 ±0% (2.00{x}) |" in squeezed(text)
     assert "- Left out: Go: go is not installed (Debian: golang-go)" in lines
     assert "- Note: a note" in lines
+
+
+def test_a_column_that_an_older_run_did_not_measure_is_left_out() -> None:
+    """What one row lacks is a dash, what all lack is no column."""
+    made = fixed_results()
+    assert "WAL" not in report.markdown(made)
+    after = f"1000000 {ours.AFTER_CHECKPOINT}"
+    made.add("users", after, keep_alive(25000) | {"wal_bytes": 4000.0})
+    text = squeezed(report.markdown(made))
+    assert (
+        "| users in the database | check-ins/s | CPU ms: server + PostgreSQL | WAL bytes |" in text
+    )
+    assert f"| 1,000,000, {ours.AFTER_CHECKPOINT} | 25,000 ±0% (0.50{report.TIMES}) |" in text
+    assert text.count("| 4,000 |") == 1
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers() -> None:
+    """The same for the plot, and for the block of README.md."""
+    made = results.load(RESULTS / "results.json")
+    assert (RESULTS / "results.md").read_text() == report.markdown(made)
+    assert (RESULTS / "results.svg").read_text() == report.svg(made)
+    readme = (ROOT / "README.md").read_text()
+    assert pages.fill(readme, report.summary(made), report.COMMAND) == readme
+    made.rounds["keep-alive"]["tornado_status"] = [keep_alive(1.0)]
+    assert pages.fill(readme, report.summary(made), report.COMMAND) != readme
 
 
 def test_the_plot_is_well_formed_and_shows_every_row() -> None:

@@ -544,7 +544,7 @@ def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
     for line in others:
         python, *options = shlex.split(line, comments=True)
         assert [python, *options[:2]] == [".venv/bin/python", "-m", "benchmarks"]
-        plan, _ = benchmarks._read(options[2:])
+        plan, *_ = benchmarks._read(options[2:])
         assert plan.peers
     with pytest.raises(SystemExit):
         benchmarks._read(["--only", "nobody"])  # it can fail

@@ -21,6 +21,11 @@ class ThisServer(Peer):
         self._servers = servers
         self._admin_ports: list[int] = []
 
+    @property
+    def admin_ports(self) -> tuple[int, ...]:
+        """Where each server that was started shows its metrics."""
+        return tuple(self._admin_ports)
+
     def commands(self, site: Site) -> list[Command]:
         self._admin_ports = [free_port(socket.SOCK_STREAM) for _ in range(self._servers)]
         return [self._command(site, admin_port) for admin_port in self._admin_ports]
