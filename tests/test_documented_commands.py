@@ -34,6 +34,7 @@ from tests.brokers import Nats
 from tests.pages import Block, Reader, reader
 from tests.support import PATIENCE_S, ROOT, plain_environment, require, wait_until
 from tests.test_terminal_board import Terminal
+from tornado_status.alerts.signature import parse_secrets
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
 
@@ -71,6 +72,9 @@ RUN: dict[str, dict[str, str]] = {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": (
             r'"users":\[\{"email":"valid_user@example.com"'
         ),
+    },
+    "docs/alerts.md": {
+        '(umask 077; echo "whsec_$(openssl rand -base64 32)" > certs/plant.secret)': "",
     },
     "docs/api.md": {
         "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": (
@@ -366,6 +370,10 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, tmp_path: Path) -> No
                 said = somebody.types(block.commands, typed=typed)
                 assert re.search(RUN[page][block.name], said, re.MULTILINE), f"{block}: {said}"
                 assert not re.search(r'"status": ?[45]\d\d', said), f"{block}: {said}"
+        if page == "docs/alerts.md":
+            secret = somebody.here / "certs" / "plant.secret"
+            assert secret.stat().st_mode & 0o777 == 0o600
+            assert parse_secrets(secret.read_text(), "secret_file")
         if page == "docs/presence.md":
             [log, history] = [
                 (somebody.here / name).read_text() for name in ("events.csv", "history.jsonl")
