@@ -17,6 +17,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from tests.brokers import Nats
 from tests.pages import Block, Reader, reader
 from tests.support import PATIENCE_S, ROOT, plain_environment, require, wait_until
 from tests.test_terminal_board import Terminal
+from tornado_status.alerts.signature import parse_secrets
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
 
@@ -44,7 +46,7 @@ class Why(enum.Enum):
     FOR_EVER = "runs until it is stopped, or waits for another: started and stopped by"
     ENGINE = "needs a container engine: run by the named test where podman is, or its parts are by"
     CLUSTER = "needs a Kubernetes cluster: its parts are checked by"
-    MACHINE = "changes the machine: its parts are checked by"
+    MACHINE = "changes the machine: run on one of its own, or its parts are checked by"
     INSTALLS = "fetches packages: what it installs is checked by"
     OTHERS = "needs other machines or programs: run with them by"
     MINUTES = "takes minutes: its parts are checked by"
@@ -70,6 +72,9 @@ RUN: dict[str, dict[str, str]] = {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": (
             r'"users":\[\{"email":"valid_user@example.com"'
         ),
+    },
+    "docs/alerts.md": {
+        '(umask 077; echo "whsec_$(openssl rand -base64 32)" > certs/plant.secret)': "",
     },
     "docs/api.md": {
         "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": (
@@ -119,6 +124,8 @@ RUN: dict[str, dict[str, str]] = {
 TUTORIAL = (
     "test_documentation.py::test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard"
 )
+SYSTEMD = "test_systemd.py::test_start_returns_when_the_server_serves"
+RELOADED = "test_systemd.py::test_reload_returns_when_a_renewed_certificate_is_served"
 COMPLETED = "test_show.py::test_a_shell_completes_as_the_page_says"
 CONTAINERS = "test_containers_run.py::test_the_commands_of_the_page_do_what_it_says"
 RESTORED = "test_backup.py::test_a_dump_brings_the_embedded_database_back"
@@ -200,9 +207,13 @@ REASONS: dict[str, dict[str, Reason]] = {
             Why.ENGINE, CONTAINERS
         ),
         "useradd --system --home-dir /var/lib/tornado-status --shell /usr/sbin/nologin"
-        " tornado-status": Reason(
-            Why.MACHINE, "test_deploy.py::test_systemd_finds_nothing_wrong_with_the_unit"
+        " tornado-status": Reason(Why.MACHINE, SYSTEMD),
+        "/opt/tornado_status/bin/status-certs --if-missing": Reason(Why.MACHINE, SYSTEMD),
+        "install -m 600 /dev/null /etc/tornado-status/environment": Reason(Why.MACHINE, SYSTEMD),
+        "install -m 644 deploy/tornado-status.service /etc/systemd/system/": Reason(
+            Why.MACHINE, SYSTEMD
         ),
+        "systemctl reload tornado-status": Reason(Why.MACHINE, RELOADED),
         "honcho start": Reason(
             Why.FOR_EVER,
             "test_containers.py::test_the_procfile_serves_on_its_port_whatever_the_runner_sets",
@@ -240,6 +251,10 @@ REASONS: dict[str, dict[str, Reason]] = {
     },
     "docs/people.md": {
         "python -m tornado_status users list": here(Why.FOR_EVER, "test_people_are_listed"),
+    },
+    "docs/scaling.md": {
+        ".venv/bin/python -m benchmarks.scaling            # five minutes; --quick for a first look"
+        " in one": here(Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"),
     },
     "docs/tutorial.md": {
         "make run": Reason(Why.ELSEWHERE, TUTORIAL),
@@ -355,6 +370,10 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, tmp_path: Path) -> No
                 said = somebody.types(block.commands, typed=typed)
                 assert re.search(RUN[page][block.name], said, re.MULTILINE), f"{block}: {said}"
                 assert not re.search(r'"status": ?[45]\d\d', said), f"{block}: {said}"
+        if page == "docs/alerts.md":
+            secret = somebody.here / "certs" / "plant.secret"
+            assert secret.stat().st_mode & 0o777 == 0o600
+            assert parse_secrets(secret.read_text(), "secret_file")
         if page == "docs/presence.md":
             [log, history] = [
                 (somebody.here / name).read_text() for name in ("events.csv", "history.jsonl")
@@ -548,6 +567,18 @@ def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
         assert plan.peers
     with pytest.raises(SystemExit):
         benchmarks._read(["--only", "nobody"])  # it can fail
+    line = block_of("docs/scaling.md", ".venv/bin/python -m benchmarks.scaling").commands
+    _, *words = shlex.split(line, comments=True)
+    helped = subprocess.run(
+        [sys.executable, *words, "--help"],
+        cwd=ROOT,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert set(re.findall(r"--[a-z]+", line)) <= set(re.findall(r"--[a-z]+", helped.stdout))
 
 
 def test_debian_has_the_packages_that_a_page_installs() -> None:
@@ -599,7 +630,7 @@ def unknown(span: str) -> list[str]:
     if span.startswith("make ") and not re.match(r"make [A-Z]", span):
         targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
         return [word for word in span.split()[1:] if "=" not in word and word not in targets]
-    found = _OURS.fullmatch(span)
+    found = _OURS.fullmatch(re.split(r" [|<>&;]", span)[0])
     if found is None:
         return []
     parser = PARSERS[found["package"] or SCRIPTS[found["script"]]]()
@@ -654,6 +685,7 @@ def test_every_command_within_a_sentence_is_one(page: str) -> None:
         ("status-certs revoked ada@example.com", ["revoked"]),
         ("python -m certs_gen revoke ada@example.com --because", ["--because"]),
         ("tornado-status stream newer", []),  # a value, which the tests of the program know
+        ("tornado-status configs | head", ["configs"]),
         ("make tests", ["tests"]),
         ("DATABASE_URL=postgresql://host/name make run", []),
         ("python -m tornado_status --config config.yaml doctor", []),

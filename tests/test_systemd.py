@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.machines import BOOT_PATIENCE_S, Machine, machine, need_machine
+from tests.pages import BASH, commands
 from tests.support import PATIENCE_S, ROOT, Lines, require, wait_until
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
@@ -31,7 +31,7 @@ def blocks() -> list[str]:
     """Return the page's commands, block by block."""
     page = (ROOT / "docs" / "deploy.md").read_text()
     section = page.partition("\n## systemd\n")[2].partition("\n## ")[0]
-    return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return [block.commands for block in commands("docs/deploy.md", section)]
 
 
 def wheels(directory: Path) -> None:
@@ -59,7 +59,7 @@ def wheels(directory: Path) -> None:
 def run_block(there: Machine, block: str) -> str:
     """Run a block of the page as it stands."""
     done = there.run(
-        *("bash", "-euo", "pipefail", "-c", block),
+        *(*BASH, block),
         cwd=HERE,
         environment={
             "PIP_NO_INDEX": "1",
