@@ -9,6 +9,7 @@ import base64
 import datetime
 import http.client
 import shutil
+import ssl
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -421,6 +422,62 @@ def test_a_ca_for_one_domain_can_certify_nobody_else(
     metrics = server.admin("/metrics").body.decode()
     assert 'connections_refused_total{reason="name-constraints"} 4.0' in metrics
     assert server.events("identity refused")[0]["reason"] == "name-constraints"
+
+
+LENIENT = """
+openssl_conf = settings
+[settings]
+ssl_conf = contexts
+[contexts]
+system_default = all
+[all]
+CipherString = DEFAULT@SECLEVEL=0
+"""
+
+
+@pytest.mark.parametrize("lenient", [True, False])
+def test_a_weak_ca_is_refused_even_where_openssl_is_told_to_take_it(
+    certs: Path, tmp_path: Path, start_server: StartServer, lenient: bool
+) -> None:
+    """A machine's settings may lower what OpenSSL asks of certificates, and not what we do.
+
+    Where they do not, it is OpenSSL that refuses, with an alert.
+    """
+    top = root()
+    middle = below(top)
+    old = Authority(
+        x509.load_der_x509_certificate(sha1_signed(middle.certificate, top)), middle.key
+    )
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
+    weak = Authority(x509.load_der_x509_certificate(with_key(top, key.public_key())), key)
+    (tmp_path / "openssl.cnf").write_text(LENIENT)
+    own = own_certificates(certs, tmp_path / "certs", top)
+    server = start_server(
+        tls={"client_ca": str(own / "clients_ca.crt")},
+        environment={"OPENSSL_CONF": str(tmp_path / "openssl.cnf")} if lenient else {},
+    )
+    for number, ca in enumerate((old, weak), 1):
+        person = client(ca, "a@example.com")
+        (own / "weak.pem").write_bytes(
+            person.key_pem() + person.certificate_pem() + ca.certificate_pem()
+        )
+        context = ssl.create_default_context(cafile=str(own / "ca.crt"))
+        context.set_ciphers("DEFAULT@SECLEVEL=0")  # or it would not send them
+        context.load_cert_chain(own / "weak.pem")
+        connection = http.client.HTTPSConnection(
+            "localhost", server.port, context=context, timeout=PATIENCE_S
+        )
+        if lenient:
+            answer = exchange(connection, "POST", "/api/client")
+            assert answer.status == 403
+            assert str(answer.detail).startswith("A CA of the certificate is too weak: ")
+            told = f'connections_refused_total{{reason="weak-ca"}} {number}.0'
+            assert told in server.admin("/metrics").body.decode()
+        else:
+            with pytest.raises(ssl.SSLError, match="alert"):
+                exchange(connection, "POST", "/api/client")
+        connection.close()
+    assert server.rows("SELECT count(*) FROM check_in") == [(0,)]
 
 
 def test_an_open_connection_notices_that_its_ca_is_constrained(
