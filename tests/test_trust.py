@@ -513,8 +513,12 @@ def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
     assert failure["reason"].startswith("tls.certificate: ")
     assert served_certificate(site.server) == before
     assert site.request().status == 204
+    ready = site.server.admin("/readyz")
+    assert (ready.status, ready.json["checks"]["files"]["status"]) == (200, "warning")
+    assert ready.json["warnings"][-1].endswith(failure["reason"])
     fresh = renew_server(site, "mended.example.com")
     wait_served(site.server, fresh)
+    assert site.server.admin("/readyz").json["checks"]["files"] == {"status": "ok", "reasons": []}
 
 
 def test_sighup_reloads(site: Site) -> None:
