@@ -6,10 +6,14 @@ In memory, and over real connections in both modes.
 from __future__ import annotations
 
 import base64
+import contextlib
 import datetime
 import http.client
 import shutil
-from collections.abc import Sequence
+import ssl
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +35,7 @@ from certs_gen.authority import (
     new_key,
 )
 from tests.conftest import StartServer
-from tests.support import LOOPBACK, PATIENCE_S, Answer, Server, exchange
+from tests.support import LOOPBACK, PATIENCE_S, Answer, Server, exchange, plain_environment
 from tests.test_identity import content, tlv
 from tornado_status.authorities import read_authority
 from tornado_status.errors import IdentityError
@@ -421,6 +425,79 @@ def test_a_ca_for_one_domain_can_certify_nobody_else(
     metrics = server.admin("/metrics").body.decode()
     assert 'connections_refused_total{reason="name-constraints"} 4.0' in metrics
     assert server.events("identity refused")[0]["reason"] == "name-constraints"
+
+
+LENIENT = """
+openssl_conf = settings
+[settings]
+ssl_conf = contexts
+[contexts]
+system_default = all
+[all]
+CipherString = DEFAULT@SECLEVEL=0
+"""
+
+
+def security_level(environment: Mapping[str, str]) -> int:
+    """What OpenSSL asks of certificates where a server runs in this environment."""
+    program = "import ssl; print(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).security_level)"
+    said = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**plain_environment(), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
+    ).stdout
+    return int(said)
+
+
+@pytest.mark.parametrize("lenient", [True, False])
+def test_a_weak_ca_is_refused_even_where_openssl_is_told_to_take_it(
+    certs: Path, tmp_path: Path, start_server: StartServer, lenient: bool
+) -> None:
+    """A machine's settings may lower what OpenSSL asks of certificates, and not what we do.
+
+    Where they do not, or this Python sets the level by itself, OpenSSL refuses, with an alert.
+    """
+    top = root()
+    middle = below(top)
+    old = Authority(
+        x509.load_der_x509_certificate(sha1_signed(middle.certificate, top)), middle.key
+    )
+    key = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
+    weak = Authority(x509.load_der_x509_certificate(with_key(top, key.public_key())), key)
+    (tmp_path / "openssl.cnf").write_text(LENIENT)
+    environment = {"OPENSSL_CONF": str(tmp_path / "openssl.cnf")} if lenient else {}
+    takes_it = security_level(environment) == 0
+    own = own_certificates(certs, tmp_path / "certs", top)
+    server = start_server(
+        tls={"client_ca": str(own / "clients_ca.crt")},
+        environment=environment,
+    )
+    for number, ca in enumerate((old, weak), 1):
+        person = client(ca, "a@example.com")
+        (own / "weak.pem").write_bytes(
+            person.key_pem() + person.certificate_pem() + ca.certificate_pem()
+        )
+        context = ssl.create_default_context(cafile=str(own / "ca.crt"))
+        context.set_ciphers("DEFAULT@SECLEVEL=0")  # or it would not send them
+        context.load_cert_chain(own / "weak.pem")
+        connection = http.client.HTTPSConnection(
+            "localhost", server.port, context=context, timeout=PATIENCE_S
+        )
+        with contextlib.closing(connection):
+            if takes_it:
+                answer = exchange(connection, "POST", "/api/client")
+            else:
+                with pytest.raises(ssl.SSLError, match="alert"):
+                    exchange(connection, "POST", "/api/client")
+        if takes_it:
+            assert answer.status == 403
+            assert str(answer.detail).startswith("A CA of the certificate is too weak: ")
+            told = f'connections_refused_total{{reason="weak-ca"}} {number}.0'
+            assert told in server.admin("/metrics").body.decode()
+    assert server.rows("SELECT count(*) FROM check_in") == [(0,)]
 
 
 def test_an_open_connection_notices_that_its_ca_is_constrained(

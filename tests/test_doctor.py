@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from certs_gen.authority import Authority, Credential
+from certs_gen.authority import Authority, Credential, common_name
 from tests.conftest import StartServer
 from tests.support import (
     LOOPBACK,
@@ -293,9 +295,28 @@ def test_a_late_list_is_a_problem_where_it_locks_out(site: Site) -> None:
     then = datetime.datetime.now(datetime.UTC) - 40 * DAY
     late = site.authority.empty_crl(days=30, now=then)
     (site.certs / "ca.crl").write_bytes(late.public_bytes(Encoding.PEM))
-    site.well("tls.crl: out of date for 10.0 days")
-    site.wrong("tls.crl: out of date for 10.0 days", tls={"crl_expired": "refuse"})
+    site.well("is out of date for 10.0 days")
+    site.wrong("is out of date for 10.0 days", tls={"crl_expired": "refuse"})
     site.well("nobody can be shut out", tls={"crl": None})
+
+
+def test_a_weak_ca_is_a_problem_and_one_without_a_list_is_noted(site: Site) -> None:
+    """The clients of the one get in nowhere, those of the other cannot be shut out."""
+    weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
+    then = datetime.datetime.now(datetime.UTC)
+    certificate = site.authority.certify(
+        weak.public_key(),
+        common_name("weak"),
+        [(x509.BasicConstraints(ca=True, path_length=0), True)],
+        not_before=then - DAY,
+        not_after=then + 100 * DAY,
+    )
+    bundle = site.certs / "ca.crt"
+    alone = bundle.read_bytes()
+    bundle.write_bytes(alone + Authority.create(name="unlisted").certificate_pem())
+    site.well("tls.crl: there is no list of unlisted, so nobody")
+    bundle.write_bytes(alone + certificate.public_bytes(Encoding.PEM))
+    site.wrong("tls.client_ca: weak: A CA of the certificate is too weak: RSA keys below 2048")
 
 
 def test_an_absent_database_is_found_without_its_password(site: Site) -> None:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certs_gen.authority import Authority, Credential, common_name, new_key
+from certs_gen.authority import CA_NAME, Authority, Credential, common_name, new_key
 from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
 from tests.support import LOOPBACK, PATIENCE_S, Answer, Heard, Server, exchange, wait_until
@@ -356,8 +356,23 @@ def test_a_late_list_is_the_operators_choice(
     assert site.request().status == status
     ready = site.server.admin("/readyz")
     assert ready.status == ready_status
-    assert ready.json[said_as] == ["tls.crl: out of date for 0.5 days"]
-    assert site.server.events("tls.crl: out of date for 0.5 days")
+    [said] = ready.json[said_as]
+    assert re.fullmatch(r"tls\.crl: the list of .* is out of date for 0\.5 days", said)
+    assert site.server.events(said)
+
+
+def test_a_list_is_warned_of_before_it_is_late(site: Site) -> None:
+    """In readiness and in the log, in time to issue it anew; with that the warning ends."""
+    soon = revocation_list(site.authority, number=2, next_update=now() + 2 * DAY)
+    replace(site.certs / "ca.crl", soon)
+    site.start()
+    said = f"tls.crl: the list of {CA_NAME} is out of date in 2.0 days"
+    assert site.server.admin("/readyz").json["warnings"] == [said]
+    assert site.server.events(said)
+    later = revocation_list(site.authority, number=3, next_update=now() + 20 * DAY)
+    replace(site.certs / "ca.crl", later)
+    site.wait_reloaded()
+    assert site.server.admin("/readyz").json["warnings"] == []
 
 
 def test_a_revoked_intermediate_takes_its_clients_along(site: Site) -> None:
@@ -498,8 +513,12 @@ def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
     assert failure["reason"].startswith("tls.certificate: ")
     assert served_certificate(site.server) == before
     assert site.request().status == 204
+    ready = site.server.admin("/readyz")
+    assert (ready.status, ready.json["checks"]["files"]["status"]) == (200, "warning")
+    assert ready.json["warnings"][-1].endswith(failure["reason"])
     fresh = renew_server(site, "mended.example.com")
     wait_served(site.server, fresh)
+    assert site.server.admin("/readyz").json["checks"]["files"] == {"status": "ok", "reasons": []}
 
 
 def test_sighup_reloads(site: Site) -> None:

@@ -43,10 +43,11 @@ class Term:
         """Return what an operator should know, or None where there is time enough."""
         days = self.days_left(now)
         if self.kind == "list":
+            which = f"{self.setting}: the list of {self.subject} is out of date"
             if days < 0:
-                return f"{self.setting}: out of date for {-days:.1f} days"
+                return f"{which} for {-days:.1f} days"
             if days < WARN_LIST_S / DAY_S:
-                return f"{self.setting}: out of date in {days:.1f} days"
+                return f"{which} in {days:.1f} days"
             return None
         whose = f"{self.setting}: {self.file} ({self.subject})"
         if days < 0:

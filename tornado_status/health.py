@@ -56,6 +56,12 @@ def lists(terms: Sequence[Term], cas: int, now: float, *, refuse: bool) -> Check
     return Check("crl", {}, warnings)
 
 
+def files(problem: str) -> Check:
+    """`problem` is why what is in the files now was not put in force, or ""."""
+    said = f"what is in the files is not in force, the last reload failed: {problem}"
+    return Check("files", {}, {"reload": said} if problem else {})
+
+
 def announcements(failing: Mapping[str, str]) -> Check:
     """`failing` says of targets why they could not be sent to; check-ins are recorded anyway."""
     return Check(

@@ -14,18 +14,20 @@ from tornado_status.keys import Keys
 def look(
     settings: Settings,
     keys: Keys,
+    reload_problem: str,
     problem: str,
     warnings: Sequence[str],
     failing: Mapping[str, str],
 ) -> list[health.Check]:
     """Return all checks as they stand now.
 
-    `problem`, "" where there is none, and `warnings` are the database's; `failing` are targets of
-    announcements.
+    `reload_problem` is why the files could not be read anew. `problem` and `warnings` are the
+    database's; `failing` are targets of announcements. Each problem is "" where there is none.
     """
     return [
         health.database(problem, warnings),
         *look_at_terms(settings, keys),
+        health.files(reload_problem),
         health.announcements(failing),
     ]
 

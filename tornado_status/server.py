@@ -160,7 +160,14 @@ async def _run(
     in_force = keys
 
     def checks() -> list[Check]:
-        return look(settings, in_force, store.problem, store.warnings(), announcer.failing())
+        return look(
+            settings,
+            in_force,
+            watcher.problem,
+            store.problem,
+            store.warnings(),
+            announcer.failing(),
+        )
 
     vitals = Vitals(
         checks=checks,

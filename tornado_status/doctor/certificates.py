@@ -9,15 +9,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tornado_status.admin import admin_context
 from tornado_status.announce import load_signing
+from tornado_status.authorities import read_authority
 from tornado_status.certificates import issued_by
 from tornado_status.config import Settings
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import ConfigError
-from tornado_status.expiry import name_of
+from tornado_status.expiry import distinct_names, name_of
 from tornado_status.files import read_certificates
 from tornado_status.ingress import load_anchors, self_test, server_context
 from tornado_status.keys import load_keys
@@ -34,6 +36,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from broken
     if not broken:
         yield from _terms(settings)
+        yield from _authorities(settings)
         if settings.ingress.mode == "tls":
             yield from _server_certificate(settings)
     yield from _lists(settings)
@@ -77,6 +80,25 @@ def _terms(settings: Settings) -> Iterator[Finding]:
             yield note(TOPIC, warning, RENEW)
         else:
             yield problem(TOPIC, warning, RENEW)
+
+
+def _authorities(settings: Settings) -> Iterator[Finding]:
+    anchors = load_anchors(settings.tls)
+    for certificate, name in zip(anchors.cas, distinct_names(anchors.cas), strict=True):
+        ca = read_authority(certificate.public_bytes(Encoding.DER))
+        if ca.weakness is not None:
+            yield problem(
+                TOPIC,
+                f"tls.client_ca: {name}: {ca.weakness.detail}",
+                "The server refuses everybody below it. Make a new CA, with a strong key.",
+            )
+        if settings.tls.crl is not None and ca.id not in anchors.lists:
+            yield note(
+                TOPIC,
+                f"tls.crl: there is no list of {name}, so nobody that it has issued to can be "
+                "shut out",
+                "Make one (status-certs crl) and put it behind the others in the file.",
+            )
 
 
 def _server_certificate(settings: Settings) -> Iterator[Finding]:

@@ -20,12 +20,14 @@ class FileWatcher:
     """Calls `reload` when one of the files has changed and stands still, or when told to.
 
     Polling and not inotify: it sees what renames, bind mounts and network file systems do.
+    `problem` is why the last reload failed, "" once one has gone well.
     """
 
     def __init__(self, files: Iterable[Path], reload: Callable[[], Awaitable[None]]) -> None:
         self._files = tuple(files)
         self._reload = reload
         self._told = asyncio.Event()
+        self.problem = ""
         self._log = structlog.get_logger()
 
     def tell(self) -> None:
@@ -50,7 +52,10 @@ class FileWatcher:
             try:
                 await self._reload()
             except ConfigError as error:
-                self._log.error("reload failed, the old state stays", reason=str(error))
+                self.problem = str(error)
+                self._log.error("reload failed, the old state stays", reason=self.problem)
+            else:
+                self.problem = ""
 
     def _look(self) -> Signature:
         found: list[tuple[int, int, int] | None] = []
