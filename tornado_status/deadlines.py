@@ -1,7 +1,7 @@
-"""How long a peer may be silent between two requests, and how long the head of one may take.
+"""How long a peer may be silent between two requests, take for the head of one, and read nothing.
 
 Tornado has one timeout for both, so who sends a byte now and then is as welcome as who is quiet.
-The streams here keep the two apart: `TimedStream` is for ordinary HTTP to read from.
+For an answer that nobody takes it has none. `TimedStream` is for ordinary HTTP to read and write.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from tornado.iostream import BaseIOStream
+
+STALL_S = 30.0  # nothing was taken for so long: its reader is gone, or as good as gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,9 @@ class TimedStream(BaseIOStream):
     head_begun: float | None = None  # the loop's time, where the head's first byte came before
     _received = 0  # bytes that came in
     _taken = 0  # of these, what was read by somebody
+    _sent = 0
+    _sent_before = -1  # what had been sent when `is_stalled` was last asked
+    _stalled_since = 0.0  # the loop's time
     _awaits_head = False
     _timer: asyncio.TimerHandle | None = None
 
@@ -72,6 +77,22 @@ class TimedStream(BaseIOStream):
             if self._awaits_head and self.deadlines is not None:
                 self._begin_head(self.deadlines)
         return size
+
+    def write_to_fd(self, data: memoryview) -> int:
+        """See `BaseIOStream.write_to_fd`."""
+        size = super().write_to_fd(data)
+        self._sent += size
+        return size
+
+    def is_stalled(self, now: float) -> bool:
+        """Say whether something waits to be sent, and nothing was taken for `STALL_S`.
+
+        To be asked now and then; `now` is the loop's time.
+        """
+        if not self.writing() or self._sent != self._sent_before:
+            self._sent_before, self._stalled_since = self._sent, now
+            return False
+        return now - self._stalled_since > STALL_S
 
     def close_fd(self) -> None:
         """See `BaseIOStream.close_fd`."""

@@ -26,6 +26,7 @@ from tornado_status.api.problem import Problem
 from tornado_status.api.wanted import Wanted
 from tornado_status.checkin import Event, LogSlice, LogSpan
 from tornado_status.config import Stream
+from tornado_status.deadlines import STALL_S
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.logs import RateLimit
 
@@ -34,7 +35,6 @@ SLICE_S = 0.005  # of a turn at a time; then check-ins have their turn
 REST = 4  # times as long as a turn took: following takes a fifth of the processor, not more
 MAX_REST_S = 0.5  # who looks at the board sees a check-in within a second
 CATCH_UP = 1000  # events at once, for who has missed some
-STALL_S = 30.0  # a page that is not taken by then: its reader is gone, or as good as gone
 RETRY_S = 0.5  # while the database is away
 JUDGE_EVERY_S = 0.25  # whether the certificates still hold: a revocation ends streams in a second
 STREAMS_OF_ONE = 20  # of a user who is no reader: tabs and devices; one must not take all places

@@ -142,6 +142,8 @@ class CheckInService:
         for stream in list(self._ordinary):
             if stream.closed():
                 self._ordinary.discard(stream)
+            elif stream.is_stalled(self.now):
+                stream.close()
             elif isinstance(stream, PeerStream) and stream.standing is not None:
                 if stream.standing.bundle != self.trust.bundle and stream.is_quiet():
                     stream.close()  # let in by CAs that are not in force any more

@@ -1,0 +1,94 @@
+"""Who does not read what was asked for costs little, and not for ever; who reads slowly gets it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import StartServer
+from tests.hostile_requests import HOST
+from tests.support import LOOPBACK, PATIENCE_S, Server, wait_until
+from tests.test_stream import fill, metric
+
+EVENTS = 60_000  # about 12 MB: more than the kernel's buffers take
+PAGE = b"GET /api/events?after=0&limit=%d HTTP/1.1\r\n" % EVENTS + HOST + b"\r\n"
+STREAM = b"GET /api/stream HTTP/1.1\r\n" + HOST + b"\r\n"
+SOCKET = (
+    b"GET /api/socket HTTP/1.1\r\n"
+    + HOST
+    + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+ENDLESS = 600.0  # of settings that are not what a test is about
+
+
+def ask(server: Server, request: bytes, cert: str = "operator") -> ssl.SSLSocket:
+    """Send a request over a connection that can hold little of its answer; read its beginning."""
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.settimeout(PATIENCE_S)
+    raw.connect((LOOPBACK, server.port))
+    connection = server.client_context(cert).wrap_socket(raw, server_hostname="localhost")
+    connection.sendall(request)
+    assert connection.recv(12).startswith(b"HTTP/1.1 ")
+    return connection
+
+
+def memory(server: Server) -> int:
+    """The most that the server has had, in bytes."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024
+
+
+def test_an_answer_that_nobody_reads_is_dropped(server: Server) -> None:
+    """And one that is read slowly, and for longer, is not."""
+    fill(server, EVENTS)
+    size = len(server.request("GET", f"/api/events?after=0&limit={EVENTS}", cert="operator").body)
+    stalled, slow = ask(server, PAGE), ask(server, PAGE)
+    taken = 0
+
+    def only_slow_is_left() -> bool:
+        nonlocal taken
+        taken += len(slow.recv(2048))
+        return metric(server, "connections") == 1
+
+    wait_until(only_slow_is_left, "the end of the other")
+    slow.settimeout(PATIENCE_S)
+    while taken < size:
+        data = slow.recv(65536)
+        assert data
+        taken += len(data)
+    stalled.close()
+    slow.close()
+
+
+@pytest.mark.parametrize("request_", [STREAM, SOCKET], ids=["SSE", "WebSocket"])
+def test_a_follower_that_reads_nothing_is_cut_off_in_time(
+    start_server: StartServer, request_: bytes
+) -> None:
+    """Whatever may wait for it, and where nothing is sent that could show that it is stuck."""
+    stream = {"max_unread_bytes": 100_000_000, "keep_alive_s": ENDLESS}
+    server = start_server(stream=stream)
+    follower = ask(server, request_)
+    wait_until(lambda: metric(server, "streams") == 1, "the stream")
+    fill(server, EVENTS)
+    assert server.request("POST", "/api/client").status == 204  # which rings the bell
+    wait_until(lambda: metric(server, "streams") == 0, "its end")
+    follower.close()
+
+
+def test_followers_that_read_nothing_cost_a_bounded_amount(server: Server) -> None:
+    """Each what may wait for it and no more, of either kind."""
+    followers = [ask(server, each) for each in (STREAM, SOCKET) for _ in range(20)]
+    wait_until(lambda: metric(server, "streams") == 40, "the streams")
+    before = memory(server)
+    fill(server, EVENTS)
+    assert server.request("POST", "/api/client").status == 204
+    wait_until(lambda: metric(server, 'streams_ended_total{reason="slow"}') == 40, "their ends")
+    assert memory(server) - before < 150_000_000  # 40 times 12 MB would be 480
+    for follower in followers:
+        follower.close()
