@@ -20,7 +20,7 @@ WIDTH, PANEL, LEFT, RIGHT, HEAD = 800, 150, 60, 20, 34
 
 
 def write(outcome: Outcome, directory: Path, bounds: tuple[int, int, float]) -> None:
-    """Write both files. `bounds` are the growth allowed: of memory in kB, of descriptors, of a recovery in s."""
+    """Write both files. `bounds`: the growth of memory (kB) and descriptors, a recovery (s)."""
     (directory / "soak.svg").write_text(svg(outcome), encoding="utf-8")
     (directory / "soak.md").write_text(markdown(outcome, bounds), encoding="utf-8")
 
@@ -51,8 +51,8 @@ event once and in order.
 
 Memory may grow by {memory // 1024} MiB between still moments of one process, past its first
 quarter, and descriptors by {descriptors}; from the end of a fault to the next 204 it may take
-{recovery_s:g} s. It should take one: machines that soak are slow and shared, and what is far beyond it
-is a fault all the same. Anything else makes the exit status 1.
+{recovery_s:g} s. It should take one: machines that soak are slow and shared, and what is far beyond
+it is a fault all the same. Anything else makes the exit status 1.
 `SOAK_SECONDS=3600 make soak` takes an hour.
 
 {verdict}

@@ -59,12 +59,31 @@ def nothing(trial: Trial, relay: Relay) -> None:
     trial.wait_acknowledged()
 
 
+def refuse_commits(trial: Trial, relay: Relay) -> None:
+    """Have the database roll back a batch: it waits in vain for somebody else's lock."""
+    trial.wait_acknowledged()
+    with contextlib.closing(psycopg2.connect(relay.url)) as other, other.cursor() as cursor:
+        cursor.execute("SELECT seq FROM head FOR UPDATE")
+        trial.server.wait_event("commit refused")
+    trial.wait_acknowledged()
+
+
 WRONG: list[tuple[str, Callable[[Trial, Relay], None], str]] = [
     ("acknowledge_early", lose_a_batch, "missing: "),
     ("announce_early", lose_a_batch, "announced and not recorded: "),
     ("retry", swallow_answers, "recorded twice: "),
     ("skip_numbers", nothing, "numbers with gaps: "),
     ("forget_the_status", nothing, "user_status is not "),
+    ("announce_failed", refuse_commits, "announced and not recorded: "),
+    ("acknowledge_failed", refuse_commits, "missing: "),
+    ("lose_the_last", nothing, "missing: "),
+    ("use_a_number_twice", nothing, "announced and not recorded: "),
+    ("wrong_port", nothing, "missing: "),
+    ("wrong_address", nothing, "recorded from elsewhere: "),
+    ("mix_up", nothing, "missing: "),
+    ("forget_a_target", nothing, "not announced (broadcast): "),
+    ("sign_nothing", nothing, "not signed (group): "),
+    ("sign_wrongly", nothing, "not signed (broadcast): "),
 ]
 
 
@@ -116,6 +135,23 @@ def test_a_backend_is_killed(make_postgres: MakePostgres, start_trial: StartTria
     print("MEASURED terminate", trial.wait_acknowledged(1))
     trial.wait_acknowledged()
     assert trial.verdict(postgres.url) == []
+
+
+@pytest.mark.parametrize("wrong", [None, "commit_asynchronously"])
+def test_postgresql_is_killed(
+    make_postgres: MakePostgres, start_trial: StartTrial, wrong: str | None
+) -> None:
+    """With -9, long before it would write by itself what nobody waited for."""
+    postgres = make_postgres(settings={"wal_writer_delay": "10s", "wal_writer_flush_after": "0"})
+    trial = start_trial(postgres.url, wrong=wrong)
+    trial.wait_acknowledged()
+    postgres.kill()
+    trial.wait_refused()
+    postgres.start()
+    trial.wait_acknowledged()
+    verdict = trial.verdict(postgres.url)
+    assert any(each.startswith("missing: ") for each in verdict) == (wrong is not None)
+    assert wrong is not None or verdict == []
 
 
 def test_the_network_freezes_and_thaws(
