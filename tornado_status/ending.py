@@ -20,9 +20,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Ending:
     """Listens for SIGTERM and SIGINT. `kill` ends at once what must not outlive the process.
 
-    `told` is set by the first of them. A second one, unless it comes with the first, ends the process
-    by that signal; so does, with status 1, a stop that takes `seconds` and `REMAINDER_S`, even where
-    the event loop hangs.
+    `told` is set by the first of them. A second one, unless it comes with the first, ends the
+    process by that signal; so does, with status 1, a stop that takes `seconds` and `REMAINDER_S`,
+    even where the event loop hangs.
     """
 
     def __init__(self, seconds: float, on_told: Callable[[], None]) -> None:

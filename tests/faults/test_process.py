@@ -94,7 +94,7 @@ def test_a_drain_commits_what_waits(
     postgres = make_postgres()
     with Relay(lambda: postgres.url) as relay, contextlib.ExitStack() as stack:
         patient = {
-            "server": {"drain_timeout_s": PATIENCE_S},
+            "server": {"drain_timeout_s": 10},
             "database": {"commit_timeout_s": PATIENCE_S},
         }
         server = start_server(url=relay.url, module=module, **patient)
