@@ -113,16 +113,17 @@ def names_without_an_answer(directory: Path) -> Iterator[tuple[str, ...]]:
         yield "nsenter", f"--net={net}", f"--mount={mount}", f"--wd={ROOT}"
 
 
-def check_in_from(enter: tuple[str, ...], server: Server) -> None:
-    """Check in, with the command that enters the server's network; anything but a 204 fails."""
+def check_in_from(enter: tuple[str, ...], server: Server) -> str:
+    """Check in, with the command that enters the server's network; return the status."""
     files = {"--cacert": "ca.crt", "--cert": "client.crt", "--key": "client.key"}
     options = [part for name, file in files.items() for part in (name, str(server.certs / file))]
     url = f"https://{LOOPBACK}:{server.port}/api/client"
+    wanted = ("--output", os.devnull, "--write-out", "%{http_code}")
     done = subprocess.run(
-        [*enter, "curl", "-sS", "--request", "POST", *options, "--write-out", "%{http_code}", url],
+        [*enter, "curl", "-sS", "--request", "POST", *options, *wanted, url],
         timeout=PATIENCE_S,
         check=True,
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "204", done.stdout
+    return done.stdout

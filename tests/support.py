@@ -343,9 +343,11 @@ class Postgres:
         *,
         settings: Mapping[str, str] | None = None,
         environment: Mapping[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
         self.directory = directory
         self.url = ""
+        self._prefix = prefix
         self.settings = dict(settings or {})  # read at each start
         self._binaries = binaries
         self._environment = environment or {}
@@ -353,7 +355,7 @@ class Postgres:
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.postgres", str(self.directory)]
+            [*self._prefix, sys.executable, "-m", "tests.postgres", str(self.directory)]
             + ([f"--binaries={self._binaries}"] if self._binaries is not None else [])
             + [f"--set={name}={value}" for name, value in self.settings.items()],
             cwd=ROOT,

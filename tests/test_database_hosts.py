@@ -126,7 +126,7 @@ def test_a_server_starts_beside_a_host_that_a_firewall_hides(
             prefix=enter,
             database={"connect_timeout_s": LONG_S},
         )
-        check_in_from(enter, server)
+        assert check_in_from(enter, server) == "204"
         assert server.stop() == 0
 
 

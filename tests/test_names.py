@@ -225,8 +225,8 @@ def test_a_silent_name_server_holds_up_no_server(
         announce={"targets": [broker]},
         alerts=[alert],
     )
-    check_in_from(nameless, server)
+    assert check_in_from(nameless, server) == "204"
     server.wait_event("cannot announce, trying again")
     server.wait_event("alert not delivered, trying again")
-    check_in_from(nameless, server)
+    assert check_in_from(nameless, server) == "204"
     assert server.stop() == 0

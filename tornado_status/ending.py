@@ -6,10 +6,12 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 
 import structlog
 
+SAME_S = 0.5  # Ctrl-C comes twice at once where a program between forwards it, too: that is one
 REMAINDER_S = 2.0  # beyond the deadline of a stop: for what hangs in a way that nobody foresaw
 EXIT_OVERDUE = 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -18,14 +20,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class Ending:
     """Listens for SIGTERM and SIGINT. `kill` ends at once what must not outlive the process.
 
-    `told` is set by the first of them. A second one ends the process at once, by that signal; so
-    does, with status 1, the time of `seconds` and `REMAINDER_S`, even where the event loop hangs.
+    `told` is set by the first of them. A second one, unless it comes with the first, ends the
+    process by that signal; so does, with status 1, a stop that takes `seconds` and `REMAINDER_S`,
+    even where the event loop hangs.
     """
 
     def __init__(self, seconds: float, on_told: Callable[[], None]) -> None:
         self.told = asyncio.Event()
         self.kill: Callable[[], None] = lambda: None
         self._seconds = seconds
+        self._told_at = float("-inf")
         self._on_told = on_told
         self._loop = asyncio.get_running_loop()
         for signum in SIGNALS:
@@ -33,6 +37,7 @@ class Ending:
 
     def _first(self) -> None:
         self.told.set()
+        self._told_at = time.monotonic()
         self._on_told()
         for signum in SIGNALS:
             self._loop.remove_signal_handler(signum)
@@ -43,6 +48,10 @@ class Ending:
         overdue.start()
 
     def _second(self, signum: int, _: object) -> None:
+        if time.monotonic() - self._told_at < SAME_S:
+            return
+        for each in SIGNALS:
+            signal.signal(each, signal.SIG_IGN)  # a third one must not come in between
         self.kill()
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)

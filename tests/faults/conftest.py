@@ -74,6 +74,7 @@ class Trial:
     server: Server
     load: Load
     listener: Listener
+    broadcasts: Listener
 
     def wait_acknowledged(self, count: int = 40) -> float:
         """Wait for more 204s; return the seconds until they were there."""
@@ -86,7 +87,7 @@ class Trial:
     def verdict(self, database_url: str) -> list[str]:
         """Stop the load and let the judge look at what is left."""
         self.load.stop()
-        return judge(self.load.ledger, database_url, self.listener)
+        return judge(self.load.ledger, database_url, self.listener, self.broadcasts)
 
 
 StartTrial = Callable[..., Trial]
@@ -116,7 +117,9 @@ def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
             settings["database"] = {**database, **settings.get("database", {})}
             settings["server"] = {"port": free_port(), **settings.get("server", {})}
             server = start_server(url=url, module=module, **settings)
-            listener = stack.enter_context(Listener(server.announce_port))
+            port = server.announce_port
+            listener = stack.enter_context(Listener(port, certs=certs))
+            broadcasts = stack.enter_context(Listener(port, certs=certs, group=None))
             running = server.process
             load = Load(
                 certs,
@@ -126,6 +129,6 @@ def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
                 while_up=lambda: running.poll() is None,
             )
             stack.enter_context(load)
-            return Trial(server, load, listener)
+            return Trial(server, load, listener, broadcasts)
 
         yield start

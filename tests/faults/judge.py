@@ -14,9 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509 import load_pem_x509_certificate
+
 from tests.faults.ledger import Ledger
-from tests.support import PATIENCE_S, Heard, rows
-from tornado_status.datagram import decode_json
+from tests.support import GROUP, LOOPBACK, PATIENCE_S, Heard, rows
+from tornado_status.datagram import decode_json, split_signature
 
 QUIET_S = 0.3  # after which nothing more is on its way over loopback
 
@@ -26,12 +30,23 @@ LOG = "SELECT seq, at, event, email, host(client_ip), client_port FROM check_in 
 
 
 class Listener:
-    """Hears everything that is announced to the group, from the beginning to `stop`."""
+    """Hears everything that is announced, from the beginning to `stop`: to the group, or broadcast.
 
-    def __init__(self, port: int) -> None:
+    With `certs`, what the announcer there has not signed is counted in `unsigned`.
+    """
+
+    def __init__(self, port: int, *, certs: Path | None = None, group: str | None = GROUP) -> None:
+        self.name = "group" if group is not None else "broadcast"
+        self.unsigned = 0
+        self._key: Ed25519PublicKey | None = None
+        if certs is not None:
+            certificate = load_pem_x509_certificate((certs / "announcer.crt").read_bytes())
+            key = certificate.public_key()
+            assert isinstance(key, Ed25519PublicKey)
+            self._key = key
         self.updates: list[tuple[str, dict[str, Any]]] = []  # with their stream
         self.heads: Counter[str] = Counter()
-        self._heard = Heard(port)
+        self._heard = Heard(port, group=group)
         if os.geteuid() == 0:
             sock = self._heard.socket
             sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * 1024 * 1024)
@@ -74,10 +89,24 @@ class Listener:
         del self._payloads[: len(payloads)]
         for payload in payloads:
             decode_json(payload)  # what others refuse is no announcement
+            self.unsigned += not self._is_signed(payload)
             datagram = json.loads(payload)
             stream = datagram["stream"]
             self.heads[stream] = max(self.heads[stream], datagram["head"])
             self.updates += [(stream, update) for update in datagram["updates"]]
+
+    def _is_signed(self, payload: bytes) -> bool:
+        if self._key is None:
+            return True
+        parts = split_signature(payload)
+        if parts is None:
+            return False
+        _, signed, signature = parts
+        try:
+            self._key.verify(signature, signed)
+        except InvalidSignature:
+            return False
+        return True
 
     def _listen(self) -> None:
         while True:
@@ -97,21 +126,22 @@ class Listener:
         return 0
 
 
-def judge(ledger: Ledger, database_url: str, listener: Listener) -> list[str]:
+def judge(ledger: Ledger, database_url: str, *listeners: Listener) -> list[str]:
     """Return what is wrong, in sentences; empty where every promise was kept."""
-    listener.stop()
-    return examine(ledger, database_url, listener)
+    for listener in listeners:
+        listener.stop()
+    return examine(ledger, database_url, *listeners)
 
 
-def examine(ledger: Ledger, database_url: str, listener: Listener) -> list[str]:
-    """The same at a still moment: the load is paused, and the listener has caught up."""
+def examine(ledger: Ledger, database_url: str, *listeners: Listener) -> list[str]:
+    """The same at a still moment: the load is paused, and the listeners have caught up."""
     log = rows(database_url, LOG)
     return [
         *_statuses(ledger),
         *_numbers(log, database_url),
         *_recorded(ledger, log),
         *_users(log, database_url),
-        *_announced(ledger, log, listener),
+        *(each for listener in listeners for each in _announced(ledger, log, listener)),
     ]
 
 
@@ -150,6 +180,9 @@ def _recorded(ledger: Ledger, log: list[tuple[Any, ...]]) -> list[str]:
                 f"recorded twice: {key} has {recorded[key]} rows for "
                 f"{tally.acknowledged} acknowledged and {tally.unknown} others"
             )
+    strangers = {row[4] for row in log} - {LOOPBACK}
+    if strangers:
+        found.append(f"recorded from elsewhere: {strangers}")
     return found
 
 
@@ -191,9 +224,11 @@ def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -
     for key, tally in ledger.tallies.items():
         if len(heard[key]) < tally.acknowledged:
             found.append(
-                f"not announced: {key} has {tally.acknowledged} acknowledged, "
+                f"not announced ({listener.name}): {key} has {tally.acknowledged} acknowledged, "
                 f"{len(heard[key])} heard"
             )
+    if listener.unsigned:
+        found.append(f"not signed ({listener.name}): {listener.unsigned} datagrams")
     return found
 
 

@@ -166,7 +166,7 @@ class Soak:
             self._stack.callback(lambda: self._life.close())
             self.start_server()
             self.follower.__enter__()
-            self.listener = enter(Listener(self._announce_port))
+            self.listener = enter(Listener(self._announce_port, certs=self.certs))
             self.load = Load(self.certs, self.server.port, NAMES, pace_s=PACE_S)
             enter(self.load)
             ledger = self.load.ledger

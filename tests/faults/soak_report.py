@@ -20,7 +20,7 @@ WIDTH, PANEL, LEFT, RIGHT, HEAD = 800, 150, 60, 20, 34
 
 
 def write(outcome: Outcome, directory: Path, bounds: tuple[int, int, float]) -> None:
-    """Write both files. `bounds`: growth of memory in kB and of descriptors, a recovery in s."""
+    """Write both files. `bounds`: the growth of memory (kB) and descriptors, a recovery (s)."""
     (directory / "soak.svg").write_text(svg(outcome), encoding="utf-8")
     (directory / "soak.md").write_text(markdown(outcome, bounds), encoding="utf-8")
 

@@ -134,15 +134,19 @@ def metrics(host: Host, server: Server, name: str) -> dict[tuple[str, ...], floa
     return found
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    ("name", "wrong"), [*((name, None) for name in FAULTS), ("firewall", "give_up_on_a_target")]
+)
 def test_a_datagram_that_cannot_be_sent_stops_nothing(
-    host: Host, start_server: StartServer, name: str
+    host: Host, start_server: StartServer, name: str, wrong: str | None
 ) -> None:
     """Each check-in is recorded, what is not sent is counted by its errno, and that ends."""
     fault = FAULTS[name]
+    module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
     both = {"port": PORT, "interfaces": ["cable"]}
     server = start_server(
         prefix=host.prefix,
+        module=module,
         announce={
             "targets": [
                 {"kind": "unicast", "address": BEHIND, **both},
@@ -175,5 +179,8 @@ def test_a_datagram_that_cannot_be_sent_stops_nothing(
         now = metrics(host, server, "datagrams_sent")
         return all(now[target] > before[target] for target in before)
 
+    if wrong is not None:
+        assert not any(resumed() for _ in range(5))
+        return
     wait_until(resumed, "both targets to be sent to again")
     assert server.rows("SELECT count(*), max(seq) FROM check_in WHERE seq <= 4") == [(4, 4)]

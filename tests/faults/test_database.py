@@ -20,7 +20,8 @@ from tests.faults.conftest import NAMES, MakePostgres, StartTrial, Trial
 from tests.faults.judge import peak_memory_kb
 from tests.faults.ledger import REQUEST
 from tests.faults.relay import Relay
-from tests.support import PATIENCE_S, Postgres, require, rows, wait_until
+from tests.namespaces import check_in_from, network_of_its_own
+from tests.support import LOOPBACK, PATIENCE_S, Postgres, require, rows, wait_until
 
 pytestmark = pytest.mark.once
 
@@ -59,12 +60,31 @@ def nothing(trial: Trial, relay: Relay) -> None:
     trial.wait_acknowledged()
 
 
+def refuse_commits(trial: Trial, relay: Relay) -> None:
+    """Have the database roll back a batch: it waits in vain for somebody else's lock."""
+    trial.wait_acknowledged()
+    with contextlib.closing(psycopg2.connect(relay.url)) as other, other.cursor() as cursor:
+        cursor.execute("SELECT seq FROM head FOR UPDATE")
+        trial.server.wait_event("commit refused")
+    trial.wait_acknowledged()
+
+
 WRONG: list[tuple[str, Callable[[Trial, Relay], None], str]] = [
     ("acknowledge_early", lose_a_batch, "missing: "),
     ("announce_early", lose_a_batch, "announced and not recorded: "),
     ("retry", swallow_answers, "recorded twice: "),
     ("skip_numbers", nothing, "numbers with gaps: "),
     ("forget_the_status", nothing, "user_status is not "),
+    ("announce_failed", refuse_commits, "announced and not recorded: "),
+    ("acknowledge_failed", refuse_commits, "missing: "),
+    ("lose_the_last", nothing, "missing: "),
+    ("use_a_number_twice", nothing, "announced and not recorded: "),
+    ("wrong_port", nothing, "missing: "),
+    ("wrong_address", nothing, "recorded from elsewhere: "),
+    ("mix_up", nothing, "missing: "),
+    ("forget_a_target", nothing, "not announced (broadcast): "),
+    ("sign_nothing", nothing, "not signed (group): "),
+    ("sign_wrongly", nothing, "not signed (broadcast): "),
 ]
 
 
@@ -118,6 +138,23 @@ def test_a_backend_is_killed(make_postgres: MakePostgres, start_trial: StartTria
     assert trial.verdict(postgres.url) == []
 
 
+@pytest.mark.parametrize("wrong", [None, "commit_asynchronously"])
+def test_postgresql_is_killed(
+    make_postgres: MakePostgres, start_trial: StartTrial, wrong: str | None
+) -> None:
+    """With -9, long before it would write by itself what nobody waited for."""
+    postgres = make_postgres(settings={"wal_writer_delay": "10s", "wal_writer_flush_after": "0"})
+    trial = start_trial(postgres.url, wrong=wrong)
+    trial.wait_acknowledged()
+    postgres.kill()
+    trial.wait_refused()
+    postgres.start()
+    trial.wait_acknowledged()
+    verdict = trial.verdict(postgres.url)
+    assert any(each.startswith("missing: ") for each in verdict) == (wrong is not None)
+    assert wrong is not None or verdict == []
+
+
 def test_the_network_freezes_and_thaws(
     make_postgres: MakePostgres, start_trial: StartTrial
 ) -> None:
@@ -133,6 +170,35 @@ def test_the_network_freezes_and_thaws(
             print("MEASURED thaw", trial.wait_acknowledged(1))
         trial.wait_acknowledged()
         assert trial.verdict(postgres.url) == []
+
+
+def test_the_network_drops_every_packet(
+    make_postgres: MakePostgres, start_server: StartServer
+) -> None:
+    """A firewall, without a word: 503 meanwhile, and back soon after it is gone."""
+    require("nftables, for a firewall", shutil.which("nft") is not None, "Debian: nftables")
+    with network_of_its_own() as enter:
+
+        def nft(rule: str) -> None:
+            subprocess.run([*enter, "nft", *rule.split()], check=True, timeout=PATIENCE_S)
+
+        make_postgres(prefix=enter, settings={"listen_addresses": LOOPBACK})
+        server = start_server(
+            url=f"postgresql://postgres@{LOOPBACK}/postgres",
+            prefix=enter,
+            database={"commit_timeout_s": 1, "connect_timeout_s": 30},
+        )
+        assert check_in_from(enter, server) == "204"
+        nft("add table inet hide")
+        nft("add chain inet hide out { type filter hook output priority 0; }")
+        nft("add rule inet hide out tcp dport 5432 drop")
+        assert check_in_from(enter, server) == "503"
+        server.wait_event("database lost, reconnecting")
+        nft("delete table inet hide")
+        began = time.monotonic()
+        wait_until(lambda: check_in_from(enter, server) == "204", "the database to be back")
+        print("MEASURED packets dropped", time.monotonic() - began)
+        assert server.stop() == 0
 
 
 def test_a_batch_is_lost_on_its_way(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
@@ -278,6 +344,34 @@ def test_memory_before_a_frozen_database_is_bounded(
         assert peak_memory_kb(server.process.pid) - before < 32 * 1024
         relay.thaw()
         assert server.request("POST", "/api/client", cert="operator").status == 204
+
+
+def test_memory_while_the_database_is_away_is_bounded(
+    make_postgres: MakePostgres, start_server: StartServer
+) -> None:
+    """Some clients send without end, and read none of the refusals."""
+    postgres = make_postgres()
+    with contextlib.ExitStack() as stack:
+        server = start_server(url=postgres.url)
+        assert server.request("POST", "/api/client").status == 204
+        postgres.stop()
+        wait_until(lambda: server.admin("/readyz").status == 503, "the database to be missed")
+        before = peak_memory_kb(server.process.pid)
+        sent = 0
+        for _ in range(8):
+            connection = stack.enter_context(server.connect_raw())
+            connection.settimeout(1)
+            with contextlib.suppress(TimeoutError):
+                for _ in range(1000):
+                    connection.sendall(REQUEST * 500)  # 24 KB
+                    sent += len(REQUEST) * 500
+        assert sent < 8 * 1000 * len(REQUEST) * 500
+        assert peak_memory_kb(server.process.pid) - before < 32 * 1024
+        postgres.start()
+        wait_until(
+            lambda: server.request("POST", "/api/client", cert="operator").status == 204,
+            "the database to be used again",
+        )
 
 
 @pytest.fixture

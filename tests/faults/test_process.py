@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shutil
@@ -82,6 +83,38 @@ def test_a_server_that_hangs_up_before_it_has_answered_is_found_out(
         trial.load.stop()
     recorded = rows(postgres.url, "SELECT count(*) FROM check_in")[0][0]
     assert recorded > trial.load.ledger.acknowledged
+
+
+@pytest.mark.parametrize("wrong", [None, "drop_at_the_end"])
+def test_a_drain_commits_what_waits(
+    make_postgres: MakePostgres, start_server: StartServer, wrong: str | None
+) -> None:
+    """SIGTERM while a commit is under way: those behind it are committed and answered, too."""
+    module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
+    postgres = make_postgres()
+    with Relay(lambda: postgres.url) as relay, contextlib.ExitStack() as stack:
+        patient = {
+            "server": {"drain_timeout_s": 10},
+            "database": {"commit_timeout_s": PATIENCE_S},
+        }
+        server = start_server(url=relay.url, module=module, **patient)
+        relay.freeze()
+        waiting = []
+        for _ in range(8):  # the first one's commit is under way, and the others are behind it
+            waiting.append(stack.enter_context(server.connect_raw()))
+            waiting[-1].sendall(REQUEST)
+            server.admin("/metrics")
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_event("stopping")
+        relay.thaw()
+        answers = []
+        for secure in waiting:
+            with contextlib.suppress(OSError):  # hung up on
+                answers.append(secure.recv(65536)[:12])
+        assert server.process.wait(PATIENCE_S) == 0
+        assert (answers == [b"HTTP/1.1 204"] * len(waiting)) == (wrong is None)
+    recorded = rows(postgres.url, "SELECT count(*) FROM check_in")[0][0]
+    assert (recorded == len(waiting)) == (wrong is None)
 
 
 def test_a_drain_ends_before_a_frozen_database_too(

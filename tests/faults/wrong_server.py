@@ -6,15 +6,22 @@ The negative controls: what the judge is there to find, it must find here.
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import dataclasses
 import datetime
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tornado_status.announce import Announcer
-from tornado_status.checkin import Event, EventKind
+from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.cli import main
+from tornado_status.datagram import Signs
 from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress import CheckInService, FileWatcher
 from tornado_status.store import Store, commit, database, embedded, store
@@ -56,6 +63,155 @@ async def _retry(self: GroupCommit, connection: Connection, batch: list[Pending]
         raise
     for (_, done, _), event in zip(batch, _guess(self, batch), strict=True):
         done(event)
+
+
+async def _announce_failed(self: GroupCommit, connection: Connection, batch: list[Pending]) -> None:
+    events = _guess(self, batch)
+    try:
+        await _commit(self, connection, batch)
+    except StoreUnavailable:
+        self._on_commit(events, self.head)
+        raise
+
+
+async def _acknowledge_failed(
+    self: GroupCommit, connection: Connection, batch: list[Pending]
+) -> None:
+    """Take a refusal by the database for an answer like any other."""
+    events = _guess(self, batch)
+    held = [(check_in, lambda _: None, at) for check_in, _, at in batch]
+    with contextlib.suppress(StoreUnavailable):
+        await _commit(self, connection, held)
+    for (_, done, _), event in zip(batch, events, strict=True):
+        done(event)
+
+
+async def _lose_the_last(self: GroupCommit, connection: Connection, batch: list[Pending]) -> None:
+    *kept, (_, done, _) = batch
+    last = _guess(self, batch)[-1]
+    if kept:
+        await _commit(self, connection, kept)
+    done(last)
+
+
+def _changing(change: Callable[[list[CheckIn]], list[CheckIn]]) -> None:
+    """Record something else than what was said."""
+
+    async def changed(self: GroupCommit, connection: Connection, batch: list[Pending]) -> None:
+        check_ins = change([check_in for check_in, _, _ in batch])
+        await _commit(
+            self,
+            connection,
+            [(c, done, at) for c, (_, done, at) in zip(check_ins, batch, strict=True)],
+        )
+
+    GroupCommit._commit = changed  # type: ignore[method-assign]
+
+
+def announce_failed() -> None:
+    GroupCommit._commit = _announce_failed  # type: ignore[method-assign]
+
+
+def acknowledge_failed() -> None:
+    GroupCommit._commit = _acknowledge_failed  # type: ignore[method-assign]
+
+
+def lose_the_last() -> None:
+    GroupCommit._commit = _lose_the_last  # type: ignore[method-assign]
+
+
+def wrong_port() -> None:
+    _changing(lambda batch: [dataclasses.replace(c, client_port=c.client_port ^ 1) for c in batch])
+
+
+def wrong_address() -> None:
+    _changing(lambda batch: [dataclasses.replace(c, client_ip="127.0.0.9") for c in batch])
+
+
+def mix_up() -> None:
+    """Record one's check-in as another's, who came in the same batch."""
+    _changing(
+        lambda batch: [
+            dataclasses.replace(c, email=other.email)
+            for c, other in zip(batch, batch[1:] + batch[:1], strict=True)
+        ]
+    )
+
+
+_announce = Announcer.announce
+
+
+def use_a_number_twice() -> None:
+    def announce(self: Announcer, stream: UUID, head: int, events: Sequence[Event]) -> None:
+        _announce(self, stream, head, [event._replace(seq=events[0].seq) for event in events])
+
+    Announcer.announce = announce  # type: ignore[method-assign]
+
+
+def forget_a_target() -> None:
+    def announce(self: Announcer, stream: UUID, head: int, events: Sequence[Event]) -> None:
+        del self._json[1:]
+        _announce(self, stream, head, events)
+
+    Announcer.announce = announce  # type: ignore[method-assign]
+
+
+class _Forger:
+    """Signs with a key that nobody knows, in the name of the one that listeners do."""
+
+    def __init__(self, real: Signs) -> None:
+        self.kid = real.kid
+        self._key = Ed25519PrivateKey.generate()
+
+    def sign(self, message: bytes) -> bytes:
+        return base64.urlsafe_b64encode(self._key.sign(message)).rstrip(b"=")
+
+
+def _signing(signer: Callable[[Signs], Signs | None]) -> None:
+    def announce(self: Announcer, stream: UUID, head: int, events: Sequence[Event]) -> None:
+        if self.signer is not None and not isinstance(self.signer, _Forger):
+            self.signer = signer(self.signer)
+        _announce(self, stream, head, events)
+
+    Announcer.announce = announce  # type: ignore[method-assign]
+
+
+def sign_nothing() -> None:
+    _signing(lambda _: None)
+
+
+def sign_wrongly() -> None:
+    _signing(_Forger)
+
+
+def drop_at_the_end() -> None:
+    """Forget what waits for its commit when it is told to stop."""
+    drain = GroupCommit.drain
+
+    async def drop(self: GroupCommit, connection: Connection, batch: list[Pending]) -> None:
+        """Neither commit nor answer."""
+
+    async def forgetful(self: GroupCommit, timeout_s: float) -> bool:
+        GroupCommit._commit = drop  # type: ignore[method-assign]
+        return await drain(self, timeout_s)
+
+    GroupCommit.drain = forgetful  # type: ignore[method-assign]
+
+
+def commit_asynchronously() -> None:
+    """Let PostgreSQL answer before the disk has it."""
+    vars(store)["_PIN_DURABILITY"] = "SET synchronous_commit = off"
+
+
+def give_up_on_a_target() -> None:
+    """Never send again where the kernel refused once."""
+    refused = Announcer._refused
+
+    def give_up(self: Announcer, what: str, target: str, via: str, name: str, reason: str) -> None:
+        refused(self, what, target, via, name, reason)
+        self._json = [outlet for outlet in self._json if outlet.target != target]
+
+    Announcer._refused = give_up  # type: ignore[method-assign]
 
 
 def acknowledge_early() -> None:
