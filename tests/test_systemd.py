@@ -231,6 +231,23 @@ def test_settings_it_cannot_start_with_end_it_for_good(serving: Machine) -> None
     wait_until(lambda: int(serving.shows(UNIT, "NRestarts")) > 0, "a restart")
 
 
+def test_waiting_for_its_database_it_is_not_killed(serving: Machine) -> None:
+    """Longer than systemd waits for a start, as another unit with the same limit shows."""
+    away = "Environment=DATABASE_URL=postgresql://nobody@localhost:1/nothing"
+    serving.run("systemctl", "stop", UNIT)
+    serving.put(DROP_IN, f"[Service]\n{away}\nTimeoutStartSec=12s\n")
+    mute = "[Service]\nType=notify\nExecStart=/bin/sleep infinity\nTimeoutStartSec=12s\n"
+    serving.put("/run/systemd/system/mute.service", mute)
+    serving.run("systemctl", "daemon-reload")
+    serving.run("systemctl", "start", "--no-block", UNIT)
+    wait_until(lambda: "database away, trying again" in events(serving), "the server to wait")
+    serving.run("systemctl", "start", "mute", check=False)
+    assert serving.shows("mute", "Result") == "timeout"
+    assert serving.shows(UNIT, "ActiveState") == "activating"
+    assert "Connection refused" in serving.shows(UNIT, "StatusText")
+    serving.run("systemctl", "reset-failed", "mute")
+
+
 # Begins a check-in, and ends it when told.
 HALF = """
 import http.client, ssl, sys
