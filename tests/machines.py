@@ -20,7 +20,7 @@ import pytest
 from tests.support import PATIENCE_S, Lines, require, wait_until
 
 SYSTEMD = Path("/usr/lib/systemd/systemd")
-DEBIAN = "systemd dbus util-linux iproute2"
+DEBIAN = "systemd dbus util-linux iproute2 curl openssl"
 BOOT_PATIENCE_S = 180.0
 
 # Runs in a mount namespace. Version 2 control groups, whatever is mounted here: one for the

@@ -359,16 +359,19 @@ def test_a_standby_is_found(site: Site, own_postgres: Postgres) -> None:
     site.wrong("the database is a standby", database={"url": own_postgres.url})
 
 
-def test_a_role_that_may_make_no_tables_is_found(site: Site) -> None:
-    """Before the first start; one that may is well."""
+def test_a_role_that_may_make_no_tables_is_found(site: Site, start_server: StartServer) -> None:
+    """Before the first start; one that may is well, and a server starts with it."""
     url = site.settings["database"]["url"]
     [(name,)] = rows(url, "SELECT current_database()")
     rows(url, f"CREATE ROLE reader_{name} LOGIN")
     user = url.partition("//")[2].partition("@")[0]
     here = {"url": url.replace(f"//{user}@", f"//reader_{name}@", 1)}
     site.wrong("may not make any", database=here)
-    rows(url, f"GRANT CREATE ON DATABASE {name} TO reader_{name}")
+    rows(url, f"GRANT CREATE ON DATABASE {name} TO reader_{name}")  # that is for schemas
+    site.wrong("may not make any", database=here)
+    rows(url, f"GRANT CREATE ON SCHEMA public TO reader_{name}")
     site.well("its tables are of revision none", database=here)
+    assert start_server(url=here["url"]).request("POST", "/api/client").status == 204
 
 
 def test_a_url_that_is_none_is_found(site: Site) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import LOOPBACK, free_port, require
+from tests.brokers import Nats
+from tests.support import LOOPBACK, require
 from tests.test_doctor import Site
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
@@ -119,10 +120,16 @@ def test_who_is_told_is_told(site: Site) -> None:
     assert "only this machine" not in done.stdout
 
 
-def test_a_broker_that_is_away_is_found(site: Site) -> None:
-    """One that is there: see tests/test_nats.py."""
-    nats = {"kind": "nats", "address": f"nats://{LOOPBACK}:{free_port()}"}
-    site.wrong("announce.targets: nats", announce={"targets": [nats]})
+def test_a_broker_that_is_away_is_found(site: Site, tmp_path: Path) -> None:
+    """Or that does not let us in; one that does is well."""
+    closed = {"authorization": {"user": "somebody", "password": "else"}}
+    with Nats(tmp_path / "open") as lets_in, Nats(tmp_path / "closed", closed) as refuses:
+        target = {"kind": "nats", "address": lets_in.url}
+        site.well("the broker lets us in", announce={"targets": [target]})
+        target["address"] = refuses.url
+        site.wrong("announce.targets: nats", announce={"targets": [target]})
+    target["address"] = lets_in.url
+    site.wrong("announce.targets: nats", announce={"targets": [target]})
 
 
 CHAINS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import tornado_status
 from tests.machines import BOOT_PATIENCE_S, Machine, machine, need_machine
 from tests.pages import BASH, commands
 from tests.support import PATIENCE_S, ROOT, Lines, require, wait_until
@@ -87,7 +89,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
                 shutil.copytree(ROOT / name, source / name, ignore=unwanted)
             else:
                 shutil.copy(ROOT / name, source / name)
-        install, certificates, environment, _, _ = blocks()
+        install, certificates, environment, *_ = blocks()
         for block in (install, certificates, environment):
             run_block(there, block)
         yield there
@@ -111,10 +113,10 @@ def changed(there: Machine, *lines: str) -> None:
     there.run("systemctl", "restart", UNIT)
 
 
-def check_in(there: Machine) -> str:
+def check_in(there: Machine, port: int = 8443) -> str:
     """Check in with curl, and return the status of the answer."""
     certs = ("--cacert", "certs/ca.crt", "--cert", "certs/client.crt", "--key", "certs/client.key")
-    url = "https://localhost:8443/api/client"
+    url = f"https://localhost:{port}/api/client"
     options = ("--silent", "--show-error", "--output", "/dev/null", "--write-out", "%{http_code}")
     done = there.run("curl", *options, *certs, "-X", "POST", url, cwd=HERE, check=False)
     return done.stdout.strip()
@@ -214,6 +216,39 @@ def test_what_ends_unasked_is_started_again(serving: Machine, signal: str, resul
     assert len(log) >= 2
 
 
+def test_the_next_version_takes_its_place(serving: Machine) -> None:
+    """With the page's commands, in a newer copy of the project."""
+    assert check_in(serving) == "204"
+    program = serving.root / "root/tornado_status/tornado_status/__init__.py"
+    before = program.read_text()
+    newer = before.replace(tornado_status.__version__, "99.1")
+    assert newer != before
+    pid = serving.shows(UNIT, "MainPID")
+    program.write_text(newer)
+    try:
+        run_block(serving, blocks()[5])
+    finally:
+        program.write_text(before)
+    assert serving.shows(UNIT, "MainPID") not in ("0", pid)
+    ask = ("curl", "--silent", "http://127.0.0.1:9464/metrics")
+    assert 'version="99.1"' in serving.run(*ask).stdout
+    assert check_in(serving) == "204"
+
+
+def test_a_low_port_takes_what_the_page_says(serving: Machine) -> None:
+    """And not less: without the capability it ends, and says why."""
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    [lines] = re.findall(r"```ini\n\[Service\]\n(.*?)```", page, re.DOTALL)
+    changed(serving, lines)
+    assert check_in(serving, 443) == "204"
+    status = serving.run("cat", f"/proc/{serving.shows(UNIT, 'MainPID')}/status").stdout
+    assert re.search(r"CapEff:\t0+400\n", status)  # this one, and no other
+    serving.put(DROP_IN, f"[Service]\n{lines.splitlines()[0]}\n")
+    serving.run("systemctl", "daemon-reload")
+    assert serving.run("systemctl", "restart", UNIT, check=False).returncode != 0
+    assert "Permission denied" in serving.run("journalctl", "--output=cat", "-u", UNIT).stdout
+
+
 def test_settings_it_cannot_start_with_end_it_for_good(serving: Machine) -> None:
     """No restart would mend them; the journal says what is wrong."""
     wrong = "Environment=TORNADO_STATUS_SERVER__PORT=99999"
@@ -229,6 +264,23 @@ def test_settings_it_cannot_start_with_end_it_for_good(serving: Machine) -> None
     serving.run("systemctl", "daemon-reload")
     serving.run("systemctl", "restart", UNIT, check=False)
     wait_until(lambda: int(serving.shows(UNIT, "NRestarts")) > 0, "a restart")
+
+
+def test_waiting_for_its_database_it_is_not_killed(serving: Machine) -> None:
+    """Longer than systemd waits for a start, as another unit with the same limit shows."""
+    away = "Environment=DATABASE_URL=postgresql://nobody@localhost:1/nothing"
+    serving.run("systemctl", "stop", UNIT)
+    serving.put(DROP_IN, f"[Service]\n{away}\nTimeoutStartSec=12s\n")
+    mute = "[Service]\nType=notify\nExecStart=/bin/sleep infinity\nTimeoutStartSec=12s\n"
+    serving.put("/run/systemd/system/mute.service", mute)
+    serving.run("systemctl", "daemon-reload")
+    serving.run("systemctl", "start", "--no-block", UNIT)
+    wait_until(lambda: "database away, trying again" in events(serving), "the server to wait")
+    serving.run("systemctl", "start", "mute", check=False)
+    assert serving.shows("mute", "Result") == "timeout"
+    assert serving.shows(UNIT, "ActiveState") == "activating"
+    assert "Connection refused" in serving.shows(UNIT, "StatusText")
+    serving.run("systemctl", "reset-failed", "mute")
 
 
 # Begins a check-in, and ends it when told.

@@ -75,7 +75,7 @@ def _state(found: Examination) -> Iterator[Finding]:
             yield problem(
                 TOPIC,
                 f"{sentence}, and the user of database.url may not make any",
-                "GRANT CREATE ON DATABASE and on the schema public to that user.",
+                "GRANT CREATE ON SCHEMA public to that user, or make it the database's owner.",
             )
         else:
             yield note(

@@ -17,7 +17,7 @@ _QUESTIONS = """\
 SELECT current_setting('server_version'), current_setting('server_version_num')::int,
        current_setting('fsync'), current_setting('full_page_writes'),
        current_setting('synchronous_commit'), pg_is_in_recovery(),
-       has_database_privilege(current_database(), 'CREATE'), clock_timestamp()
+       coalesce(has_schema_privilege(current_schema(), 'CREATE'), false), clock_timestamp()
 """
 
 
