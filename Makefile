@@ -27,7 +27,7 @@ run: $(VENV)/.run
 	@exec $(BIN)/python -m tornado_status --config config.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_FLAGS)
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)

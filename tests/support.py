@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import itertools
 import json
 import os
 import signal
@@ -56,12 +57,22 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
         time.sleep(0.02)
 
 
+# Ports that tests hand out, below those that the kernel gives away by itself (32768 and up): what
+# is free now stays free until its user binds it. Each worker of pytest-xdist has its own thousand,
+# and begins somewhere in it, for other runs on the same machine.
+_FIRST_PORT, _WORKERS, _PORTS_EACH = 20_000, 12, 1000
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_ports = itertools.count(os.getpid() * 7)
+
+
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """Return a port that nobody uses, picked below the ephemeral range's reach by the kernel."""
-    with socket.socket(socket.AF_INET, kind) as sock:
-        sock.bind((LOOPBACK, 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port that nobody uses, and that no other test of this run is given."""
+    for number in itertools.islice(_ports, _PORTS_EACH):
+        port = _FIRST_PORT + _WORKER * _PORTS_EACH + number % _PORTS_EACH
+        with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(OSError):
+            sock.bind(("", port))
+            return port
+    raise AssertionError("no port is free")
 
 
 class Lines:

@@ -401,7 +401,7 @@ def test_the_admin_port_may_have_tls(site: Site) -> None:
     [
         ({"certificate": "server.crt"}, "admin: certificate and private_key: expected both"),
         ({"certificate": "ca.crt", "private_key": "server.key"}, "is not the key of"),
-        ({"certificate": "none.crt", "private_key": "server.key"}, "admin.certificate: cannot"),
+        ({"certificate": "none.crt", "private_key": "server.key"}, "admin.certificate: no file"),
     ],
 )
 def test_a_wrong_admin_certificate_is_one_line(

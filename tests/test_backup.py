@@ -13,15 +13,16 @@ import pytest
 import yaml
 
 from tests.conftest import StartServer
+from tests.pages import commands, run_in_bash
 from tests.support import PATIENCE_S, ROOT, Postgres, Server, plain_environment, rows, wait_until
 from tests.test_listener_cli import Listening, check_in, reading
 
 pytestmark = pytest.mark.once
 
-PAGE = (ROOT / "docs" / "backup.md").read_text()
-TOOLS, EMBEDDED, SHOW, DUMP, RESTORE, COPY, PUT_BACK, STANDBY, PROMOTE, REHEARSAL = re.findall(
-    r"```sh\n(.*?)```", PAGE, re.DOTALL
+(TOOLS, EMBEDDED, SHOW, DUMP, RESTORE, ELSEWHERE, COPY, PUT_BACK, NEW, *OTHERS) = (
+    block.commands for block in commands("docs/backup.md")
 )
+ARCHIVE, BASE, RECOVER, RESET, STANDBY, PROMOTE, REHEARSAL = OTHERS
 
 
 class Operator:
@@ -35,19 +36,7 @@ class Operator:
 
     def types(self, *blocks: str) -> str:
         """Run blocks of the page in one shell; return what they say."""
-        done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", "".join(blocks)],
-            cwd=self.here,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=2 * PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{blocks}: {done.stdout}"
-        return done.stdout
+        return run_in_bash("".join(blocks), self.here, self._environment)
 
     def stream(self, *before: str) -> tuple[str, int]:
         """The stream and its largest number."""
@@ -149,7 +138,7 @@ def test_a_copy_of_the_files_brings_the_embedded_database_back(
         operator.types(TOOLS, EMBEDDED, COPY)
         check_in(server, 2)
         old, _ = operator.stream()
-    operator.types(TOOLS, EMBEDDED, PUT_BACK)
+    operator.types(TOOLS, EMBEDDED, PUT_BACK, NEW)
     new, head = operator.stream()
     assert (new != old, head) == (True, 3)
     with embedded(start_server, operator) as server:
@@ -211,3 +200,222 @@ def test_a_restore_without_a_new_stream_is_what_the_page_warns_of(
         assert command.endswith("stream new")
         operator.types(TOOLS, EMBEDDED, restore + "\n")
         assert operator.stream() == (old, 1)
+
+
+def owning(postgres: Postgres, directory: Path) -> Operator:
+    """The operator of a PostgreSQL of one's own, on its machine."""
+    here = {"PGHOST": str(postgres.directory), "PGDATA": str(postgres.directory)}
+    return Operator(directory, PGUSER="postgres", PGDATABASE="postgres", **here)
+
+
+@contextlib.contextmanager
+def serving(
+    start: StartServer, operator: Operator, url: str, **settings: object
+) -> Iterator[Server]:
+    """A server on a PostgreSQL of one's own."""
+    server = start(url=url, **settings)
+    configure(operator, server)
+    yield server
+    server.stop()
+
+
+def test_a_dump_moves_to_another_cluster_and_back(
+    start_server: StartServer, own_postgres: Postgres, tmp_path: Path
+) -> None:
+    """From an embedded one to one of one's own, and to another embedded one: a stream in each."""
+    first, second = Operator(tmp_path / "here"), owning(own_postgres, tmp_path / "there")
+    with embedded(start_server, first) as server:
+        check_in(server, 3)
+        saved = events(server)
+        first.types(TOOLS, EMBEDDED, DUMP)
+        streams = [first.stream()[0]]
+    moved = "export PGDATABASE=moved\n"
+    (second.here / "status.dump").write_bytes((first.here / "status.dump").read_bytes())
+    second.types(TOOLS, moved, ELSEWHERE)
+    with serving(start_server, second, own_postgres.url.replace("/postgres?", "/moved?")) as server:
+        assert events(server) == saved
+        check_in(server, 1)
+        streams.append(second.stream()[0])
+        second.types(TOOLS, moved, DUMP)
+    third = Operator(tmp_path / "another")
+    (third.here / "status.dump").write_bytes((second.here / "status.dump").read_bytes())
+    with embedded(start_server, third) as server:
+        third.types(TOOLS, EMBEDDED, RESTORE)
+        wait_until(lambda: server.request("POST", "/api/client").status == 204, "check-ins")
+        assert recorded(server) == [1, 2, 3, 4, 5]
+        streams.append(third.stream()[0])
+    assert len(set(streams)) == 3
+
+
+def test_a_copy_of_the_files_moves_to_another_machine(
+    start_server: StartServer, operator: Operator, tmp_path: Path
+) -> None:
+    """It goes on there; without `stream new` it would be the same stream twice."""
+    with embedded(start_server, operator) as server:
+        check_in(server, 3)
+        operator.types(TOOLS, EMBEDDED, COPY)
+        old, _ = operator.stream()
+    there = Operator(tmp_path / "there")
+    (there.here / "var" / "postgresql").mkdir(parents=True)
+    (operator.here / "copy").rename(there.here / "copy")
+    for name in ("config.yaml",):
+        text = (operator.here / name).read_text()
+        (there.here / name).write_text(text.replace(str(operator.here), str(there.here)))
+    there.types(TOOLS, EMBEDDED, PUT_BACK)
+    assert there.stream() == (old, 3)
+    there.types(TOOLS, EMBEDDED, NEW)
+    new, head = there.stream()
+    assert (new != old, head) == (True, 3)
+    with embedded(start_server, there) as server:
+        check_in(server, 1)
+        assert recorded(server) == [1, 2, 3, 4]
+        assert there.stream() == (new, 4)
+
+
+def test_a_copy_of_the_files_brings_a_database_of_ones_own_back(
+    start_server: StartServer, own_postgres: Postgres, tmp_path: Path
+) -> None:
+    operator = owning(own_postgres, tmp_path / "here")
+    with serving(start_server, operator, own_postgres.url) as server:
+        check_in(server, 3)
+        operator.types(TOOLS, COPY)
+        check_in(server, 2)
+        old, _ = operator.stream()
+    own_postgres.stop()
+    operator.types(TOOLS, PUT_BACK)
+    own_postgres.start()
+    operator.types(TOOLS, NEW)
+    new, head = operator.stream()
+    assert (new != old, head) == (True, 3)
+    with serving(start_server, operator, own_postgres.url) as server:
+        check_in(server, 1)
+        assert recorded(server) == [1, 2, 3, 4]
+
+
+def moment(url: str) -> str:
+    """The database's clock, as an operator would write it down."""
+    [(text,)] = rows(url, "SELECT (clock_timestamp() AT TIME ZONE 'UTC')::text || ' UTC'")
+    return str(text)
+
+
+def recover(when: str | None) -> str:
+    """The page's block, with the moment that is wanted, or without one."""
+    [example] = re.findall(r'MOMENT="(.*)"', RECOVER)
+    if when is not None:
+        return RECOVER.replace(example, when)
+    assert "\nrecovery_target_time" in RECOVER
+    return re.sub(r"(?m)^recovery_target_time.*\n", "", RECOVER)
+
+
+def test_the_embedded_database_is_recovered_to_a_point_in_time(
+    start_server: StartServer, operator: Operator
+) -> None:
+    """The moment before two that are unwanted: a copy, the archive behind it, a new stream."""
+    with embedded(start_server, operator):
+        operator.types(TOOLS, EMBEDDED, ARCHIVE)
+    with embedded(start_server, operator) as server:
+        check_in(server, 3)
+        operator.types(TOOLS, EMBEDDED, BASE)
+        check_in(server, 2)
+        saved = events(server)
+        url = f"postgresql://postgres@/tornado_status?host={operator.here}/var/postgresql"
+        when = moment(url)
+        check_in(server, 2)
+        old, head = operator.stream()
+        assert head == 7
+    operator.types(TOOLS, EMBEDDED, recover(when))
+    with embedded(start_server, operator) as server:
+        assert events(server) == saved
+        new, head = operator.stream()
+        assert (new != old, head) == (True, 5)
+        check_in(server, 1)
+        assert recorded(server) == [1, 2, 3, 4, 5, 6]
+        operator.types(TOOLS, EMBEDDED, RESET)
+        said = rows(url, "SELECT name FROM pg_file_settings WHERE name ~ '^(recovery|restore)_'")
+        assert said == []
+
+
+def test_a_database_of_ones_own_is_recovered_to_its_end_after_a_crash(
+    start_server: StartServer, own_postgres: Postgres, tmp_path: Path
+) -> None:
+    """All that was acknowledged, also what was not archived yet; a listener shows one gap."""
+    operator = owning(own_postgres, tmp_path / "here")
+    operator.types(TOOLS, ARCHIVE)
+    own_postgres.stop()
+    own_postgres.start()
+    with serving(start_server, operator, own_postgres.url) as server:
+        port = server.announce_port
+        check_in(server, 3)
+        operator.types(TOOLS, BASE)
+        check_in(server, 4)
+        old, head = operator.stream()
+        assert head == 7
+        with Listening(*reading(server, port=port)) as listener:
+            check_in(server, 1)
+            listener.wait_for_seq(8)
+            own_postgres.kill()
+            server.stop()
+            operator.types(TOOLS, recover(None))
+            own_postgres.start()
+            ready = "SELECT NOT pg_is_in_recovery()"
+            wait_until(lambda: rows(own_postgres.url, ready) == [(True,)], "the recovery's end")
+            again = {"server": {"port": server.port}, "announce": server.settings["announce"]}
+            with serving(start_server, operator, own_postgres.url, **again) as second:
+                check_in(second, 1)
+                assert recorded(second) == list(range(1, 10))
+                new, head = operator.stream()
+                assert (new != old, head) == (True, 9)
+                listener.wait_for_seq(9)
+                wait_until(lambda: any(e["event"] == "gap" for e in listener.shown), "a gap")
+                [gap] = [entry for entry in listener.shown if entry["event"] == "gap"]
+                assert gap["stream"] == new
+                listener.stop()
+
+
+# As the server starts it, but with less patience, and an archive that is slow to answer.
+IMPATIENT = """
+import asyncio, pathlib, sys
+from tornado_status import logs
+from tornado_status.config import Logging
+from tornado_status.store import embedded
+
+async def main() -> None:
+    logs.configure(Logging(level="info"))
+    embedded.START_TIMEOUT_S = 1.0
+    database = embedded.EmbeddedPostgres(pathlib.Path(sys.argv[1]))
+    await database.start()
+    await database.stop()
+
+asyncio.run(main())
+"""
+
+
+def test_a_recovery_may_take_longer_than_a_start(
+    start_server: StartServer, operator: Operator
+) -> None:
+    """Not so anything else that keeps the embedded PostgreSQL from starting."""
+    with embedded(start_server, operator):
+        operator.types(TOOLS, EMBEDDED, ARCHIVE)
+    with embedded(start_server, operator) as server:
+        operator.types(TOOLS, EMBEDDED, BASE)
+        check_in(server, 3)
+    slow = recover(None).replace("= 'cp ", "= 'sleep 2; cp ")
+    operator.types(TOOLS, EMBEDDED, slow)
+    data = operator.here / "var" / "postgresql"
+    start = [sys.executable, "-W", "error", "-c", IMPATIENT, str(data)]
+
+    def started() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            start, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        )
+
+    done = started()
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("recovering the database from its archive") == 1
+    assert not (data / "recovery.signal").exists()
+    with (data / "postgresql.auto.conf").open("a") as file:
+        file.write("hot_standby = off\n")
+    (data / "standby.signal").touch()  # it never becomes one that can be written to
+    done = started()
+    assert done.returncode == 1
+    assert "is not ready after 1 s" in done.stderr

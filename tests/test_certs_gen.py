@@ -6,7 +6,6 @@ import datetime
 import ipaddress
 import os
 import re
-import shlex
 import shutil
 import ssl
 import stat
@@ -174,6 +173,7 @@ def test_the_parts_of_the_server_that_it_needs_are_pure(tmp_path: Path) -> None:
         "tornado_status",
         "tornado_status.errors",
         "tornado_status.announcers",
+        "tornado_status.certificates",
         "tornado_status.identity",
     }
     assert not modules & {"tornado", "aiopg", "psycopg2", "pydantic", "yaml"}
@@ -1200,22 +1200,3 @@ def test_a_path_that_would_play_with_the_terminal_is_escaped(run: Run, tmp_path:
     assert done.status == 0
     assert len(done.out.splitlines()) == len(SET) + 1
     assert "\\n\\x1b[2J\\udcff" in done.out
-
-
-def test_every_command_of_the_documentation_works(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """docs/certificates.md can be followed from top to bottom."""
-    text = (ROOT / "docs" / "certificates.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    commands = [shlex.split(line) for line in "".join(blocks).replace("\\\n", "").splitlines()]
-    ours = ["python", "-m", "certs_gen"]
-    assert len([command for command in commands if command[:3] == ours]) >= 5
-    monkeypatch.chdir(tmp_path)
-    for command in commands:
-        if command[:3] == ours:
-            assert run(*command[3:]).status == 0, command
-        elif "-export" in command:
-            openssl(*command[1:], "-passout", "pass:asked for at the terminal")
-        else:
-            openssl(*command[1:])

@@ -23,8 +23,9 @@ from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Server, exchange, free_port, rows, targets, wait_until
 from tornado_status.checkin import CheckIn, Event
 from tornado_status.config import Database
-from tornado_status.errors import StoreUnavailable
+from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.store import Store
+from tornado_status.store.commit import GroupCommit
 
 USERS = 50
 CHECK_INS = 200
@@ -297,6 +298,119 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(database_url: str) -> No
     assert refused >= 80
     assert rows(database_url, "SELECT count(*) FROM check_in") == [(taken,)]
     assert len(heard) == taken
+
+
+def _group_commit(
+    database_url: str, on_commit: Callable[[Sequence[Event], int], None]
+) -> GroupCommit:
+    """The writer alone: nothing but check-ins is written."""
+    return GroupCommit(
+        _store(database_url, [])._connect_writer,
+        on_commit,
+        enrolment_closed=False,
+        max_pending=10,
+        commit_timeout_s=PATIENCE_S,
+    )
+
+
+def test_the_next_batch_is_sent_before_the_last_is_told_and_all_stays_in_order(
+    database_url: str,
+) -> None:
+    """What is queued while a commit is in flight has left the queue when its events are heard."""
+    happened: list[tuple[str, str, int]] = []  # and how many waited for a commit to begin then
+
+    async def run() -> None:
+        commit = _group_commit(
+            database_url,
+            lambda events, head: happened.extend(
+                ("announced", event.email.partition("@")[0], commit.pending) for event in events
+            ),
+        )
+        writer = asyncio.create_task(commit.run())
+        await commit.connected.wait()
+        blocker = psycopg2.connect(database_url)
+        blocker.cursor().execute("SELECT seq FROM head FOR UPDATE")
+        for number, user in enumerate(("first", "second", "third"), start=1):
+
+            def told(_: Event | StoreError, user: str = user) -> None:
+                happened.append(("told", user, commit.pending))
+
+            commit.submit(_check_in(user, number), told)
+            if number == 1:
+                await _until(lambda: not commit.pending)
+        assert commit.pending == 2
+        blocker.close()
+        assert await commit.drain(PATIENCE_S)
+        commit.stop()
+        await writer
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+    assert happened == [
+        ("announced", "first", 0),
+        ("told", "first", 0),
+        ("announced", "second", 0),
+        ("announced", "third", 0),
+        ("told", "second", 0),
+        ("told", "third", 0),
+    ]
+
+
+@pytest.mark.parametrize("turns", range(8))
+def test_whoever_is_committed_when_the_writer_ends_is_told(database_url: str, turns: int) -> None:
+    """The writer is cancelled some turns of the loop after the first of two batches is committed.
+
+    Both hear something; who hears "recorded" is recorded and announced. The first hears it, where
+    its commit was answered before the end.
+    """
+    announced: list[str] = []
+    answers: list[tuple[str, Event | StoreError]] = []
+
+    async def run() -> None:
+        commit = _group_commit(
+            database_url, lambda events, head: announced.extend(event.email for event in events)
+        )
+        writer = asyncio.create_task(commit.run())
+        await commit.connected.wait()
+        commit.submit(_check_in("first", 1), lambda answer: answers.append(("first", answer)))
+        await _until(lambda: not commit.pending)
+        commit.submit(_check_in("second", 2), lambda answer: answers.append(("second", answer)))
+        while not rows(database_url, "SELECT 1 FROM check_in"):
+            pass  # no turn of the loop: see `turns`
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        commit.refuse()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+    assert [user for user, _ in answers] == ["first", "second"]
+    told = [answer.email for _, answer in answers if isinstance(answer, Event)]
+    assert announced == told
+    assert turns < 5 or told[:1] == ["first@example.com"]
+    recorded = {email for (email,) in rows(database_url, "SELECT email FROM check_in")}
+    assert recorded >= set(told)
+
+
+def test_a_writer_that_cannot_announce_ends_and_leaves_nobody_waiting(database_url: str) -> None:
+    """What `on_commit` raises ends `run`, though called while the next commit is under way."""
+    answers: list[tuple[str, Event | StoreError]] = []
+
+    def cannot(events: Sequence[Event], head: int) -> None:
+        raise ArithmeticError
+
+    async def run() -> None:
+        commit = _group_commit(database_url, cannot)
+        writer = asyncio.create_task(commit.run())
+        await commit.connected.wait()
+        commit.submit(_check_in("first", 1), lambda answer: answers.append(("first", answer)))
+        await _until(lambda: not commit.pending)
+        commit.submit(_check_in("second", 2), lambda answer: answers.append(("second", answer)))
+        with pytest.raises(ArithmeticError):
+            await writer
+        commit.refuse()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+    assert [type(answer) for _, answer in answers] == [StoreUnavailable, StoreUnavailable]
 
 
 def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: str) -> None:

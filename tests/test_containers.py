@@ -25,6 +25,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.containers.engine import STAND_INS
 from tests.namespaces import (
     Running,
     environment_for_python,
@@ -53,7 +54,7 @@ def compose_config() -> ComposeConfig:
     require("docker-compose", program is not None, "apt-get install docker-compose")
 
     def read(**variables: str) -> Compose:
-        ours = ("POSTGRES_", "STATUS_", "COMPOSE_")
+        ours = ("POSTGRES_", "PYTHON_IMAGE", "STATUS_", "COMPOSE_")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         arguments = ["--project-directory", str(ROOT), "--env-file", os.devnull]
         done = subprocess.run(
@@ -199,6 +200,37 @@ def test_the_image_is_built_once_and_never_pulled(compose: Compose) -> None:
         assert tag(service["image"]) not in ("", "latest")
 
 
+def defaults() -> dict[str, str]:
+    """The build arguments of the Dockerfile that have a default."""
+    return dict(text.split("=", 1) for name, text in instructions() if name == "ARG")
+
+
+def test_base_images_are_named_by_minor_version_and_can_be_pinned_by_digest(
+    compose: Compose, compose_config: ComposeConfig
+) -> None:
+    """Whatever .env names is what is built on and run; the page says the same names."""
+
+    def bases(read: Compose) -> tuple[str, str]:
+        services = read["services"]
+        return services["certs"]["build"]["args"]["PYTHON_IMAGE"], services["db"]["image"]
+
+    python, postgres = bases(compose)
+    assert python == defaults()["PYTHON_IMAGE"]
+    assert re.fullmatch(r"python:3\.\d+(\.\d+)?-slim-[a-z]+", python)
+    assert re.fullmatch(r"postgres:\d+\.\d+-[a-z]+", postgres)
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    [example] = re.findall(r"```ini\n(.*?)```", page, re.DOTALL)
+    pinned = dict(line.split("=", 1) for line in example.splitlines())
+    assert pinned == {
+        "PYTHON_IMAGE": f"{python}@sha256:...",
+        "POSTGRES_IMAGE": f"{postgres}@sha256:...",
+    }
+    pinned = {name: image.replace("...", "0123456789abcdef" * 4) for name, image in pinned.items()}
+    assert bases(compose_config(**pinned)) == (pinned["PYTHON_IMAGE"], pinned["POSTGRES_IMAGE"])
+    # What stands in for them in test_containers_run.py.
+    assert set(STAND_INS) == {f"docker.io/library/{image}" for image in (python, postgres)}
+
+
 def test_the_server_has_time_to_finish_what_it_began(compose: Compose) -> None:
     """The grace before a kill -9 is longer than the drain."""
     grace = compose["services"]["server"]["stop_grace_period"]
@@ -328,11 +360,10 @@ def test_hadolint_finds_nothing() -> None:
 
 def test_every_base_image_has_an_exact_tag() -> None:
     everything = instructions()
-    defaults = dict(text.split("=", 1) for name, text in everything if name == "ARG")
     bases = [text.split()[0] for name, text in everything if name == "FROM"]
     bases.remove("scratch")
     for base in bases:
-        image = re.sub(r"\$\{(\w+)\}", lambda match: defaults[match[1]], base)
+        image = re.sub(r"\$\{(\w+)\}", lambda match: defaults()[match[1]], base)
         assert re.match(r"3\.13.*slim", tag(image)), image
     assert len(set(bases)) == 1  # what was built beside one Python runs beside the same
     # Nothing comes from a base but what the stage before picked.

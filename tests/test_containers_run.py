@@ -23,6 +23,7 @@ from packaging.utils import canonicalize_name
 
 from tests.containers.engine import IMAGE, Engine, need_engine
 from tests.namespaces import Running, environment_for_python, in_python, running
+from tests.pages import commands, run_in_bash
 from tests.support import PATIENCE_S, ROOT, wait_until
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
@@ -261,7 +262,7 @@ def blocks() -> list[str]:
     """Return the commands of docs/deploy.md on containers, block by block."""
     page = (ROOT / "docs" / "deploy.md").read_text()
     section = page.partition("## Containers on one machine")[2].partition("### What Docker")[0]
-    return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    return [block.commands for block in commands("docs/deploy.md", section)]
 
 
 def test_the_commands_of_the_page_do_what_it_says(engine: Engine, tmp_path: Path) -> None:
@@ -274,19 +275,7 @@ def test_the_commands_of_the_page_do_what_it_says(engine: Engine, tmp_path: Path
     environment = {**engine.environment, "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
     def run(block: str) -> str:
-        done = subprocess.run(
-            [*engine.enter, "bash", "-euo", "pipefail", "-c", block],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=3 * PATIENCE_S,
-            check=False,
-        )
-        assert done.returncode == 0, f"{block}: {done.stdout}"
-        return done.stdout
+        return run_in_bash(block, tmp_path, environment, enter=engine.enter)
 
     up, listen, ada, revoke, replace, down, bill = blocks()
     assert "User Email   : valid_user@example.com" in run(

@@ -6,6 +6,7 @@ import configparser
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.pages import commands
 from tests.support import PATIENCE_S, ROOT, require
 from tornado_status import config
 
@@ -138,3 +140,33 @@ def test_a_pod_has_time_to_drain() -> None:
     pause = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])
     settings = config.load(ROOT / "config.yaml", {})
     assert pod["terminationGracePeriodSeconds"] > pause + settings.server.drain_timeout_s
+
+
+def test_the_page_makes_what_the_manifests_want() -> None:
+    """Its namespace, and each secret by its name, with the keys that are read."""
+    [block] = [b.commands for b in commands("docs/deploy.md") if "kubectl" in b.commands]
+    made, keys = set(), {}
+    for line in block.splitlines():
+        words = shlex.split(line)
+        assert words.pop(0) == "kubectl"
+        if words[0] == "--namespace":
+            assert words[1] == "tornado-status"
+            words = words[2:]
+        if words[:2] == ["create", "namespace"]:
+            made.add(words[2])
+        elif words[:3] == ["create", "secret", "generic"]:
+            keys[words[3]] = [option.partition("=")[2] for option in words[4:]]
+        else:
+            assert words == ["apply", "-f", str(MANIFESTS.relative_to(ROOT))]
+    documents = list(yaml.safe_load_all(MANIFESTS.read_text()))
+    assert {d["metadata"].get("namespace", "tornado-status") for d in documents} == made
+    pod = manifests()["Deployment"]["spec"]["template"]["spec"]
+    wanted = {v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
+    referred = [e["valueFrom"]["secretKeyRef"] for e in container()["env"] if "valueFrom" in e]
+    assert set(keys) == wanted | {each["name"] for each in referred}
+    for each in referred:
+        assert keys[each["name"]][0].partition("=")[0] == each["key"]
+    # The role whose directory is handed over, as docs/certificates.md makes it.
+    assert keys["server-certs"] == ["handed/server"]
+    copied = [b.commands for b in commands("docs/certificates.md") if "handed/server" in b.commands]
+    assert copied

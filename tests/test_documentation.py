@@ -6,7 +6,6 @@ import html.parser
 import importlib.util
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,8 @@ import yaml
 
 from docs_site import api, links, reference
 from tests.describing import operations
-from tests.namespaces import network_of_its_own, running
+from tests.namespaces import network_of_its_own
+from tests.pages import commands, copy_of_the_checkout, pattern, reader
 from tests.support import PATIENCE_S, ROOT, plain_environment, require
 from tornado_status.api import openapi
 from tornado_status.config import Settings
@@ -133,16 +133,6 @@ def checkout(tmp_path: Path) -> Path:
     return copy_of_the_checkout(tmp_path / "checkout")
 
 
-def copy_of_the_checkout(into: Path) -> Path:
-    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():  # not what is deleted, but still known to git
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, into / name)
-    return into
-
-
 class Loaded(html.parser.HTMLParser):
     """Collects what a browser loads by itself for a page."""
 
@@ -203,69 +193,33 @@ def test_a_page_outside_of_the_nav_or_a_dead_link_fails_the_build(
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 
 
-def commands() -> list[str]:
-    """Return the page's commands, block by block."""
-    return [block.strip() for block in re.findall(r"```sh\n(.*?)```", TUTORIAL, re.DOTALL)]
-
-
 @pytest.mark.network
 def test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard(tmp_path: Path) -> None:
-    """Its commands as they stand, in a copy of what git has.
-
-    The packages alone are those of this environment: `make lint` and `make test` have just
-    installed them from the same locks in the same way, and here is no network.
-    """
-    here = copy_of_the_checkout(tmp_path / "clone")
-    installed = Path(sys.prefix)
-    require("make's environment", (installed / ".run").is_file(), "run the tests with `make test`")
-    (here / ".venv").mkdir()
-    (here / ".venv" / "bin").symlink_to(installed / "bin")
-    (here / ".venv" / "lib").symlink_to(installed / "lib")
-    shutil.copy(installed / "pyvenv.cfg", here / ".venv")
-    (here / ".venv" / ".run").touch()  # what `make run` would do
-    environment = {**plain_environment(), "PYTHONUNBUFFERED": "1"}
-    make_run, listen, *rest = commands()
-    assert (make_run, len(rest)) == ("make run", 5)
+    """Its commands as they stand, in a copy of what git has."""
+    make_run, listen, *rest = (block.commands for block in commands("docs/tutorial.md"))
+    assert (make_run, len(rest)) == ("make run\n", 5)
 
     def example(said: str) -> re.Pattern[str]:
         """Return a pattern of a line in the page, its times and ports free."""
         [line] = [line for line in TUTORIAL.splitlines() if said in line]
-        return re.compile(re.sub(r"\d+", r"\\d+", re.escape(line)))
+        return pattern(line)
 
-    with network_of_its_own() as enter:
-        # A session of its own: Ctrl-C reaches every process that a terminal has in the foreground.
-        command = [*enter, "setsid", "sh", "-c", f"exec {make_run}"]
-        with running(command, here, environment) as server:
-            serving = example("Serving on")
-            server.out.wait_for(lambda line: bool(serving.fullmatch(line)), serving.pattern)
-            with running([*enter, "sh", "-c", f"exec {listen}"], here, environment) as listener:
-                listener.err.wait_for(lambda line: "Listening" in line, "Listening")
-                answers = [run(enter, command, here, environment) for command in rest]
-                assert listener.wait() == 0
-                heard = listener.out.wait_end()
-            for line in ("Source Packet", "User Email", "Last Seen", "Client IP", "Client Port"):
-                assert example(f"{line}").search(heard), heard
-            check_in, own, everybody, ada, revoked = answers
-            assert "Success! (204 No Content)" in check_in
-            assert '"email":"valid_user@example.com"' in own
-            assert '"users":[{"email":"valid_user@example.com"' in everybody
-            assert "Success! (204 No Content)" in ada
-            assert "ada@example.com" in revoked
-            os.killpg(server.process.pid, signal.SIGINT)  # Ctrl-C
-            server.wait()
-            assert "stopping" in server.err.wait_end() + server.out.wait_end()
-
-
-def run(enter: tuple[str, ...], command: str, here: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        [*enter, "sh", "-ec", command],
-        cwd=here,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-    return done.stdout + done.stderr
+    with reader(tmp_path) as somebody, somebody.starts(make_run) as server:
+        serving = example("Serving on")
+        server.out.wait_for(lambda line: bool(serving.fullmatch(line)), serving.pattern)
+        with somebody.starts(listen) as listener:
+            listener.err.wait_for(lambda line: "Listening" in line, "Listening")
+            answers = [somebody.types(command) for command in rest]
+            assert listener.wait() == 0
+            heard = listener.out.wait_end()
+        for line in ("Source Packet", "User Email", "Last Seen", "Client IP", "Client Port"):
+            assert example(line).search(heard), heard
+        check_in, own, everybody, ada, revoked = answers
+        assert "Success! (204 No Content)" in check_in
+        assert '"email":"valid_user@example.com"' in own
+        assert '"users":[{"email":"valid_user@example.com"' in everybody
+        assert "Success! (204 No Content)" in ada
+        assert "ada@example.com" in revoked
+        os.killpg(server.process.pid, signal.SIGINT)  # Ctrl-C
+        server.wait()
+        assert "stopping" in server.err.wait_end() + server.out.wait_end()

@@ -20,11 +20,12 @@ from tests.support import PATIENCE_S, ROOT, plain_environment
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     (
-        *("identity", "announcers", "revocation", "limits", "presence", "patterns", "checkin"),
+        *("certificates", "authorities", "identity", "announcers", "revocation"),
+        *("limits", "presence", "patterns", "checkin"),
         *("datagram", "brokers", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
-    ("logs", "nats_connection"),
+    ("logs", "nats_connection", "deadlines", "files", "names", "threads"),
     ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify", "tracing"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),
@@ -41,6 +42,7 @@ NETWORK = {"asyncio", "socket", "ssl", "structlog", "tornado"}
 # What other packages may know of the server: the values and formats that they share with it.
 SHARED = {
     "errors",
+    "certificates",
     "identity",
     "announcers",
     "checkin",

@@ -381,17 +381,24 @@ def test_a_long_path_to_the_data_directory_works(start_server: StartServer, tmp_
     assert server.request("POST", "/api/client").status == 204
 
 
-def test_a_database_of_a_newer_version_is_refused(
-    start_server: StartServer, database_url: str
+@pytest.mark.parametrize(
+    ("revision", "said"),
+    [
+        ("g2_9999", "generation 2, and this version can serve generation 1"),
+        ("a1b2c3d4e5f6", "belongs to another program"),
+    ],
+)
+def test_a_database_of_a_newer_generation_is_refused(
+    start_server: StartServer, database_url: str, revision: str, said: str
 ) -> None:
-    """Rather than written to in an older way."""
+    """Rather than written to in an older way; and so is another program's."""
     server = start_server()
     assert server.request("POST", "/api/client").status == 204
     server.stop()
-    rows(database_url, "UPDATE alembic_version SET version_num = '9999'")
+    rows(database_url, "UPDATE alembic_version SET version_num = %s", revision)
     server = start_server(wait=False)
     assert server.process.wait(PATIENCE_S) == 2
-    assert "belongs to another version of this program" in server.log.wait_end()
+    assert said in server.log.wait_end()
     assert rows(database_url, "SELECT count(*) FROM check_in") == [(1,)]
 
 

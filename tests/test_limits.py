@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import re
 import shutil
 import socket
 import ssl
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN
-from tests.support import LOOPBACK, Server, exchange, require, wait_until
+from tests.support import LOOPBACK, PATIENCE_S, ROOT, Server, exchange, require, wait_until
+from tornado_status.config import Alert, NatsTarget, Settings
 from tornado_status.errors import TooFrequent
 from tornado_status.limits import MAX_REMEMBERED, CheckInLimit
 
@@ -162,3 +167,113 @@ def test_remembered_identities_are_bounded() -> None:
     for number in range(MAX_REMEMBERED + 100):
         limit.admit(f"user{number}@example.com", 0.0)
     assert len(limit) == MAX_REMEMBERED
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+def documented() -> dict[str, float]:
+    """The table of docs/operation.md: the default by key, or by module and constant."""
+    text = (ROOT / "docs/operation.md").read_text().partition("\n## Limits\n")[2]
+    rows = [line.split(" | ") for line in text.partition("\n## ")[0].splitlines()]
+    found: dict[str, float] = {}
+    for row in rows:
+        if len(row) != 5 or "`" not in row[1]:
+            continue
+        key, default = row[1].strip("`"), re.fullmatch(r"(\d+)( s| bytes)?", row[2])
+        assert default, row
+        assert key not in found
+        assert all(cell.strip(" |") for cell in row)
+        assert bool(default[2]) == key.lower().endswith(
+            ("_s", "_bytes", "_head", "_body", "_rest", "_ignored")
+        ), row
+        found[key] = float(default[1])
+    return found
+
+
+def limits_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """The keys of a section that limit something, by their names, with their defaults."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from limits_of(inner, f"{prefix}{name}.")
+        elif re.search(r"^max_|_timeout_s$|^timeout_s$|_per_second$", name):
+            yield prefix + name, field.default
+
+
+def configured() -> dict[str, object]:
+    return {
+        **dict(limits_of(Settings)),
+        **dict(limits_of(Alert, "alerts.")),
+        **dict(limits_of(NatsTarget, "announce.targets.")),
+    }
+
+
+def test_every_limit_in_the_config_is_in_the_table_with_its_default() -> None:
+    """So that an operator finds all of them in one place."""
+    table = documented()
+    assert len(configured()) > 10
+    assert configured() == {key: table.get(key) for key in configured()}
+
+
+def test_every_limit_in_the_table_is_one_and_has_that_value() -> None:
+    """A key of the config, or a constant of the module that is named."""
+    keys = configured()
+    for key, default in documented().items():
+        if key not in keys:
+            module, _, constant = key.rpartition(".")
+            assert constant.isupper(), key
+            assert getattr(importlib.import_module(f"tornado_status.{module}"), constant) == default
+
+
+# ----------------------------------------------------------------------------------------- sizes
+
+
+def said(connection: socket.socket, request: bytes) -> bytes:
+    """What is answered to a request behind which the sender ends, up to the connection's end."""
+    answers = b""
+    with contextlib.suppress(OSError):  # a reset, where not all was read
+        connection.sendall(request)
+        while data := connection.recv(4096):
+            answers += data
+    return answers
+
+
+def test_heads_and_bodies_have_a_size(start_server: StartServer) -> None:
+    """On both ports, up to the last byte of what is allowed; nothing beyond it is recorded."""
+    server = start_server()
+    close = b"Connection: close\r\n"
+    begin = CHECK_IN + close + b"X-A: "
+    healthy = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + close
+
+    def check_in_said(request: bytes) -> bytes:
+        with server.connect_raw() as connection:
+            return said(connection, request)
+
+    def admin_said(request: bytes) -> bytes:
+        with socket.create_connection((LOOPBACK, server.admin_port), PATIENCE_S) as connection:
+            return said(connection, request)
+
+    def head(begin: bytes, size: int) -> bytes:
+        return begin + b"a" * (size - len(begin) - 4) + b"\r\n\r\n"
+
+    def body(begin: bytes, size: int) -> bytes:
+        return begin + b"Content-Length: %d\r\n\r\n" % size + b"x" * size
+
+    def chunks(begin: bytes, size: int) -> bytes:
+        chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (size, b"x" * size)
+        return begin + b"Transfer-Encoding: chunked\r\n\r\n" + chunk
+
+    assert b" 204 " in check_in_said(head(begin, 8191))
+    assert check_in_said(head(begin, 8192)) == b""
+    assert b" 204 " in check_in_said(body(CHECK_IN + close, 4096))
+    assert b" 413 " in check_in_said(body(CHECK_IN + close, 4097))
+    assert b" 204 " in check_in_said(chunks(CHECK_IN + close, 4096))
+    assert b" 400 " in check_in_said(chunks(CHECK_IN + close, 4097))
+    assert server.rows("SELECT count(*) FROM check_in") == [(3,)]
+
+    assert b" 200 " in admin_said(head(healthy + b"X-A: ", 8192))
+    assert admin_said(head(healthy + b"X-A: ", 8193)) == b""
+    for framed in (body, chunks):
+        assert b" 200 " in admin_said(framed(healthy, 4096))
+        assert b" 400 " in admin_said(framed(healthy, 4097))

@@ -89,8 +89,8 @@ def test_a_server_without_its_database_is_not_ready_and_not_killed(
     assert not any("READY" in message for message in messages)
     assert messages[0]["STATUS"] == "not connected yet"
     own_postgres.start()
-    manager.wait_for(lambda message: message.get("READY") == "1")
-    manager.wait_for(lambda message: message.get("STATUS") == "recording check-ins")
+    ready = manager.wait_for(lambda message: message.get("READY") == "1")
+    assert ready["STATUS"] == "recording check-ins"  # at once, for who waited for the start
 
 
 def test_a_failed_reload_ends_ready_again(
@@ -154,11 +154,11 @@ def test_the_watchdog_is_fed_where_it_watches_us(
         given = {"NOTIFY_SOCKET": manager.address, **environment}
         notifier = Notifier.from_environment(given)
         assert given == {}
-        notifier.ready()
+        notifier.ready("well")
         notifier.beat(False, "ill")
         notifier.beat(True, "well")
         notifier.close()
-        assert manager.one() == {"READY": "1"}
+        assert manager.one() == {"READY": "1", "STATUS": "well"}
         assert manager.one() == {"STATUS": "ill"}
         expected = {"STATUS": "well"}
         assert manager.one() == ({"WATCHDOG": "1", **expected} if watched else expected)
@@ -168,7 +168,7 @@ def test_the_watchdog_is_fed_where_it_watches_us(
 def test_without_a_manager_nothing_is_said(address: str) -> None:
     """As on a terminal, in a container, or with one that speaks in ways unknown to us."""
     notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
-    notifier.ready()
+    notifier.ready("well")
     with notifier.reloading():
         notifier.beat(True, "well")
     notifier.stopping()

@@ -1,217 +1,48 @@
-"""Three servers behind HAProxy over one PostgreSQL, as they are killed, drained and upgraded.
-
-The hosts are network namespaces on a bridge, which is in one of its own: nothing of the machine's
-network is touched.
-"""
+"""Three servers behind HAProxy over one PostgreSQL, as they are killed, drained and replaced."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import shutil
 import signal
-import subprocess
-import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from certs_gen.authority import Authority
-from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
-from tests.proxies import program, running
-from tests.support import (
-    GROUP,
-    PATIENCE_S,
-    ROOT,
-    Lines,
-    Server,
-    plain_environment,
-    require,
-    rows,
-    wait_until,
-)
-from tests.test_network import ip
+from tests.fleet import SERVERS, Fleet, fleet_certs, fleet_hosts
+from tests.support import PATIENCE_S
 
 pytestmark = [pytest.mark.network, pytest.mark.once]
-
-SERVERS = ("10.78.0.11", "10.78.0.12", "10.78.0.13")
-PROXY_IP, CLIENT_IP, LISTENER_IP = "10.78.0.5", "10.78.0.101", "10.78.0.9"
-PORT, ANNOUNCE_PORT = 8443, 6667
-CLIENTS = [f"load{number}" for number in range(6)]
-PROGRESS = 150  # check-ins between two faults
-
-Host = tuple[str, ...]
-
-
-@pytest.fixture
-def hosts() -> Iterator[dict[str, Host]]:
-    """By address, each an argument list that runs what follows it there."""
-    how = "run as root, with iproute2 installed and the right to make network namespaces"
-    require("network namespaces", os.geteuid() == 0 and shutil.which("ip") is not None, how)
-    prefix = f"tornado_status_{os.getpid()}"
-    switch = f"{prefix}_switch"
-    found: dict[str, Host] = {}
-    with contextlib.ExitStack() as made:
-        try:
-            ip("netns", "add", switch)
-            made.callback(ip, "netns", "delete", switch)
-            # mcast_snooping 0: a bridge that floods multicast, as a plain switch does.
-            ip("-n", switch, "link", "add", "br0", "type", "bridge", "mcast_snooping", "0")
-            ip("-n", switch, "link", "set", "br0", "up")
-            for number, address in enumerate([*SERVERS, PROXY_IP, CLIENT_IP, LISTENER_IP]):
-                name = f"{prefix}_{number}"
-                ip("netns", "add", name)
-                made.callback(ip, "netns", "delete", name)
-                peer = ("peer", "name", f"port{number}", "netns", switch)
-                ip("-n", name, "link", "add", "eth0", "type", "veth", *peer)
-                ip("-n", switch, "link", "set", f"port{number}", "master", "br0", "up")
-                ip("-n", name, "address", "add", f"{address}/24", "broadcast", "+", "dev", "eth0")
-                for link in ("lo", "eth0"):
-                    ip("-n", name, "link", "set", link, "up")
-                found[address] = ("ip", "netns", "exec", name)
-        except OSError as error:
-            require("network namespaces", False, f"{how} ({error})")
-        yield found
 
 
 @pytest.fixture
 def certs(certs: Path, tmp_path: Path) -> Path:
-    """The development set, the servers' certificate for the proxy's address, and the clients'."""
-    directory = tmp_path / "certs"
-    shutil.copytree(certs, directory)
-    assert certs_gen(["server", "--ip", PROXY_IP, "--out", str(directory), "--force"]) == 0
-    authority = Authority.load(directory)
-    for name in CLIENTS:
-        credential = authority.issue_client(f"{name}@example.com")
-        (directory / f"{name}.crt").write_bytes(credential.certificate_pem())
-        (directory / f"{name}.key").write_bytes(credential.key_pem())
-    return directory
+    return fleet_certs(certs, tmp_path / "certs")
 
 
-@contextlib.contextmanager
-def process(host: Host, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a Python module on a host; ended, whatever happens."""
-    running = subprocess.Popen(
-        [*host, sys.executable, "-W", "error", "-m", *arguments],
-        cwd=ROOT,
-        env=plain_environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield running
-    finally:
-        running.terminate()
-        running.wait(PATIENCE_S)
-        for stream in (running.stdin, running.stdout, running.stderr):
-            with contextlib.suppress(ValueError, OSError):
-                if stream is not None:
-                    stream.close()
+@pytest.fixture
+def fleet(
+    certs: Path, database_url: str, start_server: StartServer, tmp_path: Path
+) -> Iterator[Fleet]:
+    with fleet_hosts() as hosts:
+        yield Fleet(hosts, certs, database_url, start_server, tmp_path)
 
 
-def missing(acknowledged: Sequence[Sequence[Any]], recorded: Sequence[tuple[Any, ...]]) -> int:
-    """How many of the acknowledged check-ins are not in the log, by who and from which port."""
-    answered = Counter((f"{name}@example.com", port) for name, port in acknowledged)
-    answered.subtract(Counter((email, port) for _, email, _, port in recorded))
-    return sum(count for count in answered.values() if count > 0)
-
-
-def test_servers_come_and_go_and_nothing_acknowledged_is_lost(
-    hosts: dict[str, Host],
-    certs: Path,
-    database_url: str,
-    start_server: StartServer,
-    tmp_path: Path,
-) -> None:
-    """One killed, one drained, one upgraded under load: one gapless order, listeners complete."""
-
-    def start(address: str) -> Server:
-        server: Server = start_server(
-            prefix=hosts[address],
-            server={"host": address, "port": PORT},
-            ingress={"proxy_protocol": True, "trusted_proxies": [PROXY_IP]},
-            announce={
-                "signing_key": str(certs / "announcer.key"),
-                "heartbeat_s": 0.5,
-                "targets": [
-                    {
-                        "kind": "multicast",
-                        "address": GROUP,
-                        "port": ANNOUNCE_PORT,
-                        "interfaces": ["eth0"],
-                    }
-                ],
-            },
-        )
-        return server
-
-    def recorded() -> int:
-        count: int = rows(database_url, "SELECT count(*) FROM check_in")[0][0]
-        return count
-
-    def go_on(what: str) -> None:
-        enough = recorded() + PROGRESS
-        wait_until(lambda: recorded() >= enough, f"check-ins {what}")
-
-    configuration = (ROOT / "deploy" / "haproxy.cfg").read_text()
-    for number, address in zip((11, 12, 13), SERVERS, strict=True):
-        assert f"10.0.0.{number}:{PORT}" in configuration
-        configuration = configuration.replace(f"10.0.0.{number}:", f"{address}:")
-    path = tmp_path / "haproxy.cfg"
-    path.write_text(configuration)
-    url = f"https://{PROXY_IP}:{PORT}"
-    listener_options = [
-        *("--interface", "eth0", "--port", str(ANNOUNCE_PORT), "--url", url),
-        *("--cert", str(certs / "operator.crt"), "--key", str(certs / "operator.key")),
-        *("--ca", str(certs / "ca.crt"), "--from", "start", "--format", "json"),
-    ]
-    proxy = [program("haproxy"), "-db", "-f", str(path)]
-
-    one, two, three = (start(address) for address in SERVERS)
-    with (
-        running(proxy, None, prefix=hosts[PROXY_IP]),
-        process(hosts[LISTENER_IP], "listeners", *listener_options) as listener,
-        process(hosts[CLIENT_IP], "tests.check_in_load", url, str(certs), *CLIENTS) as load,
-    ):
-        shown, said = Lines(listener.stdout), Lines(listener.stderr)
-        go_on("with all three")
+def test_servers_come_and_go_and_nothing_acknowledged_is_lost(fleet: Fleet) -> None:
+    """One killed, one drained, one replaced under load: one gapless order, listeners complete."""
+    one, two, three = (fleet.start(address) for address in SERVERS)
+    with fleet.under_load():
+        fleet.go_on("with all three")
         one.process.kill()
         one.process.wait(PATIENCE_S)
-        go_on("with one killed")
-        one = start(SERVERS[0])
-        go_on("with it back")
+        fleet.go_on("with one killed")
+        one = fleet.start(SERVERS[0])
+        fleet.go_on("with it back")
         assert two.stop(signal.SIGTERM) == 0
-        go_on("with one drained")
+        fleet.go_on("with one drained")
         assert three.stop(signal.SIGTERM) == 0
-        three = start(SERVERS[2])
-        go_on("with one upgraded")
+        three = fleet.start(SERVERS[2])
+        fleet.go_on("with one replaced")
         assert one.stop(signal.SIGTERM) == 0
-        go_on("with the upgraded one alone")
-        output, errors = load.communicate(timeout=PATIENCE_S)
-        assert not errors
-        said_by_load = json.loads(output)
-
-        log = rows(
-            database_url,
-            "SELECT seq, email, host(client_ip::inet), client_port FROM check_in ORDER BY seq",
-        )
-        # Complete means up to the last one, in order.
-        shown.wait_for(lambda line: f'"seq":{log[-1][0]},' in line, "the last check-in")
-        heard = [json.loads(line) for line in shown.lines]
-
-    acknowledged = said_by_load["acknowledged"]
-    assert len(acknowledged) >= 6 * PROGRESS // 2
-    assert said_by_load["failures"]  # the faults were felt
-    assert missing(acknowledged, log) == 0
-    assert missing([*acknowledged, acknowledged[0]] * 2, log) > 0  # it would have been seen
-    assert [seq for seq, *_ in log] == list(range(1, len(log) + 1))
-    assert {client_ip for _, _, client_ip, _ in log} == {CLIENT_IP}
-    updates = [(u["seq"], u["email"], u["client_ip"], u["client_port"]) for u in heard]
-    assert updates == log, said.lines
+        fleet.go_on("with the replaced one alone")
+        fleet.judge()

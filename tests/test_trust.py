@@ -27,7 +27,7 @@ from tests.conftest import StartServer
 from tests.support import LOOPBACK, PATIENCE_S, Answer, Heard, Server, exchange, wait_until
 from tornado_status.datagram import decode_json
 from tornado_status.errors import RevocationListError
-from tornado_status.ingress.trust import Anchors, Trust
+from tornado_status.ingress.trust import REVOKED, Anchors, Trust
 from tornado_status.revocation import read_lists, replace_lists
 
 DAY = datetime.timedelta(days=1)
@@ -222,6 +222,35 @@ def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
     assert site.request().status == 403
 
 
+def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> None:
+    """Both have the same name. A file without one of the lists is refused, and says what to do."""
+    renewed = Authority.create()
+    fresh = renewed.issue_client("fresh@example.com")
+    (site.certs / "fresh.key").write_bytes(fresh.key_pem())
+    (site.certs / "fresh.crt").write_bytes(fresh.certificate_pem())
+    bundle = site.authority.certificate_pem() + renewed.certificate_pem()
+    replace(site.certs / "ca.crt", bundle)
+    client = x509.load_pem_x509_certificate((site.certs / "client.crt").read_bytes())
+    old_list = revocation_list(site.authority, [client.serial_number], number=9)
+    new_list = revocation_list(renewed, [fresh.certificate.serial_number], number=3)
+    replace(site.certs / "ca.crl", old_list + new_list)
+    site.start()
+    revoked = [site.request(name).detail for name in ("client", "fresh")]
+    assert revoked == ["The certificate is revoked"] * 2
+    assert site.request("operator").status == 204
+    listed = site.server.admin("/metrics").body.decode()
+    samples = re.findall(r"^tornado_status_crl_days_left\{.*\}", listed, re.MULTILINE)
+    assert len(samples) == len(set(samples)) == 2
+
+    replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10))
+    failure = site.server.wait_event("reload failed, the old state stays")
+    assert re.search(r"tls\.crl: .* is left out, whose number 3 is in force", failure["reason"])
+    assert [site.request(name).status for name in ("client", "fresh")] == [403] * 2
+    replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10) + new_list)
+    site.wait_reloaded()
+    assert [site.request(name).status for name in ("client", "fresh")] == [204, 403]
+
+
 @pytest.mark.parametrize(
     ("policy", "status", "ready_status", "said_as"),
     [("warn", 204, 200, "warnings"), ("refuse", 403, 503, "problems")],
@@ -377,7 +406,7 @@ def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
     before = served_certificate(site.server)
     replace(site.certs / "server.crt", b"nonsense")
     failure = site.server.wait_event("reload failed, the old state stays")
-    assert failure["reason"].startswith("tls.private_key: ")
+    assert failure["reason"].startswith("tls.certificate: ")
     assert served_certificate(site.server) == before
     assert site.request().status == 204
     fresh = renew_server(site, "mended.example.com")
@@ -567,10 +596,58 @@ def test_numbers_never_go_back(authority: Authority) -> None:
     """The same number again is no harm; a lower one is."""
     cas, epoch = [authority.certificate], now().timestamp()
     older, newer = (read_lists(revocation_list(authority, number=n), cas, epoch) for n in (3, 4))
-    assert replace_lists(older, newer)
-    assert replace_lists(newer, newer)
+    assert replace_lists(older, newer, cas)
+    assert replace_lists(newer, newer, cas)
     with pytest.raises(RevocationListError, match="number 3 is older than 4"):
-        replace_lists(newer, older)
+        replace_lists(newer, older, cas)
+
+
+def test_each_ca_of_one_name_has_its_own_list(authority: Authority) -> None:
+    """A CA that is renewed with a new key has the old one's name: neither list hides the other."""
+    renewed = Authority.create()
+    assert renewed.certificate.subject == authority.certificate.subject
+    cas, epoch = [authority.certificate, renewed.certificate], now().timestamp()
+    pem = revocation_list(authority, [5], number=9) + revocation_list(renewed, [6], number=3)
+    lists = replace_lists((), read_lists(pem, cas, epoch), cas)
+    assert sorted(known.serials for known in lists.values()) == [{5}, {6}]
+
+
+def test_a_number_of_one_ca_is_none_of_its_namesake(authority: Authority) -> None:
+    """The same serial number of another CA of that name is another certificate."""
+    renewed = Authority.create()
+    cas, epoch = (authority.certificate, renewed.certificate), now().timestamp()
+    old, new = (ca.issue_client("a@example.com", days=1) for ca in (authority, renewed))
+    both = [old.certificate.serial_number, new.certificate.serial_number]
+    lists = replace_lists((), read_lists(revocation_list(renewed, both), cas, epoch), cas)
+    trust = Trust(Anchors(cas, lists))
+    assert trust.judge([der(old)]).refusal is None
+    assert trust.judge([der(new)]).refusal is REVOKED
+
+
+def test_a_list_that_is_left_out_is_refused(authority: Authority) -> None:
+    """Whom it revoked must not come back; with its CA it may go."""
+    other = Authority.create(name="another CA")
+    cas, epoch = [authority.certificate, other.certificate], now().timestamp()
+    one, two = revocation_list(authority, [5]), revocation_list(other, [6])
+    both = read_lists(one + two, cas, epoch)
+    with pytest.raises(RevocationListError, match=r"CN=another CA is left out.*number 2 is in"):
+        replace_lists(both, read_lists(one, cas, epoch), cas)
+    assert len(replace_lists(both, read_lists(one, cas, epoch), [authority.certificate])) == 1
+    assert len(replace_lists(read_lists(one, cas, epoch), both, cas)) == 2
+
+
+def test_a_file_that_ends_in_a_list_is_refused(authority: Authority) -> None:
+    """It must not be taken for a file with fewer lists."""
+    other = Authority.create(name="another CA")
+    cas, epoch = [authority.certificate, other.certificate], now().timestamp()
+    pem = revocation_list(authority, [5]) + revocation_list(other, [6])
+    assert len(read_lists(pem, cas, epoch)) == 2
+    with pytest.raises(RevocationListError, match="cut off"):
+        read_lists(pem[:-40], cas, epoch)
+
+
+def der(credential: Credential) -> bytes:
+    return credential.certificate.public_bytes(Encoding.DER)
 
 
 def test_a_verdict_is_renewed_when_its_time_is_over(authority: Authority) -> None:

@@ -16,8 +16,14 @@ from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
 from tornado_status.config import Admin
+from tornado_status.deadlines import HeadDeadlines, TimedStream
 from tornado_status.errors import ConfigError
+from tornado_status.files import check_file, read_certificates
 from tornado_status.health import Check
+
+MAX_HEAD = 8192  # what browsers and scrapers send is far below
+MAX_BODY = 4096  # nothing that is asked for here has one
+IDLE_S = 60.0  # between two requests: who scrapes less often connects anew
 
 ACCEPT_PAUSE_S = 0.1  # where it fails, as without descriptors: until then others go on
 
@@ -26,6 +32,8 @@ class AdminServer:
     """Serves /healthz, /readyz and /metrics, over TLS where it has a `context`.
 
     `checks` looks at everything that readiness is about; `registry` collects the metrics.
+    A head has `head_timeout_s` from its first byte on, or gets `late()`, and then a body has
+    `body_timeout_s`.
     """
 
     def __init__(
@@ -34,10 +42,14 @@ class AdminServer:
         checks: Callable[[], Sequence[Check]],
         registry: CollectorRegistry,
         context: ssl.SSLContext | None,
+        head_timeout_s: float,
+        body_timeout_s: float,
+        late: Callable[[], bytes],
     ) -> None:
         self._settings = settings
         self._context = context
         self._sockets: list[socket.socket] = []
+        self._deadlines = HeadDeadlines(IDLE_S, head_timeout_s, late)
         self._server = HTTPServer(
             Application(
                 [
@@ -47,9 +59,10 @@ class AdminServer:
                 ],
                 log_function=lambda handler: None,
             ),
-            idle_connection_timeout=60,
-            max_header_size=8192,
-            max_body_size=4096,
+            idle_connection_timeout=self._deadlines.both_s,
+            body_timeout=body_timeout_s,
+            max_header_size=MAX_HEAD,
+            max_body_size=MAX_BODY,
         )
 
     def use(self, context: ssl.SSLContext | None) -> None:
@@ -82,7 +95,7 @@ class AdminServer:
             return
         connection.setblocking(False)
         if self._context is None:
-            self._server.handle_stream(IOStream(connection), address)
+            self._serve(_PlainStream(connection), address)
             return
         try:
             secure = self._context.wrap_socket(
@@ -91,7 +104,11 @@ class AdminServer:
         except OSError:
             connection.close()  # gone before we looked
             return
-        self._server.handle_stream(SSLIOStream(secure, ssl_options=self._context), address)
+        self._serve(_SecureStream(secure, ssl_options=self._context), address)
+
+    def _serve(self, stream: _PlainStream | _SecureStream, address: tuple[str, int]) -> None:
+        stream.deadlines = self._deadlines
+        self._server.handle_stream(stream, address)
 
     def _resume(self, listening: socket.socket) -> None:
         if listening in self._sockets:
@@ -112,6 +129,8 @@ def admin_context(settings: Admin) -> ssl.SSLContext | None:
     """
     if settings.certificate is None or settings.private_key is None:
         return None
+    read_certificates("admin.certificate", settings.certificate)
+    check_file("admin.private_key", settings.private_key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # monitoring may be old, and has no identity
     try:
@@ -134,6 +153,14 @@ def admin_context(settings: Admin) -> ssl.SSLContext | None:
 def _no_password() -> str:
     # Without this OpenSSL would ask on the terminal and the server would hang.
     raise ValueError("an encrypted key: decrypt it for the server")
+
+
+class _PlainStream(TimedStream, IOStream):
+    pass
+
+
+class _SecureStream(TimedStream, SSLIOStream):
+    pass
 
 
 class _Handler(RequestHandler):

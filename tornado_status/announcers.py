@@ -16,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tornado_status.certificates import UNREADABLE, issued_by
 from tornado_status.errors import AnnouncerError
 
 # The purpose "signs status datagrams" (extended key usage). A key that announces can then be used
@@ -75,13 +76,16 @@ def trust(certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certifica
     if not certificates:
         raise AnnouncerError("no certificate")
     certificate = certificates[0]
-    key = certificate.public_key()
+    try:
+        key = certificate.public_key()
+    except UNREADABLE as error:
+        raise AnnouncerError("a key of an unknown kind") from error
     if not isinstance(key, Ed25519PublicKey):
         raise AnnouncerError("not an Ed25519 key")
     try:
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension) as error:
+    except (x509.ExtensionNotFound, *UNREADABLE) as error:
         raise AnnouncerError("not meant for announcing") from error
     if PURPOSE not in usages or constraints.ca:
         raise AnnouncerError("not meant for announcing")
@@ -99,25 +103,17 @@ def _verify_chain(
 ) -> None:
     current = certificates[0]
     for _ in range(MAX_CHAIN):
-        if any(_issued(current, ca) for ca in cas):
+        if any(issued_by(current, ca) for ca in cas):
             return
-        following = next((c for c in certificates[1:] if _is_ca(c) and _issued(current, c)), None)
+        following = next((c for c in certificates[1:] if _is_ca(c) and issued_by(current, c)), None)
         if following is None:
             break
         current = following
     raise AnnouncerError("not issued by a trusted CA")
 
 
-def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
-
-
 def _is_ca(certificate: x509.Certificate) -> bool:
     try:
         return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, ValueError, x509.DuplicateExtension):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return False

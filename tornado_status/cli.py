@@ -69,7 +69,11 @@ def examine(options: argparse.Namespace) -> int:
 
 
 def complete(options: argparse.Namespace) -> int:
-    """Print a completion script: `source <(tornado-status completion bash)`."""
+    """Print a completion script.
+
+    In bash: `source <(tornado-status completion bash)`; in zsh, behind compinit:
+    `eval "$(tornado-status completion zsh)"`. See docs/operation.md.
+    """
     from tornado_status import completion
 
     print(completion.script(make_parser(), options.shell))

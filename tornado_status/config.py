@@ -108,6 +108,7 @@ class Server(Section):
     max_connections_per_address: CountOrOff = 0
     check_ins_per_second: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 0.0
     idle_timeout_s: Seconds = 180.0
+    header_timeout_s: Seconds = 10.0
     body_timeout_s: Seconds = 10.0
     drain_timeout_s: Seconds = 10.0
     quick_reads: bool = True

@@ -9,6 +9,7 @@ StatusError
 ├── ForwardedError         a proxy's headers that do not say who the client is
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
 ├── BrokerError            a message broker that cannot be reached or used, and is tried again
+├── HeadTooSlow            the head of a request is not whole in time (408)
 ├── TooFrequent            an identity checks in more often than it may (429)
 └── StoreError             the database could not do it
     ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
@@ -86,6 +87,10 @@ class BrokerError(StatusError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class HeadTooSlow(StatusError):
+    """The head of a request is not whole within `server.header_timeout_s`."""
 
 
 class TooFrequent(StatusError):

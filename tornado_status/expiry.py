@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -61,7 +61,7 @@ class Term:
 
 
 def certificate_terms(
-    setting: str, file: str, certificates: Iterable[x509.Certificate]
+    setting: str, file: str, certificates: Sequence[x509.Certificate]
 ) -> list[Term]:
     """Return the terms of certificates that were read from `file`."""
     return [
@@ -69,11 +69,23 @@ def certificate_terms(
             "certificate",
             setting,
             file,
-            name_of(certificate.subject),
+            name,
             certificate.not_valid_before_utc.timestamp(),
             certificate.not_valid_after_utc.timestamp(),
         )
-        for certificate in certificates
+        for certificate, name in zip(certificates, distinct_names(certificates), strict=True)
+    ]
+
+
+def distinct_names(certificates: Sequence[x509.Certificate]) -> list[str]:
+    """Return each certificate's name, with its serial number where another one has it too.
+
+    So it is for a CA that is being renewed. Warnings and metrics must not take the two for one.
+    """
+    names = [name_of(certificate.subject) for certificate in certificates]
+    return [
+        name if names.count(name) == 1 else f"{name}, serial {certificate.serial_number:x}"
+        for certificate, name in zip(certificates, names, strict=True)
     ]
 
 

@@ -10,22 +10,21 @@ The rules, in the order in which they are judged:
 4. Neither its key nor its signature can be forged with known means: no RSA below 2,048 bits, no
    DSA, no MD5 or SHA-1. (OpenSSL refuses most of these too, as its security level says.)
 
+The CAs above it are for `authorities` to judge.
+
 An identity is one canonical spelling: lower case, the domain in its ASCII form (IDNA).
 """
 
 from __future__ import annotations
 
 import unicodedata
-import warnings
 from dataclasses import dataclass
 
 import email_validator
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tornado_status.certificates import UNREADABLE, quietly, weak_key, weak_signature
 from tornado_status.errors import IdentityError
 
 CN_SENTENCE = "CN must be a valid email address"
@@ -34,17 +33,7 @@ MAX_COMMON_NAME = 64  # ub-common-name of X.520 (RFC 5280, appendix A): no CA ma
 PRIVATE_DOMAINS = ("local", "test")
 _ORDINARY_DOMAIN = "example"
 MAX_SERIAL = 64  # hex digits that are kept; RFC 5280 allows 40
-MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
 MAX_ISSUER = 512  # characters of the issuer's name that are kept with each record
-
-# What `cryptography` raises for a certificate that it cannot read, each found by a test.
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +105,7 @@ def identify(certificate_der: bytes) -> Identity:
     Raises `IdentityError` with the HTTP status and the sentence for the client, and nothing else
     whatever the bytes are.
     """
-    with warnings.catch_warnings():
-        # The library's, of names too long or a serial number of 0: a peer could fill the log.
-        warnings.simplefilter("ignore")
+    with quietly():
         return _identify(certificate_der)
 
 
@@ -126,7 +113,7 @@ def _identify(certificate_der: bytes) -> Identity:
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         subject = certificate.subject
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         # The name cannot be read, so there is no CN that is an e-mail.
         raise IdentityError(400, "certificate-unreadable", CN_SENTENCE) from error
 
@@ -136,7 +123,7 @@ def _identify(certificate_der: bytes) -> Identity:
         not_before = certificate.not_valid_before_utc.timestamp()
         not_after = certificate.not_valid_after_utc.timestamp()
         extensions = certificate.extensions
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise IdentityError(
             400,
             "certificate-malformed",
@@ -206,17 +193,12 @@ def _check_purpose(extensions: x509.Extensions) -> None:
 
 def _check_strength(certificate: x509.Certificate) -> None:
     try:
-        key = certificate.public_key()
-        algorithm = certificate.signature_hash_algorithm
-    except (*_UNREADABLE, UnsupportedAlgorithm) as error:
+        key, signature = weak_key(certificate), weak_signature(certificate)
+    except UNREADABLE as error:
         raise IdentityError(
             403, "unknown-algorithm", "The certificate's key or signature is of an unknown kind"
         ) from error
-    if isinstance(key, dsa.DSAPublicKey):
-        raise IdentityError(403, "weak-key", "DSA keys are not accepted")
-    if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
-        raise IdentityError(403, "weak-key", f"RSA keys below {MIN_RSA_BITS} bits are not accepted")
-    if isinstance(algorithm, hashes.SHA1 | hashes.MD5):
-        raise IdentityError(
-            403, "weak-signature", f"{algorithm.name.upper()} signatures are not accepted"
-        )
+    if key is not None:
+        raise IdentityError(403, "weak-key", key)
+    if signature is not None:
+        raise IdentityError(403, "weak-signature", signature)

@@ -6,13 +6,12 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography import x509
-
 from tornado_status.admin import admin_context
 from tornado_status.announce import Signing, load_signing
+from tornado_status.certificates import ca_id
 from tornado_status.config import Settings
-from tornado_status.errors import ConfigError
-from tornado_status.expiry import Term, certificate_terms, name_of
+from tornado_status.expiry import Term, certificate_terms, distinct_names
+from tornado_status.files import read_certificates
 from tornado_status.ingress import Anchors, load_anchors, self_test, server_context
 
 
@@ -68,22 +67,18 @@ def _certificates(settings: Settings) -> list[Term]:
     for setting, file in files.items():
         if file is None:
             continue
-        try:
-            certificates = x509.load_pem_x509_certificates(file.read_bytes())
-        except (OSError, ValueError) as error:  # replaced since it was read a moment ago
-            raise ConfigError(f"{setting}: cannot read {file}: {error}") from error
-        found += certificate_terms(setting, str(file), certificates)
+        found += certificate_terms(setting, str(file), read_certificates(setting, file))
     return found
 
 
 def _lists(settings: Settings, anchors: Anchors) -> list[Term]:
-    names = {ca.subject.public_bytes(): name_of(ca.subject) for ca in anchors.cas}
+    names = dict(zip(map(ca_id, anchors.cas), distinct_names(anchors.cas), strict=True))
     return [
         Term(
             "list",
             "tls.crl",
             str(settings.tls.crl),
-            names[known.issuer],
+            names[known.ca],
             known.this_update,
             known.next_update,
         )

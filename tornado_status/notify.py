@@ -45,10 +45,11 @@ class Notifier:
         meant = pid in ("", str(os.getpid())) and watchdog.isdecimal() and int(watchdog) > 0
         return cls(address, int(watchdog) / 1e6 if meant else None)
 
-    def ready(self) -> None:
+    def ready(self, status: str) -> None:
         """Started: what waits for us may go on."""
         self._ready = True
-        self._send("READY=1")
+        # In the same message: who waits for us looks at the status next.
+        self._send("\n".join(["READY=1", *self._changed(status)]))
 
     @contextlib.contextmanager
     def reloading(self) -> Iterator[None]:
@@ -74,9 +75,7 @@ class Notifier:
             said.append(f"EXTEND_TIMEOUT_USEC={int(EXTEND_S * 1e6)}")
         if healthy and self._watchdog_s is not None:
             said.append("WATCHDOG=1")
-        if status != self._status:
-            self._status = status
-            said.append("STATUS=" + " ".join(status.split()))
+        said += self._changed(status)
         if said:
             self._send("\n".join(said))
 
@@ -93,6 +92,12 @@ class Notifier:
         """Send what can be sent, and say no more."""
         self._flush()
         self._give_up()
+
+    def _changed(self, status: str) -> list[str]:
+        if status == self._status:
+            return []
+        self._status = status
+        return ["STATUS=" + " ".join(status.split())]
 
     def _send(self, text: str) -> None:
         if self._address:

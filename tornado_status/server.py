@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from tornado.httpserver import HTTPServer
 
 from tornado_status import presence
 from tornado_status.admin import AdminServer
@@ -28,45 +26,22 @@ from tornado_status.api import (
     problem_answer,
 )
 from tornado_status.checkin import Event
-from tornado_status.config import Server, Settings, without_effect
+from tornado_status.config import Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
-from tornado_status.errors import ConfigError, StatusError
+from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.health import Check
-from tornado_status.ingress import (
-    READ_CHUNK,
-    Accepting,
-    Acceptor,
-    Answers,
-    CheckInService,
-    FileWatcher,
-    Judge,
-    PeerStream,
-    PlainAcceptor,
-    PlainStream,
-    ProxiedJudge,
-    SharedConnection,
-    Speakers,
-    Trust,
-    TrustedProxies,
-    bind,
-    quick_stream_class,
-)
+from tornado_status.ingress import CheckInPort, FileWatcher, Trust, bind
 from tornado_status.keys import Keys, key_files, load_keys
 from tornado_status.limits import CheckInLimit
 from tornado_status.metrics import Vitals, make_registry
 from tornado_status.notify import Notifier
 from tornado_status.readiness import look, look_at_terms
 from tornado_status.reminder import Reminder
+from tornado_status.threads import DaemonThreads
 from tornado_status.welcome import say_serving
 
 if TYPE_CHECKING:
     from tornado_status.tracing import Tracing
-
-# A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
-# two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
-MAX_HEAD = 2 * READ_CHUNK - 1
-MAX_PROXIED_HEAD = 64 * 1024  # a certificate and its chain are in it; nothing is inside OpenSSL
-MAX_BODY = 4096  # read and ignored
 
 
 async def serve(settings: Settings) -> None:
@@ -75,6 +50,7 @@ async def serve(settings: Settings) -> None:
     Raises `ConfigError` where the settings cannot be put into effect.
     """
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(DaemonThreads())
     told_to_stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, told_to_stop.set)
@@ -111,7 +87,7 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     sockets = bind(settings.server)
     for sock in sockets:
         stack.callback(sock.close)
-    port = sockets[0].getsockname()[1]
+    port_number = sockets[0].getsockname()[1]
 
     if keys.signing is None:
         structlog.get_logger().warning("announcements are not signed: anybody can forge them")
@@ -139,12 +115,6 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     in_flight = InFlight()
     streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
-    proxied = settings.ingress.mode == "proxy"
-    proxies = TrustedProxies(settings.ingress.trusted_proxies)
-    refused: Counter[str] = Counter()
-    judge = Judge(trust)
-    proxied_judge = ProxiedJudge(trust, settings.ingress, proxies, refused)
-    peers = proxied_judge if proxied else judge
     rate = settings.server.check_ins_per_second
     limit = CheckInLimit(rate) if rate else None
     access_log = AccessLog(store.counted)
@@ -152,47 +122,26 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     board = load_board(
         presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
     )
-    http = HTTPServer(
-        make_application(
-            store, access, in_flight, peers, limit, access_log, streams, board, tracing
-        ),
-        ssl_options=keys.context,
-        chunk_size=READ_CHUNK,
-        max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
-        max_body_size=MAX_BODY,
-        idle_connection_timeout=settings.server.idle_timeout_s,
-        body_timeout=settings.server.body_timeout_s,
-    )
 
     def answer_of(error: StatusError) -> bytes:
         store.counted.refused(error)
         return problem_answer(error)
 
-    check_ins = CheckInService(
-        store,
-        Answers(answer_of),
-        http.handle_stream,
-        settings.server.idle_timeout_s,
+    def late() -> bytes:
+        return problem_answer(HeadTooSlow())
+
+    port = CheckInPort(
+        settings,
+        keys.context,
         trust,
+        store,
         limit,
+        answer_of,
+        late,
+        lambda peers: make_application(
+            store, access, in_flight, peers, limit, access_log, streams, board, tracing
+        ),
     )
-    speakers = Speakers(proxied_judge)
-
-    def serve_shared(stream: PlainStream, address: tuple[str, int]) -> None:
-        SharedConnection(check_ins, stream, address, speakers).start()
-
-    acceptor: Accepting
-    if proxied:
-        acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refused)
-    else:
-        acceptor = Acceptor(
-            http,
-            settings.server,
-            judge,
-            check_ins.serve,
-            _stream_class(settings.server),
-            proxies if settings.ingress.proxy_protocol else None,
-        )
     publication = Publication(store.publish_announcers)
     in_force = keys
 
@@ -204,15 +153,15 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         terms=lambda: in_force.terms,
         head=lambda: store.head,
         pending=lambda: store.pending,
-        connections=lambda: acceptor.connections,
-        handshakes=lambda: acceptor.handshakes,
+        connections=lambda: port.connections,
+        handshakes=lambda: port.handshakes,
         users=lambda: store.census.users,
         swept_ago_s=lambda: store.sweeper.swept_ago_s,
         gone_offline=lambda: store.sweeper.gone_offline,
         pruned=lambda: store.sweeper.pruned,
         check_ins=store.counted,
-        handshake_durations=acceptor.durations,
-        refused=acceptor.refused,
+        handshake_durations=port.durations,
+        refused=port.refused,
         requests=access_log.requests,
         streams=lambda: streams.count,
         streams_ended=streams.ended,
@@ -221,13 +170,21 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
-    admin = AdminServer(settings.admin, checks, make_registry(vitals), keys.admin_context)
+    admin = AdminServer(
+        settings.admin,
+        checks,
+        make_registry(vitals),
+        keys.admin_context,
+        settings.server.header_timeout_s,
+        settings.server.body_timeout_s,
+        late,
+    )
     reminder = Reminder(lambda: look_at_terms(settings, in_force))
 
     def put_in_force(keys: Keys) -> None:
         nonlocal in_force
         in_force = keys
-        http.ssl_options = keys.context  # read at each accept
+        port.use(keys.context)
         trust.replace(keys.anchors)
         announcer.signer = keys.signing.signer if keys.signing is not None else None
         publication.use(keys.signing)
@@ -245,12 +202,16 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     watcher = FileWatcher(key_files(settings), reload)
     loop.add_signal_handler(signal.SIGHUP, watcher.tell)
     in_background(watcher.run(), "file watcher")
+
+    def status() -> str:
+        return store.problem or "recording check-ins"
+
     in_background(
         notifier.run(
             # Not whether the database is there: a restart would not bring it back. What a part
             # fails with ends the server, see below: here is whether that has happened.
             healthy=lambda: not any(_failed(part) for part in parts),
-            status=lambda: store.problem or "recording check-ins",
+            status=status,
         ),
         "notifier",
     )
@@ -268,30 +229,25 @@ async def _run(settings: Settings, stack: AsyncExitStack, notifier: Notifier) ->
     stack.push_async_callback(alerts.stop)
 
     async def drain() -> None:
-        acceptor.stop_accepting()
-        judge.draining = True
-        check_ins.drain()
-        proxied_judge.draining = True
+        port.drain()
         deadline = loop.time() + drain_timeout_s
         await store.drain(drain_timeout_s)
         await streams.close()
         if not await in_flight.wait_none(max(0.1, deadline - loop.time())):
             structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
         # Each closes by itself once its last answer is on its way.
-        if not await acceptor.wait_closed(max(0.1, deadline - loop.time())):
+        if not await port.wait_closed(max(0.1, deadline - loop.time())):
             structlog.get_logger().warning("drain timed out, closing connections")
-        check_ins.close()
-        acceptor.close()
-        await http.close_all_connections()
+        await port.close()
         if tracing is not None:
             await tracing.close(max(0.1, deadline - loop.time()))
 
     stack.push_async_callback(drain)
-    acceptor.listen(sockets)
+    port.listen(sockets)
     await store.wait_connected()
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
-    say_serving(settings, port)
-    notifier.ready()
+    say_serving(settings, port_number)
+    notifier.ready(status())
     alerts.start()
     in_background(publication.run(), "publication")
     await asyncio.gather(
@@ -320,13 +276,3 @@ def _failed(part: asyncio.Task[None]) -> bool:
 async def _cancelled(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _stream_class(settings: Server) -> type[PeerStream]:
-    if not settings.quick_reads:
-        return PeerStream
-    quick = quick_stream_class()
-    if quick is None:
-        structlog.get_logger().warning("this Tornado is unknown: server.quick_reads off")
-        return PeerStream
-    return quick

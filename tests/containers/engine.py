@@ -24,7 +24,7 @@ PROGRAMS = ("podman", "crun", "mmdebstrap", "docker-compose", "nft", "nsenter")
 DEBIAN = "podman crun netavark aardvark-dns nftables mmdebstrap docker-compose"
 STAND_INS = {
     "docker.io/library/python:3.13-slim-trixie": ("stand_in_python.sh", []),
-    "docker.io/library/postgres:17": (
+    "docker.io/library/postgres:17.12-trixie": (
         "stand_in_postgres.sh",
         [
             'ENTRYPOINT ["docker-entrypoint.sh"]',

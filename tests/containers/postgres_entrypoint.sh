@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What the stand-in for the image postgres:17 starts with: as root it gives the data directory to
+# What the stand-in for the image postgres:17.12-trixie starts with: as root it gives the data directory to
 # postgres and becomes that user, makes the database the first time, and is then PostgreSQL.
 set -euo pipefail
 export PGDATA=${PGDATA:-/var/lib/postgresql/data} PATH=/usr/lib/postgresql/17/bin:$PATH

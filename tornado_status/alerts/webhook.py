@@ -1,16 +1,13 @@
 """One receiver over HTTP: certificates verified, redirects not followed, everything bounded.
 
 A name that does not resolve, a receiver that never answers or never ends: each costs its own
-connection and its own thread, and nobody else's.
+connection, and nobody else's.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import socket
 import ssl
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from tornado_status.errors import ConfigError
+from tornado_status.names import look_up
 
 MAX_ANSWER = 64 * 1024  # bytes of an answer that nobody reads: beyond it the receiver is at fault
 MAX_RETRY_AFTER_S = 3600.0  # a receiver that asks for more is asked again all the same
@@ -51,7 +49,7 @@ class Webhook:
             raise ConfigError(f"{ca} holds no CA certificate in PEM form") from error
         # Certificates made with the openssl command must do.
         self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        self._resolver = _Resolver()
+        self._resolver = _Resolver(timeout_s=timeout_s)
         self._client: SimpleAsyncHTTPClient | None = None
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
@@ -100,7 +98,7 @@ class Webhook:
 
 
 class _Resolver(Resolver):
-    """Resolves in a thread of its own, which neither the server nor its end ever waits for."""
+    """Looks names up as `names` does, which neither the server nor its end ever waits for."""
 
     @classmethod
     def configurable_base(cls) -> type[Resolver]:
@@ -110,8 +108,8 @@ class _Resolver(Resolver):
     def configurable_default(cls) -> type[Resolver]:
         return _Resolver
 
-    def initialize(self) -> None:
-        self._busy = False
+    def initialize(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
 
     def close(self) -> None:
         pass
@@ -119,34 +117,7 @@ class _Resolver(Resolver):
     async def resolve(
         self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
     ) -> list[tuple[int, Any]]:
-        if self._busy:
-            raise OSError("the name server has not answered yet")
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[tuple[int, Any]]] = loop.create_future()
-
-        def settle(found: list[tuple[int, Any]], error: OSError | None) -> None:
-            if answer.done():
-                return
-            if error is not None:
-                answer.set_exception(error)
-            else:
-                answer.set_result(found)
-
-        def look_up() -> None:
-            found: list[tuple[int, Any]] = []
-            problem: OSError | None = None
-            try:
-                infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM)
-                found = [(info[0], info[4]) for info in infos]
-            except (OSError, UnicodeError) as error:
-                problem = OSError(f"the name {host} was not found: {error}")
-            self._busy = False
-            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(settle, found, problem)
-
-        self._busy = True
-        threading.Thread(target=look_up, name="alert resolver", daemon=True).start()
-        return await answer
+        return await look_up(host, port, timeout_s=self._timeout_s, family=family)
 
 
 def _reason(error: Exception) -> str:

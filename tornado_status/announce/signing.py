@@ -16,10 +16,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from tornado_status import announcers
 from tornado_status.config import Announce
 from tornado_status.errors import AnnouncerError, ConfigError, StoreError
+from tornado_status.files import read, read_certificates
 
 REFRESH_S = (
     60.0  # how often a certificate in use is said to be so; readers keep it for an hour more
 )
+_MAKER = "python -m certs_gen announcer makes one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +52,14 @@ def load_signing(settings: Announce, client_ca: Path) -> Signing | None:
         return None
     path = settings.signing_key
     try:
-        key = load_pem_private_key(_read("announce.signing_key", path), password=None)
+        key = load_pem_private_key(read("announce.signing_key", path, _MAKER), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise ConfigError(
             f"announce.signing_key: {path} holds no unencrypted private key in PEM"
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"announce.signing_key: {path} is no Ed25519 key")
-    cas = x509.load_pem_x509_certificates(_read("tls.client_ca", client_ca))
+    cas = read_certificates("tls.client_ca", client_ca)
     published = _published("announce.signing_key", path.with_suffix(".crt"), cas)
     signer = announcers.Signer(key)
     if published.kid != signer.kid:
@@ -71,10 +73,7 @@ def load_signing(settings: Announce, client_ca: Path) -> Signing | None:
 
 
 def _published(name: str, path: Path, cas: Sequence[x509.Certificate]) -> Published:
-    try:
-        chain = x509.load_pem_x509_certificates(_read(name, path))
-    except ValueError as error:
-        raise ConfigError(f"{name}: {path} holds no certificate in PEM") from error
+    chain = read_certificates(name, path, _MAKER)
     key = chain[0].public_key()
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{name}: {path} is not the certificate of an Ed25519 key")
@@ -86,17 +85,6 @@ def _published(name: str, path: Path, cas: Sequence[x509.Certificate]) -> Publis
         )
     pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
     return Published(announcers.key_id(key), pem.decode())
-
-
-def _read(name: str, path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{name}: no file {path} (python -m certs_gen announcer makes one)"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from error
 
 
 class Publication:

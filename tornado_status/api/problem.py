@@ -21,6 +21,7 @@ from tornado_status.api.in_flight import InFlight
 from tornado_status.api.request_id import HEADER, request_id
 from tornado_status.checkin import CheckIn, Peer
 from tornado_status.errors import (
+    HeadTooSlow,
     IdentityError,
     StatusError,
     StoreUnavailable,
@@ -53,7 +54,7 @@ def problem_body(status: int, detail: str | None) -> bytes:
 
 
 def problem_answer(error: StatusError) -> bytes:
-    """Return the whole HTTP answer to a check-in that failed with `error`."""
+    """Return the whole HTTP answer to who is told of `error` without a handler."""
     status, detail, headers = describe(error)
     body = problem_body(status, detail)
     lines = [
@@ -67,9 +68,11 @@ def problem_answer(error: StatusError) -> bytes:
 
 
 def describe(error: StatusError) -> tuple[int, str, dict[str, str]]:
-    """Return status, detail and headers of the answer to an error of a check-in."""
+    """Return status, detail and headers of the answer to an error."""
     if isinstance(error, IdentityError):
         return error.status, error.detail, {"Connection": "close"}
+    if isinstance(error, HeadTooSlow):
+        return 408, "The head of the request took too long", {"Connection": "close"}
     if isinstance(error, UserUnknown):
         return 403, "User unknown", {}
     if isinstance(error, TooFrequent):

@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tornado_status.admin import admin_context
 from tornado_status.announce import load_signing
+from tornado_status.certificates import issued_by
 from tornado_status.config import Settings
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import ConfigError
 from tornado_status.expiry import name_of
+from tornado_status.files import read_certificates
 from tornado_status.ingress import load_anchors, self_test, server_context
 from tornado_status.keys import load_keys
 
@@ -75,7 +76,7 @@ def _terms(settings: Settings) -> Iterator[Finding]:
 
 
 def _server_certificate(settings: Settings) -> Iterator[Finding]:
-    chain = x509.load_pem_x509_certificates(settings.tls.certificate.read_bytes())
+    chain = read_certificates("tls.certificate", settings.tls.certificate)
     leaf, path = chain[0], settings.tls.certificate
     names = _names(leaf)
     if names:
@@ -100,9 +101,9 @@ def _server_certificate(settings: Settings) -> Iterator[Finding]:
     yield from _chain(settings, chain)
 
 
-def _chain(settings: Settings, chain: list[x509.Certificate]) -> Iterator[Finding]:
+def _chain(settings: Settings, chain: Sequence[x509.Certificate]) -> Iterator[Finding]:
     for lower, upper in itertools.pairwise(chain):
-        if not _issued(lower, upper):
+        if not issued_by(lower, upper):
             yield problem(
                 TOPIC,
                 f"tls.certificate: {name_of(upper.subject)} stands behind "
@@ -110,8 +111,8 @@ def _chain(settings: Settings, chain: list[x509.Certificate]) -> Iterator[Findin
                 "Put the certificates in order: the server's first, then who issued it, and so on.",
             )
             return
-    cas = x509.load_pem_x509_certificates(settings.tls.client_ca.read_bytes())
-    if any(_issued(chain[-1], ca) for ca in cas):
+    cas = read_certificates("tls.client_ca", settings.tls.client_ca)
+    if any(issued_by(chain[-1], ca) for ca in cas):
         yield ok(TOPIC, "tls.certificate: issued by tls.client_ca, which the clients know")
     else:
         yield note(
@@ -161,11 +162,3 @@ def _names(certificate: x509.Certificate) -> list[str]:
         *names.get_values_for_type(x509.DNSName),
         *map(str, names.get_values_for_type(x509.IPAddress)),
     ]
-
-
-def _issued(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    try:
-        certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True

@@ -56,9 +56,20 @@ def _state(found: Examination) -> Iterator[Finding]:
             "the database is a standby: it takes no check-ins",
             "Name the primary in database.url, or all hosts: the server finds the one that writes.",
         )
+    for warning in found.untold:
+        yield note(TOPIC, warning, "Grant it, if you can; docs/backup.md says what follows of it.")
     if found.revision == found.newest_revision:
         yield ok(TOPIC, f"its tables are those of this version ({found.revision})")
-    elif found.revision is None or found.revision < found.newest_revision:
+    elif found.refusal:
+        yield problem(TOPIC, found.refusal, "A server of this version does not start with it.")
+    elif found.newer:
+        yield note(
+            TOPIC,
+            f"its tables are of revision {found.revision}, newer than this program's "
+            f"{found.newest_revision}, and compatible",
+            "A newer version has migrated it: this server goes on; upgrade it, too.",
+        )
+    else:
         sentence = f"its tables are of revision {found.revision or 'none'}"
         if found.revision is None and not found.may_create:
             yield problem(
@@ -72,13 +83,6 @@ def _state(found: Examination) -> Iterator[Finding]:
                 sentence,
                 f"The server brings them to {found.newest_revision} at its next start.",
             )
-    else:
-        yield problem(
-            TOPIC,
-            f"its tables are of revision {found.revision}, newer than this program's "
-            f"{found.newest_revision}",
-            "Use the version of tornado_status that made them, or a newer one.",
-        )
 
 
 def _durability(found: Examination, wanted: str) -> Iterator[Finding]:

@@ -45,10 +45,11 @@ class Acceptor(Accepting):
         settings: Server,
         judge: Judge,
         on_connection: Callable[[PeerStream, Address], None],
+        refused: Counter[str],
         stream_class: type[PeerStream] = PeerStream,
         proxies: TrustedProxies | None = None,
     ) -> None:
-        super().__init__(settings, Counter())
+        super().__init__(settings, refused)
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
         self._judge = judge

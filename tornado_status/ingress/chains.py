@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import warnings
 from collections.abc import Sequence
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from cryptography.x509.verification import (
     Criticality,
@@ -18,20 +16,13 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
+from tornado_status.certificates import UNREADABLE, quietly
 from tornado_status.errors import IdentityError
 
 UNTRUSTED = IdentityError(
     403, "untrusted-chain", "The certificate does not lead to a CA that is trusted here"
 )
 
-_UNREADABLE = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-)
 _FOR_CLIENTS = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE)
 
 
@@ -64,9 +55,7 @@ class ChainVerifier:
         All in DER, `now` in seconds since the epoch. Raises `IdentityError`, whatever the bytes.
         """
         moment = datetime.datetime.fromtimestamp(now, datetime.UTC)
-        with warnings.catch_warnings():
-            # The library's, of odd serial numbers: a peer could fill the log.
-            warnings.simplefilter("ignore")
+        with quietly():
             try:
                 leaf = x509.load_der_x509_certificate(certificate)
                 between = [x509.load_der_x509_certificate(der) for der in chain]
@@ -74,7 +63,7 @@ class ChainVerifier:
                 return verifier.verify(leaf, between).chain
             except VerificationError as error:
                 raise UNTRUSTED from error
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 raise IdentityError(
                     400, "certificate-unreadable", "The certificate cannot be read"
                 ) from error

@@ -9,6 +9,7 @@ are answered.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import email.utils
 import time
 import weakref
@@ -18,6 +19,7 @@ from typing import Protocol
 from tornado.iostream import StreamClosedError
 
 from tornado_status.checkin import CheckIn, Event
+from tornado_status.deadlines import HeadDeadlines
 from tornado_status.errors import (
     IdentityError,
     StatusError,
@@ -80,7 +82,7 @@ class CheckInService:
         recorder: Recorder,
         answers: Answers,
         hand_over: Callable[[CheckInStream, Address], None],
-        idle_timeout_s: float,
+        deadlines: HeadDeadlines,
         trust: Trust,
         limit: Limit | None,
     ) -> None:
@@ -93,7 +95,8 @@ class CheckInService:
         self.draining = False
         self.connections: set[CheckInConnection] = set()
         self._ordinary: weakref.WeakSet[CheckInStream] = weakref.WeakSet()  # handed over
-        self._idle_timeout_s = idle_timeout_s
+        self.deadlines = deadlines
+        self._sweep_every_s = min(deadlines.idle_s / 4, deadlines.head_s / 4, 1.0)
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time()  # both to a second: see _sweep
         self.epoch = time.time()
@@ -110,6 +113,7 @@ class CheckInService:
     def hand_over(self, stream: CheckInStream, address: Address) -> None:
         """Take a connection to ordinary HTTP, for good."""
         self._ordinary.add(stream)
+        stream.deadlines = self.deadlines
         self._hand_over(stream, address)
 
     def drain(self) -> None:
@@ -131,14 +135,14 @@ class CheckInService:
         # One timer for all connections: a timer each would cost more than the check-in's parsing.
         self.now, self.epoch = self._loop.time(), time.time()
         for connection in list(self.connections):
-            connection.close_if_over(self.now, self._idle_timeout_s)
+            connection.close_if_over(self.now, self.deadlines)
         for stream in list(self._ordinary):
             if stream.closed():
                 self._ordinary.discard(stream)
             elif isinstance(stream, PeerStream) and stream.standing is not None:
                 if stream.standing.bundle != self.trust.bundle and stream.is_quiet():
                     stream.close()  # let in by CAs that are not in force any more
-        self._sweeping = self._loop.call_later(min(self._idle_timeout_s / 4, 1.0), self._sweep)
+        self._sweeping = self._loop.call_later(self._sweep_every_s, self._sweep)
 
 
 class CheckInConnection:
@@ -148,6 +152,7 @@ class CheckInConnection:
         "_address",
         "_blocked",
         "_check_in",
+        "_head_begun",
         "_held",
         "_last_active",
         "_partial",
@@ -173,6 +178,7 @@ class CheckInConnection:
         self._check_in = check_in
         self._standing = standing
         self._partial = b""  # the beginning of a head, its end still on the way
+        self._head_begun: float | None = None  # the loop's time, where the head came in pieces
         self._held = b""  # read, and waiting until what came before it is answered
         self._unanswered = 0
         self._blocked = False  # an answer is on its way, and its reader does not take it
@@ -191,15 +197,26 @@ class CheckInConnection:
         if not self._unanswered and not self._held and not self._blocked:
             self.close()
 
-    def close_if_over(self, now: float, idle_timeout_s: float) -> None:
-        """Close where nothing has happened for too long, or the CAs have changed and all is said.
+    def close_if_over(self, now: float, deadlines: HeadDeadlines) -> None:
+        """Close where nothing has happened for too long, a head takes too long, or the CAs have
+        changed and all is said.
 
         `now` is the loop's time.
         """
-        if now - self._last_active > idle_timeout_s:
+        if self._head_begun is not None and now - self._head_begun > deadlines.head_s:
+            self._end_late(deadlines)
+        elif self._head_begun is None and now - self._last_active > deadlines.idle_s:
             self.close()
         elif self._is_last() and now - self._last_active > QUIET_S:
             self.close_if_idle()
+
+    def _end_late(self, deadlines: HeadDeadlines) -> None:
+        if self._unanswered:
+            return  # until they are: the commit's timeout bounds it, and then we come again
+        if not self._blocked:
+            with contextlib.suppress(StreamClosedError, OSError):
+                self._stream.reply(deadlines.late())
+        self.close()
 
     def _read(self) -> None:
         self._stream.receive(self._on_data)
@@ -221,10 +238,14 @@ class CheckInConnection:
             end = END_OF_HEAD.search(data)
             if not end and len(data) < self.max_head:
                 self._partial = data
+                if self._head_begun is None:
+                    self._head_begun = asyncio.get_running_loop().time()
                 self._read()
                 return
             head = data[: end.end()] if end else b""
             if not end or not self._is_plain(head):
+                if end:
+                    self._head_begun = None
                 if self._unanswered or self._blocked:
                     self._held = data
                 else:
@@ -243,6 +264,7 @@ class CheckInConnection:
 
         False where the check-in, with `rest`, waits for those before it.
         """
+        self._head_begun = None
         if self._unanswered >= MAX_PIPELINED or self._blocked:
             # Pipelined without end, or the answers are not read: so do not read either.
             self._held = head + rest
@@ -326,4 +348,5 @@ class CheckInConnection:
     def _hand_over(self, data: bytes) -> None:
         self._service.connections.discard(self)
         self._stream.unread(data)
+        self._stream.head_begun = self._head_begun
         self._service.hand_over(self._stream, self._address)

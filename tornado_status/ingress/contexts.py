@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 
 from tornado_status.config import Tls
 from tornado_status.errors import ConfigError
+from tornado_status.files import check_file, read_certificates
 
 # Of TLS 1.2: authenticated encryption with forward secrecy. OpenSSL would still offer CBC, whose
 # paddings have been oracles often enough. TLS 1.3 has its own, all good.
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
+
+DEVELOPMENT_SET = "python -m certs_gen makes a development set"
 
 MINIMUM_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -31,7 +33,9 @@ def server_context(settings: Tls) -> ssl.SSLContext:
     optional = settings.client_certificate == "optional"
     context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
     for key in ("certificate", "private_key", "client_ca"):
-        _check_readable(f"tls.{key}", getattr(settings, key))
+        check_file(f"tls.{key}", getattr(settings, key), DEVELOPMENT_SET)
+    # OpenSSL serves what nobody here could judge the dates of.
+    read_certificates("tls.certificate", settings.certificate)
     try:
         context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
@@ -47,18 +51,6 @@ def server_context(settings: Tls) -> ssl.SSLContext:
             f"tls.client_ca: {settings.client_ca} holds no certificate in PEM"
         ) from error
     return context
-
-
-def _check_readable(key: str, path: Path) -> None:
-    try:
-        with path.open("rb"):
-            pass
-    except FileNotFoundError as error:
-        raise ConfigError(
-            f"{key}: no file {path} (python -m certs_gen makes a development set)"
-        ) from error
-    except OSError as error:
-        raise ConfigError(f"{key}: cannot read {path}: {error.strerror}") from error
 
 
 def _no_password() -> str:

@@ -17,6 +17,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
 from tornado_status.checkin import Peer
+from tornado_status.deadlines import TimedStream
 from tornado_status.ingress.trust import Standing
 
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read
@@ -30,14 +31,12 @@ KNOWN_SOURCES = {
 OnData = Callable[[bytes], None]
 
 
-class GivingStream(BaseIOStream):
+class GivingStream(TimedStream):
     """A stream that delivers what comes, and to which bytes that were read can be given back."""
 
     on_closed: Callable[[], None] | None = None
     requests = 0  # that ordinary HTTP is answering: see `Judge.begin`
-    _received = 0  # bytes that came in
-    _taken = 0  # of these, what `receive` has delivered
-    _seen = -1  # of these, what had come when `is_quiet` was last asked
+    _seen = -1  # of the bytes received, what had come when `is_quiet` was last asked
     _given_back = b""
 
     def receive(self, on_data: OnData) -> None:
@@ -51,9 +50,7 @@ class GivingStream(BaseIOStream):
 
     def _deliver(self, reading: asyncio.Future[bytes], on_data: OnData) -> None:
         failed = reading.cancelled() or reading.exception() is not None
-        data = b"" if failed else reading.result()
-        self._taken += len(data)
-        on_data(data)
+        on_data(b"" if failed else reading.result())
 
     def is_quiet(self) -> bool:
         """Say whether nothing is being answered, and nothing has come since this was last asked."""
@@ -69,14 +66,12 @@ class GivingStream(BaseIOStream):
             # comes behind `data`; it is in memory, so the read is done at once.
             data += asyncio.ensure_future(self.read_bytes(ahead)).result()
         self._given_back = data
+        self._taken -= len(data)
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """See `BaseIOStream.read_from_fd`."""
         if not self._given_back:
-            size = super().read_from_fd(buf)
-            if size:
-                self._received += size
-            return size
+            return super().read_from_fd(buf)
         size = min(len(buf), len(self._given_back))
         buf[:size] = self._given_back[:size]
         self._given_back = self._given_back[size:]

@@ -11,20 +11,24 @@ import hashlib
 import math
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from tornado_status.authorities import CertificateAuthority, read_authority
+from tornado_status.certificates import issued_by
 from tornado_status.config import Tls
 from tornado_status.errors import ConfigError, IdentityError, RevocationListError
+from tornado_status.files import read, read_certificates
 from tornado_status.identity import Identity, identify
 from tornado_status.revocation import RevocationList, read_lists, replace_lists
 
-MAX_REMEMBERED = 4096  # verdicts on certificates: a quarter of a millisecond saved for each device
+MAX_REMEMBERED = 4096  # verdicts on certificates: half a millisecond saved for each device
+MAX_PATHS = 16  # tried up to CAs that have signed each other; more than one is rare
 
 NO_CERTIFICATE = IdentityError(400, "no-certificate", "No required SSL certificate was sent")
 REVOKED = IdentityError(403, "revoked", "The certificate is revoked")
@@ -38,7 +42,10 @@ UNKNOWN_CHAIN = IdentityError(
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """What is trusted: certificates of CAs, and the newest revocation list of each, by its name."""
+    """What is trusted: certificates of CAs, and the newest revocation list of each.
+
+    The lists are by the CA's name and key: see `certificates.ca_id`.
+    """
 
     cas: tuple[x509.Certificate, ...]
     lists: dict[bytes, RevocationList] = field(default_factory=dict)
@@ -47,6 +54,18 @@ class Anchors:
     def fingerprint(self) -> bytes:
         """Equal for equal sets of CAs."""
         return hashlib.sha256(b"".join(sorted(_der(ca) for ca in self.cas))).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """Where a certificate comes from under one bundle of CAs: each path up to one of them.
+
+    `serial` is the certificate's own. A path begins with the CA that has issued it.
+    """
+
+    bundle: int
+    serial: int
+    paths: tuple[tuple[CertificateAuthority, ...], ...]
 
 
 @dataclass(slots=True)
@@ -64,6 +83,7 @@ class Standing:
     valid_until: float = 0.0
     identity: Identity | None = None
     refusal: IdentityError | None = None
+    lineage: Lineage | None = None
 
 
 class Trust:
@@ -78,20 +98,26 @@ class Trust:
         crl_expired: Literal["warn", "refuse"] = "warn",
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.anchors = anchors
         self.generation = 1
         self.bundle = 1
         self._crl_expired = crl_expired
         self._clock = clock
         self._standings: dict[bytes, Standing] = {}
+        self._intermediates: dict[bytes, CertificateAuthority] = {}  # of verified chains, by DER
+        self._put_in_force(anchors)
 
     def replace(self, anchors: Anchors) -> None:
         """Put new anchors in force."""
         if anchors.fingerprint != self.anchors.fingerprint:
             self.bundle += 1
             self._standings.clear()  # their chains were verified under the old CAs
-        self.anchors = anchors
+            self._intermediates.clear()
+        self._put_in_force(anchors)
         self.generation += 1
+
+    def _put_in_force(self, anchors: Anchors) -> None:
+        self.anchors = anchors
+        self._roots = tuple(read_authority(_der(ca)) for ca in anchors.cas)
 
     def standing(
         self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
@@ -120,9 +146,11 @@ class Trust:
         `bundle` is that of the CAs that it was verified with, if not those in force. For the caller
         to keep as long as `bundle` stays, and to renew.
         """
-        anchors = {_der(ca) for ca in self.anchors.cas}
-        below = tuple(der for der in chain if der not in anchors)
-        standing = Standing(below or (chain[0],), self.bundle if bundle is None else bundle)
+        anchors = {root.der for root in self._roots}
+        below = list(chain)
+        while len(below) > 1 and below[-1] in anchors:
+            below.pop()
+        standing = Standing(tuple(below), self.bundle if bundle is None else bundle)
         self.renew(standing)
         return standing
 
@@ -134,51 +162,97 @@ class Trust:
             standing.identity, standing.refusal = None, None
             try:
                 standing.identity = identify(standing.chain[0])
-                standing.valid_until = self._judge_chain(standing, standing.identity.not_after)
+                standing.valid_until = self._judge_chain(standing, standing.identity)
             except IdentityError as error:
                 # Never good: the other connections that share it compare no more than the time.
                 standing.refusal, standing.valid_until = error, -math.inf
         return standing.refusal
 
-    def _judge_chain(self, standing: Standing, not_after: float) -> float:
+    def _judge_chain(self, standing: Standing, identity: Identity) -> float:
         """Return until when the chain is good. Raises `IdentityError`."""
-        if self._clock() > not_after:
+        if self._clock() > identity.not_after:
             raise EXPIRED
-        certificates = [x509.load_der_x509_certificate(der) for der in standing.chain]
-        if standing.bundle != self.bundle and not self._issued_by_anchor(certificates[-1]):
-            raise CA_CHANGED
-        if not self.anchors.lists:
-            return not_after
-        good_until = not_after
-        above = certificates[-1]
-        while (ca := self._anchor_above(above)) is not None and ca not in certificates:
-            certificates.append(ca)
-            above = ca
-        if not any(certificate in self.anchors.cas for certificate in certificates):
-            raise UNKNOWN_CHAIN
-        for certificate in certificates:
-            known = self.anchors.lists.get(certificate.issuer.public_bytes())
-            if known is None or certificate.issuer == certificate.subject:
-                continue  # nobody but the operator can take back a root
-            if certificate.serial_number in known.serials:
-                raise REVOKED
-            if self._crl_expired == "refuse":
-                if self._clock() > known.next_update:
-                    raise LIST_EXPIRED
-                good_until = min(good_until, known.next_update)
+        lineage = standing.lineage
+        if lineage is None or lineage.bundle != self.bundle:
+            lineage = standing.lineage = self._trace(standing.chain)
+        # A CA may have several certificates, of which one is good: then so is what it has issued.
+        refusal = CA_CHANGED if standing.bundle != self.bundle else UNKNOWN_CHAIN
+        for number, path in enumerate(lineage.paths):
+            try:
+                return self._judge_path(lineage.serial, path, identity)
+            except IdentityError as error:
+                refusal = error if number == 0 else refusal
+        raise refusal
+
+    def _judge_path(
+        self, serial: int, path: Sequence[CertificateAuthority], identity: Identity
+    ) -> float:
+        """Return until when a certificate is good by this path. Raises `IdentityError`."""
+        now, good_until = self._clock(), identity.not_after
+        for ca in path:
+            ca.judge(identity.email, now)
+            good_until = min(good_until, ca.not_after)
+            known = self.anchors.lists.get(ca.id)
+            if known is not None:
+                if serial in known.serials:
+                    raise REVOKED
+                if self._crl_expired == "refuse":
+                    if now > known.next_update:
+                        raise LIST_EXPIRED
+                    good_until = min(good_until, known.next_update)
+            if ca.self_signed:
+                break  # nobody but the operator can take back a root
+            serial = ca.certificate.serial_number
         return good_until
 
-    def _anchor_above(self, certificate: x509.Certificate) -> x509.Certificate | None:
-        return next((ca for ca in self.anchors.cas if ca.subject == certificate.issuer), None)
+    def _trace(self, chain: Sequence[bytes]) -> Lineage:
+        """Find the CAs above a verified chain. Raises `IdentityError` for one unreadable or weak.
 
-    def _issued_by_anchor(self, certificate: x509.Certificate) -> bool:
-        for ca in self.anchors.cas:
-            try:
-                certificate.verify_directly_issued_by(ca)
-            except (ValueError, TypeError, InvalidSignature):
+        Signatures are verified here: once for each certificate and bundle, however often its
+        standing is renewed.
+        """
+        leaf = x509.load_der_x509_certificate(chain[0])
+        if any(root.der == chain[0] for root in self._roots):
+            return Lineage(self.bundle, leaf.serial_number, ((),))  # trusted by itself
+        sent = tuple(map(self._intermediate, chain[1:]))
+        for ca in sent:
+            if ca.weakness is not None:  # a signature with SHA-1 cannot even be verified here
+                raise ca.weakness
+        above = sent[-1].certificate if sent else leaf
+        paths = [(*sent, *path) for path in islice(self._ways_up(above, sent), MAX_PATHS)]
+        if not paths and not sent:
+            # A resumed session knows no chain: its CAs may be known from another client's.
+            paths = [
+                (ca, *path)
+                for ca in self._intermediates.values()
+                if issued_by(leaf, ca.certificate)
+                for path in islice(self._ways_up(ca.certificate, (ca,)), MAX_PATHS)
+            ]
+        return Lineage(self.bundle, leaf.serial_number, tuple(paths))
+
+    def _ways_up(
+        self, certificate: x509.Certificate, below: tuple[CertificateAuthority, ...]
+    ) -> Iterator[tuple[CertificateAuthority, ...]]:
+        """Yield the paths of CAs in force above a certificate; `below` are not met again."""
+        for root in self._roots:
+            if root in below or not issued_by(certificate, root.certificate):
                 continue
-            return True
-        return False
+            higher = False
+            if not root.self_signed:
+                for path in self._ways_up(root.certificate, (*below, root)):
+                    higher = True
+                    yield (root, *path)
+            if not higher:
+                yield (root,)
+
+    def _intermediate(self, der: bytes) -> CertificateAuthority:
+        known = self._intermediates.get(der)
+        if known is None:
+            known = read_authority(der)
+            if len(self._intermediates) >= MAX_REMEMBERED:
+                del self._intermediates[next(iter(self._intermediates))]  # the oldest
+            self._intermediates[der] = known
+        return known
 
 
 def load_anchors(settings: Tls, before: Anchors | None = None) -> Anchors:
@@ -186,21 +260,22 @@ def load_anchors(settings: Tls, before: Anchors | None = None) -> Anchors:
 
     Raises `ConfigError` that names the key and the file.
     """
-    try:
-        cas = tuple(x509.load_pem_x509_certificates(settings.client_ca.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"tls.client_ca: cannot read {settings.client_ca}: {error}") from error
+    cas = read_certificates("tls.client_ca", settings.client_ca)
+    for ca in cas:
+        try:
+            read_authority(_der(ca))
+        except IdentityError as error:
+            raise ConfigError(
+                f"tls.client_ca: cannot use {settings.client_ca}: {error.detail}"
+            ) from error
     path = settings.crl
     if path is None:
         return Anchors(cas)
+    pem = read("tls.crl", path, "python -m certs_gen crl makes one")
     try:
-        lists = read_lists(path.read_bytes(), cas, time.time())
+        lists = read_lists(pem, cas, time.time())
         known = before.lists.values() if before is not None else ()
-        return Anchors(cas, replace_lists(known, lists))
-    except FileNotFoundError as error:
-        raise ConfigError(f"tls.crl: no file {path} (python -m certs_gen crl makes one)") from error
-    except OSError as error:
-        raise ConfigError(f"tls.crl: cannot read {path}: {error.strerror}") from error
+        return Anchors(cas, replace_lists(known, lists, cas))
     except RevocationListError as error:
         raise ConfigError(f"tls.crl: {path}: {error}") from error
 

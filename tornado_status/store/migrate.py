@@ -1,11 +1,14 @@
 """The schema's migrations, with Alembic: plain SQL in order, under a lock.
 
-Alembic and SQLAlchemy are imported only when there is something to do.
+Revisions have generations. A server serves a database that a newer version has migrated, as long as
+the generation is its own: see docs/architecture.md. Alembic and SQLAlchemy are imported only when
+there is something to do.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
 
 import psycopg2
@@ -13,7 +16,8 @@ import psycopg2.extensions
 import structlog
 
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.store.database import Connection, Parameters, StatementFailed
+from tornado_status.store.database import APPLICATION_NAME, Connection, StatementFailed
+from tornado_status.store.hosts import Parameters
 
 REVISION = "0005"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait
@@ -21,17 +25,64 @@ LOCK_TIMEOUT_S = 60
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
+_NAME = re.compile(r"(?:g([1-9][0-9]{0,3})_)?([0-9]{4})")
+
+# Servers that run are of the generation before: what they have prepared must not write any more.
+_DISCONNECT = """\
+SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
+WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)
+    AND application_name = %s
+"""
+
+
+def parse(revision: str) -> tuple[int, int]:
+    """Return the generation and the number of a revision: "0005" is (1, 5), "g2_0007" (2, 7).
+
+    Raises `ConfigError` where it is none of this program.
+    """
+    found = _NAME.fullmatch(revision)
+    if found is None:
+        raise ConfigError(
+            f"database.url: the database belongs to another program: its revision is {revision!r}"
+        )
+    return int(found[1] or 1), int(found[2])
+
+
+GENERATION, NUMBER = parse(REVISION)
+
+
+def check(revision: str | None) -> bool:
+    """Say whether a database of this revision is of a newer version that this one can serve with.
+
+    Raises `ConfigError` where it is of one that this one cannot serve with.
+    """
+    if revision is None:
+        return False
+    generation, number = parse(revision)
+    if generation > GENERATION:
+        raise ConfigError(
+            f"database.url: the database is of revision {revision}, generation {generation}, and "
+            f"this version can serve generation {GENERATION}: use the version that migrated the "
+            "database, or a newer one"
+        )
+    return number > NUMBER
+
 
 async def upgrade(connection: Connection) -> None:
-    """Bring the database that `connection` is open to up to `REVISION`.
+    """Bring the database that `connection` is open to up to `REVISION`, or leave a newer one alone.
 
-    Raises `ConfigError` where the database is newer than this program, `StoreUnavailable` where
-    it cannot be done now.
+    Raises `ConfigError` where the database's generation is newer than this program's,
+    `StoreUnavailable` where it cannot be done now.
     """
-    if await current(connection) == REVISION:
+    revision = await current(connection)
+    if revision == REVISION:
         return
-    structlog.get_logger().info("migrating the database", revision=REVISION)
-    await asyncio.to_thread(_upgrade, connection.parameters)
+    log = structlog.get_logger()
+    if check(revision):
+        log.info("the database is newer, and compatible", revision=revision, ours=REVISION)
+        return
+    log.info("migrating the database", revision=REVISION)
+    await asyncio.to_thread(_upgrade, connection.parameters, connection.backend_pid)
 
 
 async def current(connection: Connection) -> str | None:
@@ -45,9 +96,10 @@ async def current(connection: Connection) -> str | None:
     return rows[0][0] if rows else None
 
 
-def _upgrade(parameters: Parameters) -> None:
+def _upgrade(parameters: Parameters, own_pid: int) -> None:
     import alembic.command
     import alembic.config
+    import alembic.runtime.migration
     import alembic.util
     import sqlalchemy
     import sqlalchemy.pool
@@ -64,6 +116,16 @@ def _upgrade(parameters: Parameters) -> None:
         with engine.begin() as session:
             session.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
             session.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+            context = alembic.runtime.migration.MigrationContext.configure(session)
+            before = context.get_current_revision()
+            if check(before):
+                return  # a newer version was quicker
+            if before is not None:
+                # What servers lock first, so that neither waits for the other in a circle.
+                session.exec_driver_sql("LOCK TABLE head IN ACCESS EXCLUSIVE MODE")
+                if parse(before)[0] < GENERATION:
+                    name = parameters.get("application_name", APPLICATION_NAME)
+                    session.exec_driver_sql(_DISCONNECT, (own_pid, name))
             config.attributes["connection"] = session
             alembic.command.upgrade(config, REVISION)
     except alembic.util.CommandError as error:

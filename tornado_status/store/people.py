@@ -171,7 +171,7 @@ class Clerk:
             revision = await migrate.current(self._connection)
         except StatementFailed as error:
             raise StoreUnavailable(f"the database refuses: {error}") from error
-        if revision != migrate.REVISION:
+        if revision != migrate.REVISION and not migrate.check(revision):
             raise ConfigError(
                 "database.url: the database is not of this version: start its server once"
             )

@@ -33,10 +33,11 @@ from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.bell import Bell
 from tornado_status.store.census import Census
 from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
-from tornado_status.store.database import Connection, Parameters, Pool, StatementFailed, parse_url
+from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
 from tornado_status.store.feed import Feed
-from tornado_status.store.stream import HERE
+from tornado_status.store.hosts import Parameters
+from tornado_status.store.stream import origin
 from tornado_status.store.sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
 
 READERS = 6  # connections for reading: half for requests, half for who follows
@@ -77,17 +78,23 @@ _PIN_DURABILITY = """\
 SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
 """
 
-# A restored or promoted database may hand out numbers again: a new stream begins.
-_RENEW_STREAM = f"""\
+# A restored or promoted database may hand out numbers again: a new stream begins where what was
+# known of it has changed, or is told no longer.
+_RENEW_STREAM = """\
 SELECT seq FROM head FOR UPDATE;
-WITH {HERE}
+WITH here (system_identifier, timeline_id) AS (VALUES (%s::bigint, %s::integer))
 UPDATE head SET system_identifier = here.system_identifier, timeline_id = here.timeline_id,
-    stream = CASE WHEN head.system_identifier IS NULL THEN stream ELSE gen_random_uuid() END
+    stream = CASE
+        WHEN head.system_identifier <> here.system_identifier
+            OR head.timeline_id <> here.timeline_id
+            OR head.system_identifier IS NOT NULL AND here.system_identifier IS NULL
+            OR head.timeline_id IS NOT NULL AND here.timeline_id IS NULL
+        THEN gen_random_uuid() ELSE stream END
 FROM here
 WHERE head.system_identifier IS DISTINCT FROM here.system_identifier
    OR head.timeline_id IS DISTINCT FROM here.timeline_id
 RETURNING stream
-"""  # noqa: S608 - a constant
+"""
 
 
 class Store:
@@ -143,6 +150,7 @@ class Store:
         self.feed = Feed(self, self._bell.listen)
         self._connected_before = False
         self._not_durable: list[str] = []
+        self._untold: list[str] = []
         self.alerts = AlertJournal(self._pool)
 
     async def start(self) -> None:
@@ -208,7 +216,8 @@ class Store:
     def warnings(self) -> list[str]:
         """Return what an operator should know of the database."""
         return [
-            f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable
+            *(f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable),
+            *(f"database: {warning}" for warning in self._untold),
         ]
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
@@ -348,6 +357,8 @@ class Store:
         try:
             await migrate.upgrade(connection)
             await self._prepare(connection)
+            # Again, behind the lock on the head: a newer version may have migrated meanwhile.
+            migrate.check(await migrate.current(connection))
         except StatementFailed as error:
             await connection.close()
             raise StoreUnavailable(f"the database refuses: {error}") from error
@@ -362,7 +373,14 @@ class Store:
         timeout_ms = int(self._settings.commit_timeout_s * 1000 * _SERVER_TIMEOUT_SHARE)
         await connection.execute(_SESSION.format(timeout_ms=timeout_ms))
         await self._check_durability(connection)
-        renewed = await connection.execute(_RENEW_STREAM)
+        here = await origin(connection)
+        if (untold := here.warnings()) != self._untold:
+            for warning in untold:
+                self._log.warning("the database does not say which one it is", reason=warning)
+        self._untold = untold
+        renewed = await connection.execute(
+            _RENEW_STREAM, [here.system_identifier, here.timeline_id]
+        )
         if renewed:
             self._log.info("stream of numbers", stream=renewed[0][0])
         await connection.execute(SAY_SETTINGS, [self._when.interval_s, self._when.offline_after_s])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from tornado_status.config import EMBEDDED, Database
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.store.database import Connection, StatementFailed, parse_url
+from tornado_status.store.database import Connection, StatementFailed, Values, parse_url
 from tornado_status.store.embedded import EmbeddedPostgres
 
 RENEW_TIMEOUT_S = 30.0  # the lock on the head, and every server's connection ended
@@ -24,26 +24,63 @@ _SHOW = "SELECT stream, seq, at FROM head"
 
 # What the numbers depend on. The timeline is that of the WAL being written; the control file learns
 # of a promotion only at a checkpoint.
-HERE = """\
-here AS (
-    SELECT system_identifier,
-           ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int AS timeline_id
-    FROM pg_control_system()
-)"""
+_SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
+_TIMELINE_ID = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
+
+# Of a managed PostgreSQL, or of what only speaks its protocol: insufficient_privilege,
+# undefined_function, undefined_table (a function that returns rows), feature_not_supported.
+_UNTOLD = {"42501", "42883", "42P01", "0A000"}
 
 # While the head is locked nobody numbers anything. Servers that are connected know the old stream:
 # they are disconnected, wait for the lock, and read the new one when they connect again.
-_RENEW = f"""\
+_RENEW = """\
 SELECT seq FROM head FOR UPDATE;
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name');
-WITH {HERE}
-UPDATE head SET stream = gen_random_uuid(), system_identifier = here.system_identifier,
-    timeline_id = here.timeline_id
-FROM here
+UPDATE head SET stream = gen_random_uuid(), system_identifier = %s, timeline_id = %s
 RETURNING stream, seq, at
-"""  # noqa: S608 - a constant
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which database this is, by what it tells of itself; None where it does not."""
+
+    system_identifier: int | None
+    timeline_id: int | None
+
+    def warnings(self) -> list[str]:
+        """Return what will not be noticed, for operators."""
+        found = []
+        if self.system_identifier is None:
+            found.append(
+                "it does not tell its system identifier (pg_control_system), so a restore is not "
+                "noticed: run `tornado-status stream new` after one"
+            )
+        if self.timeline_id is None:
+            found.append(
+                "it does not tell its timeline (pg_walfile_name), so a promoted standby is not "
+                "noticed: run `tornado-status stream new` after a failover or a restore"
+            )
+        return found
+
+
+async def origin(connection: Connection) -> Origin:
+    """Ask a database which one it is. Raises `StoreUnavailable` and `StatementFailed`."""
+    return Origin(
+        await _told(connection, _SYSTEM_IDENTIFIER), await _told(connection, _TIMELINE_ID)
+    )
+
+
+async def _told(connection: Connection, question: str) -> int | None:
+    try:
+        (answer,) = await connection.fetch_one(question)
+    except StatementFailed as error:
+        if error.sqlstate in _UNTOLD:
+            return None
+        raise
+    return None if answer is None else int(answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +104,16 @@ async def renew(settings: Database) -> StreamState:
     Raises `ConfigError` and `StoreUnavailable`.
     """
     async with connected(settings, writable=True) as connection:
-        return await _state(connection, _RENEW)
+        try:
+            here = await origin(connection)
+        except StatementFailed as error:
+            raise StoreUnavailable(f"the database refuses: {error}") from error
+        return await _state(connection, _RENEW, [here.system_identifier, here.timeline_id])
 
 
-async def _state(connection: Connection, sql: str) -> StreamState:
+async def _state(connection: Connection, sql: str, parameters: Values | None = None) -> StreamState:
     try:
-        stream, head, at = await connection.fetch_one(sql, timeout_s=RENEW_TIMEOUT_S)
+        stream, head, at = await connection.fetch_one(sql, parameters, timeout_s=RENEW_TIMEOUT_S)
     except StatementFailed as error:
         if error.sqlstate == "42P01":  # undefined_table
             raise ConfigError("database.url: no stream yet: start the server once") from error

@@ -1,0 +1,458 @@
+"""What CAs may vouch for: name constraints, strength and dates of every CA above a client.
+
+In memory, and over real connections in both modes.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import http.client
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certs_gen.authority import (
+    Authority,
+    Credential,
+    Extension,
+    common_name,
+    leaf_extensions,
+    new_key,
+)
+from tests.conftest import StartServer
+from tests.support import LOOPBACK, PATIENCE_S, Answer, Server, exchange
+from tests.test_identity import content, tlv
+from tornado_status.authorities import read_authority
+from tornado_status.errors import IdentityError
+from tornado_status.identity import MAX_COMMON_NAME
+from tornado_status.ingress.trust import Anchors, Trust
+
+DAY = datetime.timedelta(days=1)
+IS_CA: Extension = (x509.BasicConstraints(ca=True, path_length=None), True)
+SENTENCE = "The certificate's CA may not issue to this e-mail address"
+PROXY_IP = "127.0.0.2"
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def constraints(permitted: Sequence[str] = (), excluded: Sequence[str] = ()) -> Extension:
+    """Constraints on e-mail addresses, in any form, also such as the library would not write."""
+    inner = [
+        [x509.RFC822Name._init_without_validation(text) for text in texts] or None
+        for texts in (permitted, excluded)
+    ]
+    return x509.NameConstraints(permitted_subtrees=inner[0], excluded_subtrees=inner[1]), True
+
+
+def root(*extensions: Extension) -> Authority:
+    """A root with these extensions besides."""
+    plain = Authority.create()
+    if not extensions:
+        return plain
+    certificate = plain.certify(
+        plain.certificate.public_key(),
+        plain.certificate.subject,
+        [IS_CA, *extensions],
+        not_before=now() - DAY,
+        not_after=now() + DAY,
+    )
+    return Authority(certificate, plain.key)
+
+
+def below(authority: Authority, *extensions: Extension, name: str = "devices") -> Authority:
+    """An intermediate CA."""
+    key = new_key("ec")
+    certificate = authority.certify(
+        key.public_key(),
+        common_name(name),
+        [IS_CA, *extensions],
+        not_before=now() - DAY,
+        not_after=now() + DAY,
+    )
+    return Authority(certificate, key)
+
+
+def client(authority: Authority, email: str) -> Credential:
+    """A client whose e-mail is its common name alone, which OpenSSL holds against nothing."""
+    key = new_key("ec")
+    certificate = authority.certify(
+        key.public_key(),
+        common_name(email),
+        leaf_extensions([ExtendedKeyUsageOID.CLIENT_AUTH]),
+        not_before=now() - DAY,
+        not_after=now() + DAY,
+    )
+    return Credential(certificate, key)
+
+
+def der(*credentials: Credential) -> list[bytes]:
+    return [each.certificate.public_bytes(Encoding.DER) for each in credentials]
+
+
+# ------------------------------------------------------------------------------------- in memory
+
+FORMS = [
+    # constraint, an address within, addresses without
+    ("example.com", "a@example.com", ["a@host.example.com", "a@badexample.com", "a@example.org"]),
+    (".example.com", "a@host.example.com", ["a@example.com", "a@badexample.com", "a@com.com"]),
+    (".example.com", "a@b.c.example.com", ["a@host.example.org"]),
+    ("ann@example.com", "ann@example.com", ["bob@example.com", "ann@host.example.com"]),
+    ("Ann@Example.COM", "ann@example.com", ["bob@example.com"]),
+    ("EXAMPLE.com", "a@example.com", ["a@example.org"]),
+    ("@example.com", "a@example.com", ["a@host.example.com", "a@example.org"]),
+    ("xn--bcher-kva.example", "a@xn--bcher-kva.example", ["a@bucher.example"]),
+    ("", "a@example.com", []),
+]
+
+
+@pytest.mark.parametrize(("constraint", "within", "without"), FORMS)
+def test_a_constraint_is_a_host_a_domain_or_a_mailbox(
+    constraint: str, within: str, without: list[str]
+) -> None:
+    """As RFC 5280 has them; what is permitted to one CA is excluded from another."""
+    moment = now().timestamp()
+    for extension, good, bad in (
+        (constraints(permitted=[constraint]), [within], without),
+        (constraints(excluded=[constraint]), without, [within]),
+    ):
+        [ca] = map(read_authority, der(root(extension)))
+        for email in good:
+            ca.judge(email, moment)
+        for email in bad:
+            with pytest.raises(IdentityError, match="name-constraints"):
+                ca.judge(email, moment)
+
+
+def test_several_constraints_permit_each_and_exclude_each() -> None:
+    """What is excluded is so even where it is permitted."""
+    extension = constraints(["example.com", ".example.com"], ["eve@example.com", "x.example.com"])
+    [ca] = map(read_authority, der(root(extension)))
+    moment = now().timestamp()
+    for email in ("a@example.com", "a@y.example.com", "eve@y.example.com"):
+        ca.judge(email, moment)
+    for email in ("eve@example.com", "a@x.example.com", "a@example.org"):
+        with pytest.raises(IdentityError, match="name-constraints"):
+            ca.judge(email, moment)
+
+
+def test_constraints_on_names_of_other_kinds_constrain_no_address() -> None:
+    """A CA for the hosts of a domain is not thereby one for its addresses, nor kept from them."""
+    others = x509.NameConstraints(
+        permitted_subtrees=[x509.DNSName("example.org")],
+        excluded_subtrees=[x509.DNSName("example.com")],
+    )
+    [ca] = map(read_authority, der(root((others, True))))
+    ca.judge("a@example.com", now().timestamp())
+
+
+@given(
+    local=st.from_regex(r"[a-z0-9]{1,20}", fullmatch=True),
+    host=st.from_regex(r"[a-z]{1,8}(\.[a-z]{1,8}){1,3}", fullmatch=True),
+)
+def test_an_address_is_within_itself_its_host_and_the_domains_above(local: str, host: str) -> None:
+    """And in nothing else of the same domain."""
+    email = f"{local}@{host}"[:MAX_COMMON_NAME]
+    domain = host.partition(".")[2]
+    ours = [email, host, f".{domain}"]
+    theirs = [f"x{email}", f"x{host}", f".{host}", domain]
+    moment = now().timestamp()
+    for constraint in ours + theirs:
+        [ca] = map(read_authority, der(_root_with(constraint)))
+        if constraint in ours:
+            ca.judge(email, moment)
+        else:
+            with pytest.raises(IdentityError, match="name-constraints"):
+                ca.judge(email, moment)
+
+
+def _root_with(constraint: str) -> Authority:
+    return root(constraints([constraint]))
+
+
+@pytest.mark.parametrize("constrained", ["root", "intermediate", "the one below it"])
+def test_every_ca_of_the_chain_is_asked(constrained: str) -> None:
+    """Whichever it is that may not: all above have to agree."""
+    names = ["root", "intermediate", "the one below it"]
+    only = [[constraints(["example.com"])] if name == constrained else [] for name in names]
+    top = root(*only[0])
+    middle = below(top, *only[1])
+    lowest = below(middle, *only[2], name="lowest")
+    trust = Trust(Anchors((top.certificate,)))
+    good, bad = client(lowest, "a@example.com"), client(lowest, "a@example.org")
+    assert trust.judge(der(good, lowest, middle, top)).refusal is None
+    refusal = trust.judge(der(bad, lowest, middle, top)).refusal
+    assert refusal is not None
+    assert (refusal.status, refusal.reason, refusal.detail) == (403, "name-constraints", SENTENCE)
+
+
+def test_a_resumed_session_is_held_to_the_same_constraints() -> None:
+    """It knows of no chain: the intermediate CA is known from another client's."""
+    top = root()
+    middle = below(top, constraints(["example.com"]))
+    trust = Trust(Anchors((top.certificate,)))
+    assert trust.judge(der(client(middle, "a@example.com"), middle, top)).refusal is None
+    assert trust.judge(der(client(middle, "b@example.com"))).refusal is None
+    refusal = trust.judge(der(client(middle, "b@example.org"))).refusal
+    assert refusal is not None
+    assert refusal.reason == "name-constraints"
+    unknown = Trust(Anchors((top.certificate,))).judge(der(client(middle, "b@example.com"))).refusal
+    assert unknown is not None
+    assert unknown.reason == "unknown-chain"
+
+
+def test_a_ca_renewed_without_its_constraints_is_taken_at_its_best() -> None:
+    """One path that is good is enough (RFC 5280, 6.1), in whatever order the file has them."""
+    narrow = root(constraints(["example.com"]))
+    wide = Authority(
+        narrow.certify(
+            narrow.certificate.public_key(),
+            narrow.certificate.subject,
+            [IS_CA],
+            not_before=now() - DAY,
+            not_after=now() + DAY,
+        ),
+        narrow.key,
+    )
+    other = client(narrow, "a@example.org")
+    for cas in ((narrow, wide), (wide, narrow)):
+        trust = Trust(Anchors(tuple(ca.certificate for ca in cas)))
+        assert trust.judge(der(other, cas[0])).refusal is None
+    assert Trust(Anchors((narrow.certificate,))).judge(der(other, narrow)).refusal is not None
+
+
+def test_where_a_certificate_comes_from_is_found_once() -> None:
+    """A new revocation list costs no signature; a new bundle does, and is judged by it."""
+    top, other = root(), root()
+    trust = Trust(Anchors((top.certificate,)))
+    standing = trust.judge(der(client(top, "a@example.com"), top))
+    before = standing.lineage
+    assert before is not None
+    trust.replace(Anchors((top.certificate,)))
+    assert trust.renew(standing) is None
+    assert standing.lineage is before
+    trust.replace(Anchors((top.certificate, other.certificate)))
+    assert trust.renew(standing) is None
+    assert standing.lineage is not before
+    trust.replace(Anchors((other.certificate,)))
+    refusal = trust.renew(standing)
+    assert refusal is not None
+    assert refusal.reason == "ca-changed"
+
+
+def test_cas_that_have_signed_each_other_are_tried_within_bounds() -> None:
+    """Many certificates of one CA, each of which has issued every other one."""
+    first = root()
+    same = [
+        first.certify(
+            first.certificate.public_key(),
+            first.certificate.subject,
+            [IS_CA, constraints([f"{number}.example.com"])],
+            not_before=now() - DAY,
+            not_after=now() + DAY,
+        )
+        for number in range(30)
+    ]
+    standing = Trust(Anchors(tuple(same))).judge(der(client(first, "a@example.com")))
+    assert standing.refusal is not None
+    assert standing.lineage is not None
+    assert 1 < len(standing.lineage.paths) <= 30
+
+
+# -------------------------------------------------------------------------- strength and dates
+
+
+def with_key(authority: Authority, key: CertificatePublicKeyTypes) -> bytes:
+    """A CA's certificate with any key, in DER."""
+    certificate = authority.certify(
+        key, common_name("odd"), [IS_CA], not_before=now() - DAY, not_after=now() + DAY
+    )
+    return certificate.public_bytes(Encoding.DER)
+
+
+def sha1_signed(certificate: x509.Certificate, authority: Authority) -> bytes:
+    """Sign a certificate anew with SHA-1, which the library does not do by itself. DER."""
+    sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+    sha1 = bytes.fromhex("300906072a8648ce3d0401")
+    signed = certificate.tbs_certificate_bytes
+    assert signed.count(sha256) == 1
+    signed = tlv(0x30, content(signed).replace(sha256, sha1))
+    key = authority.key
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signature = key.sign(signed, ec.ECDSA(hashes.SHA1()))  # noqa: S303 - that is the point
+    return tlv(0x30, signed, sha1, tlv(0x03, b"\0", signature))
+
+
+def test_a_weak_ca_refuses_all_that_it_has_issued() -> None:
+    """Whoever can find out its key, or forge its certificate, can be anybody."""
+    top = root()
+    strong = below(top)
+    trust = Trust(Anchors((top.certificate,)))
+    leaf = client(strong, "a@example.com")
+    assert trust.judge(der(leaf, strong, top)).refusal is None
+    weak_rsa = rsa.generate_private_key(65537, 1024).public_key()  # noqa: S505 - that is the point
+    for ca in (
+        with_key(top, weak_rsa),
+        with_key(top, dsa.generate_private_key(2048).public_key()),
+        sha1_signed(strong.certificate, top),
+    ):
+        refusal = trust.judge([*der(leaf), ca, *der(top)]).refusal
+        assert refusal is not None
+        assert (refusal.status, refusal.reason) == (403, "weak-ca")
+        assert refusal.detail.startswith("A CA of the certificate is too weak: ")
+
+
+def test_a_weak_root_is_refused_by_its_key_and_not_by_its_own_signature() -> None:
+    """That proves nothing: it is trusted because the operator says so."""
+    top = root()
+    old = Authority(x509.load_der_x509_certificate(sha1_signed(top.certificate, top)), top.key)
+    trust = Trust(Anchors((old.certificate,)))
+    assert trust.judge(der(client(old, "a@example.com"), old)).refusal is None
+    weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
+    weak_root = read_authority(with_key(top, weak.public_key()))
+    assert weak_root.weakness is not None
+    # The same signature, where something hangs on it:
+    middle = below(top)
+    signed = read_authority(sha1_signed(middle.certificate, top))
+    assert signed.weakness is not None
+    assert "SHA1" in signed.weakness.detail
+
+
+def test_a_ca_that_expires_takes_its_clients_along() -> None:
+    """Also those who are connected: the verdict holds no longer than the shortest of the chain."""
+    clock = [now().timestamp()]
+    top = root()
+    key = new_key("ec")
+    brief = Authority(
+        top.certify(
+            key.public_key(),
+            common_name("brief"),
+            [IS_CA],
+            not_before=now() - DAY,
+            not_after=now() + DAY / 4,
+        ),
+        key,
+    )
+    trust = Trust(Anchors((top.certificate,)), clock=lambda: clock[0])
+    standing = trust.judge(der(client(brief, "a@example.com"), brief, top))
+    assert standing.refusal is None
+    assert standing.valid_until == brief.certificate.not_valid_after_utc.timestamp()
+    clock[0] += 86400 / 2
+    refusal = trust.renew(standing)
+    assert refusal is not None
+    assert refusal.reason == "ca-expired"
+
+
+# ------------------------------------------------------------------------------- over the network
+
+
+def own_certificates(certs: Path, directory: Path, *cas: Authority) -> Path:
+    """A set of which `cas` are the trusted ones; the server's own certificate stays."""
+    own = Path(shutil.copytree(certs, directory))
+    (own / "clients_ca.crt").write_bytes(b"".join(ca.certificate_pem() for ca in cas))
+    return own
+
+
+def check_in(server: Server, mode: str, chain: Sequence[Credential]) -> Answer:
+    """Check in by a handshake, or as a proxy behind one. `chain` is sent, the client first."""
+    if mode == "tls":
+        name = f"client-{chain[0].certificate.serial_number:x}"
+        (server.certs / f"{name}.key").write_bytes(chain[0].key_pem())
+        pem = b"".join(each.certificate_pem() for each in chain)
+        (server.certs / f"{name}.crt").write_bytes(pem)
+        return server.request("POST", "/api/client", cert=name)
+    lines = [f":{base64.b64encode(each).decode()}:" for each in der(*chain)]
+    headers = {"Client-Cert": lines[0], "X-Forwarded-For": "10.1.2.3"}
+    if lines[1:]:
+        headers["Client-Cert-Chain"] = ", ".join(lines[1:])
+    connection = http.client.HTTPConnection(
+        LOOPBACK, server.port, timeout=PATIENCE_S, source_address=(PROXY_IP, 0)
+    )
+    try:
+        connection.request("POST", "/api/client", headers=headers)
+        response = connection.getresponse()
+        return Answer(response.status, response.headers, response.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("mode", ["tls", "proxy"])
+def test_a_ca_for_one_domain_can_certify_nobody_else(
+    certs: Path, tmp_path: Path, start_server: StartServer, mode: str
+) -> None:
+    """By no common name, whether it is the root or a CA below it; what it may, it may."""
+    wide, narrow = root(), root(constraints(["plant.example"], ["boss@plant.example"]))
+    devices = below(wide, constraints([".plant.example"]))
+    own = own_certificates(certs, tmp_path / "certs", wide, narrow)
+    server = start_server(
+        tls={"client_ca": str(own / "clients_ca.crt")},
+        **(
+            {"ingress": {"mode": "proxy", "trusted_proxies": [PROXY_IP]}} if mode == "proxy" else {}
+        ),
+    )
+    server.certs = own
+    for chain in (
+        [client(devices, "pump@hall.plant.example"), devices],
+        [client(narrow, "ann@plant.example")],
+        [client(wide, "anybody@example.org")],
+    ):
+        assert check_in(server, mode, chain).status == 204
+    for chain in (
+        [client(devices, "operator@example.com"), devices],
+        [client(devices, "boss@plant.example"), devices],
+        [client(narrow, "boss@plant.example")],
+        [client(narrow, "operator@example.com")],
+    ):
+        answer = check_in(server, mode, chain)
+        assert (answer.status, answer.detail) == (403, SENTENCE)
+    assert len(server.rows("SELECT seq FROM check_in")) == 3
+    metrics = server.admin("/metrics").body.decode()
+    assert 'connections_refused_total{reason="name-constraints"} 4.0' in metrics
+    assert server.events("identity refused")[0]["reason"] == "name-constraints"
+
+
+def test_an_open_connection_notices_that_its_ca_is_constrained(
+    certs: Path, tmp_path: Path, start_server: StartServer
+) -> None:
+    """A CA that is renewed with constraints loses those whom it may not certify any more."""
+    wide = root()
+    narrow = Authority(
+        wide.certify(
+            wide.certificate.public_key(),
+            wide.certificate.subject,
+            [IS_CA, constraints(["example.com"])],
+            not_before=now() - DAY,
+            not_after=now() + DAY,
+        ),
+        wide.key,
+    )
+    own = own_certificates(certs, tmp_path / "certs", wide)
+    server = start_server(tls={"client_ca": str(own / "clients_ca.crt")})
+    server.certs = own
+    stranger = client(wide, "a@example.org")
+    assert check_in(server, "tls", [stranger]).status == 204
+    connection = server.connect(f"client-{stranger.certificate.serial_number:x}")
+    assert exchange(connection, "POST", "/api/client").status == 204
+    fresh = own / "clients_ca.new"
+    fresh.write_bytes(narrow.certificate_pem())
+    fresh.replace(own / "clients_ca.crt")
+    server.wait_event("certificates and keys reloaded")
+    try:
+        assert exchange(connection, "POST", "/api/client").detail == SENTENCE
+    except http.client.RemoteDisconnected:
+        pass  # idle for so long that it was closed already
+    connection.close()
+    assert check_in(server, "tls", [stranger]).detail == SENTENCE
+    assert check_in(server, "tls", [client(wide, "a@example.com")]).status == 204

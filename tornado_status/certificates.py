@@ -1,0 +1,150 @@
+"""X.509 certificates as values: read whole or not at all, who issued whom, and what is too weak.
+
+Pure: no files. What a certificate says of its holder is `identity`'s, what a CA may vouch for is
+`authorities`'.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, padding, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
+
+# What `cryptography` raises for certificates and lists that it cannot read, for some parts only
+# once they are looked at. Each was found by a test.
+UNREADABLE = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+
+# The filters are the process's: of two who change them at once, one would keep those of the other.
+_filters = threading.Lock()
+_BEGINS = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Keep what `cryptography` warns of to itself: odd serial numbers and names.
+
+    A peer could fill the log, and what the library still reads is good enough. For short work: one
+    at a time.
+    """
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
+    """Return all certificates in PEM, at least one, each of which can be read in all its parts.
+
+    A file that ends in the middle is refused, and so is one with a certificate that is none: it
+    must not be taken for a shorter list. Raises `ValueError` in a sentence.
+    """
+    begun = len(_BEGINS.findall(pem))
+    if not begun:
+        raise ValueError("it holds no certificate in PEM")
+    try:
+        with quietly():
+            found = x509.load_pem_x509_certificates(pem)
+            for certificate in found:
+                _read_all(certificate)
+    except UNREADABLE as error:
+        raise ValueError("it holds a certificate that cannot be read") from error
+    if len(found) != begun:
+        raise ValueError("it holds a certificate that cannot be read")
+    return tuple(found)
+
+
+def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
+    """Say whether `ca`'s key has signed the certificate, in its name.
+
+    By the signature: another CA may have the same name, or have had it. Whether it is a CA is for
+    others to judge.
+    """
+    try:
+        certificate.verify_directly_issued_by(ca)
+    except (InvalidSignature, *UNREADABLE):
+        return False
+    return True
+
+
+def self_signed(certificate: x509.Certificate) -> bool:
+    """Say whether its own key has signed it, with whatever hash: then it is a root, if anything."""
+    if certificate.issuer != certificate.subject:
+        return False
+    if issued_by(certificate, certificate):
+        return True
+    # `cryptography` verifies no SHA-1 for the above, and old roots have it.
+    try:
+        key, algorithm = certificate.public_key(), certificate.signature_hash_algorithm
+        signature, signed = certificate.signature, certificate.tbs_certificate_bytes
+        if algorithm is None:
+            return False
+        if isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, signed, padding.PKCS1v15(), algorithm)
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, signed, ec.ECDSA(algorithm))
+        else:
+            return False
+    except (InvalidSignature, *UNREADABLE):
+        return False
+    return True
+
+
+def ca_id(ca: x509.Certificate) -> bytes:
+    """Return what a CA is by: its name and its key, as one hash.
+
+    The same for all certificates of a CA, renewed or cross-signed; another one for a CA of the same
+    name with another key. Raises `UNREADABLE`.
+    """
+    key = ca.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    name = ca.subject.public_bytes()
+    return hashlib.sha256(len(name).to_bytes(4, "big") + name + key).digest()
+
+
+def weak_key(certificate: x509.Certificate) -> str | None:
+    """Return in a sentence why the certificate's key can be found out, or None.
+
+    Raises `UNREADABLE`.
+    """
+    key = certificate.public_key()
+    if isinstance(key, dsa.DSAPublicKey):
+        return "DSA keys are not accepted"
+    if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
+        return f"RSA keys below {MIN_RSA_BITS} bits are not accepted"
+    return None
+
+
+def weak_signature(certificate: x509.Certificate) -> str | None:
+    """Return in a sentence why the certificate's signature can be forged, or None.
+
+    Raises `UNREADABLE`.
+    """
+    algorithm = certificate.signature_hash_algorithm
+    if isinstance(algorithm, hashes.SHA1 | hashes.MD5):
+        return f"{algorithm.name.upper()} signatures are not accepted"
+    return None
+
+
+def _read_all(certificate: x509.Certificate) -> None:
+    """Look at every part that anybody here will want. Raises `UNREADABLE`."""
+    certificate.subject.rfc4514_string()
+    certificate.issuer.rfc4514_string()
+    _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    _ = certificate.serial_number, certificate.extensions
+    ca_id(certificate)

@@ -1,0 +1,117 @@
+"""How long a peer may be silent between two requests, and how long the head of one may take.
+
+Tornado has one timeout for both, so who sends a byte now and then is as welcome as who is quiet.
+The streams here keep the two apart: `TimedStream` is for ordinary HTTP to read from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from tornado.iostream import BaseIOStream
+
+
+@dataclass(frozen=True, slots=True)
+class HeadDeadlines:
+    """`idle_s` until a head's first byte, `head_s` from it to the head's end, both in seconds.
+
+    `late` returns the whole answer to who took longer than `head_s`; silence is not answered.
+    """
+
+    idle_s: float
+    head_s: float
+    late: Callable[[], bytes]
+
+    @property
+    def both_s(self) -> float:
+        """For Tornado's own timeout of the two: it never comes first."""
+        return self.idle_s + self.head_s + 1
+
+
+class TimedStream(BaseIOStream):
+    """A stream that closes itself where a head is late. Without `deadlines` it never does.
+
+    What is read with a regular expression is a head: so HTTP1Connection reads it.
+    """
+
+    deadlines: HeadDeadlines | None = None
+    head_begun: float | None = None  # the loop's time, where the head's first byte came before
+    _received = 0  # bytes that came in
+    _taken = 0  # of these, what was read by somebody
+    _awaits_head = False
+    _timer: asyncio.TimerHandle | None = None
+
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """See `BaseIOStream.read_until_regex`."""
+        reading = self._count(super().read_until_regex(regex, max_bytes))
+        if self.deadlines is not None and not reading.done():
+            self._awaits_head = True
+            reading.add_done_callback(self._on_head)
+            if self._received > self._taken:
+                self._begin_head(self.deadlines)
+            else:
+                self._time(self.deadlines.idle_s, self.close)
+        self.head_begun = None
+        return reading
+
+    def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """See `BaseIOStream.read_until`."""
+        return self._count(super().read_until(delimiter, max_bytes))
+
+    def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
+        """See `BaseIOStream.read_bytes`."""
+        return self._count(super().read_bytes(num_bytes, partial))
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """See `BaseIOStream.read_from_fd`."""
+        size = super().read_from_fd(buf)
+        if size:
+            self._received += size
+            if self._awaits_head and self.deadlines is not None:
+                self._begin_head(self.deadlines)
+        return size
+
+    def close_fd(self) -> None:
+        """See `BaseIOStream.close_fd`."""
+        self._forget_head()
+        super().close_fd()
+
+    def _count(self, reading: Awaitable[bytes]) -> asyncio.Future[bytes]:
+        future = asyncio.ensure_future(reading)
+        if future.done():
+            self._on_read(future)
+        else:
+            # The first to hear of it: whoever reads next finds it counted.
+            future.add_done_callback(self._on_read)
+        return future
+
+    def _on_read(self, reading: asyncio.Future[bytes]) -> None:
+        if not reading.cancelled() and reading.exception() is None:
+            self._taken += len(reading.result())
+
+    def _begin_head(self, deadlines: HeadDeadlines) -> None:
+        self._awaits_head = False  # it has begun: what else comes does not move its deadline
+        now = asyncio.get_running_loop().time()
+        begun = now if self.head_begun is None else self.head_begun
+        self._time(begun + deadlines.head_s - now, self._end_late)
+
+    def _time(self, after_s: float, end: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(after_s, end)
+
+    def _on_head(self, reading: asyncio.Future[bytes]) -> None:
+        self._forget_head()
+
+    def _forget_head(self) -> None:
+        self._awaits_head = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end_late(self) -> None:
+        if self.deadlines is not None and not self.closed():
+            self.write(self.deadlines.late())
+        self.close()  # what the kernel does not take at once nobody waits for

@@ -1,0 +1,43 @@
+"""Files that settings name: read whole, or one `ConfigError` that names the key and the file."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from cryptography import x509
+
+from tornado_status.certificates import read_pem
+from tornado_status.errors import ConfigError
+
+
+def read(setting: str, path: Path, maker: str = "") -> bytes:
+    """Return what is in the file that `setting` names. `maker` says how a missing one is made."""
+    check_file(setting, path, maker)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from error
+
+
+def check_file(setting: str, path: Path, maker: str = "") -> None:
+    """Raise `ConfigError` unless there is a file that can be opened, for those who read it."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            # A pipe would have no end, and a directory is a wrong path or a wrong mount.
+            raise ConfigError(f"{setting}: {path} is not a file")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError as error:
+        hint = f" ({maker})" if maker else ""
+        raise ConfigError(f"{setting}: no file {path}{hint}") from error
+    except OSError as error:
+        raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from error
+
+
+def read_certificates(setting: str, path: Path, maker: str = "") -> tuple[x509.Certificate, ...]:
+    """Return the certificates in the file that `setting` names: at least one, and all of them."""
+    try:
+        return read_pem(read(setting, path, maker))
+    except ValueError as error:
+        raise ConfigError(f"{setting}: cannot use {path}: {error}") from error

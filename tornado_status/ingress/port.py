@@ -1,0 +1,160 @@
+"""The check-in port: fits the parts of this package together, for TLS here or at a proxy in front.
+
+Connections come in from bound sockets; check-ins go out to the recorder, everything else to
+ordinary HTTP.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import structlog
+from tornado.httpserver import HTTPServer
+from tornado.web import Application
+
+from tornado_status.config import Server, Settings
+from tornado_status.deadlines import HeadDeadlines
+from tornado_status.errors import StatusError
+from tornado_status.ingress.accepting import Accepting
+from tornado_status.ingress.acceptor import Acceptor
+from tornado_status.ingress.connection import Answers, CheckInService, Limit, Recorder
+from tornado_status.ingress.handshake import Address
+from tornado_status.ingress.peer import Judge
+from tornado_status.ingress.plain import PlainAcceptor
+from tornado_status.ingress.proxied import ProxiedJudge
+from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.shared_connection import SharedConnection, Speakers
+from tornado_status.ingress.stream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
+from tornado_status.ingress.trust import Trust
+from tornado_status.measure import Histogram
+
+# A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
+# two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
+MAX_HEAD = 2 * READ_CHUNK - 1
+MAX_PROXIED_HEAD = 64 * 1024  # a certificate and its chain are in it; nothing is inside OpenSSL
+MAX_BODY = 4096  # read and ignored
+
+
+class CheckInPort:
+    """Serves the check-in port, once `listen` is called.
+
+    `application` makes the ordinary HTTP application, told who judges peers; `answer_of` makes the
+    whole answer to a check-in that failed, `late` that to a head that took too long. `refused`
+    counts connections that were turned away, and identities that were refused, by kind.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        context: ssl.SSLContext | None,
+        trust: Trust,
+        recorder: Recorder,
+        limit: Limit | None,
+        answer_of: Callable[[StatusError], bytes],
+        late: Callable[[], bytes],
+        application: Callable[[Judge | ProxiedJudge], Application],
+    ) -> None:
+        self.refused: Counter[str] = Counter()
+        proxies = TrustedProxies(settings.ingress.trusted_proxies)
+        proxied = settings.ingress.mode == "proxy"
+        self._judge: Judge | ProxiedJudge
+        if proxied:
+            judge_of_requests = ProxiedJudge(trust, settings.ingress, proxies, self.refused)
+            self._judge = judge_of_requests
+        else:
+            judge_of_connections = Judge(trust)
+            self._judge = judge_of_connections
+
+        def late_and_counted() -> bytes:
+            self.refused["head-timeout"] += 1
+            return late()
+
+        limits = settings.server
+        deadlines = HeadDeadlines(limits.idle_timeout_s, limits.header_timeout_s, late_and_counted)
+        self._http = HTTPServer(
+            application(self._judge),
+            ssl_options=context,
+            chunk_size=READ_CHUNK,
+            max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
+            max_body_size=MAX_BODY,
+            idle_connection_timeout=deadlines.both_s,
+            body_timeout=limits.body_timeout_s,
+        )
+        check_ins = self._check_ins = CheckInService(
+            recorder,
+            Answers(answer_of),
+            self._http.handle_stream,
+            deadlines,
+            trust,
+            limit,
+        )
+        self._acceptor: Accepting
+        if proxied:
+            speakers = Speakers(judge_of_requests)
+
+            def serve_shared(stream: PlainStream, address: Address) -> None:
+                SharedConnection(check_ins, stream, address, speakers).start()
+
+            self._acceptor = PlainAcceptor(settings.server, proxies, serve_shared, self.refused)
+        else:
+            self._acceptor = Acceptor(
+                self._http,
+                settings.server,
+                judge_of_connections,
+                check_ins.serve,
+                self.refused,
+                _stream_class(settings.server),
+                proxies if settings.ingress.proxy_protocol else None,
+            )
+
+    @property
+    def connections(self) -> int:
+        """Those open now, with the handshakes under way."""
+        return self._acceptor.connections
+
+    @property
+    def handshakes(self) -> int:
+        """Those under way now, and whatever else has not come to a first request."""
+        return self._acceptor.handshakes
+
+    @property
+    def durations(self) -> Histogram:
+        """How long the good handshakes took, in seconds."""
+        return self._acceptor.durations
+
+    def use(self, context: ssl.SSLContext | None) -> None:
+        """Shake hands with this context from now on; None where the proxy in front does."""
+        self._http.ssl_options = context  # read at each accept
+
+    def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """Begin to accept. The sockets are ours from here on."""
+        self._acceptor.listen(sockets)
+
+    def drain(self) -> None:
+        """Accept nothing more; close what is idle now, and everything else once it is answered."""
+        self._acceptor.stop_accepting()
+        self._judge.draining = True
+        self._check_ins.drain()
+
+    async def wait_closed(self, timeout_s: float) -> bool:
+        """Wait until all connections are closed; False where that takes longer."""
+        return await self._acceptor.wait_closed(timeout_s)
+
+    async def close(self) -> None:
+        """Close all connections, answered or not."""
+        self._check_ins.close()
+        self._acceptor.close()
+        await self._http.close_all_connections()
+
+
+def _stream_class(settings: Server) -> type[PeerStream]:
+    if not settings.quick_reads:
+        return PeerStream
+    quick = quick_stream_class()
+    if quick is None:
+        structlog.get_logger().warning("this Tornado is unknown: server.quick_reads off")
+        return PeerStream
+    return quick
