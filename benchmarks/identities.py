@@ -10,6 +10,8 @@ from certs_gen.authority import Authority, Credential
 BAD = "bad_client"  # whose CN is no e-mail address
 STRANGER = "stranger"  # of another CA
 
+ISSUER = "CN=tornado_status benchmark CA"  # of users who have no certificate
+
 
 @dataclass(frozen=True, slots=True)
 class Identities:
@@ -45,6 +47,11 @@ class Identities:
 
 def email(number: int) -> str:
     return f"user{number:07d}@example.com"
+
+
+def device(number: int) -> tuple[str, str]:
+    """Return issuer and serial of a user's certificate, as long as real ones are."""
+    return ISSUER, f"{number:040x}"
 
 
 def make(directory: Path, count: int) -> Identities:

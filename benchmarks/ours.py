@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks.database import Postgres
 from benchmarks.errors import BenchmarkError
+from benchmarks.identities import ISSUER
 from benchmarks.places import ROOT
 from benchmarks.processes import Meter
 from benchmarks.watch import Watch
@@ -27,9 +28,12 @@ AFTER_CHECKPOINT = "right after a checkpoint"
 SERVERS = (1, 2)
 STOP_TIMEOUT_S = 20.0  # to commit what is under way
 
+# With the certificate that the driver checks in with: a change of it costs more than a check-in.
 _FILL = """\
-INSERT INTO user_status (email, seq, last_seen, client_ip, client_port)
-SELECT 'user' || lpad(n::text, 7, '0') || '@example.com', n + 1, now(), '127.0.0.1', 40000
+INSERT INTO user_status
+    (email, seq, last_seen, client_ip, client_port, issuer, serial, first_seen)
+SELECT 'user' || lpad(n::text, 7, '0') || '@example.com', n + 1, now(), '127.0.0.1', 40000,
+       %s, lpad(to_hex(n), 40, '0'), now()
 FROM generate_series(0, %s - 1) AS n
 """
 
@@ -46,7 +50,7 @@ def fill(postgres: Postgres, name: str, users: int) -> None:
     """Make the database `name` with a row for each of `users` users, who have all checked in."""
     postgres.create(name, "")
     asyncio.run(_migrate(postgres.url(name)))
-    postgres.execute(name, _FILL, users)
+    postgres.execute(name, _FILL, ISSUER, users)
     postgres.execute(name, "UPDATE head SET seq = %s", users)
     postgres.execute(name, "VACUUM ANALYZE")
     postgres.execute(name, "CHECKPOINT")

@@ -10,6 +10,8 @@ from pathlib import Path
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
 
+MAX_LOOKS = 50  # at processes that come and go all the time
+
 
 @dataclass(frozen=True, slots=True)
 class _Process:
@@ -28,7 +30,15 @@ def cpu_s(roots: Iterable[int]) -> float:
 
     Children that have ended count through their parent, so the sum never falls.
     """
-    return sum(process.cpu_s for process in _tree(roots))
+    # A child that is reaped during a look is in its parent's number, or not yet, or twice. So it is
+    # looked until the same are there before, in and after a look.
+    roots = tuple(roots)
+    before, now, after = (_tree(roots) for _ in range(3))
+    for _ in range(MAX_LOOKS):
+        if _numbers(before) == _numbers(now) == _numbers(after):
+            break
+        before, now, after = now, after, _tree(roots)
+    return sum(process.cpu_s for process in now)
 
 
 def pss_kib(roots: Iterable[int]) -> int:
@@ -51,6 +61,10 @@ class Meter:
     def stop(self) -> None:
         self.server_s = cpu_s(self._server) - self._from[0]
         self.database_s = cpu_s(self._database) - self._from[1]
+
+
+def _numbers(processes: Iterable[_Process]) -> set[int]:
+    return {process.pid for process in processes}
 
 
 def _tree(roots: Iterable[int]) -> list[_Process]:

@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 
-from benchmarks.identities import email
+from benchmarks.identities import device, email
 from tornado_status import logs
 from tornado_status.checkin import CheckIn, Event
 from tornado_status.config import Database, Logging
@@ -54,9 +54,7 @@ class Driver:
 
     def _next(self) -> None:
         number = self._random.randrange(self._users)
-        self._store.submit(
-            CheckIn(email(number), "127.0.0.1", 40000, "CN=benchmark", f"{number:x}"), self._done
-        )
+        self._store.submit(CheckIn(email(number), "127.0.0.1", 40000, *device(number)), self._done)
 
     def _done(self, result: Event | StoreError) -> None:
         if isinstance(result, StoreError):

@@ -670,6 +670,20 @@ def test_the_walls_come_in_the_order_that_the_page_says() -> None:
     assert need.log_gb > need.status_gb
 
 
+def test_a_filled_database_is_one_in_which_all_have_checked_in(surroundings: Rig) -> None:
+    """With the certificates that the driver uses: a change of certificate costs more."""
+    postgres = surroundings.postgres
+    ours.fill(postgres, "filled", 20)
+    known = "SELECT email, issuer, serial, devices FROM user_status ORDER BY email"
+    before = postgres.execute("filled", known)
+    ours.drive_stores(postgres, ["filled"], 20, 0.2, 4)
+    assert postgres.execute("filled", known) == before
+    assert len(before) == 20
+    kinds = postgres.execute("filled", "SELECT DISTINCT event FROM check_in")
+    assert kinds == [("check-in",)]
+    postgres.drop("filled")
+
+
 def test_pages_that_were_changed_already_need_no_image(surroundings: Rig) -> None:
     """Right after a checkpoint the first change of a page writes all of it, the second does not."""
     postgres = surroundings.postgres
@@ -730,6 +744,32 @@ def test_no_round_begins_that_would_end_too_late(
     made = scaling.run(plan)
     assert made.settings["rounds"] == 1
     assert made.notes == ["1 of 50 rounds: there was no time for more"]
+
+
+def test_cpu_time_never_falls_while_children_come_and_go() -> None:
+    """A child that is reaped between two looks must be in its own number or in its parent's."""
+    burn = "import time\nwhile time.process_time() < 0.05: pass"
+    parent = (
+        "import subprocess, sys, threading\n"
+        "ended = threading.Event()\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()\n"
+        "print('begun', flush=True)\n"
+        "while not ended.is_set():\n"
+        f"    subprocess.run([sys.executable, '-S', '-c', {burn!r}], check=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        looks = []
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            looks.append(processes.cpu_s([process.pid]))
+        assert process.stdin is not None
+        process.stdin.close()
+    assert looks == sorted(looks)
+    assert looks[-1] > looks[0]
 
 
 # ------------------------------------------------------------------------------------ the report
