@@ -36,6 +36,7 @@ from tests.namespaces import (
 from tests.support import PATIENCE_S, ROOT, require, running_server
 from tornado_status import config
 from tornado_status.config import Settings, Target
+from tornado_status.ending import REMAINDER_S
 
 pytestmark = pytest.mark.once
 
@@ -234,7 +235,10 @@ def test_base_images_are_named_by_minor_version_and_can_be_pinned_by_digest(
 def test_the_server_has_time_to_finish_what_it_began(compose: Compose) -> None:
     """The grace before a kill -9 is longer than the drain."""
     grace = compose["services"]["server"]["stop_grace_period"]
-    assert float(grace.removesuffix("s")) > server_settings(compose).server.drain_timeout_s
+    assert (
+        float(grace.removesuffix("s"))
+        > server_settings(compose).server.drain_timeout_s + REMAINDER_S
+    )
 
 
 def test_only_the_server_is_asked_for_its_health_and_as_the_image_says(compose: Compose) -> None:

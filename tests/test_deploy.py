@@ -19,6 +19,7 @@ import yaml
 from tests.pages import commands
 from tests.support import PATIENCE_S, ROOT, require
 from tornado_status import config
+from tornado_status.ending import REMAINDER_S
 
 pytestmark = pytest.mark.once
 
@@ -75,7 +76,10 @@ def test_the_unit_waits_for_what_the_server_does() -> None:
     settings = config.load(ROOT / "config.yaml", {})
     assert service["Type"] == "notify-reload"
     assert float(service["WatchdogSec"].removesuffix("s")) > 0
-    assert float(service["TimeoutStopSec"].removesuffix("s")) > settings.server.drain_timeout_s
+    assert (
+        float(service["TimeoutStopSec"].removesuffix("s"))
+        > settings.server.drain_timeout_s + REMAINDER_S
+    )
     assert int(service["LimitNOFILE"]) > settings.server.max_connections
 
 
@@ -139,7 +143,9 @@ def test_a_pod_has_time_to_drain() -> None:
     pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     pause = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])
     settings = config.load(ROOT / "config.yaml", {})
-    assert pod["terminationGracePeriodSeconds"] > pause + settings.server.drain_timeout_s
+    assert (
+        pod["terminationGracePeriodSeconds"] > pause + settings.server.drain_timeout_s + REMAINDER_S
+    )
 
 
 def test_the_page_makes_what_the_manifests_want() -> None:
