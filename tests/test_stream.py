@@ -724,7 +724,7 @@ def test_a_web_socket_ends_with_its_certificate_and_its_server(site: Site) -> No
         ours = await socket_to(site.server)
         await asyncio.to_thread(site.revoke, "client")
         assert await ended(theirs) == (1008, "The certificate is revoked")
-        [told] = site.server.events("identity refused")
+        told = site.server.wait_event("identity refused")
         assert (told["reason"], told["email"]) == ("revoked", VALID)
         stopping = asyncio.create_task(asyncio.to_thread(site.server.stop))
         assert await ended(ours) == (1001, "The server is stopping")
@@ -782,6 +782,6 @@ def test_a_stream_through_a_proxy_ends_with_its_certificate(
     site.revoke("client")
     assert theirs.read().decode().endswith("\n\n: The certificate is revoked\n\n")
     assert metric(server, "streams") == 1
-    [told] = server.events("identity refused")
+    told = server.wait_event("identity refused")
     assert (told["reason"], told["email"], told["client_ip"]) == ("revoked", VALID, "10.0.0.7")
     ours.close()

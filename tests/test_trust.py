@@ -262,12 +262,14 @@ def test_refusals_on_open_connections_are_counted_and_told(site: Site) -> None:
     assert refusals(site.server, "revoked") == 2
     assert exchange(ordinary, *GET).status == 403
     assert refusals(site.server, "revoked") == 3
+    site.server.wait_event("identity refused")
     told = site.server.events("identity refused")
     assert [(line["reason"], line["email"], line["client_ip"]) for line in told] == [
         ("revoked", "valid_user@example.com", LOOPBACK)
     ]
     assert site.request().status == 403  # at the start: nobody is named that let nobody in
     assert refusals(site.server, "revoked") == 4
+    wait_until(lambda: len(site.server.events("identity refused")) > 1, "the second line")
     assert "email" not in site.server.events("identity refused")[1]
     assert exchange(idle, *POST).status == 403
     assert site.request("operator").status == 204
