@@ -328,8 +328,8 @@ def running_server(
 
 
 def plain_environment() -> dict[str, str]:
-    """The environment without what would change settings."""
-    unwanted = ("TORNADO_STATUS_", "DATABASE_URL", "PORT", "PG")
+    """The environment without what would change settings, or the size of a terminal (xdist's)."""
+    unwanted = ("TORNADO_STATUS_", "DATABASE_URL", "PORT", "PG", "COLUMNS", "LINES")
     return {name: v for name, v in os.environ.items() if not name.startswith(unwanted)}
 
 

@@ -125,6 +125,7 @@ TUTORIAL = (
     "test_documentation.py::test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard"
 )
 SYSTEMD = "test_systemd.py::test_start_returns_when_the_server_serves"
+REPLACED = "test_systemd.py::test_the_next_version_takes_its_place"
 RELOADED = "test_systemd.py::test_reload_returns_when_a_renewed_certificate_is_served"
 COMPLETED = "test_show.py::test_a_shell_completes_as_the_page_says"
 CONTAINERS = "test_containers_run.py::test_the_commands_of_the_page_do_what_it_says"
@@ -213,6 +214,7 @@ REASONS: dict[str, dict[str, Reason]] = {
         "install -m 644 deploy/tornado-status.service /etc/systemd/system/": Reason(
             Why.MACHINE, SYSTEMD
         ),
+        "/opt/tornado_status/bin/pip install --require-hashes": Reason(Why.MACHINE, REPLACED),
         "systemctl reload tornado-status": Reason(Why.MACHINE, RELOADED),
         "honcho start": Reason(
             Why.FOR_EVER,

@@ -70,7 +70,7 @@ def test_systemd_is_told_all_of_it(manager: Manager, start_server: StartServer) 
     manager.wait_for(lambda message: message.get("READY") == "1")
     server.process.send_signal(signal.SIGTERM)
     manager.wait_for(lambda message: message.get("STOPPING") == "1")
-    assert server.stop() == 0
+    assert server.process.wait(PATIENCE_S) == 0
 
 
 def test_a_server_without_its_database_is_not_ready_and_not_killed(
