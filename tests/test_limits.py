@@ -23,6 +23,7 @@ from pydantic import BaseModel
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN
 from tests.support import LOOPBACK, PATIENCE_S, ROOT, Lines, Server, exchange, require, wait_until
+from tornado_status.admin import MAX_CONNECTIONS
 from tornado_status.config import Alert, NatsTarget, Settings
 from tornado_status.errors import TooFrequent
 from tornado_status.limits import MAX_REMEMBERED, CheckInLimit
@@ -174,6 +175,47 @@ def test_without_our_accepting_it_would_not_be() -> None:
         finally:
             process.kill()
             process.wait()
+
+
+def test_the_admin_port_takes_a_few_connections(start_server: StartServer) -> None:
+    """The next ones wait; whoever reaches it takes no descriptor from those who check in."""
+    server = start_server()
+    healthy = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    pid = server.process.pid
+    before = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+    with contextlib.ExitStack() as stack:
+        crowd = [
+            stack.enter_context(socket.create_connection((LOOPBACK, server.admin_port), PATIENCE_S))
+            for _ in range(2 * MAX_CONNECTIONS)
+        ]
+        for connection in crowd[:MAX_CONNECTIONS]:
+            connection.sendall(healthy)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert len(list(Path(f"/proc/{pid}/fd").iterdir())) < before + MAX_CONNECTIONS + 16
+        late = crowd[MAX_CONNECTIONS]
+        late.sendall(healthy)
+        late.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            late.recv(4096)
+        crowd[0].close()
+        late.settimeout(PATIENCE_S)
+        assert late.recv(4096).startswith(b"HTTP/1.1 200")
+        assert server.request("POST", "/api/client").status == 204
+    assert server.admin("/healthz").status == 200
+
+
+def test_nobody_is_slowed_down_by_default(server: Server) -> None:
+    """64 connections of one address and of one identity check in as fast as they can."""
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(server.connect_raw()) for _ in range(64)]
+        for connection in connections:
+            connection.sendall(PLAIN * 20)
+        for connection in connections:
+            answers = b""
+            while answers.count(b"HTTP/1.1 ") < 20 or not answers.endswith(b"\r\n\r\n"):
+                answers += connection.recv(4096)
+            assert answers.count(b"HTTP/1.1 204") == 20
+    assert server.rows("SELECT count(*) FROM check_in") == [(64 * 20,)]
 
 
 def cpu_s(pid: int) -> float:
@@ -356,6 +398,10 @@ def test_heads_and_bodies_have_a_size(start_server: StartServer) -> None:
     assert b" 204 " in check_in_said(chunks(CHECK_IN + close, 4096))
     assert b" 400 " in check_in_said(chunks(CHECK_IN + close, 4097))
     assert server.rows("SELECT count(*) FROM check_in") == [(3,)]
+
+    # A head without an end is not read to it.
+    assert check_in_said(CHECK_IN + b"X-A: " + b"a" * 5_000_000) == b""
+    assert admin_said(healthy + b"X-A: " + b"a" * 5_000_000) == b""
 
     assert b" 200 " in admin_said(head(healthy + b"X-A: ", 8192))
     assert admin_said(head(healthy + b"X-A: ", 8193)) == b""

@@ -21,6 +21,7 @@ from tornado_status.errors import ConfigError
 from tornado_status.files import check_file, read_certificates
 from tornado_status.health import Check
 
+MAX_CONNECTIONS = 32  # scrapers and probes are few; they are not to take all descriptors
 MAX_HEAD = 8192  # what browsers and scrapers send is far below
 MAX_BODY = 4096  # nothing that is asked for here has one
 IDLE_S = 60.0  # between two requests: who scrapes less often connects anew
@@ -49,6 +50,8 @@ class AdminServer:
         self._settings = settings
         self._context = context
         self._sockets: list[socket.socket] = []
+        self._open = 0
+        self._full = False
         self._deadlines = HeadDeadlines(IDLE_S, head_timeout_s, late)
         self._server = HTTPServer(
             Application(
@@ -83,6 +86,11 @@ class AdminServer:
             asyncio.get_running_loop().add_reader(sock, self._accept, sock)
 
     def _accept(self, listening: socket.socket) -> None:
+        if self._open >= MAX_CONNECTIONS:
+            self._full = True
+            for sock in self._sockets:
+                asyncio.get_running_loop().remove_reader(sock)
+            return
         # Not Tornado's: without descriptors that would be called again at once, and for ever.
         try:
             connection, address = listening.accept()
@@ -108,10 +116,19 @@ class AdminServer:
 
     def _serve(self, stream: _PlainStream | _SecureStream, address: tuple[str, int]) -> None:
         stream.deadlines = self._deadlines
+        stream.on_closed = self._closed
+        self._open += 1
         self._server.handle_stream(stream, address)
 
+    def _closed(self) -> None:
+        self._open -= 1
+        if self._full:
+            self._full = False
+            for listening in self._sockets:
+                self._resume(listening)
+
     def _resume(self, listening: socket.socket) -> None:
-        if listening in self._sockets:
+        if listening in self._sockets and not self._full:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     async def close(self) -> None:
@@ -155,11 +172,22 @@ def _no_password() -> str:
     raise ValueError("an encrypted key: decrypt it for the server")
 
 
-class _PlainStream(TimedStream, IOStream):
+class _CountedStream(TimedStream):
+    on_closed: Callable[[], None] | None = None
+
+    def close_fd(self) -> None:
+        """See `BaseIOStream.close_fd`: runs once, however the stream ends."""
+        super().close_fd()
+        on_closed, self.on_closed = self.on_closed, None
+        if on_closed is not None:
+            on_closed()
+
+
+class _PlainStream(_CountedStream, IOStream):
     pass
 
 
-class _SecureStream(TimedStream, SSLIOStream):
+class _SecureStream(_CountedStream, SSLIOStream):
     pass
 
 
