@@ -214,7 +214,8 @@ REASONS: dict[str, dict[str, Reason]] = {
         "install -m 644 deploy/tornado-status.service /etc/systemd/system/": Reason(
             Why.MACHINE, SYSTEMD
         ),
-        "/opt/tornado_status/bin/pip install --require-hashes": Reason(Why.MACHINE, REPLACED),
+        "/opt/tornado_status/bin/pip install --require-hashes --requirement"
+        " requirements.txt": Reason(Why.MACHINE, REPLACED),
         "systemctl reload tornado-status": Reason(Why.MACHINE, RELOADED),
         "honcho start": Reason(
             Why.FOR_EVER,

@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("datagram", "brokers", "hosts", "config"),
     ),
     ("expiry", "measure", "health", "messages"),
-    ("logs", "nats_connection", "deadlines", "files", "names", "threads", "deadline", "ending"),
+    ("logs", "nats_connection", "timed_stream", "files", "names", "threads", "deadline", "ending"),
     ("ingress", "store", "announce", "api", "alerts", "admin", "metrics", "notify", "tracing"),
     ("keys", "welcome", "reminder", "readiness"),
     ("server",),

@@ -16,7 +16,6 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
 from tornado_status.config import Server, Settings
-from tornado_status.deadlines import HeadDeadlines
 from tornado_status.errors import StatusError
 from tornado_status.ingress.accepting import Accepting
 from tornado_status.ingress.acceptor import Acceptor
@@ -31,6 +30,7 @@ from tornado_status.ingress.shared_connection import SharedConnection, Speakers
 from tornado_status.ingress.stream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
 from tornado_status.ingress.trust import Trust
 from tornado_status.measure import Histogram
+from tornado_status.timed_stream import HeadDeadlines
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
