@@ -30,10 +30,12 @@ def mute_server() -> Any:
         yield listening.getsockname()[1]
 
 
+@pytest.mark.parametrize("wrong", [None, "give_each_part_all_the_time"])
 def test_a_stop_ends_in_its_time_whatever_hangs(
-    start_server: StartServer, database_url: str
+    start_server: StartServer, database_url: str, wrong: str | None
 ) -> None:
     """The database, an alert's receiver, a broker, clients and followers, all at once: exit 0."""
+    module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
     with (
         Relay(lambda: database_url) as relay,
         mute_server() as receiver,
@@ -42,6 +44,7 @@ def test_a_stop_ends_in_its_time_whatever_hangs(
     ):
         server = start_server(
             url=relay.url,
+            module=module,
             server={"drain_timeout_s": 3},
             database={"commit_timeout_s": 3600},
             announce={"targets": [{"kind": "nats", "address": f"nats://{LOOPBACK}:{broker}"}]},
@@ -66,10 +69,11 @@ def test_a_stop_ends_in_its_time_whatever_hangs(
         waiting.sendall(REQUEST)
         for _ in range(2):  # by then the loop has seen what was sent before
             server.admin("/metrics")
-        assert server.stop() == 0
+        assert server.stop() == (0 if wrong is None else 1)
         server.log.wait_end()
-        assert not server.events(OVERDUE)
-        assert waiting.recv(65536).startswith(b"HTTP/1.1 503 ")
+        assert bool(server.events(OVERDUE)) == (wrong is not None)
+        if wrong is None:
+            assert waiting.recv(65536).startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

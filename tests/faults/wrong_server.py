@@ -22,6 +22,7 @@ from tornado_status.announce import Announcer
 from tornado_status.checkin import CheckIn, Event, EventKind
 from tornado_status.cli import main
 from tornado_status.datagram import Signs
+from tornado_status.deadline import Deadline
 from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress import CheckInService, FileWatcher
 from tornado_status.store import Store, commit, database, embedded, store
@@ -299,6 +300,11 @@ def hang_in_the_stop() -> None:
         time.sleep(3600)  # noqa: ASYNC251 - that is the fault
 
     Store.drain = hang  # type: ignore[method-assign]
+
+
+def give_each_part_all_the_time() -> None:
+    """Have the parts of a stop take what one of them may, one after the other."""
+    Deadline.left = lambda self, until=1.0: self.seconds  # type: ignore[method-assign]
 
 
 def leave_orphans() -> None:
