@@ -380,9 +380,12 @@ class Postgres:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.send_signal(signal.SIGSTOP)
-        os.kill(self.pid, signal.SIGKILL)
+        killed = self.pid
+        os.kill(killed, signal.SIGKILL)
         self._process.kill()
         self._process.wait(PATIENCE_S)
+        # Until its new parent has asked for its status, its lock files look like those of a server.
+        wait_until(lambda: not Path(f"/proc/{killed}").exists(), "the end of PostgreSQL")
         self._process.stdin.close()
         self._process.stdout.close()
         self._process = None

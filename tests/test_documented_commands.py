@@ -166,9 +166,7 @@ REASONS: dict[str, dict[str, Reason]] = {
         "pg_dump --format=custom --file=status.dump": Reason(Why.ELSEWHERE, RESTORED),
         "pg_restore --clean --if-exists --no-owner --single-transaction"
         ' --dbname="$PGDATABASE" status.dump': Reason(Why.ELSEWHERE, RESTORED),
-        'createdb "$PGDATABASE"': Reason(
-            Why.ELSEWHERE, "test_backup.py::test_a_dump_moves_to_another_cluster_and_back"
-        ),
+        'createdb "$PGDATABASE"': Reason(Why.ELSEWHERE, "test_backup.py::test_a_dump_moves"),
         "pg_basebackup --pgdata=copy --checkpoint=fast": Reason(Why.ELSEWHERE, COPIED),
         'mv "$PGDATA" before-the-restore': Reason(Why.ELSEWHERE, COPIED),
         ".venv/bin/python -m tornado_status stream new": Reason(Why.ELSEWHERE, COPIED),
