@@ -359,6 +359,37 @@ def test_a_ca_that_expires_takes_its_clients_along() -> None:
     assert refusal.reason == "ca-expired"
 
 
+def test_a_renewed_intermediate_lets_its_clients_in_again() -> None:
+    """Who was refused for the old one is judged by the new one, once the client sends that."""
+    clock = [now().timestamp()]
+    top = root()
+    old = below(top)
+    renewed = Authority(
+        top.certify(
+            old.certificate.public_key(),
+            old.certificate.subject,
+            [IS_CA],
+            not_before=now() - DAY,
+            not_after=now() + DAY / 2,
+        ),
+        old.key,
+    )
+    leaf = client(old, "a@example.com")
+    [certificate] = der(leaf)
+    trust = Trust(Anchors((top.certificate,)), clock=lambda: clock[0])
+
+    def refusal(*chain: Credential) -> str | None:
+        standing = trust.standing(certificate, lambda: der(*chain), trust.bundle)
+        return None if standing.refusal is None else standing.refusal.reason
+
+    assert refusal(leaf, renewed, top) is None  # the shorter one first
+    clock[0] += 86400 * 0.75
+    assert refusal() == "ca-expired"
+    assert refusal(leaf, renewed, top) == "ca-expired"
+    assert refusal(leaf, old, top) is None
+    assert refusal() is None  # resumed
+
+
 # ------------------------------------------------------------------------------- over the network
 
 

@@ -130,14 +130,13 @@ class Trust:
         # A handshake may have begun with CAs that are in force no more; that verdict is not shared.
         current = bundle == self.bundle
         standing = self._standings.get(certificate) if current else None
-        if standing is None or standing.refusal is UNKNOWN_CHAIN:
+        # Who is refused may have come by another chain before: that of a CA's older certificate.
+        if standing is None or self.renew(standing) is not None:
             standing = self.judge(chain() or (certificate,), bundle)
             if current:
                 if len(self._standings) >= MAX_REMEMBERED:
                     del self._standings[next(iter(self._standings))]  # the oldest
                 self._standings[certificate] = standing
-        else:
-            self.renew(standing)
         return standing
 
     def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> Standing:
