@@ -13,16 +13,17 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.name import _ASN1Type
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ from certs_gen.authority import (
     Authority,
     Credential,
     Extension,
+    PrivateKey,
     common_name,
     leaf_extensions,
     new_key,
@@ -38,9 +40,11 @@ from tests.conftest import StartServer
 from tests.support import LOOPBACK, PATIENCE_S, Answer, Server, exchange, plain_environment
 from tests.test_identity import content, tlv
 from tornado_status.authorities import read_authority
+from tornado_status.certificates import issued_by
 from tornado_status.errors import IdentityError
 from tornado_status.identity import MAX_COMMON_NAME
-from tornado_status.ingress.trust import Anchors, Trust
+from tornado_status.ingress.trust import REVOKED, Anchors, Trust
+from tornado_status.revocation import read_lists, replace_lists
 
 DAY = datetime.timedelta(days=1)
 IS_CA: Extension = (x509.BasicConstraints(ca=True, path_length=None), True)
@@ -388,6 +392,91 @@ def test_a_renewed_intermediate_lets_its_clients_in_again() -> None:
     assert refusal(leaf, renewed, top) == "ca-expired"
     assert refusal(leaf, old, top) is None
     assert refusal() is None  # resumed
+
+
+def spelt(text: str, kind: _ASN1Type = _ASN1Type.UTF8String) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text, _type=kind)])
+
+
+def named(key: PrivateKey, name: x509.Name) -> Authority:
+    """A root of this name."""
+    builder = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - DAY)
+        .not_valid_after(now() + DAY)
+        .add_extension(*IS_CA)
+    )
+    own_hash = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return Authority(builder.sign(key, own_hash), key)
+
+
+SPELLINGS = {
+    "another type": spelt("Example Root", _ASN1Type.PrintableString),
+    "upper case": spelt("EXAMPLE Root"),
+    "spaces": spelt("  Example   Root "),
+    "all of it": spelt(" example  ROOT", _ASN1Type.BMPString),
+}
+
+
+@pytest.mark.parametrize(
+    "make_key",
+    [lambda: new_key("ec"), lambda: new_key("rsa"), ed25519.Ed25519PrivateKey.generate],
+    ids=["ec", "rsa", "ed25519"],
+)
+@pytest.mark.parametrize("name", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_ca_is_known_however_its_name_is_spelt(
+    name: x509.Name, make_key: Callable[[], PrivateKey]
+) -> None:
+    """As OpenSSL has it: whom that has let in is not refused for it, and no revoked one let in."""
+    key = make_key()
+    top, other = named(key, spelt("Example Root")), named(key, name)
+    middle = below(other)
+    assert read_authority(*der(top)).id == read_authority(*der(other)).id
+    for cas in ([top], [other], [top, middle]):
+        anchors = tuple(ca.certificate for ca in cas)
+        for chain in (
+            [client(other, "a@example.com"), top],
+            [client(middle, "b@example.com"), middle, top],
+        ):
+            assert Trust(Anchors(anchors)).judge(der(*chain)).refusal is None
+            revoked = x509.RevokedCertificateBuilder(chain[-2].certificate.serial_number, now())
+            lists = top.crl([revoked.build()], 2).public_bytes(Encoding.PEM)
+            read = replace_lists((), read_lists(lists, anchors, now().timestamp()), anchors)
+            assert Trust(Anchors(anchors, read)).judge(der(*chain)).refusal is REVOKED
+    # The name alone is nothing, and neither is the key.
+    for stranger in (named(new_key("ec"), name), named(key, spelt("Example Root 2"))):
+        leaf = client(other, "a@example.com")
+        assert Trust(Anchors((stranger.certificate,))).judge(der(leaf)).refusal is not None
+        assert read_authority(*der(stranger)).id != read_authority(*der(top)).id
+
+
+def test_a_signature_with_sha1_is_believed_by_no_name() -> None:
+    """However the names are spelt: the CA's own one is all that it is good for."""
+    key = new_key("ec")
+    top, other = named(key, spelt("Root")), named(key, spelt("ROOT"))
+    middle = x509.load_der_x509_certificate(sha1_signed(below(other).certificate, other))
+    for ca in (top, other):
+        assert not issued_by(middle, ca.certificate)
+        assert issued_by(below(other).certificate, ca.certificate)
+
+
+def test_a_signature_with_rsa_pss_is_verified_by_any_spelling() -> None:
+    """It has parameters of its own."""
+    key = rsa.generate_private_key(65537, 2048)
+    top = named(key, spelt("Root"))
+    builder = (
+        x509.CertificateBuilder(issuer_name=spelt("ROOT"), subject_name=spelt("a"))
+        .public_key(new_key("ec").public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - DAY)
+        .not_valid_after(now() + DAY)
+    )
+    pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
+    assert issued_by(builder.sign(key, hashes.SHA256(), rsa_padding=pss), top.certificate)
+    other = rsa.generate_private_key(65537, 2048)
+    assert not issued_by(builder.sign(other, hashes.SHA256(), rsa_padding=pss), top.certificate)
 
 
 # ------------------------------------------------------------------------------- over the network
