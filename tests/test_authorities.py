@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from hypothesis import given
@@ -279,6 +280,20 @@ def test_cas_that_have_signed_each_other_are_tried_within_bounds() -> None:
     assert 1 < len(standing.lineage.paths) <= 30
 
 
+def test_a_client_named_among_the_cas_is_revoked_like_any_other() -> None:
+    """In the file itself it is trusted without its CA, and not against it."""
+    top = root()
+    leaf = client(top, "a@example.com")
+    anchors = (top.certificate, leaf.certificate)
+    entry = x509.RevokedCertificateBuilder(leaf.certificate.serial_number, now()).build()
+    pem = top.crl([entry], 2).public_bytes(Encoding.PEM)
+    lists = replace_lists((), read_lists(pem, anchors, now().timestamp()), anchors)
+    for chain in (der(leaf), der(leaf, top)):
+        assert Trust(Anchors(anchors)).judge(chain).refusal is None
+        assert Trust(Anchors((leaf.certificate,))).judge(chain[:1]).refusal is None
+        assert Trust(Anchors(anchors, lists)).judge(chain).refusal is REVOKED
+
+
 # -------------------------------------------------------------------------- strength and dates
 
 
@@ -301,6 +316,38 @@ def sha1_signed(certificate: x509.Certificate, authority: Authority) -> bytes:
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     signature = key.sign(signed, ec.ECDSA(hashes.SHA1()))  # noqa: S303 - that is the point
     return tlv(0x30, signed, sha1, tlv(0x03, b"\0", signature))
+
+
+def with_serial_0(certificate: x509.Certificate, authority: Authority) -> bytes:
+    """Sign a certificate anew with the number 0, which the library does not issue. DER."""
+    signed = content(certificate.tbs_certificate_bytes)
+    serial = tlv(0x02, _integer(certificate.serial_number))
+    assert signed.count(serial) == 1
+    signed = tlv(0x30, signed.replace(serial, tlv(0x02, b"\0")))
+    key = authority.key
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+    return tlv(0x30, signed, sha256, tlv(0x03, b"\0", signature))
+
+
+def _integer(number: int) -> bytes:
+    return number.to_bytes(number.bit_length() // 8 + 1, "big")
+
+
+def test_odd_numbers_of_peers_reach_no_log() -> None:
+    """The library warns of each of them, and the tests take a warning for an error."""
+    top = root()
+    middle = below(top)
+    leaf = client(middle, "a@example.com")
+    chain = [with_serial_0(leaf.certificate, middle), with_serial_0(middle.certificate, top)]
+    trust = Trust(Anchors((top.certificate,)))
+    standing = trust.judge([*chain, *der(top)])
+    assert standing.refusal is None
+    trust.replace(trust.anchors)
+    assert trust.renew(standing) is None
+    with pytest.warns(CryptographyDeprecationWarning):
+        _ = x509.load_der_x509_certificate(chain[0]).serial_number
 
 
 def test_a_weak_ca_refuses_all_that_it_has_issued() -> None:

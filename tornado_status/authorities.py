@@ -34,14 +34,15 @@ CA_UNREADABLE = IdentityError(403, "ca-unreadable", "The certificate of a CA abo
 class CertificateAuthority:
     """What one certificate of a CA says.
 
-    `id` is that of the CA (see `certificates.ca_id`), `der` this certificate. Times are seconds
-    since the epoch. `permitted` and `excluded` are its constraints on e-mail addresses, in lower
-    case; None permits all. `weakness` is why nothing below it is believed.
+    `id` is that of the CA (see `certificates.ca_id`), `der` and `serial` are this certificate's.
+    Times are seconds since the epoch. `permitted` and `excluded` are its constraints on e-mail
+    addresses, in lower case; None permits all. `weakness` is why nothing below it is believed.
     """
 
     certificate: x509.Certificate
     der: bytes
     id: bytes
+    serial: int
     self_signed: bool
     not_before: float
     not_after: float
@@ -74,6 +75,7 @@ def read_authority(der: bytes) -> CertificateAuthority:
                 certificate=certificate,
                 der=der,
                 id=ca_id(certificate),
+                serial=certificate.serial_number,
                 self_signed=is_root,
                 not_before=certificate.not_valid_before_utc.timestamp(),
                 not_after=certificate.not_valid_after_utc.timestamp(),
