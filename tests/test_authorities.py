@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.name import _ASN1Type
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -292,6 +292,52 @@ def test_a_client_named_among_the_cas_is_revoked_like_any_other() -> None:
         assert Trust(Anchors(anchors)).judge(chain).refusal is None
         assert Trust(Anchors((leaf.certificate,))).judge(chain[:1]).refusal is None
         assert Trust(Anchors(anchors, lists)).judge(chain).refusal is REVOKED
+
+
+# What OpenSSL reads and `cryptography` does not: an issuer without its serial number (RFC 5280,
+# 4.2.1.1 wants both), and an IP address of five bytes.
+ODD_EXTENSIONS = {
+    "authority key identifier": (
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        "3012a110a40e300c310a300806035504030c0152",
+    ),
+    "alternative name": (ExtensionOID.SUBJECT_ALTERNATIVE_NAME, "300787050102030405"),
+}
+
+
+@pytest.mark.parametrize(("oid", "value"), ODD_EXTENSIONS.values(), ids=ODD_EXTENSIONS)
+def test_an_odd_extension_of_an_intermediate_refuses_nobody(
+    oid: x509.ObjectIdentifier, value: str
+) -> None:
+    """Nothing hangs on it here. Where there are constraints, all have to be read with them."""
+    odd: Extension = (x509.UnrecognizedExtension(oid, bytes.fromhex(value)), False)
+    top = root()
+    trust = Trust(Anchors((top.certificate,)))
+    for extensions, reason in (
+        ([], None),
+        ([odd], None),
+        ([constraints(["a.com"])], None),
+        ([odd, constraints(["a.com"])], "ca-unreadable"),
+    ):
+        middle = below(top)
+        sent = with_extensions(top, middle, *extensions)
+        refusal = trust.judge(der(client(middle, "a@a.com"), sent, top)).refusal
+        assert (None if refusal is None else refusal.reason) == reason
+
+
+def with_extensions(top: Authority, ca: Authority, *extensions: Extension) -> Credential:
+    """An intermediate CA's certificate with exactly these, beside what makes it one."""
+    builder = (
+        x509.CertificateBuilder(top.certificate.subject, ca.certificate.subject)
+        .public_key(ca.certificate.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - DAY)
+        .not_valid_after(now() + DAY)
+    )
+    for extension, critical in (IS_CA, *extensions):
+        builder = builder.add_extension(extension, critical)
+    assert isinstance(top.key, ec.EllipticCurvePrivateKey)
+    return Credential(builder.sign(top.key, hashes.SHA256()), ca.key)
 
 
 # -------------------------------------------------------------------------- strength and dates

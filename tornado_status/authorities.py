@@ -29,6 +29,8 @@ NOT_IN_FORCE = IdentityError(
 )
 CA_UNREADABLE = IdentityError(403, "ca-unreadable", "The certificate of a CA above cannot be read")
 
+_NAME_CONSTRAINTS = b"\x06\x03\x55\x1d\x1e"  # 2.5.29.30 in DER, whatever else has these bytes
+
 
 @dataclass(frozen=True, slots=True)
 class CertificateAuthority:
@@ -69,7 +71,8 @@ def read_authority(der: bytes) -> CertificateAuthority:
     with quietly():
         try:
             certificate = x509.load_der_x509_certificate(der)
-            permitted, excluded = _constraints(certificate)
+            # Other extensions are TLS's to judge, and it reads what `cryptography` does not.
+            found = _constraints(certificate) if _NAME_CONSTRAINTS in der else (None, ())
             is_root = self_signed(certificate)
             return CertificateAuthority(
                 certificate=certificate,
@@ -79,8 +82,8 @@ def read_authority(der: bytes) -> CertificateAuthority:
                 self_signed=is_root,
                 not_before=certificate.not_valid_before_utc.timestamp(),
                 not_after=certificate.not_valid_after_utc.timestamp(),
-                permitted=permitted,
-                excluded=excluded,
+                permitted=found[0],
+                excluded=found[1],
                 weakness=_weakness(certificate, is_root=is_root),
             )
         except UNREADABLE as error:

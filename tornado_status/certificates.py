@@ -12,6 +12,7 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -56,19 +57,23 @@ def read_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     A file that ends in the middle is refused, and so is one with a certificate that is none: it
     must not be taken for a shorter list. Raises `ValueError` in a sentence.
     """
-    begun = len(_BEGINS.findall(pem))
-    if not begun:
+    begins = [found.start() for found in _BEGINS.finditer(pem)]
+    if not begins:
         raise ValueError("it holds no certificate in PEM")
+    blocks = (pem[start:end] for start, end in pairwise([*begins, len(pem)]))
+    return tuple(_read_block(block, number) for number, block in enumerate(blocks, 1))
+
+
+def _read_block(pem: bytes, number: int) -> x509.Certificate:
     try:
         with quietly():
-            found = x509.load_pem_x509_certificates(pem)
-            for certificate in found:
-                _read_all(certificate)
+            certificate = x509.load_pem_x509_certificate(pem)
+            _read_all(certificate)
     except UNREADABLE as error:
-        raise ValueError("it holds a certificate that cannot be read") from error
-    if len(found) != begun:
-        raise ValueError("it holds a certificate that cannot be read")
-    return tuple(found)
+        raise ValueError(
+            f"it holds a certificate that cannot be read (number {number}: {error})"
+        ) from error
+    return certificate
 
 
 def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
