@@ -572,6 +572,30 @@ def test_a_signature_with_rsa_pss_is_verified_by_any_spelling() -> None:
     assert not issued_by(builder.sign(other, hashes.SHA256(), rsa_padding=pss), top.certificate)
 
 
+def test_an_expired_root_in_the_file_ends_the_cas_below_it() -> None:
+    """Also one that is in the file itself, as OpenSSL has it; without the root it is an anchor."""
+    top = root()
+    middle = below(top)
+    expired = Authority(
+        top.certify(
+            top.certificate.public_key(),
+            top.certificate.subject,
+            [IS_CA],
+            not_before=now() - 2 * DAY,
+            not_after=now() - DAY,
+        ),
+        top.key,
+    )
+    chain = der(client(middle, "a@example.com"), middle)
+    for cas, reason in (
+        ([expired, middle], "ca-expired"),
+        ([middle], None),
+        ([expired, middle, top], None),
+    ):
+        refusal = Trust(Anchors(tuple(ca.certificate for ca in cas))).judge(chain).refusal
+        assert (None if refusal is None else refusal.reason) == reason
+
+
 # ------------------------------------------------------------------------------- over the network
 
 
