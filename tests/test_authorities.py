@@ -13,16 +13,18 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.utils import CryptographyDeprecationWarning
+from cryptography.x509.name import _ASN1Type
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +32,7 @@ from certs_gen.authority import (
     Authority,
     Credential,
     Extension,
+    PrivateKey,
     common_name,
     leaf_extensions,
     new_key,
@@ -38,9 +41,11 @@ from tests.conftest import StartServer
 from tests.support import LOOPBACK, PATIENCE_S, Answer, Server, exchange, plain_environment
 from tests.test_identity import content, tlv
 from tornado_status.authorities import read_authority
+from tornado_status.certificates import issued_by
 from tornado_status.errors import IdentityError
 from tornado_status.identity import MAX_COMMON_NAME
-from tornado_status.ingress.trust import Anchors, Trust
+from tornado_status.ingress.trust import REVOKED, Anchors, Trust
+from tornado_status.revocation import read_lists, replace_lists
 
 DAY = datetime.timedelta(days=1)
 IS_CA: Extension = (x509.BasicConstraints(ca=True, path_length=None), True)
@@ -275,6 +280,66 @@ def test_cas_that_have_signed_each_other_are_tried_within_bounds() -> None:
     assert 1 < len(standing.lineage.paths) <= 30
 
 
+def test_a_client_named_among_the_cas_is_revoked_like_any_other() -> None:
+    """In the file itself it is trusted without its CA, and not against it."""
+    top = root()
+    leaf = client(top, "a@example.com")
+    anchors = (top.certificate, leaf.certificate)
+    entry = x509.RevokedCertificateBuilder(leaf.certificate.serial_number, now()).build()
+    pem = top.crl([entry], 2).public_bytes(Encoding.PEM)
+    lists = replace_lists((), read_lists(pem, anchors, now().timestamp()), anchors)
+    for chain in (der(leaf), der(leaf, top)):
+        assert Trust(Anchors(anchors)).judge(chain).refusal is None
+        assert Trust(Anchors((leaf.certificate,))).judge(chain[:1]).refusal is None
+        assert Trust(Anchors(anchors, lists)).judge(chain).refusal is REVOKED
+
+
+# What OpenSSL reads and `cryptography` does not: an issuer without its serial number (RFC 5280,
+# 4.2.1.1 wants both), and an IP address of five bytes.
+ODD_EXTENSIONS = {
+    "authority key identifier": (
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        "3012a110a40e300c310a300806035504030c0152",
+    ),
+    "alternative name": (ExtensionOID.SUBJECT_ALTERNATIVE_NAME, "300787050102030405"),
+}
+
+
+@pytest.mark.parametrize(("oid", "value"), ODD_EXTENSIONS.values(), ids=ODD_EXTENSIONS)
+def test_an_odd_extension_of_an_intermediate_refuses_nobody(
+    oid: x509.ObjectIdentifier, value: str
+) -> None:
+    """Nothing hangs on it here. Where there are constraints, all have to be read with them."""
+    odd: Extension = (x509.UnrecognizedExtension(oid, bytes.fromhex(value)), False)
+    top = root()
+    trust = Trust(Anchors((top.certificate,)))
+    for extensions, reason in (
+        ([], None),
+        ([odd], None),
+        ([constraints(["a.com"])], None),
+        ([odd, constraints(["a.com"])], "ca-unreadable"),
+    ):
+        middle = below(top)
+        sent = with_extensions(top, middle, *extensions)
+        refusal = trust.judge(der(client(middle, "a@a.com"), sent, top)).refusal
+        assert (None if refusal is None else refusal.reason) == reason
+
+
+def with_extensions(top: Authority, ca: Authority, *extensions: Extension) -> Credential:
+    """An intermediate CA's certificate with exactly these, beside what makes it one."""
+    builder = (
+        x509.CertificateBuilder(top.certificate.subject, ca.certificate.subject)
+        .public_key(ca.certificate.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - DAY)
+        .not_valid_after(now() + DAY)
+    )
+    for extension, critical in (IS_CA, *extensions):
+        builder = builder.add_extension(extension, critical)
+    assert isinstance(top.key, ec.EllipticCurvePrivateKey)
+    return Credential(builder.sign(top.key, hashes.SHA256()), ca.key)
+
+
 # -------------------------------------------------------------------------- strength and dates
 
 
@@ -297,6 +362,38 @@ def sha1_signed(certificate: x509.Certificate, authority: Authority) -> bytes:
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     signature = key.sign(signed, ec.ECDSA(hashes.SHA1()))  # noqa: S303 - that is the point
     return tlv(0x30, signed, sha1, tlv(0x03, b"\0", signature))
+
+
+def with_serial_0(certificate: x509.Certificate, authority: Authority) -> bytes:
+    """Sign a certificate anew with the number 0, which the library does not issue. DER."""
+    signed = content(certificate.tbs_certificate_bytes)
+    serial = tlv(0x02, _integer(certificate.serial_number))
+    assert signed.count(serial) == 1
+    signed = tlv(0x30, signed.replace(serial, tlv(0x02, b"\0")))
+    key = authority.key
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    sha256 = bytes.fromhex("300a06082a8648ce3d040302")
+    return tlv(0x30, signed, sha256, tlv(0x03, b"\0", signature))
+
+
+def _integer(number: int) -> bytes:
+    return number.to_bytes(number.bit_length() // 8 + 1, "big")
+
+
+def test_odd_numbers_of_peers_reach_no_log() -> None:
+    """The library warns of each of them, and the tests take a warning for an error."""
+    top = root()
+    middle = below(top)
+    leaf = client(middle, "a@example.com")
+    chain = [with_serial_0(leaf.certificate, middle), with_serial_0(middle.certificate, top)]
+    trust = Trust(Anchors((top.certificate,)))
+    standing = trust.judge([*chain, *der(top)])
+    assert standing.refusal is None
+    trust.replace(trust.anchors)
+    assert trust.renew(standing) is None
+    with pytest.warns(CryptographyDeprecationWarning):
+        _ = x509.load_der_x509_certificate(chain[0]).serial_number
 
 
 def test_a_weak_ca_refuses_all_that_it_has_issued() -> None:
@@ -357,6 +454,146 @@ def test_a_ca_that_expires_takes_its_clients_along() -> None:
     refusal = trust.renew(standing)
     assert refusal is not None
     assert refusal.reason == "ca-expired"
+
+
+def test_a_renewed_intermediate_lets_its_clients_in_again() -> None:
+    """Who was refused for the old one is judged by the new one, once the client sends that."""
+    clock = [now().timestamp()]
+    top = root()
+    old = below(top)
+    renewed = Authority(
+        top.certify(
+            old.certificate.public_key(),
+            old.certificate.subject,
+            [IS_CA],
+            not_before=now() - DAY,
+            not_after=now() + DAY / 2,
+        ),
+        old.key,
+    )
+    leaf = client(old, "a@example.com")
+    [certificate] = der(leaf)
+    trust = Trust(Anchors((top.certificate,)), clock=lambda: clock[0])
+
+    def refusal(*chain: Credential) -> str | None:
+        standing = trust.standing(certificate, lambda: der(*chain), trust.bundle)
+        return None if standing.refusal is None else standing.refusal.reason
+
+    assert refusal(leaf, renewed, top) is None  # the shorter one first
+    clock[0] += 86400 * 0.75
+    assert refusal() == "ca-expired"
+    assert refusal(leaf, renewed, top) == "ca-expired"
+    assert refusal(leaf, old, top) is None
+    assert refusal() is None  # resumed
+
+
+def spelt(text: str, kind: _ASN1Type = _ASN1Type.UTF8String) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text, _type=kind)])
+
+
+def named(key: PrivateKey, name: x509.Name) -> Authority:
+    """A root of this name."""
+    builder = (
+        x509.CertificateBuilder(issuer_name=name, subject_name=name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - DAY)
+        .not_valid_after(now() + DAY)
+        .add_extension(*IS_CA)
+    )
+    own_hash = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return Authority(builder.sign(key, own_hash), key)
+
+
+SPELLINGS = {
+    "another type": spelt("Example Root", _ASN1Type.PrintableString),
+    "upper case": spelt("EXAMPLE Root"),
+    "spaces": spelt("  Example   Root "),
+    "all of it": spelt(" example  ROOT", _ASN1Type.BMPString),
+}
+
+
+@pytest.mark.parametrize(
+    "make_key",
+    [lambda: new_key("ec"), lambda: new_key("rsa"), ed25519.Ed25519PrivateKey.generate],
+    ids=["ec", "rsa", "ed25519"],
+)
+@pytest.mark.parametrize("name", SPELLINGS.values(), ids=SPELLINGS)
+def test_a_ca_is_known_however_its_name_is_spelt(
+    name: x509.Name, make_key: Callable[[], PrivateKey]
+) -> None:
+    """As OpenSSL has it: whom that has let in is not refused for it, and no revoked one let in."""
+    key = make_key()
+    top, other = named(key, spelt("Example Root")), named(key, name)
+    middle = below(other)
+    assert read_authority(*der(top)).id == read_authority(*der(other)).id
+    for cas in ([top], [other], [top, middle]):
+        anchors = tuple(ca.certificate for ca in cas)
+        for chain in (
+            [client(other, "a@example.com"), top],
+            [client(middle, "b@example.com"), middle, top],
+        ):
+            assert Trust(Anchors(anchors)).judge(der(*chain)).refusal is None
+            revoked = x509.RevokedCertificateBuilder(chain[-2].certificate.serial_number, now())
+            lists = top.crl([revoked.build()], 2).public_bytes(Encoding.PEM)
+            read = replace_lists((), read_lists(lists, anchors, now().timestamp()), anchors)
+            assert Trust(Anchors(anchors, read)).judge(der(*chain)).refusal is REVOKED
+    # The name alone is nothing, and neither is the key.
+    for stranger in (named(new_key("ec"), name), named(key, spelt("Example Root 2"))):
+        leaf = client(other, "a@example.com")
+        assert Trust(Anchors((stranger.certificate,))).judge(der(leaf)).refusal is not None
+        assert read_authority(*der(stranger)).id != read_authority(*der(top)).id
+
+
+def test_a_signature_with_sha1_is_believed_by_no_name() -> None:
+    """However the names are spelt: the CA's own one is all that it is good for."""
+    key = new_key("ec")
+    top, other = named(key, spelt("Root")), named(key, spelt("ROOT"))
+    middle = x509.load_der_x509_certificate(sha1_signed(below(other).certificate, other))
+    for ca in (top, other):
+        assert not issued_by(middle, ca.certificate)
+        assert issued_by(below(other).certificate, ca.certificate)
+
+
+def test_a_signature_with_rsa_pss_is_verified_by_any_spelling() -> None:
+    """It has parameters of its own."""
+    key = rsa.generate_private_key(65537, 2048)
+    top = named(key, spelt("Root"))
+    builder = (
+        x509.CertificateBuilder(issuer_name=spelt("ROOT"), subject_name=spelt("a"))
+        .public_key(new_key("ec").public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - DAY)
+        .not_valid_after(now() + DAY)
+    )
+    pss = padding.PSS(padding.MGF1(hashes.SHA256()), padding.PSS.DIGEST_LENGTH)
+    assert issued_by(builder.sign(key, hashes.SHA256(), rsa_padding=pss), top.certificate)
+    other = rsa.generate_private_key(65537, 2048)
+    assert not issued_by(builder.sign(other, hashes.SHA256(), rsa_padding=pss), top.certificate)
+
+
+def test_an_expired_root_in_the_file_ends_the_cas_below_it() -> None:
+    """Also one that is in the file itself, as OpenSSL has it; without the root it is an anchor."""
+    top = root()
+    middle = below(top)
+    expired = Authority(
+        top.certify(
+            top.certificate.public_key(),
+            top.certificate.subject,
+            [IS_CA],
+            not_before=now() - 2 * DAY,
+            not_after=now() - DAY,
+        ),
+        top.key,
+    )
+    chain = der(client(middle, "a@example.com"), middle)
+    for cas, reason in (
+        ([expired, middle], "ca-expired"),
+        ([middle], None),
+        ([expired, middle, top], None),
+    ):
+        refusal = Trust(Anchors(tuple(ca.certificate for ca in cas))).judge(chain).refusal
+        assert (None if refusal is None else refusal.reason) == reason
 
 
 # ------------------------------------------------------------------------------- over the network

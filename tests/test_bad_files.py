@@ -30,6 +30,8 @@ from tests.test_trust import replace
 from tornado_status import config
 from tornado_status.config import Settings
 from tornado_status.errors import ConfigError
+from tornado_status.files import read_certificates
+from tornado_status.ingress import contexts
 from tornado_status.keys import key_files, load_keys
 
 # By the setting that names it, and what stands in it.
@@ -239,6 +241,23 @@ def test_a_bad_file_is_one_sentence(own: Path, setting: str, file: str, spoil: S
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("a broken extension", "asn1"),
+        ("no known version", "version"),
+        ("cut off in the second", "PEM"),
+    ],
+)
+def test_of_several_certificates_the_bad_one_is_named(own: Path, kind: str, why: str) -> None:
+    """By its place in the file, with what is wrong with it."""
+    path = own / "ca.crt"
+    spoil = ONLY_CERTIFICATES[kind]
+    spoil(path, path.read_bytes())
+    with pytest.raises(ConfigError, match=rf"cannot be read \(number 2: .*{why}"):
+        load_keys(settings_of(own), None)
+
+
 @pytest.mark.parametrize("file", CERTIFICATES.values())
 @pytest.mark.parametrize("spoil", PERHAPS.values(), ids=PERHAPS.keys())
 def test_an_odd_certificate_is_read_or_refused(own: Path, file: str, spoil: Spoil) -> None:
@@ -259,6 +278,27 @@ def test_the_good_files_are_all_read(own: Path) -> None:
     assert load_keys(settings, None).signing is not None
     spoiled = [*CERTIFICATES.values(), *KEYS.values(), *LISTS.values()]
     assert sorted(key_files(settings)) == sorted(own / file for file in spoiled)
+
+
+@pytest.mark.parametrize("setting", ["tls.certificate", "tls.client_ca", "tls.private_key"])
+def test_a_file_that_vanishes_while_it_is_read_is_one_sentence(
+    own: Path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    """As where all are renewed one by one: OpenSSL opens them once more after us."""
+    settings = settings_of(own)
+    before = load_keys(settings, None)
+    path = own / (CERTIFICATES | KEYS)[setting]
+
+    def read_and_lose(named: str, file: Path) -> tuple[x509.Certificate, ...]:
+        found = read_certificates(named, file)
+        if named == "tls.client_ca":  # the last one to be looked at
+            path.unlink()
+        return found
+
+    monkeypatch.setattr(contexts, "read_certificates", read_and_lose)
+    with pytest.raises(ConfigError, match=r"^tls\.\w+: cannot read .*: No such file") as caught:
+        load_keys(settings, before.anchors)
+    assert str(path) in str(caught.value)
 
 
 # --------------------------------------------------------------------------- in a running server

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import re
 import socket
 import ssl
@@ -11,8 +13,9 @@ import pytest
 
 from tests.conftest import StartServer
 from tests.hostile_requests import HOST
-from tests.support import LOOPBACK, PATIENCE_S, Server, wait_until
+from tests.support import LOOPBACK, PATIENCE_S, Server, exchange, wait_until
 from tests.test_stream import fill, metric
+from tornado_status.admin import MAX_CONNECTIONS
 
 EVENTS = 60_000  # about 12 MB: more than the kernel's buffers take
 PAGE = b"GET /api/events?after=0&limit=%d HTTP/1.1\r\n" % EVENTS + HOST + b"\r\n"
@@ -97,3 +100,18 @@ def test_followers_that_read_nothing_cost_a_bounded_amount(server: Server) -> No
     assert memory(server) - before < 100_000_000  # it grows by 200 MB where all of it may wait
     for follower in followers:
         follower.close()
+
+
+def test_the_admin_port_is_open_again_to_others_in_time(server: Server) -> None:
+    """Though peers that read nothing have all its connections."""
+    request = b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS):
+            peer = stack.enter_context(socket.socket())
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            peer.settimeout(PATIENCE_S)
+            peer.connect((LOOPBACK, server.admin_port))
+            peer.sendall(request * 400)
+        late = http.client.HTTPConnection(LOOPBACK, server.admin_port, timeout=2 * PATIENCE_S)
+        with contextlib.closing(late):
+            assert exchange(late, "GET", "/healthz").status == 200

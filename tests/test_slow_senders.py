@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import socket
 import ssl
 import time
@@ -177,6 +179,41 @@ def test_who_is_quiet_between_requests_may_be(hurried: Server, before: bytes) ->
         drip(late, b"")  # the deadline of a head that began at the same time passes
         connection.sendall(PLAIN)
         assert STATUS.findall(read_answers(connection, 1))[-1] == b"204"
+
+
+EMPTY_LINES = [b"\r\n", b"\n", b"\r"]
+
+
+@pytest.mark.parametrize("before", [b"", PLAIN, GET], ids=["first", "after a check-in", "ordinary"])
+def test_an_empty_line_begins_no_head(hurried: Server, before: bytes) -> None:
+    """Old clients send one behind a request: they are as quiet as others, and as welcome."""
+    with contextlib.ExitStack() as stack:
+        late = stack.enter_context(hurried.connect_raw())
+        connections = []
+        for line, together in itertools.product(EMPTY_LINES, [True, False]):
+            connection = stack.enter_context(hurried.connect_raw())
+            connections.append(connection)
+            for data in [before + line] if together else [before, line]:
+                connection.sendall(data)
+            if before:
+                read_answers(connection, 1)
+        late.sendall(b"\r\nP")
+        assert STATUS.findall(drip(late, b"")) == [b"408"]
+        for connection in connections:
+            connection.sendall(PLAIN)
+            assert STATUS.findall(read_answers(connection, 1))[-1] == b"204"
+
+
+def test_nor_does_it_on_the_admin_port(hurried: Server) -> None:
+    """The same stream, without TLS."""
+    request = b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n"
+    with connect_admin(hurried) as connection, connect_admin(hurried) as late:
+        connection.sendall(request + b"\r\n")
+        assert b" 200 " in connection.recv(4096)
+        late.sendall(b"\r\nG")
+        assert STATUS.findall(drip(late, b"")) == [b"408"]
+        connection.sendall(request)
+        assert b" 200 " in connection.recv(4096)
 
 
 def test_the_idle_timeout_ends_where_a_head_begins(start_server: StartServer) -> None:

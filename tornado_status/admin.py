@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import socket
 import ssl
@@ -25,6 +26,7 @@ MAX_CONNECTIONS = 32  # scrapers and probes are few; they are not to take all de
 MAX_HEAD = 8192  # what browsers and scrapers send is far below
 MAX_BODY = 4096  # nothing that is asked for here has one
 IDLE_S = 60.0  # between two requests: who scrapes less often connects anew
+SWEEP_EVERY_S = 1.0  # looks for who takes nothing of an answer
 
 ACCEPT_PAUSE_S = 0.1  # where it fails, as without descriptors: until then others go on
 
@@ -50,8 +52,9 @@ class AdminServer:
         self._settings = settings
         self._context = context
         self._sockets: list[socket.socket] = []
-        self._open = 0
+        self._streams: set[_PlainStream | _SecureStream] = set()
         self._full = False
+        self._sweeping: asyncio.TimerHandle | None = None
         self._deadlines = HeadDeadlines(IDLE_S, head_timeout_s, late)
         self._server = HTTPServer(
             Application(
@@ -84,9 +87,18 @@ class AdminServer:
         self._sockets = sockets
         for sock in sockets:
             asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Close those who do not take what they have asked for: they are not to fill the port."""
+        loop = asyncio.get_running_loop()
+        for stream in list(self._streams):
+            if stream.is_stalled(loop.time()):
+                stream.close()
+        self._sweeping = loop.call_later(SWEEP_EVERY_S, self._sweep)
 
     def _accept(self, listening: socket.socket) -> None:
-        if self._open >= MAX_CONNECTIONS:
+        if len(self._streams) >= MAX_CONNECTIONS:
             self._full = True
             for sock in self._sockets:
                 asyncio.get_running_loop().remove_reader(sock)
@@ -116,12 +128,12 @@ class AdminServer:
 
     def _serve(self, stream: _PlainStream | _SecureStream, address: tuple[str, int]) -> None:
         stream.deadlines = self._deadlines
-        stream.on_closed = self._closed
-        self._open += 1
+        stream.on_closed = functools.partial(self._closed, stream)
+        self._streams.add(stream)
         self._server.handle_stream(stream, address)
 
-    def _closed(self) -> None:
-        self._open -= 1
+    def _closed(self, stream: _PlainStream | _SecureStream) -> None:
+        self._streams.discard(stream)
         if self._full:
             self._full = False
             for listening in self._sockets:
@@ -132,6 +144,8 @@ class AdminServer:
             asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
     async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             asyncio.get_running_loop().remove_reader(sock)

@@ -29,19 +29,22 @@ NOT_IN_FORCE = IdentityError(
 )
 CA_UNREADABLE = IdentityError(403, "ca-unreadable", "The certificate of a CA above cannot be read")
 
+_NAME_CONSTRAINTS = b"\x06\x03\x55\x1d\x1e"  # 2.5.29.30 in DER, whatever else has these bytes
+
 
 @dataclass(frozen=True, slots=True)
 class CertificateAuthority:
     """What one certificate of a CA says.
 
-    `id` is that of the CA (see `certificates.ca_id`), `der` this certificate. Times are seconds
-    since the epoch. `permitted` and `excluded` are its constraints on e-mail addresses, in lower
-    case; None permits all. `weakness` is why nothing below it is believed.
+    `id` is that of the CA (see `certificates.ca_id`), `der` and `serial` are this certificate's.
+    Times are seconds since the epoch. `permitted` and `excluded` are its constraints on e-mail
+    addresses, in lower case; None permits all. `weakness` is why nothing below it is believed.
     """
 
     certificate: x509.Certificate
     der: bytes
     id: bytes
+    serial: int
     self_signed: bool
     not_before: float
     not_after: float
@@ -68,17 +71,19 @@ def read_authority(der: bytes) -> CertificateAuthority:
     with quietly():
         try:
             certificate = x509.load_der_x509_certificate(der)
-            permitted, excluded = _constraints(certificate)
+            # Other extensions are TLS's to judge, and it reads what `cryptography` does not.
+            found = _constraints(certificate) if _NAME_CONSTRAINTS in der else (None, ())
             is_root = self_signed(certificate)
             return CertificateAuthority(
                 certificate=certificate,
                 der=der,
                 id=ca_id(certificate),
+                serial=certificate.serial_number,
                 self_signed=is_root,
                 not_before=certificate.not_valid_before_utc.timestamp(),
                 not_after=certificate.not_valid_after_utc.timestamp(),
-                permitted=permitted,
-                excluded=excluded,
+                permitted=found[0],
+                excluded=found[1],
                 weakness=_weakness(certificate, is_root=is_root),
             )
         except UNREADABLE as error:

@@ -12,12 +12,14 @@ import re
 import threading
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import dsa, ec, padding, rsa
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509.oid import SignatureAlgorithmOID
 
 MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
 
@@ -55,65 +57,73 @@ def read_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     A file that ends in the middle is refused, and so is one with a certificate that is none: it
     must not be taken for a shorter list. Raises `ValueError` in a sentence.
     """
-    begun = len(_BEGINS.findall(pem))
-    if not begun:
+    begins = [found.start() for found in _BEGINS.finditer(pem)]
+    if not begins:
         raise ValueError("it holds no certificate in PEM")
+    blocks = (pem[start:end] for start, end in pairwise([*begins, len(pem)]))
+    return tuple(_read_block(block, number) for number, block in enumerate(blocks, 1))
+
+
+def _read_block(pem: bytes, number: int) -> x509.Certificate:
     try:
         with quietly():
-            found = x509.load_pem_x509_certificates(pem)
-            for certificate in found:
-                _read_all(certificate)
+            certificate = x509.load_pem_x509_certificate(pem)
+            _read_all(certificate)
     except UNREADABLE as error:
-        raise ValueError("it holds a certificate that cannot be read") from error
-    if len(found) != begun:
-        raise ValueError("it holds a certificate that cannot be read")
-    return tuple(found)
+        raise ValueError(
+            f"it holds a certificate that cannot be read (number {number}: {error})"
+        ) from error
+    return certificate
 
 
 def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Say whether `ca`'s key has signed the certificate, in its name.
+    """Say whether `ca`'s key has signed the certificate, in its name (see `same_name`).
 
     By the signature: another CA may have the same name, or have had it. Whether it is a CA is for
     others to judge.
     """
     try:
-        certificate.verify_directly_issued_by(ca)
+        if not same_name(certificate.issuer, ca.subject):
+            return False
+        if certificate.issuer.public_bytes() == ca.subject.public_bytes():
+            certificate.verify_directly_issued_by(ca)
+            return True
+        # The above compares bytes. It does not believe in weak hashes either.
+        return weak_signature(certificate) is None and _is_key_of(ca, certificate)
     except (InvalidSignature, *UNREADABLE):
         return False
-    return True
+
+
+def same_name(one: x509.Name, other: x509.Name) -> bool:
+    """Say whether two names are equal as OpenSSL compares them (RFC 5280, 7.1).
+
+    Neither the type of the strings matters, nor upper and lower case, nor how many spaces there
+    are. Raises `UNREADABLE`.
+    """
+    return one == other or _canonical(one) == _canonical(other)
 
 
 def self_signed(certificate: x509.Certificate) -> bool:
-    """Say whether its own key has signed it, with whatever hash: then it is a root, if anything."""
-    if certificate.issuer != certificate.subject:
-        return False
-    if issued_by(certificate, certificate):
-        return True
-    # `cryptography` verifies no SHA-1 for the above, and old roots have it.
+    """Say whether its own key has signed it, with whatever hash: then it is a root, if anything.
+
+    Old roots have SHA-1, which is good enough for no other signature.
+    """
     try:
-        key, algorithm = certificate.public_key(), certificate.signature_hash_algorithm
-        signature, signed = certificate.signature, certificate.tbs_certificate_bytes
-        if algorithm is None:
-            return False
-        if isinstance(key, rsa.RSAPublicKey):
-            key.verify(signature, signed, padding.PKCS1v15(), algorithm)
-        elif isinstance(key, ec.EllipticCurvePublicKey):
-            key.verify(signature, signed, ec.ECDSA(algorithm))
-        else:
-            return False
-    except (InvalidSignature, *UNREADABLE):
+        return same_name(certificate.issuer, certificate.subject) and _is_key_of(
+            certificate, certificate
+        )
+    except UNREADABLE:
         return False
-    return True
 
 
 def ca_id(ca: x509.Certificate) -> bytes:
     """Return what a CA is by: its name and its key, as one hash.
 
-    The same for all certificates of a CA, renewed or cross-signed; another one for a CA of the same
-    name with another key. Raises `UNREADABLE`.
+    The same for all certificates of a CA, renewed or cross-signed, however they spell its name (see
+    `same_name`); another one for a CA of the same name with another key. Raises `UNREADABLE`.
     """
     key = ca.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    name = ca.subject.public_bytes()
+    name = repr(_canonical(ca.subject)).encode()
     return hashlib.sha256(len(name).to_bytes(4, "big") + name + key).digest()
 
 
@@ -148,3 +158,46 @@ def _read_all(certificate: x509.Certificate) -> None:
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     _ = certificate.serial_number, certificate.extensions
     ca_id(certificate)
+
+
+def _canonical(name: x509.Name) -> list[list[tuple[str, str]]]:
+    """Return the parts of a name, each a set of types and values, in their one spelling."""
+    return [
+        sorted((part.oid.dotted_string, _canonical_value(part.value)) for part in parts)
+        for parts in name.rdns
+    ]
+
+
+def _canonical_value(value: str | bytes) -> str:
+    # Two spaces: no text has them, so no bits look like one.
+    return f"#  {value.hex()}" if isinstance(value, bytes) else " ".join(value.lower().split())
+
+
+def _is_key_of(ca: x509.Certificate, certificate: x509.Certificate) -> bool:
+    """Say whether `ca`'s key has signed the certificate. Raises `UNREADABLE`."""
+    key, algorithm = ca.public_key(), certificate.signature_hash_algorithm
+    signature, signed = certificate.signature, certificate.tbs_certificate_bytes
+    try:
+        if isinstance(key, ed25519.Ed25519PublicKey | ed448.Ed448PublicKey):
+            key.verify(signature, signed)
+        elif algorithm is None:
+            return False
+        elif isinstance(key, ec.EllipticCurvePublicKey):
+            key.verify(signature, signed, ec.ECDSA(algorithm))
+        elif isinstance(key, rsa.RSAPublicKey):
+            key.verify(signature, signed, _padding(certificate), algorithm)
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _padding(certificate: x509.Certificate) -> padding.PKCS1v15 | padding.PSS:
+    # Not asked for what needs none: of SHA-1 `cryptography` knows no parameters.
+    if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
+        return padding.PKCS1v15()
+    found = certificate.signature_algorithm_parameters
+    if not isinstance(found, padding.PSS):
+        raise ValueError("RSASSA-PSS without its parameters")
+    return found

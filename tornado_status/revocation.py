@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from tornado_status.certificates import UNREADABLE, ca_id, quietly
+from tornado_status.certificates import UNREADABLE, ca_id, quietly, same_name
 from tornado_status.errors import RevocationListError
 
 CLOCK_SKEW_S = 300.0  # a list may be this much younger than our clock believes possible
@@ -96,7 +96,7 @@ def _judge(
     with quietly():
         issuer = crl.issuer
         name = issuer.rfc4514_string()
-    issuers = [ca for ca in cas if ca.subject == issuer]
+    issuers = [ca for ca in cas if same_name(ca.subject, issuer)]
     if not issuers:
         raise RevocationListError("issued by none of the client CAs")
     signers = [ca for ca in issuers if _signed_by(crl, ca)]

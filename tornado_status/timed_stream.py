@@ -32,6 +32,11 @@ class HeadDeadlines:
         return self.idle_s + self.head_s + 1
 
 
+def trailing_line_ends(data: bytes) -> int:
+    """Return how many bytes of line ends are last in `data`."""
+    return len(data) - len(data.rstrip(b"\r\n"))
+
+
 class TimedStream(BaseIOStream):
     """A stream that closes itself where a head is late. Without `deadlines` it never does.
 
@@ -42,6 +47,7 @@ class TimedStream(BaseIOStream):
     head_begun: float | None = None  # the loop's time, where the head's first byte came before
     _received = 0  # bytes that came in
     _taken = 0  # of these, what was read by somebody
+    _blank = 0  # of these, how many line ends came last
     _sent = 0
     _sent_before = -1  # what had been sent when `is_stalled` was last asked
     _stalled_since = 0.0  # the loop's time
@@ -54,7 +60,7 @@ class TimedStream(BaseIOStream):
         if self.deadlines is not None and not reading.done():
             self._awaits_head = True
             reading.add_done_callback(self._on_head)
-            if self._received > self._taken:
+            if self._has_begun():
                 self._begin_head(self.deadlines)
             else:
                 self._time(self.deadlines.idle_s, self.close)
@@ -74,8 +80,11 @@ class TimedStream(BaseIOStream):
         size = super().read_from_fd(buf)
         if size:
             self._received += size
-            if self._awaits_head and self.deadlines is not None:
-                self._begin_head(self.deadlines)
+            if self.deadlines is not None:
+                blank = trailing_line_ends(bytes(buf[:size]))
+                self._blank = self._blank + blank if blank == size else blank
+                if self._awaits_head and self._has_begun():
+                    self._begin_head(self.deadlines)
         return size
 
     def write_to_fd(self, data: memoryview) -> int:
@@ -111,6 +120,10 @@ class TimedStream(BaseIOStream):
     def _on_read(self, reading: asyncio.Future[bytes]) -> None:
         if not reading.cancelled() and reading.exception() is None:
             self._taken += len(reading.result())
+
+    def _has_begun(self) -> bool:
+        """Say whether any of a head is there: empty lines before it are none (RFC 9112, 2.2)."""
+        return self._received - self._taken > self._blank
 
     def _begin_head(self, deadlines: HeadDeadlines) -> None:
         self._awaits_head = False  # it has begun: what else comes does not move its deadline

@@ -243,7 +243,8 @@ class CheckInConnection:
             end = END_OF_HEAD.search(data)
             if not end and len(data) < self.max_head:
                 self._partial = data
-                if self._head_begun is None:
+                # Empty lines before a head are no part of it (RFC 9112, 2.2).
+                if self._head_begun is None and data.strip(b"\r\n"):
                     self._head_begun = asyncio.get_running_loop().time()
                 self._read()
                 return

@@ -34,8 +34,9 @@ def server_context(settings: Tls) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
     for key in ("certificate", "private_key", "client_ca"):
         check_file(f"tls.{key}", getattr(settings, key), DEVELOPMENT_SET)
-    # OpenSSL serves what nobody here could judge the dates of.
+    # OpenSSL serves what nobody here could judge the dates of, and says less of what is wrong.
     read_certificates("tls.certificate", settings.certificate)
+    read_certificates("tls.client_ca", settings.client_ca)
     try:
         context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
     except (ssl.SSLError, ValueError) as error:
@@ -44,11 +45,20 @@ def server_context(settings: Tls) -> ssl.SSLContext:
             f"tls.private_key: {settings.private_key} is not the key of {settings.certificate}, "
             f"or one of them is no PEM file ({reason})"
         ) from error
+    except OSError as error:  # gone since they were looked at
+        raise ConfigError(
+            f"tls.private_key: cannot read {settings.certificate} and {settings.private_key}: "
+            f"{error.strerror}"
+        ) from error
     try:
         context.load_verify_locations(settings.client_ca)
     except ssl.SSLError as error:
         raise ConfigError(
             f"tls.client_ca: {settings.client_ca} holds no certificate in PEM"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"tls.client_ca: cannot read {settings.client_ca}: {error.strerror}"
         ) from error
     return context
 

@@ -18,7 +18,7 @@ from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedEr
 
 from tornado_status.checkin import Peer
 from tornado_status.ingress.trust import Standing
-from tornado_status.timed_stream import TimedStream
+from tornado_status.timed_stream import TimedStream, trailing_line_ends
 
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read
 
@@ -67,6 +67,7 @@ class GivingStream(TimedStream):
             data += asyncio.ensure_future(self.read_bytes(ahead)).result()
         self._given_back = data
         self._taken -= len(data)
+        self._blank = trailing_line_ends(data)  # and this is all that nobody has taken
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """See `BaseIOStream.read_from_fd`."""

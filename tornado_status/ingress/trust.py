@@ -20,7 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tornado_status.authorities import CertificateAuthority, read_authority
-from tornado_status.certificates import issued_by
+from tornado_status.certificates import issued_by, quietly
 from tornado_status.config import Tls
 from tornado_status.errors import ConfigError, IdentityError, RevocationListError
 from tornado_status.files import read, read_certificates
@@ -130,14 +130,13 @@ class Trust:
         # A handshake may have begun with CAs that are in force no more; that verdict is not shared.
         current = bundle == self.bundle
         standing = self._standings.get(certificate) if current else None
-        if standing is None or standing.refusal is UNKNOWN_CHAIN:
+        # Who is refused may have come by another chain before: that of a CA's older certificate.
+        if standing is None or self.renew(standing) is not None:
             standing = self.judge(chain() or (certificate,), bundle)
             if current:
                 if len(self._standings) >= MAX_REMEMBERED:
                     del self._standings[next(iter(self._standings))]  # the oldest
                 self._standings[certificate] = standing
-        else:
-            self.renew(standing)
         return standing
 
     def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> Standing:
@@ -202,7 +201,7 @@ class Trust:
                     good_until = min(good_until, known.next_update)
             if ca.self_signed:
                 break  # nobody but the operator can take back a root
-            serial = ca.certificate.serial_number
+            serial = ca.serial
         return good_until
 
     def _trace(self, chain: Sequence[bytes]) -> Lineage:
@@ -211,9 +210,9 @@ class Trust:
         Signatures are verified here: once for each certificate and bundle, however often its
         standing is renewed.
         """
-        leaf = x509.load_der_x509_certificate(chain[0])
-        if any(root.der == chain[0] for root in self._roots):
-            return Lineage(self.bundle, leaf.serial_number, ((),))  # trusted by itself
+        with quietly():
+            leaf = x509.load_der_x509_certificate(chain[0])
+            serial = leaf.serial_number
         sent = tuple(map(self._intermediate, chain[1:]))
         for ca in sent:
             if ca.weakness is not None:  # a signature with SHA-1 cannot even be verified here
@@ -228,7 +227,9 @@ class Trust:
                 if issued_by(leaf, ca.certificate)
                 for path in islice(self._ways_up(ca.certificate, (ca,)), MAX_PATHS)
             ]
-        return Lineage(self.bundle, leaf.serial_number, tuple(paths))
+        if not paths and any(root.der == chain[0] for root in self._roots):
+            paths = [()]  # trusted by itself; where a CA above is known, that may have revoked it
+        return Lineage(self.bundle, serial, tuple(paths))
 
     def _ways_up(
         self, certificate: x509.Certificate, below: tuple[CertificateAuthority, ...]
