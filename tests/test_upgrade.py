@@ -13,6 +13,7 @@ from typing import Any
 import alembic.command
 import alembic.config
 import alembic.script
+import psycopg2
 import pytest
 import sqlalchemy
 
@@ -145,6 +146,34 @@ def test_what_is_incompatible_would_be_felt(
     while answers != {503}:
         answers = {old.request("POST", "/api/client").status}
     assert old.process.poll() is None
+
+
+@pytest.mark.once
+def test_a_migration_behind_a_dump_stops_nobody(
+    start_server: StartServer, database_url: str, tmp_path: Path
+) -> None:
+    """It gives way to the servers that run, and is done once pg_dump has ended."""
+    old = start_server()
+    new = next_version(tmp_path / "new", f"{NEXT:04}", COMPATIBLE)
+    dump = psycopg2.connect(database_url)
+    try:
+        with dump.cursor() as cursor:
+            cursor.execute("LOCK TABLE head IN ACCESS SHARE MODE")
+        newer = start_server(wait=False, prefix=("env", f"--chdir={new}"))
+        newer.wait_event("migrating the database")
+        answers = set()
+        while not newer.events(
+            "the database is being read, as by pg_dump: migrating it when that is over"
+        ):
+            answers.add(old.request("POST", "/api/client").status)
+        answers.add(old.request("POST", "/api/client").status)
+        assert answers == {204}
+        assert revision_of(database_url) == migrate.REVISION
+    finally:
+        dump.close()
+    newer.wait_event("serving")
+    assert revision_of(database_url) == f"{NEXT:04}"
+    assert not old.events("database lost, reconnecting")
 
 
 # ----------------------------------------------------------------------- from each earlier revision

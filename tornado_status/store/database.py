@@ -26,7 +26,7 @@ APPLICATION_NAME = "tornado_status"
 
 # A peer that vanished without a word (frozen network, pulled plug) is noticed by the kernel well
 # before TCP's own two hours. Values as libpq reads them.
-_LIVENESS = {
+LIVENESS = {
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
@@ -83,9 +83,9 @@ class Connection:
     @classmethod
     async def open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:
         """Connect to the one address of the parameters. Raises `StoreUnavailable`."""
-        settings: dict[str, Any] = {"application_name": APPLICATION_NAME, **_LIVENESS, **parameters}
+        settings: dict[str, Any] = {"application_name": APPLICATION_NAME, **LIVENESS, **parameters}
         if parameters.get("host", "").startswith("/"):
-            settings = {name: settings[name] for name in settings if name not in _LIVENESS}
+            settings = {name: settings[name] for name in settings if name not in LIVENESS}
         try:
             async with asyncio.timeout(timeout_s):
                 raw = await aiopg.connect(
