@@ -305,7 +305,7 @@ def hang_in_the_stop() -> None:
 def swallow_the_cancellation() -> None:
     """Have a part of the stop go on, whoever cancels it."""
 
-    async def swallow(self: Announcer, timeout_s: float) -> None:
+    async def swallow(self: Announcer, drain_timeout_s: float = 0) -> None:
         while True:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(3600)
