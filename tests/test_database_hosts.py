@@ -56,14 +56,14 @@ def closed_port() -> int:
         return port
 
 
-def port_of(url: str, timeout_s: float = LONG_S) -> str:
+def port_of(url: str, timeout_s: float = LONG_S, *, writable: bool = True) -> str:
     """Connect; return the port that it was. Nothing else is left open meanwhile."""
 
     waiting: asyncio.Task[Any] | None = None
 
     async def connect() -> str:
         before = open_to(url)
-        connection = await Connection.open(parse_url(url), timeout_s)
+        connection = await Connection.open(parse_url(url), timeout_s, writable=writable)
         assert open_to(url) == before + 1
         assert len(asyncio.all_tasks()) == len({asyncio.current_task(), waiting})
         port = connection.parameters["port"]
@@ -150,6 +150,20 @@ def test_a_read_only_host_is_passed_over(database_url: str, own_postgres: Postgr
         assert port_of(url.partition("?")[0]) == str(relay.port)
 
 
+def test_who_only_reads_prefers_the_primary_too(database_url: str, own_postgres: Postgres) -> None:
+    """However slow it is: a standby would be mistaken for it. Alone, it is read."""
+    name = re.sub(r".*/(\w+)\?.*", r"\1", database_url)
+    rows(own_postgres.url, f"CREATE DATABASE {name}")
+    rows(own_postgres.url, "ALTER SYSTEM SET default_transaction_read_only = on")
+    rows(own_postgres.url, "SELECT pg_reload_conf()")
+    with Relay(lambda: own_postgres.url) as standby, Relay(lambda: database_url) as primary:
+        primary.slow(2 * hosts.STAGGER_S)
+        url, _, _ = url_of([primary.port, standby.port], database_url).partition("?")
+        assert port_of(url, writable=False) == str(primary.port)
+        url, _, _ = url_of([closed_port(), standby.port], database_url).partition("?")
+        assert port_of(url, writable=False) == str(standby.port)
+
+
 def test_every_host_says_why(database_url: str) -> None:
     """In the order of the URL, and within the time."""
     with silent_host() as silent:
@@ -178,6 +192,36 @@ def test_attempts_are_bounded(database_url: str) -> None:
         most = asyncio.run(connect(url))
         assert 1 < most <= hosts.MAX_AT_ONCE + 1  # the one that gives way
         assert open_to(url) == before
+
+
+@pytest.mark.parametrize("silent", [0, 4])
+def test_a_slow_login_is_waited_for(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often silent addresses, and itself, are begun anew meanwhile."""
+    monkeypatch.setattr(hosts, "STAGGER_S", 0.001)
+    monkeypatch.setattr(hosts, "AGAIN_S", 0.001)
+
+    class Login:
+        def abandon(self) -> None:
+            pass
+
+    async def race() -> tuple[Login, int]:
+        begun = 0
+
+        async def connect(parameters: hosts.Parameters) -> Login:
+            nonlocal begun
+            begun += 1
+            if parameters["host"] != "slow":
+                await asyncio.Event().wait()
+            for _ in range(500):  # longer than any begun beside it would take to push it out
+                await asyncio.sleep(0.001)
+            return Login()
+
+        names = [*(f"silent{number}" for number in range(silent)), "slow"]
+        each = [{"host": name, "hostaddr": LOOPBACK, "port": "5432"} for name in names]
+        return await hosts.first(each, connect, 5.0), begun
+
+    _, begun = asyncio.run(race())
+    assert silent + 1 < begun <= hosts.MAX_AT_ONCE
 
 
 @pytest.mark.parametrize(
@@ -215,6 +259,12 @@ def test_hosts_that_do_not_add_up_are_refused(given: dict[str, str]) -> None:
     """As libpq does; it would say so only for one that it connects to."""
     with pytest.raises(ConfigError, match="as many ports or addresses as hosts"):
         hosts.split(given)
+
+
+def test_a_link_local_address_keeps_its_link() -> None:
+    """Without it nobody knows where to send to (RFC 4007)."""
+    found = asyncio.run(hosts.addresses({"host": "fe80::1%lo", "port": "5432"}, PATIENCE_S))
+    assert [each["hostaddr"] for each in found] == [f"fe80::1%{socket.if_nametoindex('lo')}"]
 
 
 def test_connecting_can_be_given_up_at_any_moment(database_url: str) -> None:

@@ -26,7 +26,7 @@ APPLICATION_NAME = "tornado_status"
 
 # A peer that vanished without a word (frozen network, pulled plug) is noticed by the kernel well
 # before TCP's own two hours. Values as libpq reads them.
-_LIVENESS = {
+LIVENESS = {
     "keepalives_idle": "5",
     "keepalives_interval": "2",
     "keepalives_count": "3",
@@ -43,6 +43,10 @@ class StatementFailed(StoreError):
     def __init__(self, message: str, sqlstate: str) -> None:
         super().__init__(message)
         self.sqlstate = sqlstate
+
+
+class _ReadOnly(StoreUnavailable):
+    """It answers, and takes nothing."""
 
 
 def parse_url(url: str) -> Parameters:
@@ -68,24 +72,38 @@ class Connection:
     ) -> Connection:
         """Connect to the first host that answers; see `hosts.first` for the order and the time.
 
-        With `writable`, a standby or a read-only server is passed over. Raises
-        `StoreUnavailable` with the reason of each host, `ConfigError` for hosts that are none.
+        A standby or a read-only server is passed over; without `writable` it is taken where there
+        is no other. Raises `StoreUnavailable` with the reason of each host, `ConfigError` for hosts
+        that are none.
         """
+        read_only = False
 
         async def connect(candidate: Parameters) -> Connection:
+            nonlocal read_only
             connection = await cls.open_one(candidate, timeout_s)
-            if writable:
+            try:
                 await connection._check_writable(timeout_s)
+            except _ReadOnly:
+                read_only = True
+                raise
             return connection
 
-        return await hosts.first(hosts.split(parameters), connect, timeout_s)
+        async def connect_to_any(candidate: Parameters) -> Connection:
+            return await cls.open_one(candidate, timeout_s)
+
+        try:
+            return await hosts.first(hosts.split(parameters), connect, timeout_s)
+        except StoreUnavailable:
+            if writable or not read_only:
+                raise
+        return await hosts.first(hosts.split(parameters), connect_to_any, timeout_s)
 
     @classmethod
     async def open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:
         """Connect to the one address of the parameters. Raises `StoreUnavailable`."""
-        settings: dict[str, Any] = {"application_name": APPLICATION_NAME, **_LIVENESS, **parameters}
+        settings: dict[str, Any] = {"application_name": APPLICATION_NAME, **LIVENESS, **parameters}
         if parameters.get("host", "").startswith("/"):
-            settings = {name: settings[name] for name in settings if name not in _LIVENESS}
+            settings = {name: settings[name] for name in settings if name not in LIVENESS}
         try:
             async with asyncio.timeout(timeout_s):
                 raw = await aiopg.connect(
@@ -124,7 +142,7 @@ class Connection:
             raise
         if read_only != "off":
             self.abandon()
-            raise StoreUnavailable("the database is read-only")
+            raise _ReadOnly("the database is read-only")
 
     @property
     def usable(self) -> bool:

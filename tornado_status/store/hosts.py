@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.names import NameNotFound, look_up
@@ -17,9 +17,10 @@ from tornado_status.names import NameNotFound, look_up
 Parameters = dict[str, str]
 
 STAGGER_S = 0.25  # before the next host is begun beside a silent one: RFC 8305, section 5
-# Before a silent address is begun anew beside itself. What TCP lost is sent again after 1, 3, 7 s
-# only, and a database that is back should be noticed within a second.
-AGAIN_S = 0.5
+# Before a silent address is begun anew beside itself, since a database that is back should be
+# noticed within a second. What TCP lost is sent again after 1, 3, 7 s only: with another begun
+# every 2 s a packet goes out each second, and a slow login is seldom asked for twice.
+AGAIN_S = 2.0
 MAX_AT_ONCE = 16  # attempts; a pool of standbys has fewer, and a name's hundred addresses can wait
 UNKNOWN = "the database's name does not resolve"
 
@@ -76,7 +77,13 @@ async def addresses(parameters: Parameters, timeout_s: float) -> list[Parameters
         found = await look_up(parameters["host"], int(parameters["port"]), timeout_s=timeout_s)
     except (NameNotFound, ValueError, OverflowError) as error:
         raise StoreUnavailable(f"{UNKNOWN}: {error}") from error
-    return [{**parameters, "hostaddr": str(address[0])} for _, address in found]
+    return [{**parameters, "hostaddr": _with_scope(address)} for _, address in found]
+
+
+def _with_scope(address: tuple[Any, ...]) -> str:
+    """Return the address of a socket address; behind "%" the link that a link-local one is of."""
+    scope = address[3] if len(address) > 3 else 0
+    return f"{address[0]}%{scope}" if scope else str(address[0])
 
 
 async def first(
@@ -120,8 +127,13 @@ class _Race(Generic[C]):
                 break
             while self._silent and not self._left and self._silent[0][0] <= now:
                 _, place, parameters = self._silent.popleft()
-                if any(running == (place, parameters) for running in self._running.values()):
+                if (place, parameters) not in self._running.values():
+                    continue
+                if len(self._running) < MAX_AT_ONCE:
                     self._begin(place, parameters)
+                else:
+                    # None gives way to it: a login may take as long as an attempt may.
+                    self._silent.append((now + AGAIN_S, place, parameters))
             if self._left and now >= next_at:
                 self._begin(*self._left.popleft())
                 next_at = now + STAGGER_S

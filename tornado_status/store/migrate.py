@@ -12,16 +12,20 @@ import re
 from pathlib import Path
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 import structlog
 
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.store.database import APPLICATION_NAME, Connection, StatementFailed
+from tornado_status.store.database import APPLICATION_NAME, LIVENESS, Connection, StatementFailed
 from tornado_status.store.hosts import Parameters
 
 REVISION = "0005"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait
 LOCK_TIMEOUT_S = 60
+# For the tables. Who waits for a long reader, as pg_dump is, has every server's writer behind
+# itself: not for longer than this, and not again before the pause is over.
+TABLE_TIMEOUT_S, TABLE_PAUSE_S = 0.5, 4.5
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
@@ -33,6 +37,10 @@ SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)
     AND application_name = %s
 """
+
+
+class _InUse(StoreUnavailable):
+    """Others hold what a migration must lock."""
 
 
 def parse(revision: str) -> tuple[int, int]:
@@ -82,7 +90,12 @@ async def upgrade(connection: Connection) -> None:
         log.info("the database is newer, and compatible", revision=revision, ours=REVISION)
         return
     log.info("migrating the database", revision=REVISION)
-    await asyncio.to_thread(_upgrade, connection.parameters, connection.backend_pid)
+    try:
+        await asyncio.to_thread(_upgrade, connection.parameters, connection.backend_pid)
+    except _InUse:
+        log.warning("the database is being read, as by pg_dump: migrating it when that is over")
+        await asyncio.sleep(TABLE_PAUSE_S)
+        raise
 
 
 async def current(connection: Connection) -> str | None:
@@ -104,7 +117,7 @@ def _upgrade(parameters: Parameters, own_pid: int) -> None:
     import sqlalchemy
     import sqlalchemy.pool
 
-    dsn = psycopg2.extensions.make_dsn(None, **{"connect_timeout": "5", **parameters})
+    dsn = psycopg2.extensions.make_dsn(None, **{"connect_timeout": "5", **LIVENESS, **parameters})
     engine = sqlalchemy.create_engine(
         "postgresql+psycopg2://",
         creator=lambda: psycopg2.connect(dsn),
@@ -122,6 +135,7 @@ def _upgrade(parameters: Parameters, own_pid: int) -> None:
                 return  # a newer version was quicker
             if before is not None:
                 # What servers lock first, so that neither waits for the other in a circle.
+                session.exec_driver_sql(f"SET LOCAL lock_timeout = '{TABLE_TIMEOUT_S}s'")
                 session.exec_driver_sql("LOCK TABLE head IN ACCESS EXCLUSIVE MODE")
                 if parse(before)[0] < GENERATION:
                     name = parameters.get("application_name", APPLICATION_NAME)
@@ -133,4 +147,8 @@ def _upgrade(parameters: Parameters, own_pid: int) -> None:
             f"database.url: the database belongs to another version of this program: {error}"
         ) from error
     except (sqlalchemy.exc.SQLAlchemyError, psycopg2.Error) as error:
-        raise StoreUnavailable(f"migration failed: {' '.join(str(error).split())}") from error
+        message = f"migration failed: {' '.join(str(error).split())}"
+        driver = error.orig if isinstance(error, sqlalchemy.exc.DBAPIError) else error
+        if isinstance(driver, psycopg2.errors.LockNotAvailable):
+            raise _InUse(message) from error
+        raise StoreUnavailable(message) from error
