@@ -16,6 +16,7 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.left_behind: list[str] = []  # parts that run on, and that `asyncio.run` would wait for
         self._loop = asyncio.get_running_loop()
         self._at: float | None = None
 
@@ -44,5 +45,7 @@ class Deadline:
             structlog.get_logger().warning("does not stop in time, left behind", part=part)
             stopping.cancel()
             _, late = await asyncio.wait({stopping}, timeout=LEAST_S)
+            if late:
+                self.left_behind.append(part)
         if not late and not stopping.cancelled():
             await stopping

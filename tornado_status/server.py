@@ -77,6 +77,8 @@ async def serve(settings: Settings) -> None:
     finally:
         stop.cancel()
         notifier.close()
+    if deadline.left_behind:
+        ending.leave()
 
 
 async def _run(

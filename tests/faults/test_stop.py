@@ -6,6 +6,10 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,8 @@ from tests.conftest import StartServer
 from tests.faults.ledger import REQUEST
 from tests.faults.relay import Relay
 from tests.faults.test_process import postmaster, processes_in
-from tests.support import LOOPBACK, Server, rows, wait_until
+from tests.support import LOOPBACK, PATIENCE_S, ROOT, Server, rows, wait_until
+from tornado_status.store.embedded import EmbeddedPostgres
 
 pytestmark = pytest.mark.once
 
@@ -109,14 +114,15 @@ def test_a_second_signal_ends_it_at_once(
 def test_a_paused_embedded_postgresql_holds_up_no_end(
     start_server: StartServer, tmp_path_factory: pytest.TempPathFactory, wrong: str | None
 ) -> None:
-    """It is killed, all of it; what was acknowledged is there at the next start."""
+    """All of it is killed, whatever else runs; what was acknowledged is there at the next start."""
     data_dir = tmp_path_factory.mktemp("s") / "data"
     settings: dict[str, Any] = {"url": "embedded", "database": {"data_dir": str(data_dir)}}
     module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
     server = start_server(server={"drain_timeout_s": 2}, module=module, **settings)
     assert server.request("POST", "/api/client").status == 204
     pause(data_dir)
-    assert server.stop() == 0
+    with oddly_named():
+        assert server.stop() == 0
     server.log.wait_end()
     assert server.events("embedded PostgreSQL does not stop, killed")
     assert not server.events(OVERDUE)
@@ -147,6 +153,132 @@ def test_a_signal_while_it_starts_is_enough(start_server: StartServer) -> None:
         wait_until(lambda: is_listening(server), "the admin port")
         assert server.stop() == 0
         assert not server.events(OVERDUE)
+
+
+def test_a_part_that_cannot_be_canceled_is_left_behind(start_server: StartServer) -> None:
+    """The log names it, and nobody waits for it any more: exit 0."""
+    module = ("tests.faults.wrong_server", "swallow_the_cancellation")
+    server = start_server(server={"drain_timeout_s": 1}, module=module)
+    assert server.stop() == 0
+    server.log.wait_end()
+    [left] = server.events("does not stop in time, left behind")
+    assert left["part"] == "announcer"
+    assert not server.events(OVERDUE)
+
+
+def run_child(code: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
+    """Run Python; return once it has said that it is up."""
+    child = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"up\n"
+    return child
+
+
+def test_a_log_that_nobody_reads_holds_up_no_end() -> None:
+    """Who writes to it hangs with the log's lock, and the overdue end must come all the same."""
+    code = """
+import asyncio, structlog
+from tornado_status import config, logs
+from tornado_status.ending import Ending
+
+async def main():
+    ending = Ending(0.1, lambda: None)
+    print("up", flush=True)
+    await ending.told.wait()
+    while True:
+        structlog.get_logger().info("x" * 4000)
+        await asyncio.sleep(0)
+
+logs.configure(config.Logging())
+asyncio.run(main())
+"""
+    with run_child(code, subprocess.PIPE) as child:
+        child.send_signal(signal.SIGTERM)
+        try:
+            assert child.wait(PATIENCE_S) == 1
+        finally:
+            child.kill()
+
+
+def test_a_signal_that_comes_twice_never_meets_the_default_action() -> None:
+    """At whatever moment: here whenever a handler is changed, at the end of the loop too."""
+    code = """
+import asyncio, os, signal
+from tornado_status.ending import Ending
+
+def change(*arguments):
+    before = real(*arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+    return before
+
+async def main():
+    ending = Ending(3600, lambda: None)
+    print("up", flush=True)
+    signal.signal = change
+    os.kill(os.getpid(), signal.SIGINT)
+    await ending.told.wait()
+
+real = signal.signal
+asyncio.run(main())
+print("ended")
+"""
+    with run_child(code) as child:
+        assert child.wait(PATIENCE_S) == 0
+        assert child.stdout is not None
+        assert child.stdout.read() == b"ended\n"
+
+
+def test_what_not_even_sigkill_ends_is_not_waited_for() -> None:
+    """As a process that waits for a dead disk; this one is held by who traces it."""
+    tracer_code = """
+import ctypes, sys
+seize = ctypes.CDLL(None).ptrace
+seize.argtypes = [ctypes.c_long] * 4
+assert seize(0x4206, int(sys.argv[1]), 0, 0) == 0  # PTRACE_SEIZE
+print("up", flush=True)
+sys.stdin.read(1)
+"""
+    postgres = EmbeddedPostgres(Path("nowhere"))
+    postgres._process = held = subprocess.Popen(["sleep", "3600"])
+    tracer = subprocess.Popen(
+        [sys.executable, "-c", tracer_code, str(held.pid)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    let_go = threading.Timer(PATIENCE_S / 3, tracer.kill)
+    let_go.start()
+    try:
+        assert tracer.stdout is not None
+        assert tracer.stdout.readline() == b"up\n"
+        postgres.kill()
+        assert held.poll() is None  # killed, and there
+    finally:
+        let_go.cancel()
+        tracer.kill()
+        tracer.communicate()
+        assert held.wait(PATIENCE_S) == -signal.SIGKILL
+
+
+@contextlib.contextmanager
+def oddly_named() -> Iterator[None]:
+    """A process whose name is no UTF-8; any user of the machine may have one."""
+    code = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, b"caf\\xe9 ) (", 0, 0, 0)  # PR_SET_NAME
+print("up", flush=True)
+sys.stdin.read(1)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as odd:
+        assert odd.stdout is not None
+        assert odd.stdout.readline() == b"up\n"
+        try:
+            yield
+        finally:
+            odd.kill()
 
 
 def is_listening(server: Server) -> bool:

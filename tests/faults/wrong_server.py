@@ -302,6 +302,17 @@ def hang_in_the_stop() -> None:
     Store.drain = hang  # type: ignore[method-assign]
 
 
+def swallow_the_cancellation() -> None:
+    """Have a part of the stop go on, whoever cancels it."""
+
+    async def swallow(self: Announcer, drain_timeout_s: float = 0) -> None:
+        while True:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+
+    Announcer.close = swallow  # type: ignore[method-assign]
+
+
 def give_each_part_all_the_time() -> None:
     """Have the parts of a stop take what one of them may, one after the other."""
     Deadline.left = lambda self, until=1.0: self.seconds  # type: ignore[method-assign]

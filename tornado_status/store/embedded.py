@@ -39,6 +39,7 @@ MAX_SOCKET_PATH = 107  # sun_path of unix(7), less its NUL
 START_TIMEOUT_S = 60.0  # crash recovery included; beyond it something is wrong
 PREVIOUS_TIMEOUT_S = 20.0  # how long the previous server of the same data may take to stop
 STOP_TIMEOUT_S = 20.0  # a fast shutdown writes a checkpoint
+KILL_TIMEOUT_S = 0.5  # who is killed ends at once, unless the kernel holds it; the loop waits
 FAST_SHARE, IMMEDIATE_SHARE = 0.7, 0.15  # of the time to stop
 RESTART_MIN_S, RESTART_MAX_S = 0.1, 5.0
 
@@ -121,7 +122,10 @@ class EmbeddedPostgres:
             self._own_socket_dir = None
 
     def kill(self) -> None:
-        """End PostgreSQL at once, and all its processes; one that is paused cannot end itself."""
+        """End PostgreSQL at once, and all its processes; one that is paused cannot end itself.
+
+        Nor can one that waits for a dead disk: it is left to the kernel after `KILL_TIMEOUT_S`.
+        """
         process = self._process
         if process is None or process.poll() is not None:
             return
@@ -130,7 +134,8 @@ class EmbeddedPostgres:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         process.kill()
-        process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=KILL_TIMEOUT_S)
 
     def _check_data_dir(self, major: int) -> None:
         version_file = self._data_dir / "PG_VERSION"
@@ -371,7 +376,7 @@ def _children(parent: int) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             # proc(5): after the name, which may hold anything, the state and the parent.
-            if path.read_text().rpartition(")")[2].split()[1] == str(parent):
+            if path.read_bytes().rpartition(b")")[2].split()[1] == str(parent).encode():
                 found.append(int(path.parent.name))
     return found
 
