@@ -180,6 +180,36 @@ def test_attempts_are_bounded(database_url: str) -> None:
         assert open_to(url) == before
 
 
+@pytest.mark.parametrize("silent", [0, 4])
+def test_a_slow_login_is_waited_for(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often silent addresses, and itself, are begun anew meanwhile."""
+    monkeypatch.setattr(hosts, "STAGGER_S", 0.001)
+    monkeypatch.setattr(hosts, "AGAIN_S", 0.001)
+
+    class Login:
+        def abandon(self) -> None:
+            pass
+
+    async def race() -> tuple[Login, int]:
+        begun = 0
+
+        async def connect(parameters: hosts.Parameters) -> Login:
+            nonlocal begun
+            begun += 1
+            if parameters["host"] != "slow":
+                await asyncio.Event().wait()
+            for _ in range(500):  # longer than any begun beside it would take to push it out
+                await asyncio.sleep(0.001)
+            return Login()
+
+        names = [*(f"silent{number}" for number in range(silent)), "slow"]
+        each = [{"host": name, "hostaddr": LOOPBACK, "port": "5432"} for name in names]
+        return await hosts.first(each, connect, 5.0), begun
+
+    _, begun = asyncio.run(race())
+    assert silent + 1 < begun <= hosts.MAX_AT_ONCE
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [

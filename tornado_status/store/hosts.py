@@ -17,9 +17,10 @@ from tornado_status.names import NameNotFound, look_up
 Parameters = dict[str, str]
 
 STAGGER_S = 0.25  # before the next host is begun beside a silent one: RFC 8305, section 5
-# Before a silent address is begun anew beside itself. What TCP lost is sent again after 1, 3, 7 s
-# only, and a database that is back should be noticed within a second.
-AGAIN_S = 0.5
+# Before a silent address is begun anew beside itself, since a database that is back should be noticed
+# within a second. What TCP lost is sent again after 1, 3, 7 s only: with another begun every 2 s a
+# packet goes out each second, and a primary whose logins take long gets few of them twice.
+AGAIN_S = 2.0
 MAX_AT_ONCE = 16  # attempts; a pool of standbys has fewer, and a name's hundred addresses can wait
 UNKNOWN = "the database's name does not resolve"
 
@@ -120,8 +121,13 @@ class _Race(Generic[C]):
                 break
             while self._silent and not self._left and self._silent[0][0] <= now:
                 _, place, parameters = self._silent.popleft()
-                if any(running == (place, parameters) for running in self._running.values()):
+                if (place, parameters) not in self._running.values():
+                    continue
+                if len(self._running) < MAX_AT_ONCE:
                     self._begin(place, parameters)
+                else:
+                    # None gives way to it: a login may take as long as an attempt may.
+                    self._silent.append((now + AGAIN_S, place, parameters))
             if self._left and now >= next_at:
                 self._begin(*self._left.popleft())
                 next_at = now + STAGGER_S
