@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import StartServer
-from tests.support import Server, rows
+from tests.support import Heard, Server, rows
 from tests.test_doctor import Site
 from tests.test_restored import run_stream, stream
 
@@ -135,3 +136,23 @@ def test_what_was_told_and_is_no_longer_begins_one_new_stream(
     managed.do(f"GRANT EXECUTE ON FUNCTION {CONTROL} TO PUBLIC")
     assert start_server(url=managed.url).stop() == 0
     assert identity(managed) == (untold[0], told[1], None)
+
+
+def test_no_two_servers_number_in_different_streams(
+    managed: Managed, start_server: StartServer
+) -> None:
+    """Who was connected before a new stream began goes on in it, and its clients notice nothing."""
+    before = start_server(url=managed.url)
+    assert before.request("POST", "/api/client").status == 204
+    old = identity(managed)[0]
+    managed.do(*UNTOLD["neither told"][0])
+    after = start_server(url=managed.url)
+    new = identity(managed)[0]
+    assert new != old
+    for server in (after, before, after):
+        with Heard(server.announce_port) as heard:
+            assert server.request("POST", "/api/client").status == 204
+            assert json.loads(heard.one()[0])["stream"] == new
+    [lost] = before.events("database lost, reconnecting")
+    assert lost["reason"] == "another server has begun a new stream of numbers"
+    assert identity(managed)[0] == new

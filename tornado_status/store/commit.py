@@ -35,6 +35,11 @@ RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
+# The same, which fails where another server has begun a new stream of numbers: nothing may be
+# written by who would announce it in the old one. Looked at again behind the lock.
+_LOCK_HEAD_OF = "SELECT 1 / (stream = '{}')::int FROM head FOR UPDATE"
+_OTHER_STREAM = "22012"  # division_by_zero
+_NEW_STREAM = "another server has begun a new stream of numbers"
 
 # The arrays hold one element a check-in, in order of arrival. $6 is the position of the check-in of
 # the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
@@ -272,7 +277,7 @@ class GroupCommit:
 
     async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
         check_ins = [check_in for check_in, _, _ in batch]
-        statement = f"{LOCK_HEAD}; {_execute(check_ins, self._enrolment_closed)}"
+        statement = f"{self._lock_head()}; {_execute(check_ins, self._enrolment_closed)}"
         sent = time.monotonic()
         # In the next turn of the loop: the statement is then on its way to the database.
         telling = asyncio.get_running_loop().call_soon(self._tell_beside)
@@ -288,6 +293,9 @@ class GroupCommit:
                 raise self._telling_failed
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
+            if error.sqlstate == _OTHER_STREAM:
+                self._queue.extendleft(reversed(batch))
+                raise StoreUnavailable(_NEW_STREAM) from error
             if (held := self._told.admit(error.sqlstate)) is not None:
                 self._log.error(
                     "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
@@ -363,15 +371,23 @@ class GroupCommit:
             ended = time.monotonic()
             self._on_batch(Batch(check_ins, 0, self.head, batch[0][2], sent, ended, error))
 
+    def _lock_head(self) -> str:
+        return _LOCK_HEAD_OF.format(self.stream)
+
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
     ) -> None:
         try:
             rows = await connection.execute(
-                f"{LOCK_HEAD}; {work.statement}", timeout_s=self._commit_timeout_s, durable=True
+                f"{self._lock_head()}; {work.statement}",
+                timeout_s=self._commit_timeout_s,
+                durable=True,
             )
         except StatementFailed as error:
             # Rolled back as a whole, and no fault of the connection.
+            if error.sqlstate == _OTHER_STREAM:
+                self._work.appendleft((work, done))
+                raise StoreUnavailable(_NEW_STREAM) from error
             _settle(done, StoreUnavailable(f"the database refuses: {error}"))
             return
         except StoreUnavailable as error:

@@ -17,9 +17,9 @@ from tornado_status.names import NameNotFound, look_up
 Parameters = dict[str, str]
 
 STAGGER_S = 0.25  # before the next host is begun beside a silent one: RFC 8305, section 5
-# Before a silent address is begun anew beside itself, since a database that is back should be noticed
-# within a second. What TCP lost is sent again after 1, 3, 7 s only: with another begun every 2 s a
-# packet goes out each second, and a primary whose logins take long gets few of them twice.
+# Before a silent address is begun anew beside itself, since a database that is back should be
+# noticed within a second. What TCP lost is sent again after 1, 3, 7 s only: with another begun
+# every 2 s a packet goes out each second, and a slow login is seldom asked for twice.
 AGAIN_S = 2.0
 MAX_AT_ONCE = 16  # attempts; a pool of standbys has fewer, and a name's hundred addresses can wait
 UNKNOWN = "the database's name does not resolve"
