@@ -56,14 +56,14 @@ def closed_port() -> int:
         return port
 
 
-def port_of(url: str, timeout_s: float = LONG_S) -> str:
+def port_of(url: str, timeout_s: float = LONG_S, *, writable: bool = True) -> str:
     """Connect; return the port that it was. Nothing else is left open meanwhile."""
 
     waiting: asyncio.Task[Any] | None = None
 
     async def connect() -> str:
         before = open_to(url)
-        connection = await Connection.open(parse_url(url), timeout_s)
+        connection = await Connection.open(parse_url(url), timeout_s, writable=writable)
         assert open_to(url) == before + 1
         assert len(asyncio.all_tasks()) == len({asyncio.current_task(), waiting})
         port = connection.parameters["port"]
@@ -148,6 +148,20 @@ def test_a_read_only_host_is_passed_over(database_url: str, own_postgres: Postgr
         assert port_of(url) == str(relay.port)
         # Without libpq's own check: ours.
         assert port_of(url.partition("?")[0]) == str(relay.port)
+
+
+def test_who_only_reads_prefers_the_primary_too(database_url: str, own_postgres: Postgres) -> None:
+    """However slow it is: a standby would be mistaken for it. Alone, it is read."""
+    name = re.sub(r".*/(\w+)\?.*", r"\1", database_url)
+    rows(own_postgres.url, f"CREATE DATABASE {name}")
+    rows(own_postgres.url, "ALTER SYSTEM SET default_transaction_read_only = on")
+    rows(own_postgres.url, "SELECT pg_reload_conf()")
+    with Relay(lambda: own_postgres.url) as standby, Relay(lambda: database_url) as primary:
+        primary.slow(2 * hosts.STAGGER_S)
+        url, _, _ = url_of([primary.port, standby.port], database_url).partition("?")
+        assert port_of(url, writable=False) == str(primary.port)
+        url, _, _ = url_of([closed_port(), standby.port], database_url).partition("?")
+        assert port_of(url, writable=False) == str(standby.port)
 
 
 def test_every_host_says_why(database_url: str) -> None:

@@ -45,6 +45,10 @@ class StatementFailed(StoreError):
         self.sqlstate = sqlstate
 
 
+class _ReadOnly(StoreUnavailable):
+    """It answers, and takes nothing."""
+
+
 def parse_url(url: str) -> Parameters:
     """Return libpq's connection parameters of a URL. Raises `ConfigError` without the password."""
     try:
@@ -68,17 +72,31 @@ class Connection:
     ) -> Connection:
         """Connect to the first host that answers; see `hosts.first` for the order and the time.
 
-        With `writable`, a standby or a read-only server is passed over. Raises
-        `StoreUnavailable` with the reason of each host, `ConfigError` for hosts that are none.
+        A standby or a read-only server is passed over; without `writable` it is taken where there
+        is no other. Raises `StoreUnavailable` with the reason of each host, `ConfigError` for hosts
+        that are none.
         """
+        read_only = False
 
         async def connect(candidate: Parameters) -> Connection:
+            nonlocal read_only
             connection = await cls.open_one(candidate, timeout_s)
-            if writable:
+            try:
                 await connection._check_writable(timeout_s)
+            except _ReadOnly:
+                read_only = True
+                raise
             return connection
 
-        return await hosts.first(hosts.split(parameters), connect, timeout_s)
+        async def connect_to_any(candidate: Parameters) -> Connection:
+            return await cls.open_one(candidate, timeout_s)
+
+        try:
+            return await hosts.first(hosts.split(parameters), connect, timeout_s)
+        except StoreUnavailable:
+            if writable or not read_only:
+                raise
+        return await hosts.first(hosts.split(parameters), connect_to_any, timeout_s)
 
     @classmethod
     async def open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:
@@ -124,7 +142,7 @@ class Connection:
             raise
         if read_only != "off":
             self.abandon()
-            raise StoreUnavailable("the database is read-only")
+            raise _ReadOnly("the database is read-only")
 
     @property
     def usable(self) -> bool:
