@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import subprocess
@@ -181,6 +182,47 @@ def test_blocking_calls_are_bounded() -> None:
     with pytest.raises(ValueError, match="seven"):
         failing.result(PATIENCE_S)
     assert all(future.result(PATIENCE_S) for future in begun)
+
+
+@contextlib.contextmanager
+def no_threads() -> Iterator[None]:
+    """As where a limit on processes is reached."""
+
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
+
+
+def test_a_name_resolves_again_once_there_are_threads() -> None:
+    """Without one the look-up fails, at once, and nobody waits for its answer later."""
+
+    async def look() -> list[names.Address]:
+        return await look_up("localhost", 7, timeout_s=PATIENCE_S, family=socket.AF_INET)
+
+    with no_threads(), pytest.raises(NameNotFound, match="no thread"):
+        asyncio.run(look())
+    assert asyncio.run(look()) == [(socket.AF_INET, (LOOPBACK, 7))]
+
+
+def test_a_call_without_a_thread_fails_and_those_that_run_come_to_it() -> None:
+    """Nothing waits for a thread that was never begun, and the room for it is free again."""
+    executor = DaemonThreads()
+    with no_threads():
+        failed = [executor.submit(int, "7") for _ in range(MAX_THREADS + 1)]
+    for future in failed:
+        with pytest.raises(RuntimeError, match="new thread"):
+            future.result(0)
+    release = threading.Event()
+    begun = executor.submit(release.wait, PATIENCE_S)
+    with no_threads():
+        queued = executor.submit(int, "7")
+    assert not queued.done()
+    release.set()
+    assert begun.result(PATIENCE_S)
+    assert queued.result(PATIENCE_S) == 7
 
 
 def curl(enter: tuple[str, ...], server: Server, path: str) -> str:

@@ -47,10 +47,13 @@ async def look_up(
         elif len(_under_way) >= MAX_UNDER_WAY:
             raise NameNotFound(f"{host}: too many look-ups wait for the name server")
         else:
-            _under_way[question] = [waiter]
-            threading.Thread(
-                target=_ask, args=(question,), name=f"look-up of {host}", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=_ask, args=(question,), name=f"look-up of {host}", daemon=True
+                ).start()
+            except RuntimeError as error:
+                raise NameNotFound(f"{host}: no thread to ask the name server in") from error
+            _under_way[question] = [waiter]  # the thread needs the lock to answer
     try:
         async with asyncio.timeout(timeout_s):
             found, problem = await future

@@ -36,7 +36,10 @@ class DaemonThreads(ThreadPoolExecutor):
             if self._running >= MAX_THREADS:
                 return future
             self._running += 1
-        threading.Thread(target=self._run, name="blocking call", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="blocking call", daemon=True).start()
+        except RuntimeError as error:  # the system has no thread for us
+            self._fail(error)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -45,6 +48,17 @@ class DaemonThreads(ThreadPoolExecutor):
             calls, self._calls = self._calls, deque()
         for future, _ in calls:
             future.cancel()
+
+    def _fail(self, error: RuntimeError) -> None:
+        """Fail what waits, unless a thread runs that comes to it."""
+        with self._lock:
+            self._running -= 1
+            if self._running:
+                return
+            calls, self._calls = self._calls, deque()
+        for future, _ in calls:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
     def _run(self) -> None:
         while True:
