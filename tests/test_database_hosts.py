@@ -261,6 +261,12 @@ def test_hosts_that_do_not_add_up_are_refused(given: dict[str, str]) -> None:
         hosts.split(given)
 
 
+def test_a_link_local_address_keeps_its_link() -> None:
+    """Without it nobody knows where to send to (RFC 4007)."""
+    found = asyncio.run(hosts.addresses({"host": "fe80::1%lo", "port": "5432"}, PATIENCE_S))
+    assert [each["hostaddr"] for each in found] == [f"fe80::1%{socket.if_nametoindex('lo')}"]
+
+
 def test_connecting_can_be_given_up_at_any_moment(database_url: str) -> None:
     """Whatever turn of the loop a cancellation comes in, no descriptor and no backend is left."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import pytest
 import sqlalchemy
 
 from tests.conftest import StartServer
+from tests.faults.relay import Relay
 from tests.fleet import SERVERS, Fleet, fleet_certs, fleet_hosts
-from tests.support import PATIENCE_S, ROOT, rows
+from tests.support import PATIENCE_S, ROOT, require, rows, wait_until
 from tornado_status.store import migrate
 
 SCRIPTS = ROOT / "tornado_status" / "store" / "migrations"
@@ -174,6 +176,31 @@ def test_a_migration_behind_a_dump_stops_nobody(
     newer.wait_event("serving")
     assert revision_of(database_url) == f"{NEXT:04}"
     assert not old.events("database lost, reconnecting")
+
+
+@pytest.mark.once
+def test_a_migration_notices_a_vanished_database(
+    start_server: StartServer, database_url: str
+) -> None:
+    """In seconds, as everything else does: TCP's own patience is two hours."""
+    require("ss, for the kernel's timers", shutil.which("ss") is not None, "Debian: iproute2")
+    other = psycopg2.connect(database_url)
+    try:
+        with other.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(%s)", [migrate.LOCK])
+        with Relay(lambda: database_url) as relay:
+            server = start_server(url=relay.url, wait=False)
+
+            def timers() -> list[str]:
+                command = ("ss", "-Htno", "state", "established", "dport", f"= {relay.port}")
+                said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                return re.findall(r"timer:\(keepalive,([^,]*),", said)
+
+            wait_until(lambda: len(timers()) >= 2, "the migration's connection beside the first")
+            assert all(re.fullmatch(r"[\d.]+m?s(ec)?", timer) for timer in timers()), timers()
+            assert server.stop() == 0
+    finally:
+        other.close()
 
 
 # ----------------------------------------------------------------------- from each earlier revision

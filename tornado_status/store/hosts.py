@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.names import NameNotFound, look_up
@@ -77,7 +77,13 @@ async def addresses(parameters: Parameters, timeout_s: float) -> list[Parameters
         found = await look_up(parameters["host"], int(parameters["port"]), timeout_s=timeout_s)
     except (NameNotFound, ValueError, OverflowError) as error:
         raise StoreUnavailable(f"{UNKNOWN}: {error}") from error
-    return [{**parameters, "hostaddr": str(address[0])} for _, address in found]
+    return [{**parameters, "hostaddr": _with_scope(address)} for _, address in found]
+
+
+def _with_scope(address: tuple[Any, ...]) -> str:
+    """Return the address of a socket address; behind "%" the link that a link-local one is of."""
+    scope = address[3] if len(address) > 3 else 0
+    return f"{address[0]}%{scope}" if scope else str(address[0])
 
 
 async def first(
