@@ -7,6 +7,9 @@ For an answer that nobody takes it has none. `TimedStream` is for ordinary HTTP 
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import sys
+import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -49,7 +52,7 @@ class TimedStream(BaseIOStream):
     _taken = 0  # of these, what was read by somebody
     _blank = 0  # of these, how many line ends came last
     _sent = 0
-    _sent_before = -1  # what had been sent when `is_stalled` was last asked
+    _way_before = (-1, -1)  # how far it was when `is_stalled` was last asked, see `_way`
     _stalled_since = 0.0  # the loop's time
     _awaits_head = False
     _timer: asyncio.TimerHandle | None = None
@@ -94,14 +97,21 @@ class TimedStream(BaseIOStream):
         return size
 
     def is_stalled(self, now: float) -> bool:
-        """Say whether something waits to be sent, and nothing was taken for `STALL_S`.
+        """Say whether something waits to be sent, and the peer took nothing for `STALL_S`.
 
         To be asked now and then; `now` is the loop's time.
         """
-        if not self.writing() or self._sent != self._sent_before:
-            self._sent_before, self._stalled_since = self._sent, now
+        way = self._way() if self.writing() else (-1, -1)
+        if way == (-1, -1) or way != self._way_before:
+            self._way_before, self._stalled_since = way, now
             return False
         return now - self._stalled_since > STALL_S
+
+    def _way(self) -> tuple[int, int]:
+        # The kernel takes more of us only once a third of its buffer is free, which at a slow peer
+        # can be a minute. So ask what of it the peer has not acknowledged (tcp(7), SIOCOUTQ).
+        unacknowledged = fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4))
+        return self._sent, int.from_bytes(unacknowledged, sys.byteorder)
 
     def close_fd(self) -> None:
         """See `BaseIOStream.close_fd`."""
