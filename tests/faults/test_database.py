@@ -143,7 +143,7 @@ def test_postgresql_is_killed(
     make_postgres: MakePostgres, start_trial: StartTrial, wrong: str | None
 ) -> None:
     """With -9, long before it would write by itself what nobody waited for."""
-    postgres = make_postgres(settings={"wal_writer_delay": "10s", "wal_writer_flush_after": "0"})
+    postgres = make_postgres(settings={"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB"})
     trial = start_trial(postgres.url, wrong=wrong)
     trial.wait_acknowledged()
     postgres.kill()
