@@ -82,6 +82,7 @@ class Engine:
             '[containers]\ncgroups = "disabled"\n'
             'default_ulimits = ["nofile=20000:20000", "nproc=90000:90000"]\n'
             '[engine]\ncgroup_manager = "cgroupfs"\nevents_logger = "file"\n'
+            "exit_command_delay = 10\n"  # else what watched a command stays for five minutes
             '[network]\nfirewall_driver = "nftables"\n'
             f'network_config_dir = "{self.directory}/networks"\n'
         )

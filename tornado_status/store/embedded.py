@@ -256,7 +256,7 @@ class EmbeddedPostgres:
             "unix_socket_directories": str(self._socket_dir),
             "unix_socket_permissions": "0700",
             "port": "5432",
-            "shared_buffers": "256MB",  # a million users; taken from the system as it is used
+            "shared_buffers": "256MB",  # two thirds of a million users; taken as it is used
             "fsync": "on",
             "synchronous_commit": "on",
             "logging_collector": "on",
