@@ -21,6 +21,12 @@ hypothesis.settings.load_profile("tests")
 _numbers = itertools.count()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take long, so that none of them is left alone at the end."""
+    long = {item.path for item in items if item.get_closest_marker("once")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The development set."""

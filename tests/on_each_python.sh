@@ -28,6 +28,6 @@ sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
     "$work/$version/bin/pip" install --quiet --require-hashes -r requirements-dev.txt
     "$work/$version/bin/pip" install --quiet --no-deps --no-build-isolation -e .
     tests=("$work/$version/bin/python" -m pytest -q -o cache_dir="$work/$version/cache" -m "not once")
-    "${tests[@]}" -n auto --dist loadfile || "${tests[@]}" --last-failed --last-failed-no-failures none
+    "${tests[@]}" -n $(($(nproc) * 2)) --dist loadfile --no-loadscope-reorder || "${tests[@]}" --last-failed --last-failed-no-failures none
     rm -rf "${work:?}/$version"
 done

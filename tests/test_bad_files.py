@@ -35,6 +35,8 @@ from tornado_status.ingress import contexts
 from tornado_status.keys import key_files, load_keys
 
 # By the setting that names it, and what stands in it.
+pytestmark = pytest.mark.once  # files, and what cryptography and OpenSSL make of them
+
 CERTIFICATES = {
     "tls.certificate": "server.crt",
     "tls.client_ca": "ca.crt",

@@ -19,6 +19,8 @@ from tests.test_stream import fill, metric
 from tornado_status.admin import MAX_CONNECTIONS
 from tornado_status.timed_stream import STALL_S
 
+pytestmark = pytest.mark.once  # the kernel's buffers, and deadlines of half a minute
+
 EVENTS = 60_000  # about 12 MB: more than the kernel's buffers take
 PAGE = b"GET /api/events?after=0&limit=%d HTTP/1.1\r\n" % EVENTS + HOST + b"\r\n"
 STREAM = b"GET /api/stream HTTP/1.1\r\n" + HOST + b"\r\n"

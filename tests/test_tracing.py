@@ -39,6 +39,8 @@ from tornado_status import config, doctor, logs
 from tornado_status.errors import ConfigError
 from tornado_status.tracing import Tracing
 
+pytestmark = pytest.mark.once  # another library, and a collector
+
 EMAIL = "valid_user@example.com"
 
 
