@@ -13,7 +13,7 @@ BIN := $(VENV)/bin
 SCAN := .venv-scan
 
 # Files of tests at once: two for each core, because tests mostly wait. In the order of conftest.py.
-WORKERS := -n $(shell echo $$(($$(nproc) * 2))) --dist loadfile --no-loadscope-reorder
+WORKERS := -n $(shell n=$$(nproc); echo $$((n < 6 ? n * 2 : 12))) --dist loadfile --no-loadscope-reorder
 
 # The newest tested Python that can make virtual environments. Or: make run PYTHON=/path/to/python3
 PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \

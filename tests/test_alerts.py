@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 
 from tests.conftest import StartServer
@@ -217,6 +218,27 @@ def server_events(server: Server, first: int) -> list[dict[str, Any]]:
     answer = server.request("GET", f"/api/events?after={first - 1}&limit=2", cert="operator")
     found: list[dict[str, Any]] = answer.json["events"]
     return found
+
+
+def test_what_comes_once_it_serves_is_told(start_server: StartServer, database_url: str) -> None:
+    """Also by an alert that is new, however long the database takes for where it begins."""
+    start_server().stop()  # the tables are there
+    with Receiver() as receiver, contextlib.closing(psycopg2.connect(database_url)) as other:
+        other.cursor().execute("LOCK TABLE alert IN SHARE MODE")
+        server = start_server(
+            wait=False,
+            server={"port": free_port()},
+            alerts=[alert(receiver.url, events=["new"])],
+        )
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'alert'"
+        )
+        wait_until(lambda: rows(database_url, waiting), "the alert waits")
+        assert not any('"event": "serving"' in line for line in server.log.lines)
+        other.rollback()
+        server.wait_event("serving")
+        assert server.request("POST", "/api/client").status == 204
+        receiver.wait_for(1)
 
 
 def test_the_signature_is_that_of_the_specification() -> None:

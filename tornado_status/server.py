@@ -268,6 +268,7 @@ async def _run(
     port.listen(sockets)
     await store.wait_connected()
     announcer.start(lambda: None if store.problem else (store.stream, store.head))
+    await alerts.adopt()
     say_serving(settings, port_number)
     notifier.ready(status())
     alerts.start()

@@ -19,6 +19,7 @@ from tests.faults.judge import Listener, judge
 from tests.faults.ledger import REQUEST, Load
 from tests.faults.relay import Relay
 from tests.support import (
+    LOOPBACK,
     PATIENCE_S,
     free_port,
     require,
@@ -85,6 +86,15 @@ def test_a_server_that_hangs_up_before_it_has_answered_is_found_out(
     assert recorded > trial.load.ledger.acknowledged
 
 
+def refuses(port: int) -> bool:
+    """Say whether nobody listens there any more."""
+    try:
+        socket.create_connection((LOOPBACK, port), PATIENCE_S).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 @pytest.mark.parametrize("wrong", [None, "drop_at_the_end"])
 def test_a_drain_commits_what_waits(
     make_postgres: MakePostgres, start_server: StartServer, wrong: str | None
@@ -106,6 +116,7 @@ def test_a_drain_commits_what_waits(
             server.admin("/metrics")
         server.process.send_signal(signal.SIGTERM)
         server.wait_event("stopping")
+        wait_until(lambda: refuses(server.port), "the drain to begin")
         relay.thaw()
         answers = []
         for secure in waiting:

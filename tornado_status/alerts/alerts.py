@@ -7,6 +7,7 @@ goes on where it stopped. What was sent and not yet noted as sent is sent again,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -35,6 +36,7 @@ SAVE_CURSOR_S = 30.0  # entries that tell nothing are read again after a crash: 
 BACK_OFF_S = (2.0, 300.0)  # after the first failure of a receiver, and at most
 MAX_WAITING = 100_000  # messages of one alert, about 20 MB; beyond it the oldest are dropped
 GIVE_UP_EVERY_S = 60.0
+ADOPT_S = 5.0  # a start waits no longer for where new alerts begin
 STOP_S = 2.0  # for ending, and for giving the leases back: else another server waits for them
 
 
@@ -145,13 +147,25 @@ class Alerts:
         self._holder = uuid.uuid4()
         self._tasks: list[asyncio.Task[None]] = []
 
+    async def adopt(self) -> None:
+        """Let alerts that are new begin at the log's head: here, before anybody is told to come.
+
+        Where the database does not answer in `ADOPT_S` they begin as soon as it does.
+        """
+        if self._senders:
+            with contextlib.suppress(StoreUnavailable, TimeoutError):
+                async with asyncio.timeout(ADOPT_S):
+                    await self._journal.adopt(self._names())
+
     def start(self) -> None:
-        """Begin; the database may come and go."""
+        """Begin to tell; the database may come and go."""
         for sender in self._senders:
-            names = [each.alert.name for each in self._senders]
-            worker = _Worker(sender, names, self._journal, self._holder, self.counts)
+            worker = _Worker(sender, self._names(), self._journal, self._holder, self.counts)
             name = f"alert {sender.alert.name}"
             self._tasks.append(asyncio.create_task(worker.run(), name=name))
+
+    def _names(self) -> list[str]:
+        return [sender.alert.name for sender in self._senders]
 
     async def stop(self, timeout_s: float = STOP_S) -> None:
         """End at once, whatever receivers do, and let another server go on: in `timeout_s`."""
