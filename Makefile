@@ -12,9 +12,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 SCAN := .venv-scan
 
-# Files of tests at once: two for each core, because tests mostly wait. In the order of conftest.py.
-WORKERS := -n $(shell n=$$(nproc); echo $$((n < 6 ? n * 2 : 12))) --dist loadfile --no-loadscope-reorder
-
 # The newest tested Python that can make virtual environments. Or: make run PYTHON=/path/to/python3
 PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c "import ensurepip, sys, venv; \
@@ -30,7 +27,7 @@ run: $(VENV)/.run
 	@exec $(BIN)/python -m tornado_status --config config.yaml
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -12,13 +13,19 @@ import hypothesis
 import pytest
 
 from certs_gen.cli import main as certs_gen
-from tests.support import Heard, Postgres, Server, rows, running_server
+from tests.support import WORKERS, Heard, Postgres, Server, rows, running_server
 
 # No time limits as assertions: test machines are slow and shared.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
 _numbers = itertools.count()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Two files of tests at once for each core: they mostly wait. No more than there are ports."""
+    return min(2 * len(os.sched_getaffinity(0)), WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

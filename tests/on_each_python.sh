@@ -5,8 +5,6 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 done=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-workers=$(nproc)
-workers=$((workers < 6 ? workers * 2 : 12)) # as in the Makefile
 work=$(mktemp -d)
 chmod 755 "$work" # a test becomes an ordinary user, who needs this Python too
 trap 'rm -rf "$work"' EXIT
@@ -30,6 +28,7 @@ sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
     "$work/$version/bin/pip" install --quiet --require-hashes -r requirements-dev.txt
     "$work/$version/bin/pip" install --quiet --no-deps --no-build-isolation -e .
     tests=("$work/$version/bin/python" -m pytest -q -o cache_dir="$work/$version/cache" -m "not once")
-    "${tests[@]}" -n "$workers" --dist loadfile --no-loadscope-reorder || "${tests[@]}" --last-failed --last-failed-no-failures none
+    "${tests[@]}" -n auto --dist loadfile --no-loadscope-reorder ||
+        "${tests[@]}" --last-failed --last-failed-no-failures none
     rm -rf "${work:?}/$version"
 done

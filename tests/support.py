@@ -60,8 +60,8 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
 # Ports that tests hand out, below those that the kernel gives away by itself (32768 and up): what
 # is free now stays free until its user binds it. Each worker of pytest-xdist has its own thousand,
 # and begins somewhere in it, for other runs on the same machine.
-_FIRST_PORT, _WORKERS, _PORTS_EACH = 20_000, 12, 1000
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _WORKERS
+_FIRST_PORT, WORKERS, _PORTS_EACH = 20_000, 12, 1000
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
 _ports = itertools.count(os.getpid() * 7)
 
 

@@ -43,8 +43,6 @@ from tornado_status.api import Access
 from tornado_status.checkin import Event
 from tornado_status.errors import ConfigError
 
-pytestmark = pytest.mark.once  # what the database keeps, and when
-
 SECRET = "whsec_" + base64.b64encode(b"a secret for tests only, 32 byte").decode()
 OTHER = "whsec_" + base64.b64encode(b"another one, also only for tests").decode()
 PAGE = (ROOT / "docs" / "alerts.md").read_text("utf-8")
@@ -324,6 +322,7 @@ def test_a_short_absence_is_told_to_nobody(start_server: StartServer) -> None:
     assert receiver.said[2:] == [("offline", "again")]
 
 
+@pytest.mark.once
 def test_a_return_while_the_server_was_away_counts(start_server: StartServer) -> None:
     """The log's times decide, not when they were read."""
     with Receiver() as receiver:
@@ -383,6 +382,7 @@ def test_users_are_named_as_readers_are(pattern: str) -> None:
 # --------------------------------------------------------------------- whatever happens on the way
 
 
+@pytest.mark.once
 def test_nothing_is_lost_by_a_dead_receiver_and_kill_dash_nine(start_server: StartServer) -> None:
     """Check-ins go on meanwhile; once it is back each message comes, and in a user's order."""
     port = free_port()
@@ -561,6 +561,7 @@ def test_what_was_pruned_before_it_was_read_is_told_to_the_operator(
         assert receiver.wait_for(1)[0].said == ("offline", "kept")
 
 
+@pytest.mark.once
 def test_an_alert_follows_a_new_stream(start_server: StartServer) -> None:
     """After a restore nothing is told twice or left out, also where the numbers went back."""
     with Receiver() as receiver:

@@ -35,8 +35,6 @@ from tornado_status.ingress import contexts
 from tornado_status.keys import key_files, load_keys
 
 # By the setting that names it, and what stands in it.
-pytestmark = pytest.mark.once  # files, and what cryptography and OpenSSL make of them
-
 CERTIFICATES = {
     "tls.certificate": "server.crt",
     "tls.client_ca": "ca.crt",
@@ -343,6 +341,7 @@ FILES = [
 IN_A_SERVER = ["directory", "pipe", "another type of PEM", "a broken extension", "truncated"]
 
 
+@pytest.mark.once  # it waits for reloads; what the files are is judged above
 @pytest.mark.parametrize(("file", "kinds"), FILES)
 def test_the_old_state_stays_whatever_becomes_of_a_file(
     served: tuple[Server, Path], file: str, kinds: dict[str, Spoil]

@@ -146,6 +146,7 @@ class Alerts:
         self._journal = journal
         self._holder = uuid.uuid4()
         self._tasks: list[asyncio.Task[None]] = []
+        self._adopted = False
 
     async def adopt(self) -> None:
         """Let alerts that are new begin at the log's head: here, before anybody is told to come.
@@ -156,13 +157,14 @@ class Alerts:
             with contextlib.suppress(StoreUnavailable, TimeoutError):
                 async with asyncio.timeout(ADOPT_S):
                     await self._journal.adopt(self._names())
+                    self._adopted = True
 
     def start(self) -> None:
         """Begin to tell; the database may come and go."""
         for sender in self._senders:
             worker = _Worker(sender, self._names(), self._journal, self._holder, self.counts)
             name = f"alert {sender.alert.name}"
-            self._tasks.append(asyncio.create_task(worker.run(), name=name))
+            self._tasks.append(asyncio.create_task(worker.run(self._adopted), name=name))
 
     def _names(self) -> list[str]:
         return [sender.alert.name for sender in self._senders]
@@ -209,8 +211,8 @@ class _Worker:
         self._paused_until = float("-inf")
         self._told: str | None = None
 
-    async def run(self) -> None:
-        adopted = False
+    async def run(self, adopted: bool) -> None:
+        """Work until cancelled; first see to where alerts begin, unless that was `adopted`."""
         while True:
             again = False
             try:
