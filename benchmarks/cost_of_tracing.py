@@ -12,9 +12,9 @@ from collections.abc import Callable
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from tornado_status.checkin import CheckIn
 from tornado_status.config import Tracing as Settings
 from tornado_status.measure import Batch
+from tornado_status.model.records import CheckIn
 from tornado_status.tracing import Tracing
 
 ROUNDS = 9

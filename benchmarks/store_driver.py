@@ -17,9 +17,9 @@ import time
 
 from benchmarks.identities import device, email
 from tornado_status import logs
-from tornado_status.checkin import CheckIn, Event
 from tornado_status.config import Database, Logging
 from tornado_status.errors import StoreError
+from tornado_status.model.records import CheckIn, Event
 from tornado_status.store import Store
 
 DRAIN_TIMEOUT_S = 10.0

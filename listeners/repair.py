@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from listeners import pages
-from tornado_status.checkin import EventPage, UserPage
 from tornado_status.errors import ConfigError
+from tornado_status.model.records import EventPage, UserPage
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from listeners.deliveries import Delivery, Gap, Snapshot, Source, Update
 from listeners.pace import Chance, Pace
-from tornado_status.checkin import Event, EventPage, StatusRecord, UserPage
+from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
 
 # Datagrams of several servers, or by several paths, overtake each other by milliseconds.
 WINDOW_S = 0.1

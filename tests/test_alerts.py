@@ -40,8 +40,8 @@ from tests.support import (
 from tornado_status.alerts.sift import Sieve
 from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.api import Access
-from tornado_status.checkin import Event
 from tornado_status.errors import ConfigError
+from tornado_status.model.records import Event
 
 SECRET = "whsec_" + base64.b64encode(b"a secret for tests only, 32 byte").decode()
 OTHER = "whsec_" + base64.b64encode(b"another one, also only for tests").decode()

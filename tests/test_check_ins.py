@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Server, exchange, free_port, rows, targets, wait_until
-from tornado_status.checkin import CheckIn, Event
 from tornado_status.config import Database
 from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status.model.records import CheckIn, Event
 from tornado_status.store import Store
 from tornado_status.store.commit import GroupCommit
 

@@ -198,7 +198,11 @@ def test_the_store_is_found_to_have_sql_and_drivers() -> None:
         ("tornado_status.api.users", "import tornado_status.store", "tornado_status.store"),
         ("tornado_status.ingress.peer", "from tornado_status.api import x", "tornado_status.api.x"),
         ("tornado_status.announce", "from tornado_status import store", "tornado_status.store"),
-        ("tornado_status.errors", "from tornado_status import checkin", "tornado_status.checkin"),
+        (
+            "tornado_status.errors",
+            "from tornado_status import checkin",
+            "tornado_status.model.records",
+        ),
         ("tornado_status.identity", "def f():\n    from tornado_status import logs", ":2 imports"),
         ("tornado_status.store.store", "from tornado_status.server import x", "server.x"),
         ("tornado_status.server", "from tornado_status.cli import main", "cli.main"),

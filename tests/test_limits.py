@@ -26,7 +26,7 @@ from tests.support import LOOPBACK, PATIENCE_S, ROOT, Lines, Server, exchange, r
 from tornado_status.admin import MAX_CONNECTIONS
 from tornado_status.config import Alert, NatsTarget, Settings
 from tornado_status.errors import TooFrequent
-from tornado_status.limits import MAX_REMEMBERED, CheckInLimit
+from tornado_status.model.check_in_rate_limit import MAX_REMEMBERED, CheckInLimit
 
 PLAIN = CHECK_IN + b"\r\n"
 

@@ -24,7 +24,7 @@ from listeners.sequence import (
     Wish,
 )
 from listeners.streams import Streams, Verdict
-from tornado_status.checkin import Event, EventPage, StatusRecord, UserPage
+from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 SOURCE = ("10.0.0.1", 6666)

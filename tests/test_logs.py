@@ -30,9 +30,9 @@ from tests.support import (
 from tornado_status import logs
 from tornado_status.api import Access, AccessLog, InFlight, make_application
 from tornado_status.api.request_id import request_id
-from tornado_status.checkin import CheckIn, Event, Peer, StatusRecord
 from tornado_status.config import Logging
 from tornado_status.measure import CheckIns
+from tornado_status.model.records import CheckIn, Event, Peer, StatusRecord
 
 GET = "/api/client"
 

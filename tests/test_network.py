@@ -34,8 +34,8 @@ from tests.support import (
     plain_environment,
     require,
 )
-from tornado_status.checkin import Event
 from tornado_status.datagram import encode_json
+from tornado_status.model.records import Event
 
 pytestmark = [pytest.mark.network, pytest.mark.once]
 

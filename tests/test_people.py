@@ -39,9 +39,9 @@ from tests.support import (
 from tests.test_presence import check_in, run, until
 from tornado_status import users
 from tornado_status.api import Access
-from tornado_status.checkin import ERASED_EMAIL, Event
 from tornado_status.config import Database, Presence
 from tornado_status.errors import ConfigError, StoreUnavailable
+from tornado_status.model.records import ERASED_EMAIL, Event
 from tornado_status.store import Store
 from tornado_status.store import people as people_module
 from tornado_status.store.people import Clerk

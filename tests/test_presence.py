@@ -19,12 +19,12 @@ import pytest
 from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Postgres, Server, free_port, rows, targets, wait_until
 from tests.test_check_ins import _break_connections
-from tornado_status import presence
 from tornado_status.api.export import csv_lines, csv_row
-from tornado_status.checkin import CheckIn, Event, HistoryEntry
 from tornado_status.config import Database, History, Presence
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
-from tornado_status.presence import State
+from tornado_status.model import presence
+from tornado_status.model.presence import State
+from tornado_status.model.records import CheckIn, Event, HistoryEntry
 from tornado_status.store import Store, census
 from tornado_status.store import commit as commit_module
 from tornado_status.store import sweep as sweep_module

@@ -28,7 +28,7 @@ from tests.follow import Follow
 from tests.support import PATIENCE_S, Postgres, Server, exchange, wait_until
 from tests.test_trust import Site, now, replace, site
 from tornado_status.api import wanted
-from tornado_status.checkin import Event
+from tornado_status.model.records import Event
 from tornado_status.store import bell
 
 __all__ = ["site"]  # a fixture

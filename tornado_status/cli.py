@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tornado_status import __version__, config
 from tornado_status.errors import ConfigError, StatusError, StoreError
-from tornado_status.presence import State
+from tornado_status.model.presence import State
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -93,7 +93,7 @@ def stream(options: argparse.Namespace) -> int:
     """
     settings = config.load(options.config, os.environ)
     from tornado_status import logs
-    from tornado_status.checkin import timestamp
+    from tornado_status.model.records import timestamp
     from tornado_status.store import stream as streams
 
     logs.configure(settings.logging)

@@ -37,8 +37,8 @@ from tornado_status.brokers import (
     check_subject,
     parse_addresses,
 )
-from tornado_status.checkin import normalise_ip
 from tornado_status.errors import ConfigError
+from tornado_status.model.records import normalise_ip
 
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}

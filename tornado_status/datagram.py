@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Protocol, cast
 
-from tornado_status.checkin import Event, normalise_ip, timestamp
 from tornado_status.errors import DatagramError
+from tornado_status.model.records import Event, normalise_ip, timestamp
 
 VERSION = 1
 

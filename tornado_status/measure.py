@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tornado_status.checkin import CheckIn
 from tornado_status.errors import (
     IdentityError,
     StatusError,
@@ -20,6 +19,7 @@ from tornado_status.errors import (
     TooFrequent,
     UserUnknown,
 )
+from tornado_status.model.records import CheckIn
 
 # Upper bounds in seconds, from what a quiet machine needs to the limits that end it all.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

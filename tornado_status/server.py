@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from tornado_status import presence
 from tornado_status.admin import AdminServer
 from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
@@ -25,7 +24,6 @@ from tornado_status.api import (
     make_application,
     problem_answer,
 )
-from tornado_status.checkin import Event
 from tornado_status.config import Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
 from tornado_status.deadline import Deadline
@@ -34,8 +32,10 @@ from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.health import Check
 from tornado_status.ingress import CheckInPort, FileWatcher, Trust, bind
 from tornado_status.keys import Keys, key_files, load_keys
-from tornado_status.limits import CheckInLimit
 from tornado_status.metrics import Vitals, make_registry
+from tornado_status.model import presence
+from tornado_status.model.check_in_rate_limit import CheckInLimit
+from tornado_status.model.records import Event
 from tornado_status.notify import Notifier
 from tornado_status.readiness import look, look_at_terms
 from tornado_status.reminder import Reminder

@@ -6,9 +6,9 @@ import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tornado_status.checkin import Event
-from tornado_status.messages import Return, moment
-from tornado_status.patterns import any_of
+from tornado_status.model.alert import Return, moment
+from tornado_status.model.email_patterns import any_of
+from tornado_status.model.records import Event
 
 OFFLINE, BACK = "offline", "back"
 

@@ -21,10 +21,10 @@ from tornado_status.announce.following import Following
 from tornado_status.announce.nats import NatsOutlet
 from tornado_status.announce.outlet import QUEUED, Outlet
 from tornado_status.announce.udp import udp_outlets
-from tornado_status.checkin import Event
 from tornado_status.config import Announce
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.logs import RateLimit
+from tornado_status.model.records import Event
 
 # How long a target that refused counts as failing. Not until the next datagram gets through: to a
 # unicast address where nobody listens every second one seems to.

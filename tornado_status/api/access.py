@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from tornado_status.patterns import any_of
+from tornado_status.model.email_patterns import any_of
 
 
 class Access:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tornado_status.api.problem import Handler, Problem
 from tornado_status.api.users import record_json
-from tornado_status.checkin import CheckIn, Event, StatusRecord
+from tornado_status.model.records import CheckIn, Event, StatusRecord
 
 CHECK_IN_METHODS = ("POST", "PUT", "PATCH")
 

@@ -24,10 +24,10 @@ from tornado_status.api import framing
 from tornado_status.api.framing import Framing, Message
 from tornado_status.api.problem import Problem
 from tornado_status.api.wanted import Wanted
-from tornado_status.checkin import Event, LogSlice, LogSpan
 from tornado_status.config import Stream
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.logs import RateLimit
+from tornado_status.model.records import Event, LogSlice, LogSpan
 from tornado_status.timed_stream import STALL_S
 
 TURN = 500  # events a turn, about 100 KB: well below what may wait for a reader

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tornado_status import datagram
-from tornado_status.checkin import Event
+from tornado_status.model.records import Event
 
 RETRY_MS = 1000  # the least a browser waits before it connects again
 

@@ -19,7 +19,6 @@ from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
 
 from tornado_status.api.in_flight import InFlight
 from tornado_status.api.request_id import HEADER, request_id
-from tornado_status.checkin import CheckIn, Peer
 from tornado_status.errors import (
     HeadTooSlow,
     IdentityError,
@@ -30,6 +29,7 @@ from tornado_status.errors import (
 )
 from tornado_status.hosts import is_host
 from tornado_status.logs import RateLimit
+from tornado_status.model.records import CheckIn, Peer
 
 MAX_SHOWN = 200  # characters of a refused path that are logged: a path may be as long as a head
 

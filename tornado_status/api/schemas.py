@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from tornado_status import datagram
-from tornado_status.checkin import EventKind
-from tornado_status.presence import State
+from tornado_status.model.presence import State
+from tornado_status.model.records import EventKind
 
 Schema = dict[str, Any]
 

@@ -11,7 +11,9 @@ from urllib.parse import quote, urlencode
 from tornado_status import datagram
 from tornado_status.api.access import Access
 from tornado_status.api.problem import Handler, Problem
-from tornado_status.checkin import (
+from tornado_status.errors import HistoryGone
+from tornado_status.identity import parse_email
+from tornado_status.model.records import (
     EventPage,
     HistoryEntry,
     HistoryPage,
@@ -20,8 +22,6 @@ from tornado_status.checkin import (
     UserPage,
     timestamp,
 )
-from tornado_status.errors import HistoryGone
-from tornado_status.identity import parse_email
 
 DEFAULT_LIMIT = 1000
 SNAPSHOT_GOOD_S = 15  # how long a state may be behind in a page that is kept by its ETag

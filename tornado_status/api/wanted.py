@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from tornado_status.checkin import Event
-from tornado_status.patterns import any_of
+from tornado_status.model.email_patterns import any_of
+from tornado_status.model.records import Event
 
 MAX_TERMS = 20  # of each kind: every event is held against every different filter
 MAX_PATTERN = 254  # characters, as of an e-mail

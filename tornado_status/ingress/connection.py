@@ -18,7 +18,6 @@ from typing import Protocol
 
 from tornado.iostream import StreamClosedError
 
-from tornado_status.checkin import CheckIn, Event
 from tornado_status.errors import (
     IdentityError,
     StatusError,
@@ -31,6 +30,7 @@ from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import Standing, Trust
+from tornado_status.model.records import CheckIn, Event
 from tornado_status.timed_stream import HeadDeadlines
 
 QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way

@@ -17,8 +17,8 @@ from urllib.parse import unquote_to_bytes
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tornado_status.checkin import normalise_ip
 from tornado_status.errors import ForwardedError
+from tornado_status.model.records import normalise_ip
 
 Lines = Callable[[str], Sequence[str]]  # the values of all lines of a header, by its name
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httputil import HTTPServerRequest
 
-from tornado_status.checkin import CheckIn, Peer, normalise_ip
 from tornado_status.config import Ingress
 from tornado_status.errors import ForwardedError, IdentityError
 from tornado_status.ingress.chains import ChainVerifier
@@ -28,6 +27,7 @@ from tornado_status.ingress.peer import Counting
 from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
+from tornado_status.model.records import CheckIn, Peer, normalise_ip
 
 MAX_REMEMBERED = 20_000  # verdicts of 2 to 4 KB; one that is forgotten costs a verification
 

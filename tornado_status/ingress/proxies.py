@@ -6,8 +6,8 @@ import functools
 import ipaddress
 from collections.abc import Sequence
 
-from tornado_status.checkin import normalise_ip
 from tornado_status.config import Network
+from tornado_status.model.records import normalise_ip
 
 
 class TrustedProxies:

@@ -10,8 +10,8 @@ import ipaddress
 import struct
 from dataclasses import dataclass
 
-from tornado_status.checkin import normalise_ip
 from tornado_status.errors import ProxyHeaderError
+from tornado_status.model.records import normalise_ip
 
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 FIXED = 16  # bytes: signature, version and command, family, length of the rest

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tornado_status.checkin import CheckIn
 from tornado_status.errors import ForwardedError, IdentityError
 from tornado_status.ingress.connection import CheckInConnection, CheckInService
 from tornado_status.ingress.handshake import Address
@@ -16,6 +15,7 @@ from tornado_status.ingress.heads import plain_headers
 from tornado_status.ingress.proxied import ProxiedJudge
 from tornado_status.ingress.stream import PlainStream
 from tornado_status.ingress.trust import Standing
+from tornado_status.model.records import CheckIn
 
 MAX_HEAD = 16 * 1024  # bytes, with a certificate and its chain; what is longer is ordinary HTTP
 MAX_REMEMBERED = 8192  # heads, of 2 KB each; one that is forgotten is parsed again

@@ -16,8 +16,8 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
-from tornado_status.checkin import Peer
 from tornado_status.ingress.trust import Standing
+from tornado_status.model.records import Peer
 from tornado_status.timed_stream import TimedStream, trailing_line_ends
 
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read

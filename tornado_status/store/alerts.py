@@ -8,9 +8,9 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 
-from tornado_status.checkin import Event
 from tornado_status.errors import StoreUnavailable
-from tornado_status.messages import Cursor, Message, Return, moment
+from tornado_status.model.alert import Cursor, Message, Return, moment
+from tornado_status.model.records import Event
 from tornado_status.store.database import Pool, Row, StatementFailed
 from tornado_status.store.queries import ENTRY, entry
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 
 import structlog
 
-from tornado_status import presence
 from tornado_status.errors import StoreError
-from tornado_status.presence import State
+from tornado_status.model import presence
+from tornado_status.model.presence import State
 from tornado_status.store.commit import GroupCommit
 from tornado_status.store.database import Connection, Pool
 

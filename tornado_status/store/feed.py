@@ -14,8 +14,8 @@ from typing import Protocol
 
 import structlog
 
-from tornado_status.checkin import Event, LogSlice, LogSpan
 from tornado_status.errors import HistoryGone, StoreError
+from tornado_status.model.records import Event, LogSlice, LogSpan
 
 RING = 20_000  # newest events kept, about 10 MB: some seconds at full load, days of a small office
 PAGE = 1000  # events of one reading: a few milliseconds of the loop

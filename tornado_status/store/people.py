@@ -10,8 +10,8 @@ import asyncio
 import datetime
 from collections.abc import Sequence
 
-from tornado_status.checkin import ERASED_EMAIL, Event, EventKind
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
+from tornado_status.model.records import ERASED_EMAIL, Event, EventKind
 from tornado_status.store import migrate, queries
 from tornado_status.store.commit import LOCK_HEAD, GroupCommit, Work, array
 from tornado_status.store.database import Connection, Pool, Row, StatementFailed

@@ -8,8 +8,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from tornado_status import presence
-from tornado_status.checkin import (
+from tornado_status.errors import HistoryGone
+from tornado_status.model import presence
+from tornado_status.model.records import (
     Device,
     Event,
     EventPage,
@@ -20,7 +21,6 @@ from tornado_status.checkin import (
     StatusRecord,
     UserPage,
 )
-from tornado_status.errors import HistoryGone
 from tornado_status.store.database import Connection, Row
 
 # An hour, and as long again as two refreshes take, after an announcer was last said to be in use.

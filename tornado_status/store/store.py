@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
-from tornado_status import presence
-from tornado_status.checkin import (
+from tornado_status.config import EMBEDDED, Database, History, Presence
+from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
+from tornado_status.measure import Batch, CheckIns
+from tornado_status.model import presence
+from tornado_status.model.records import (
     CheckIn,
     Event,
     EventPage,
@@ -25,9 +28,6 @@ from tornado_status.checkin import (
     StatusRecord,
     UserPage,
 )
-from tornado_status.config import EMBEDDED, Database, History, Presence
-from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
-from tornado_status.measure import Batch, CheckIns
 from tornado_status.store import migrate, people, queries
 from tornado_status.store.alerts import AlertJournal
 from tornado_status.store.bell import Bell

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import structlog
 
-from tornado_status import presence
-from tornado_status.checkin import Event, EventKind
 from tornado_status.config import Presence
 from tornado_status.errors import StoreError
+from tornado_status.model import presence
+from tornado_status.model.records import Event, EventKind
 from tornado_status.store.commit import GroupCommit, Work
 from tornado_status.store.database import Connection, Pool, Row
 

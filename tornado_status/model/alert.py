@@ -6,7 +6,7 @@ import datetime
 import uuid
 from dataclasses import dataclass
 
-from tornado_status.checkin import Event
+from tornado_status.model.records import Event
 
 
 def moment(event: Event) -> datetime.datetime:
