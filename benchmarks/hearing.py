@@ -33,7 +33,7 @@ from benchmarks.places import ROOT
 from benchmarks.processes import cpu_s
 from benchmarks.rig import AtWork
 from tornado_status.announcers import Signer
-from tornado_status.datagram import encode_json
+from tornado_status.wire.datagram import encode_json
 from tornado_status.model.records import Event
 
 START_TIMEOUT_S = 30.0

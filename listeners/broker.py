@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from listeners.deliveries import Source
-from tornado_status.brokers import Broker
+from tornado_status.wire.nats_broker import Broker
 from tornado_status.errors import BrokerError
-from tornado_status.nats_connection import RETRY_S, Connection, connected
+from tornado_status.wire.nats_connection import RETRY_S, Connection, connected
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

@@ -26,14 +26,14 @@ from listeners.people import INTERVAL_S, MISSED, People
 from listeners.receiver import Encoding
 from listeners.sockets import WILDCARD
 from listeners.verify import MAX_SKEW_S
-from tornado_status.brokers import (
+from tornado_status.wire.nats_broker import (
     SUBJECT,
     Broker,
     check_credentials,
     check_subject,
     parse_addresses,
 )
-from tornado_status.datagram import MAX_SEQ
+from tornado_status.wire.datagram import MAX_SEQ
 from tornado_status.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import enum
 import json
 
 from listeners.deliveries import Delivery, Gap, Snapshot, Source, Update
-from tornado_status.datagram import BinaryUpdate
+from tornado_status.wire.datagram import BinaryUpdate
 from tornado_status.model.records import Event, StatusRecord
 
 _RULE = "-" * 40

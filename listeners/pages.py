@@ -10,7 +10,7 @@ import json
 import re
 import uuid
 
-from tornado_status.datagram import MAX_SEQ, decode_update
+from tornado_status.wire.datagram import MAX_SEQ, decode_update
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import EventPage, StatusRecord, UserPage
 

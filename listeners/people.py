@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from listeners.deliveries import Delivery, Gap, Snapshot, Update
 from listeners.output import CHECK_INS
-from tornado_status.datagram import BinaryUpdate
+from tornado_status.wire.datagram import BinaryUpdate
 from tornado_status.model.records import Event, StatusRecord
 
 OFFLINE = "offline"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from listeners.duplicates import WINDOW_SIZE, Window
-from tornado_status.datagram import BinaryUpdate, Datagram, decode
+from tornado_status.wire.datagram import BinaryUpdate, Datagram, decode
 from tornado_status.model.records import Event
 
 

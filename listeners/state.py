@@ -9,7 +9,7 @@ import uuid
 from pathlib import Path
 
 from listeners.sequence import Position
-from tornado_status.datagram import MAX_SEQ
+from tornado_status.wire.datagram import MAX_SEQ
 from tornado_status.errors import ConfigError
 
 MAX_SIZE = 4096  # bytes: what is longer is not ours

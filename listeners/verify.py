@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from listeners.duplicates import Window
 from tornado_status.announcers import Announcer
-from tornado_status.datagram import (
+from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     MAX_SEQ,
     Datagram,

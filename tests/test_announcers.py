@@ -20,7 +20,7 @@ from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Server, wait_until
 from tornado_status import announcers
 from tornado_status.announcers import Signer, trust
-from tornado_status.datagram import MAX_DATAGRAM, decode_json, encode_json, split_signature
+from tornado_status.wire.datagram import MAX_DATAGRAM, decode_json, encode_json, split_signature
 from tornado_status.errors import AnnouncerError
 from tornado_status.model.records import Event
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tornado_status.datagram import (
+from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     MAX_SEQ,
     SIGNATURE_ROOM,

@@ -210,7 +210,7 @@ def test_the_store_is_found_to_have_sql_and_drivers() -> None:
         ("tornado_status", "from tornado_status import errors", "tornado_status.errors"),
         ("tornado_status.api.users", "from psycopg2.extras import x", "psycopg2.extras.x"),
         ("tornado_status.server", "import aiopg", "aiopg"),
-        ("tornado_status.datagram", "import socket", "socket"),
+        ("tornado_status.wire.datagram", "import socket", "socket"),
         ("tornado_status.config", "from tornado.options import define", "tornado.options.define"),
         ("tornado_status.cli", "import certs_gen.cli", "certs_gen.cli"),
         ("listeners.cli", "from tornado_status import config", "tornado_status.config"),

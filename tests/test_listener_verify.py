@@ -24,7 +24,7 @@ from listeners.state import StateFile
 from listeners.verify import UNPROVEN, Copy, Verifier
 from tests.test_datagram import written_event
 from tornado_status.announcers import Announcer, Signer
-from tornado_status.datagram import Datagram, encode_json, encode_update
+from tornado_status.wire.datagram import Datagram, encode_json, encode_update
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
 

@@ -32,7 +32,7 @@ from listeners.output import Format, json_line, render, text_block
 from listeners.receiver import Encoding, Receiver
 from listeners.sockets import WILDCARD
 from tests.support import PATIENCE_S, ROOT, Lines, free_port, wait_until
-from tornado_status.datagram import (
+from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     BinaryUpdate,
     decode_binary,

@@ -34,7 +34,7 @@ from tests.support import (
     plain_environment,
     require,
 )
-from tornado_status.datagram import encode_json
+from tornado_status.wire.datagram import encode_json
 from tornado_status.model.records import Event
 
 pytestmark = [pytest.mark.network, pytest.mark.once]

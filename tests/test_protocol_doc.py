@@ -12,7 +12,7 @@ from typing import Any
 from tests.conftest import StartServer
 from tests.support import ROOT, Heard, free_port, targets
 from tornado_status.api.users import record_json
-from tornado_status.datagram import decode_json, decode_update, encode_json, encode_update
+from tornado_status.wire.datagram import decode_json, decode_update, encode_json, encode_update
 from tornado_status.model.presence import State
 from tornado_status.model.records import EventKind, StatusRecord
 

@@ -42,7 +42,7 @@ from tests.support import (
     wait_until,
 )
 from tests.test_listener_cli import Announcing, Relay, check_in, reading, verifying
-from tornado_status.datagram import BinaryUpdate, encode_json
+from tornado_status.wire.datagram import BinaryUpdate, encode_json
 from tornado_status.model.records import Event, StatusRecord
 
 pytestmark = pytest.mark.once

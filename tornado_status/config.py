@@ -29,7 +29,7 @@ from pydantic import (
     model_validator,
 )
 
-from tornado_status.brokers import (
+from tornado_status.wire.nats_broker import (
     SUBJECT,
     Broker,
     check_credentials,

@@ -20,7 +20,7 @@ from cryptography.x509 import load_pem_x509_certificate
 
 from tests.faults.ledger import Ledger
 from tests.support import GROUP, LOOPBACK, PATIENCE_S, Heard, rows
-from tornado_status.datagram import decode_json, split_signature
+from tornado_status.wire.datagram import decode_json, split_signature
 
 QUIET_S = 0.3  # after which nothing more is on its way over loopback
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tornado_status.announce import Announcer
 from tornado_status.cli import main
-from tornado_status.datagram import Signs
+from tornado_status.wire.datagram import Signs
 from tornado_status.deadline import Deadline
 from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress import CheckInService, FileWatcher

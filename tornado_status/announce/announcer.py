@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from tornado_status import datagram
+from tornado_status.wire import datagram
 from tornado_status.announce.advice import advice, errno_name
 from tornado_status.announce.following import Following
 from tornado_status.announce.nats import NatsOutlet

@@ -19,7 +19,7 @@ import structlog
 from tornado_status.announce.outlet import QUEUED, NotCarried, Outlet
 from tornado_status.config import NatsTarget
 from tornado_status.errors import BrokerError
-from tornado_status.nats_connection import RETRY_S, Connection, check_files, connected
+from tornado_status.wire.nats_connection import RETRY_S, Connection, check_files, connected
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg

@@ -16,7 +16,7 @@ import structlog
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
-from tornado_status import datagram
+from tornado_status.wire import datagram
 from tornado_status.api.problem import Problem
 from tornado_status.api.users import ReadHandler, history_json
 from tornado_status.errors import HistoryGone, StoreError

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Protocol
 
-from tornado_status import datagram
+from tornado_status.wire import datagram
 from tornado_status.model.records import Event
 
 RETRY_MS = 1000  # the least a browser waits before it connects again

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tornado_status import datagram
+from tornado_status.wire import datagram
 from tornado_status.model.presence import State
 from tornado_status.model.records import EventKind
 

@@ -16,7 +16,7 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketHandler
 
-from tornado_status import datagram
+from tornado_status.wire import datagram
 from tornado_status.api import wanted
 from tornado_status.api.following import Follower, Place, Streams
 from tornado_status.api.framing import RETRY_MS, EventStream, WebSocketFrames

@@ -8,7 +8,7 @@ import uuid
 from typing import Protocol
 from urllib.parse import quote, urlencode
 
-from tornado_status import datagram
+from tornado_status.wire import datagram
 from tornado_status.api.access import Access
 from tornado_status.api.problem import Handler, Problem
 from tornado_status.errors import HistoryGone

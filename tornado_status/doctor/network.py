@@ -22,7 +22,7 @@ from tornado_status.announce.udp import UdpOutlet, udp_outlets
 from tornado_status.config import NatsTarget, Settings, Target
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import BrokerError, ConfigError
-from tornado_status.nats_connection import check_files, connected
+from tornado_status.wire.nats_connection import check_files, connected
 
 PORTS, INTERFACES, ROUTES = "ports", "interfaces", "routes"
 FIREWALL, CONTAINERS = "firewall", "containers"

@@ -12,7 +12,7 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from tornado_status.brokers import Broker
+from tornado_status.wire.nats_broker import Broker
 from tornado_status.errors import BrokerError, ConfigError
 
 if TYPE_CHECKING:
