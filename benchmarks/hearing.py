@@ -33,8 +33,8 @@ from benchmarks.places import ROOT
 from benchmarks.processes import cpu_s
 from benchmarks.rig import AtWork
 from tornado_status.announcers import Signer
-from tornado_status.wire.datagram import encode_json
 from tornado_status.model.records import Event
+from tornado_status.wire.datagram import encode_json
 
 START_TIMEOUT_S = 30.0
 ANSWER_TIMEOUT_S = 30.0  # to one SIGUSR1, by a listener that has much to do

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from listeners.deliveries import Source
-from tornado_status.wire.nats_broker import Broker
 from tornado_status.errors import BrokerError
+from tornado_status.wire.nats_broker import Broker
 from tornado_status.wire.nats_connection import RETRY_S, Connection, connected
 
 if TYPE_CHECKING:

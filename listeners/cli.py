@@ -26,6 +26,8 @@ from listeners.people import INTERVAL_S, MISSED, People
 from listeners.receiver import Encoding
 from listeners.sockets import WILDCARD
 from listeners.verify import MAX_SKEW_S
+from tornado_status.errors import ConfigError
+from tornado_status.wire.datagram import MAX_SEQ
 from tornado_status.wire.nats_broker import (
     SUBJECT,
     Broker,
@@ -33,8 +35,6 @@ from tornado_status.wire.nats_broker import (
     check_subject,
     parse_addresses,
 )
-from tornado_status.wire.datagram import MAX_SEQ
-from tornado_status.errors import ConfigError
 
 if TYPE_CHECKING:
     from listeners.board import Board

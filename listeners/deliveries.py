@@ -5,8 +5,8 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 
-from tornado_status.wire.datagram import BinaryUpdate
 from tornado_status.model.records import Event, StatusRecord
+from tornado_status.wire.datagram import BinaryUpdate
 
 Source = tuple[str, int]  # a sender's address and port
 

@@ -38,9 +38,9 @@ from listeners.sockets import WILDCARD, Ears, open_ears
 from listeners.state import SAVE_INTERVAL_S, StateFile
 from listeners.streams import Streams, Verdict
 from listeners.verify import MAX_SKEW_S, UNPROVEN, Copy, Verifier
-from tornado_status.wire.nats_broker import Broker
-from tornado_status.wire.datagram import MAX_DATAGRAM, Datagram, decode_binary
 from tornado_status.errors import ConfigError, DatagramError
+from tornado_status.wire.datagram import MAX_DATAGRAM, Datagram, decode_binary
+from tornado_status.wire.nats_broker import Broker
 from tornado_status.wire.nats_connection import check_files
 
 # What the shipped config.yaml announces.

@@ -10,8 +10,8 @@ import enum
 import json
 
 from listeners.deliveries import Delivery, Gap, Snapshot, Source, Update
-from tornado_status.wire.datagram import BinaryUpdate
 from tornado_status.model.records import Event, StatusRecord
+from tornado_status.wire.datagram import BinaryUpdate
 
 _RULE = "-" * 40
 _FETCHED = "none (fetched over HTTPS)"

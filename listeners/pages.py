@@ -10,9 +10,9 @@ import json
 import re
 import uuid
 
-from tornado_status.wire.datagram import MAX_SEQ, decode_update
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import EventPage, StatusRecord, UserPage
+from tornado_status.wire.datagram import MAX_SEQ, decode_update
 
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
 

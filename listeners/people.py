@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 from listeners.deliveries import Delivery, Gap, Snapshot, Update
 from listeners.output import CHECK_INS
-from tornado_status.wire.datagram import BinaryUpdate
 from tornado_status.model.records import Event, StatusRecord
+from tornado_status.wire.datagram import BinaryUpdate
 
 OFFLINE = "offline"
 REMOVED = "removed"

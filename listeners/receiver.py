@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from listeners.duplicates import WINDOW_SIZE, Window
-from tornado_status.wire.datagram import BinaryUpdate, Datagram, decode
 from tornado_status.model.records import Event
+from tornado_status.wire.datagram import BinaryUpdate, Datagram, decode
 
 
 class Encoding(enum.StrEnum):

@@ -9,8 +9,8 @@ import uuid
 from pathlib import Path
 
 from listeners.sequence import Position
-from tornado_status.wire.datagram import MAX_SEQ
 from tornado_status.errors import ConfigError
+from tornado_status.wire.datagram import MAX_SEQ
 
 MAX_SIZE = 4096  # bytes: what is longer is not ours
 SAVE_INTERVAL_S = 1.0  # a crash repeats at most this much, and a disk bears one write a second

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from listeners.duplicates import Window
 from tornado_status.announcers import Announcer
+from tornado_status.errors import DatagramError
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     MAX_SEQ,
@@ -20,7 +21,6 @@ from tornado_status.wire.datagram import (
     decode_json,
     split_signature,
 )
-from tornado_status.errors import DatagramError
 
 MAX_SKEW_S = 60.0
 # What proves nothing, but may be shown as such with --insecure. All the other reasons speak against

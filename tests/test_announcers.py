@@ -20,9 +20,9 @@ from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Server, wait_until
 from tornado_status import announcers
 from tornado_status.announcers import Signer, trust
-from tornado_status.wire.datagram import MAX_DATAGRAM, decode_json, encode_json, split_signature
 from tornado_status.errors import AnnouncerError
 from tornado_status.model.records import Event
+from tornado_status.wire.datagram import MAX_DATAGRAM, decode_json, encode_json, split_signature
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 EVENT = Event(42, "check-in", "valid_user@example.com", NOW, "10.0.0.7", 51514)

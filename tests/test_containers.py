@@ -36,7 +36,7 @@ from tests.namespaces import (
 from tests.support import PATIENCE_S, ROOT, require, running_server
 from tornado_status import config
 from tornado_status.config import Settings, Target
-from tornado_status.ending import REMAINDER_S
+from tornado_status.runtime.shutdown import REMAINDER_S
 
 pytestmark = pytest.mark.once
 

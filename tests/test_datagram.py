@@ -13,6 +13,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tornado_status.errors import DatagramError
+from tornado_status.model.records import Event, normalise_ip
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     MAX_SEQ,
@@ -27,8 +29,6 @@ from tornado_status.wire.datagram import (
     encode_json,
     encode_update,
 )
-from tornado_status.errors import DatagramError
-from tornado_status.model.records import Event, normalise_ip
 
 VECTORS = Path(__file__).parent / "vectors"
 STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")

@@ -19,7 +19,7 @@ import yaml
 from tests.pages import commands
 from tests.support import PATIENCE_S, ROOT, require
 from tornado_status import config
-from tornado_status.ending import REMAINDER_S
+from tornado_status.runtime.shutdown import REMAINDER_S
 
 pytestmark = pytest.mark.once
 

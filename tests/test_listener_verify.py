@@ -24,9 +24,9 @@ from listeners.state import StateFile
 from listeners.verify import UNPROVEN, Copy, Verifier
 from tests.test_datagram import written_event
 from tornado_status.announcers import Announcer, Signer
-from tornado_status.wire.datagram import Datagram, encode_json, encode_update
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
+from tornado_status.wire.datagram import Datagram, encode_json, encode_update
 
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("signed-v1-*.json"))
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)

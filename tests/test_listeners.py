@@ -32,6 +32,8 @@ from listeners.output import Format, json_line, render, text_block
 from listeners.receiver import Encoding, Receiver
 from listeners.sockets import WILDCARD
 from tests.support import PATIENCE_S, ROOT, Lines, free_port, wait_until
+from tornado_status.errors import DatagramError
+from tornado_status.model.records import Event, StatusRecord
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     BinaryUpdate,
@@ -39,8 +41,6 @@ from tornado_status.wire.datagram import (
     encode_binary,
     encode_json,
 )
-from tornado_status.errors import DatagramError
-from tornado_status.model.records import Event, StatusRecord
 
 LISTENER = [sys.executable, "-W", "error", "-m", "listeners"]
 # Whatever certificates lie in the checkout.

@@ -17,9 +17,9 @@ import pytest
 from tests.conftest import StartServer
 from tests.namespaces import check_in_from, environment_for_python, names_without_an_answer
 from tests.support import LOOPBACK, PATIENCE_S, Server
-from tornado_status import names
-from tornado_status.names import NameNotFound, look_up
-from tornado_status.threads import MAX_THREADS, DaemonThreads
+from tornado_status.runtime import resolver
+from tornado_status.runtime.daemon_executor import MAX_THREADS, DaemonThreads
+from tornado_status.runtime.resolver import NameNotFound, look_up
 
 NAME = "database.example.com"
 
@@ -34,7 +34,7 @@ def nameless(tmp_path: Path) -> Iterator[tuple[str, ...]]:
 def test_an_address_needs_no_name_server() -> None:
     """Nor a thread."""
 
-    async def look() -> list[names.Address]:
+    async def look() -> list[resolver.Address]:
         threads = threading.active_count()
         found = await look_up("127.0.0.2", 5432, timeout_s=PATIENCE_S)
         assert threading.active_count() == threads
@@ -49,7 +49,7 @@ def test_an_address_needs_no_name_server() -> None:
 def test_a_name_has_addresses() -> None:
     """Each once, with the port, and of the family that is asked for."""
 
-    async def look() -> list[names.Address]:
+    async def look() -> list[resolver.Address]:
         return await look_up("localhost", 7, timeout_s=PATIENCE_S, family=socket.AF_INET)
 
     assert asyncio.run(look()) == [(socket.AF_INET, (LOOPBACK, 7))]
@@ -89,7 +89,7 @@ def test_a_silent_name_server_holds_up_neither_the_loop_nor_the_end(
     """Others go on meanwhile, the wait is bounded, and the program ends, its threads or not."""
     code = """
 import asyncio, threading
-from tornado_status.names import NameNotFound, look_up
+from tornado_status.runtime.resolver import NameNotFound, look_up
 
 async def main():
     ticks = 0
@@ -116,7 +116,7 @@ def test_look_ups_are_bounded(nameless: tuple[str, ...]) -> None:
     """Whoever asks for ever new names, or the same again and again."""
     code = """
 import asyncio, threading
-from tornado_status.names import MAX_UNDER_WAY, NameNotFound, look_up
+from tornado_status.runtime.resolver import MAX_UNDER_WAY, NameNotFound, look_up
 
 async def look(name):
     try:
@@ -140,7 +140,7 @@ def test_the_loops_own_threads_hold_up_no_end(nameless: tuple[str, ...]) -> None
     """Of libraries that look names up by themselves. The control: asyncio's own do."""
     code = """
 import asyncio
-from tornado_status.threads import DaemonThreads
+from tornado_status.runtime.daemon_executor import DaemonThreads
 
 async def main():
     loop = asyncio.get_running_loop()
@@ -199,7 +199,7 @@ def no_threads() -> Iterator[None]:
 def test_a_name_resolves_again_once_there_are_threads() -> None:
     """Without one the look-up fails, at once, and nobody waits for its answer later."""
 
-    async def look() -> list[names.Address]:
+    async def look() -> list[resolver.Address]:
         return await look_up("localhost", 7, timeout_s=PATIENCE_S, family=socket.AF_INET)
 
     with no_threads(), pytest.raises(NameNotFound, match="no thread"):

@@ -23,9 +23,9 @@ from tests.conftest import StartServer
 from tests.support import ROOT, Server, exchange, wait_until
 from tests.test_listener_cli import Listening
 from tornado_status.announcers import Signer
-from tornado_status.wire.nats_broker import parse_addresses
-from tornado_status.wire.datagram import encode_json
 from tornado_status.model.records import Event
+from tornado_status.wire.datagram import encode_json
+from tornado_status.wire.nats_broker import parse_addresses
 
 pytestmark = pytest.mark.once
 

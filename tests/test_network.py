@@ -34,8 +34,8 @@ from tests.support import (
     plain_environment,
     require,
 )
-from tornado_status.wire.datagram import encode_json
 from tornado_status.model.records import Event
+from tornado_status.wire.datagram import encode_json
 
 pytestmark = [pytest.mark.network, pytest.mark.once]
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Postgres, Server, free_port, running_server
-from tornado_status.notify import Notifier
+from tornado_status.runtime.systemd import Notifier
 
 
 class Manager:

@@ -12,9 +12,9 @@ from typing import Any
 from tests.conftest import StartServer
 from tests.support import ROOT, Heard, free_port, targets
 from tornado_status.api.users import record_json
-from tornado_status.wire.datagram import decode_json, decode_update, encode_json, encode_update
 from tornado_status.model.presence import State
 from tornado_status.model.records import EventKind, StatusRecord
+from tornado_status.wire.datagram import decode_json, decode_update, encode_json, encode_update
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 

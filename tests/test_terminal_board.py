@@ -42,8 +42,8 @@ from tests.support import (
     wait_until,
 )
 from tests.test_listener_cli import Announcing, Relay, check_in, reading, verifying
-from tornado_status.wire.datagram import BinaryUpdate, encode_json
 from tornado_status.model.records import Event, StatusRecord
+from tornado_status.wire.datagram import BinaryUpdate, encode_json
 
 pytestmark = pytest.mark.once
 

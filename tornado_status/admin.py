@@ -20,7 +20,7 @@ from tornado_status.config import Admin
 from tornado_status.errors import ConfigError
 from tornado_status.files import check_file, read_certificates
 from tornado_status.health import Check
-from tornado_status.timed_stream import HeadDeadlines, TimedStream
+from tornado_status.runtime.http_timeouts import HeadDeadlines, TimedStream
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they are not to take all descriptors
 MAX_HEAD = 8192  # what browsers and scrapers send is far below

@@ -29,6 +29,8 @@ from pydantic import (
     model_validator,
 )
 
+from tornado_status.errors import ConfigError
+from tornado_status.model.records import normalise_ip
 from tornado_status.wire.nats_broker import (
     SUBJECT,
     Broker,
@@ -37,8 +39,6 @@ from tornado_status.wire.nats_broker import (
     check_subject,
     parse_addresses,
 )
-from tornado_status.errors import ConfigError
-from tornado_status.model.records import normalise_ip
 
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from tornado_status.health import Check
-from tornado_status.logs import RateLimit
+from tornado_status.runtime.rate_limit import RateLimit
 
 LOOK_EVERY_S = 60.0
 SAY_EVERY_S = 12 * 3600.0  # whoever looks at the log once a day sees it

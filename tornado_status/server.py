@@ -26,8 +26,6 @@ from tornado_status.api import (
 )
 from tornado_status.config import Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
-from tornado_status.deadline import Deadline
-from tornado_status.ending import Ending
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.health import Check
 from tornado_status.ingress import CheckInPort, FileWatcher, Trust, bind
@@ -36,10 +34,11 @@ from tornado_status.metrics import Vitals, make_registry
 from tornado_status.model import presence
 from tornado_status.model.check_in_rate_limit import CheckInLimit
 from tornado_status.model.records import Event
-from tornado_status.notify import Notifier
 from tornado_status.readiness import look, look_at_terms
 from tornado_status.reminder import Reminder
-from tornado_status.threads import DaemonThreads
+from tornado_status.runtime.daemon_executor import DaemonThreads
+from tornado_status.runtime.shutdown import Deadline, Ending
+from tornado_status.runtime.systemd import Notifier
 from tornado_status.welcome import say_serving
 
 if TYPE_CHECKING:

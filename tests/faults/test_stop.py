@@ -181,7 +181,7 @@ def test_a_log_that_nobody_reads_holds_up_no_end() -> None:
     code = """
 import asyncio, structlog
 from tornado_status import config, logs
-from tornado_status.ending import Ending
+from tornado_status.runtime.shutdown import Ending
 
 async def main():
     ending = Ending(0.1, lambda: None)
@@ -206,7 +206,7 @@ def test_a_signal_that_comes_twice_never_meets_the_default_action() -> None:
     """At whatever moment: here whenever a handler is changed, at the end of the loop too."""
     code = """
 import asyncio, os, signal
-from tornado_status.ending import Ending
+from tornado_status.runtime.shutdown import Ending
 
 def change(*arguments):
     before = real(*arguments)

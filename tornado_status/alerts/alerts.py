@@ -23,10 +23,10 @@ from tornado_status.alerts.sift import Sieve
 from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.alerts.webhook import NotDelivered, Webhook
 from tornado_status.config import Alert
-from tornado_status.wire.datagram import encode_update
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.alert import Cursor, Message, Return, moment
 from tornado_status.model.records import Event, timestamp
+from tornado_status.wire.datagram import encode_update
 
 POLL_S = 1.0  # between two looks at the log: one small query an alert
 LEASE_S = 10.0  # and as long as an attempt may take: for the commits before and after it

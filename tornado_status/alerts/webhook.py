@@ -19,7 +19,7 @@ from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from tornado_status.errors import ConfigError
-from tornado_status.names import look_up
+from tornado_status.runtime.resolver import look_up
 
 MAX_ANSWER = 64 * 1024  # bytes of an answer that nobody reads: beyond it the receiver is at fault
 MAX_RETRY_AFTER_S = 3600.0  # a receiver that asks for more is asked again all the same

@@ -1,4 +1,4 @@
-"""How an update gets out: sockets and targets. The bytes come from `tornado_status.wire.datagram`."""
+"""How an update gets out: sockets and targets. The bytes come from `wire.datagram`."""
 
 from tornado_status.announce.announcer import Announcer
 from tornado_status.announce.signing import Publication, Signing, load_signing

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from tornado_status.wire import datagram
 from tornado_status.announce.advice import advice, errno_name
 from tornado_status.announce.following import Following
 from tornado_status.announce.nats import NatsOutlet
@@ -23,8 +22,9 @@ from tornado_status.announce.outlet import QUEUED, Outlet
 from tornado_status.announce.udp import udp_outlets
 from tornado_status.config import Announce
 from tornado_status.errors import ConfigError, DatagramError
-from tornado_status.logs import RateLimit
 from tornado_status.model.records import Event
+from tornado_status.runtime.rate_limit import RateLimit
+from tornado_status.wire import datagram
 
 # How long a target that refused counts as failing. Not until the next datagram gets through: to a
 # unicast address where nobody listens every second one seems to.

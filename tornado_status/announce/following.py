@@ -13,7 +13,7 @@ from tornado_status.announce.advice import advice, errno_name
 from tornado_status.announce.interfaces import read_interfaces, watch_interfaces
 from tornado_status.announce.udp import UdpOutlet
 from tornado_status.errors import ConfigError
-from tornado_status.logs import RateLimit
+from tornado_status.runtime.rate_limit import RateLimit
 
 # Changes come in bursts: an interface that goes up, its addresses, one by one.
 SETTLE_S = 0.2

@@ -24,7 +24,7 @@ from tornado_status.api.users import (
     UserHandler,
     UsersHandler,
 )
-from tornado_status.logs import RateLimit
+from tornado_status.runtime.rate_limit import RateLimit
 
 # What the groups in the routes are.
 PARAMETERS = {"([^/]+)": "email", "(csv|jsonl)": "format", "(.+)": "file"}

@@ -16,11 +16,11 @@ import structlog
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
-from tornado_status.wire import datagram
 from tornado_status.api.problem import Problem
 from tornado_status.api.users import ReadHandler, history_json
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import HistoryEntry, timestamp
+from tornado_status.wire import datagram
 
 PAGE = 1000  # entries in memory: about a third of a megabyte
 READ_TIMEOUT_S = 60.0  # a client that takes no page for so long is cut off

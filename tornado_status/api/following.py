@@ -26,9 +26,9 @@ from tornado_status.api.problem import Problem
 from tornado_status.api.wanted import Wanted
 from tornado_status.config import Stream
 from tornado_status.errors import HistoryGone, StoreError
-from tornado_status.logs import RateLimit
 from tornado_status.model.records import Event, LogSlice, LogSpan
-from tornado_status.timed_stream import STALL_S
+from tornado_status.runtime.http_timeouts import STALL_S
+from tornado_status.runtime.rate_limit import RateLimit
 
 TURN = 500  # events a turn, about 100 KB: well below what may wait for a reader
 SLICE_S = 0.005  # of a turn at a time; then check-ins have their turn

@@ -11,8 +11,8 @@ import uuid
 from dataclasses import dataclass
 from typing import Protocol
 
-from tornado_status.wire import datagram
 from tornado_status.model.records import Event
+from tornado_status.wire import datagram
 
 RETRY_MS = 1000  # the least a browser waits before it connects again
 

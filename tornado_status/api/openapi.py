@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from tornado_status import __version__
-from tornado_status.wire import datagram
 from tornado_status.api import wanted
 from tornado_status.api.problem import CONTENT_TYPE, MAX_BODY, Handler
 from tornado_status.api.schemas import SCHEMAS, Schema, ref
 from tornado_status.api.users import DEFAULT_LIMIT, MAX_EVENTS, MAX_HISTORY, MAX_USERS
+from tornado_status.wire import datagram
 
 Object = dict[str, Any]
 

@@ -27,9 +27,9 @@ from tornado_status.errors import (
     TooFrequent,
     UserUnknown,
 )
-from tornado_status.hosts import is_host
-from tornado_status.logs import RateLimit
 from tornado_status.model.records import CheckIn, Peer
+from tornado_status.runtime.host_header import is_host
+from tornado_status.runtime.rate_limit import RateLimit
 
 MAX_SHOWN = 200  # characters of a refused path that are logged: a path may be as long as a head
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from tornado_status.wire import datagram
 from tornado_status.model.presence import State
 from tornado_status.model.records import EventKind
+from tornado_status.wire import datagram
 
 Schema = dict[str, Any]
 

@@ -16,7 +16,6 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketHandler
 
-from tornado_status.wire import datagram
 from tornado_status.api import wanted
 from tornado_status.api.following import Follower, Place, Streams
 from tornado_status.api.framing import RETRY_MS, EventStream, WebSocketFrames
@@ -24,6 +23,7 @@ from tornado_status.api.problem import Problem
 from tornado_status.api.request_id import HEADER as REQUEST_ID
 from tornado_status.api.users import ReadHandler
 from tornado_status.errors import StoreError
+from tornado_status.wire import datagram
 
 MAX_IGNORED = 4096  # bytes from a client that has nothing to say once it follows
 

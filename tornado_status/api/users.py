@@ -8,7 +8,6 @@ import uuid
 from typing import Protocol
 from urllib.parse import quote, urlencode
 
-from tornado_status.wire import datagram
 from tornado_status.api.access import Access
 from tornado_status.api.problem import Handler, Problem
 from tornado_status.errors import HistoryGone
@@ -22,6 +21,7 @@ from tornado_status.model.records import (
     UserPage,
     timestamp,
 )
+from tornado_status.wire import datagram
 
 DEFAULT_LIMIT = 1000
 SNAPSHOT_GOOD_S = 15  # how long a state may be behind in a page that is kept by its ETag

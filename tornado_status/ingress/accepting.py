@@ -19,8 +19,8 @@ from tornado.netutil import bind_sockets
 from tornado_status.config import Server
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.handshake import Address
-from tornado_status.logs import RateLimit
 from tornado_status.measure import SECONDS, Histogram
+from tornado_status.runtime.rate_limit import RateLimit
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 ACCEPTS_A_TURN = 64  # then those already connected have their turn

@@ -31,7 +31,7 @@ from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import Standing, Trust
 from tornado_status.model.records import CheckIn, Event
-from tornado_status.timed_stream import HeadDeadlines
+from tornado_status.runtime.http_timeouts import HeadDeadlines
 
 QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way
 MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket

@@ -15,7 +15,7 @@ from tornado.httputil import (
     parse_request_start_line,
 )
 
-from tornado_status.hosts import is_host
+from tornado_status.runtime.host_header import is_host
 
 PATH = "/api/client"
 METHODS = frozenset({"POST", "PUT", "PATCH"})

@@ -30,7 +30,7 @@ from tornado_status.ingress.shared_connection import SharedConnection, Speakers
 from tornado_status.ingress.stream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
 from tornado_status.ingress.trust import Trust
 from tornado_status.measure import Histogram
-from tornado_status.timed_stream import HeadDeadlines
+from tornado_status.runtime.http_timeouts import HeadDeadlines
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.

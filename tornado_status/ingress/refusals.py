@@ -11,7 +11,7 @@ from collections import Counter
 import structlog
 
 from tornado_status.errors import IdentityError
-from tornado_status.logs import RateLimit
+from tornado_status.runtime.rate_limit import RateLimit
 
 
 class Refusals:

@@ -18,7 +18,7 @@ from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedEr
 
 from tornado_status.ingress.trust import Standing
 from tornado_status.model.records import Peer
-from tornado_status.timed_stream import TimedStream, trailing_line_ends
+from tornado_status.runtime.http_timeouts import TimedStream, trailing_line_ends
 
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read
 

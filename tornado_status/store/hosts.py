@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.names import NameNotFound, look_up
+from tornado_status.runtime.resolver import NameNotFound, look_up
 
 Parameters = dict[str, str]
 

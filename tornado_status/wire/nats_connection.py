@@ -12,8 +12,8 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
 
-from tornado_status.wire.nats_broker import Broker
 from tornado_status.errors import BrokerError, ConfigError
+from tornado_status.wire.nats_broker import Broker
 
 if TYPE_CHECKING:
     from nats.aio.client import Client

@@ -1,0 +1,1 @@
+"""The process: shutdown, blocking calls, DNS, HTTP timeouts, systemd, rate-limited logs."""
