@@ -32,8 +32,8 @@ from benchmarks.peers.base import GROUP, LOOPBACK, free_port
 from benchmarks.places import ROOT
 from benchmarks.processes import cpu_s
 from benchmarks.rig import AtWork
-from tornado_status.announcers import Signer
 from tornado_status.model.records import Event
+from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json
 
 START_TIMEOUT_S = 30.0

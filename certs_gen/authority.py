@@ -21,10 +21,11 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from tornado_status import announcers
-from tornado_status.certificates import UNREADABLE
 from tornado_status.errors import ConfigError, IdentityError
-from tornado_status.identity import identify, parse_email
+from tornado_status.model.email_address import parse_email
+from tornado_status.pki import announcer_keys
+from tornado_status.pki.certificates import UNREADABLE
+from tornado_status.pki.identity import identify
 
 CA_NAME = "tornado_status development CA"
 SERVER_NAME = "tornado_status server"
@@ -226,7 +227,7 @@ class Authority(Credential):
         return self._issue(
             f"tornado_status {name}",
             ed25519.Ed25519PrivateKey.generate(),
-            leaf_extensions([announcers.PURPOSE]),
+            leaf_extensions([announcer_keys.PURPOSE]),
             days,
             now,
         )

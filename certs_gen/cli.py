@@ -30,7 +30,7 @@ from certs_gen.authority import (
 )
 from certs_gen.files import NewFile
 from tornado_status.errors import ConfigError
-from tornado_status.identity import parse_email
+from tornado_status.model.email_address import parse_email
 
 Parsed = TypeVar("Parsed")
 

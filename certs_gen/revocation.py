@@ -18,9 +18,9 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from certs_gen.authority import CRL_DAYS, MAX_DAYS, MAX_NUMBER_BITS, Authority, first_crl_number
-from tornado_status.certificates import UNREADABLE, issued_by, quietly
 from tornado_status.errors import ConfigError
-from tornado_status.identity import parse_email
+from tornado_status.model.email_address import parse_email
+from tornado_status.pki.certificates import UNREADABLE, issued_by, quietly
 
 # Not those for the certificates of other CAs (cACompromise, aACompromise), nor those that can be
 # taken back (certificateHold, removeFromCRL): what is revoked here stays revoked.

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from cryptography import x509
 
-from tornado_status.announcers import Announcer, trust
-from tornado_status.certificates import read_pem
 from tornado_status.errors import AnnouncerError, ConfigError
+from tornado_status.pki.announcer_keys import Announcer, trust
+from tornado_status.pki.certificates import read_pem
 
 MAX_PUBLISHED = 64  # announcers: many servers, each with the last key and the next
 

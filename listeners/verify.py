@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Mapping
 
 from listeners.duplicates import Window
-from tornado_status.announcers import Announcer
 from tornado_status.errors import DatagramError
+from tornado_status.pki.announcer_keys import Announcer
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     MAX_SEQ,

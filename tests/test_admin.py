@@ -28,8 +28,8 @@ from tests.support import (
     wait_until,
 )
 from tornado_status import health
-from tornado_status.expiry import DAY_S, Term
 from tornado_status.measure import RESULTS, ROWS, SECONDS, CheckIns, Histogram
+from tornado_status.pki.expiry import DAY_S, Term
 from tornado_status.reminder import LOOK_EVERY_S, SAY_EVERY_S, Reminder
 
 PLAIN = b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -18,10 +18,10 @@ from certs_gen.authority import Authority, Credential, common_name, leaf_extensi
 from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Server, wait_until
-from tornado_status import announcers
-from tornado_status.announcers import Signer, trust
 from tornado_status.errors import AnnouncerError
 from tornado_status.model.records import Event
+from tornado_status.pki import announcer_keys
+from tornado_status.pki.announcer_keys import Signer, trust
 from tornado_status.wire.datagram import MAX_DATAGRAM, decode_json, encode_json, split_signature
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -44,7 +44,7 @@ def signed(count: int = 1, key: Ed25519PrivateKey | None = None) -> tuple[list[b
     return list(encode_json(STREAM, NOW, 42, [EVENT] * count, signer)), signer
 
 
-def verifies(payload: bytes, announcer: announcers.Announcer) -> bool:
+def verifies(payload: bytes, announcer: announcer_keys.Announcer) -> bool:
     parts = split_signature(payload)
     return parts is not None and announcer.verify(parts[2], parts[1])
 
@@ -70,7 +70,7 @@ def test_no_byte_can_be_changed(position: int, flip: int) -> None:
     """Whatever an attacker flips: the signature is not in its place, or does not verify."""
     key = Ed25519PrivateKey.generate()
     [payload], signer = signed(1, key)
-    announcer = announcers.Announcer(signer.kid, key.public_key(), NOW, NOW)
+    announcer = announcer_keys.Announcer(signer.kid, key.public_key(), NOW, NOW)
     assert verifies(payload, announcer)
     changed = bytearray(payload)
     changed[position % len(changed)] ^= flip
@@ -81,7 +81,7 @@ def test_nothing_may_follow_or_precede_what_is_signed(credential: Credential) ->
     """The signature is looked for at the end only: a search would be led to other bytes."""
     assert isinstance(credential.key, Ed25519PrivateKey)
     [payload], signer = signed(1, credential.key)
-    announcer = announcers.Announcer(signer.kid, credential.key.public_key(), NOW, NOW)
+    announcer = announcer_keys.Announcer(signer.kid, credential.key.public_key(), NOW, NOW)
     for forged in (
         payload[:-1] + b',"head":99}',
         payload + b" ",
@@ -189,7 +189,7 @@ def test_a_key_is_rotated_without_a_gap(
         assert second.request("POST", "/api/client").status == 204
         payload, _ = listener.one()
     next_key = x509.load_pem_x509_certificate((certs / "next.crt").read_bytes()).public_key()
-    assert decode_json(payload).kid == announcers.key_id(next_key)  # type: ignore[arg-type]
+    assert decode_json(payload).kid == announcer_keys.key_id(next_key)  # type: ignore[arg-type]
     # An hour after its last datagram the old one is gone.
     second.rows(
         "UPDATE announcer SET used_at = used_at - interval '2 hours' WHERE certificate = %s",

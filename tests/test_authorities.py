@@ -40,12 +40,13 @@ from certs_gen.authority import (
 from tests.conftest import StartServer
 from tests.support import LOOPBACK, PATIENCE_S, Answer, Server, exchange, plain_environment
 from tests.test_identity import content, tlv
-from tornado_status.authorities import read_authority
-from tornado_status.certificates import issued_by
 from tornado_status.errors import IdentityError
-from tornado_status.identity import MAX_COMMON_NAME
-from tornado_status.ingress.trust import REVOKED, Anchors, Trust
-from tornado_status.revocation import read_lists, replace_lists
+from tornado_status.ingress.trust import REVOKED, Trust
+from tornado_status.model.email_address import MAX_COMMON_NAME
+from tornado_status.pki.authorities import read_authority
+from tornado_status.pki.certificates import issued_by
+from tornado_status.pki.crl import read_lists, replace_lists
+from tornado_status.pki.trust_anchors import Anchors
 
 DAY = datetime.timedelta(days=1)
 IS_CA: Extension = (x509.BasicConstraints(ca=True, path_length=None), True)

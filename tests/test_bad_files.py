@@ -30,9 +30,9 @@ from tests.test_trust import replace
 from tornado_status import config
 from tornado_status.config import Settings
 from tornado_status.errors import ConfigError
-from tornado_status.files import read_certificates
-from tornado_status.ingress import contexts
-from tornado_status.keys import key_files, load_keys
+from tornado_status.pki import tls_contexts
+from tornado_status.pki.credentials import key_files, load_keys
+from tornado_status.pki.files import read_certificates
 
 # By the setting that names it, and what stands in it.
 CERTIFICATES = {
@@ -295,7 +295,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_one_sentence(
             path.unlink()
         return found
 
-    monkeypatch.setattr(contexts, "read_certificates", read_and_lose)
+    monkeypatch.setattr(tls_contexts, "read_certificates", read_and_lose)
     with pytest.raises(ConfigError, match=r"^tls\.\w+: cannot read .*: No such file") as caught:
         load_keys(settings, before.anchors)
     assert str(path) in str(caught.value)

@@ -47,7 +47,7 @@ from tests.support import (
 from tests.test_trust import Site, replace, site  # noqa: F401
 from tornado_status.config import Ingress
 from tornado_status.errors import ForwardedError, IdentityError
-from tornado_status.ingress import Anchors, ProxiedJudge, Refusals, Speakers, Trust, TrustedProxies
+from tornado_status.ingress import ProxiedJudge, Refusals, Speakers, Trust, TrustedProxies
 from tornado_status.ingress.chains import ChainVerifier
 from tornado_status.ingress.forwarded import (
     MAX_CHAIN,
@@ -55,6 +55,7 @@ from tornado_status.ingress.forwarded import (
     client_address,
     read_certificate,
 )
+from tornado_status.pki.trust_anchors import Anchors
 
 PROXY_IP = "127.0.0.2"  # all of 127.0.0.0/8 is this machine
 VALID = "valid_user@example.com"

@@ -37,9 +37,10 @@ from certs_gen.authority import (
     leaf_extensions,
     new_key,
 )
-from tornado_status import announcers
 from tornado_status.errors import ConfigError, IdentityError
-from tornado_status.identity import Identity, identify, parse_email
+from tornado_status.model.email_address import parse_email
+from tornado_status.pki import announcer_keys
+from tornado_status.pki.identity import Identity, identify
 
 ROOT = Path(__file__).parent.parent
 STEMS = ("ca", "server", "client", "bad_client", "operator", "announcer")
@@ -172,9 +173,9 @@ def test_the_parts_of_the_server_that_it_needs_are_pure(tmp_path: Path) -> None:
     assert {name for name in modules if name.startswith("tornado_status")} == {
         "tornado_status",
         "tornado_status.errors",
-        "tornado_status.announcers",
-        "tornado_status.certificates",
-        "tornado_status.identity",
+        "tornado_status.pki.announcer_keys",
+        "tornado_status.pki.certificates",
+        "tornado_status.pki.identity",
     }
     assert not modules & {"tornado", "aiopg", "psycopg2", "pydantic", "yaml"}
 
@@ -236,7 +237,7 @@ def test_every_certificate_carries_the_extensions_of_its_purpose(made: Path) -> 
         "client": ExtendedKeyUsageOID.CLIENT_AUTH,
         "bad_client": ExtendedKeyUsageOID.CLIENT_AUTH,
         "operator": ExtendedKeyUsageOID.CLIENT_AUTH,
-        "announcer": announcers.PURPOSE,
+        "announcer": announcer_keys.PURPOSE,
     }
     ca = certificate_of(made / "ca.crt")
     for stem in STEMS:

@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 
 from certs_gen.authority import common_name, leaf_extensions
 from tornado_status.errors import IdentityError
-from tornado_status.identity import MAX_COMMON_NAME, MAX_ISSUER, Identity, identify, parse_email
+from tornado_status.model.email_address import MAX_COMMON_NAME, parse_email
+from tornado_status.pki.identity import MAX_ISSUER, Identity, identify
 
 VALID = "valid_user@example.com"
 SENTENCE = "CN must be a valid email address"

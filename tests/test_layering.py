@@ -203,7 +203,11 @@ def test_the_store_is_found_to_have_sql_and_drivers() -> None:
             "from tornado_status import checkin",
             "tornado_status.model.records",
         ),
-        ("tornado_status.identity", "def f():\n    from tornado_status import logs", ":2 imports"),
+        (
+            "tornado_status.pki.identity",
+            "def f():\n    from tornado_status import logs",
+            ":2 imports",
+        ),
         ("tornado_status.store.store", "from tornado_status.server import x", "server.x"),
         ("tornado_status.server", "from tornado_status.cli import main", "cli.main"),
         ("tornado_status.logs", "import tornado_status.admin", "tornado_status.admin"),

@@ -39,8 +39,8 @@ from tests.support import (
     targets,
     wait_until,
 )
-from tornado_status.announcers import Signer
 from tornado_status.model.records import Event
+from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_binary, encode_json
 
 STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")

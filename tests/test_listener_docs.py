@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature
 from listeners import listener, verify
 from listeners.cli import main
 from tests.support import PATIENCE_S, ROOT, Heard, Lines, Server, plain_environment
-from tornado_status.announcers import PURPOSE
+from tornado_status.pki.announcer_keys import PURPOSE
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 LISTENERS = (ROOT / "docs" / "listeners.md").read_text("utf-8")

@@ -33,8 +33,8 @@ from tests.hosts import (
 )
 from tests.support import GROUP, Server, free_port
 from tests.test_listener_cli import Listening
-from tornado_status.announcers import Signer
 from tornado_status.model.records import Event, timestamp
+from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json
 
 pytestmark = [pytest.mark.network, pytest.mark.once]

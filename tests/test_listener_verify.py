@@ -23,9 +23,9 @@ from listeners.sequence import Position
 from listeners.state import StateFile
 from listeners.verify import UNPROVEN, Copy, Verifier
 from tests.test_datagram import written_event
-from tornado_status.announcers import Announcer, Signer
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
+from tornado_status.pki.announcer_keys import Announcer, Signer
 from tornado_status.wire.datagram import Datagram, encode_json, encode_update
 
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("signed-v1-*.json"))

@@ -22,8 +22,8 @@ from tests.brokers import Nats
 from tests.conftest import StartServer
 from tests.support import ROOT, Server, exchange, wait_until
 from tests.test_listener_cli import Listening
-from tornado_status.announcers import Signer
 from tornado_status.model.records import Event
+from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json
 from tornado_status.wire.nats_broker import parse_addresses
 

@@ -45,7 +45,7 @@ from tests.test_certs_gen import (
     python,
 )
 from tornado_status.errors import ConfigError
-from tornado_status.identity import identify
+from tornado_status.pki.identity import identify
 
 NOW = datetime.datetime(2026, 5, 1, 12, tzinfo=datetime.UTC)
 DAY = datetime.timedelta(days=1)

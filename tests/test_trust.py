@@ -26,8 +26,9 @@ from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
 from tests.support import LOOPBACK, PATIENCE_S, Answer, Heard, Server, exchange, wait_until
 from tornado_status.errors import RevocationListError
-from tornado_status.ingress.trust import REVOKED, Anchors, Trust
-from tornado_status.revocation import read_lists, replace_lists
+from tornado_status.ingress.trust import REVOKED, Trust
+from tornado_status.pki.crl import read_lists, replace_lists
+from tornado_status.pki.trust_anchors import Anchors
 from tornado_status.wire.datagram import decode_json
 
 DAY = datetime.timedelta(days=1)

@@ -18,7 +18,6 @@ from tornado.web import Application, RequestHandler
 
 from tornado_status.config import Admin
 from tornado_status.errors import ConfigError
-from tornado_status.files import check_file, read_certificates
 from tornado_status.health import Check
 from tornado_status.runtime.http_timeouts import HeadDeadlines, TimedStream
 
@@ -151,39 +150,6 @@ class AdminServer:
             asyncio.get_running_loop().remove_reader(sock)
             sock.close()
         await self._server.close_all_connections()
-
-
-def admin_context(settings: Admin) -> ssl.SSLContext | None:
-    """Return the TLS context of the admin port, None where it has none.
-
-    Raises `ConfigError` that names the key and the file.
-    """
-    if settings.certificate is None or settings.private_key is None:
-        return None
-    read_certificates("admin.certificate", settings.certificate)
-    check_file("admin.private_key", settings.private_key)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2  # monitoring may be old, and has no identity
-    try:
-        context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"admin.private_key: {settings.private_key} is not the key of "
-            f"{settings.certificate}, or one of them is no PEM file ({error.reason})"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"admin.private_key: {settings.private_key}: {error}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"admin.certificate: cannot read {settings.certificate} and "
-            f"{settings.private_key}: {error.strerror}"
-        ) from error
-    return context
-
-
-def _no_password() -> str:
-    # Without this OpenSSL would ask on the terminal and the server would hang.
-    raise ValueError("an encrypted key: decrypt it for the server")
 
 
 class _CountedStream(TimedStream):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tornado_status.expiry import Term
+from tornado_status.pki.expiry import Term
 
 
 @dataclass(frozen=True, slots=True)

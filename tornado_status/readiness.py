@@ -6,9 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from tornado_status import health
-from tornado_status.certificates import ca_id
 from tornado_status.config import Settings
-from tornado_status.keys import Keys
+from tornado_status.pki.certificates import ca_id
+from tornado_status.pki.credentials import Keys
 
 
 def look(

@@ -28,12 +28,13 @@ from tornado_status.config import Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.health import Check
-from tornado_status.ingress import CheckInPort, FileWatcher, Trust, bind
-from tornado_status.keys import Keys, key_files, load_keys
+from tornado_status.ingress import CheckInPort, Trust, bind
 from tornado_status.metrics import Vitals, make_registry
 from tornado_status.model import presence
 from tornado_status.model.check_in_rate_limit import CheckInLimit
 from tornado_status.model.records import Event
+from tornado_status.pki.credentials import Keys, key_files, load_keys
+from tornado_status.pki.reload import FileWatcher
 from tornado_status.readiness import look, look_at_terms
 from tornado_status.reminder import Reminder
 from tornado_status.runtime.daemon_executor import DaemonThreads
@@ -196,7 +197,7 @@ async def _run(
         settings.admin,
         checks,
         make_registry(vitals),
-        keys.admin_context,
+        keys.management_context,
         settings.server.header_timeout_s,
         settings.server.body_timeout_s,
         late,
@@ -210,7 +211,7 @@ async def _run(
         trust.replace(keys.anchors)
         announcer.signer = keys.signing.signer if keys.signing is not None else None
         publication.use(keys.signing)
-        admin.use(keys.admin_context)
+        admin.use(keys.management_context)
 
     async def reload() -> None:
         with notifier.reloading():

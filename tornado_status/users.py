@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from tornado_status.api.users import record_json
 from tornado_status.config import Settings
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.identity import parse_email
+from tornado_status.model.email_address import parse_email
 from tornado_status.model.presence import State
 from tornado_status.model.records import StatusRecord
 from tornado_status.store import queries

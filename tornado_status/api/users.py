@@ -11,7 +11,7 @@ from urllib.parse import quote, urlencode
 from tornado_status.api.access import Access
 from tornado_status.api.problem import Handler, Problem
 from tornado_status.errors import HistoryGone
-from tornado_status.identity import parse_email
+from tornado_status.model.email_address import parse_email
 from tornado_status.model.records import (
     EventPage,
     HistoryEntry,

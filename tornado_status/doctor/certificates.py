@@ -12,17 +12,17 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tornado_status.admin import admin_context
-from tornado_status.announce import load_signing
-from tornado_status.authorities import read_authority
-from tornado_status.certificates import issued_by
 from tornado_status.config import Settings
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import ConfigError
-from tornado_status.expiry import distinct_names, name_of
-from tornado_status.files import read_certificates
-from tornado_status.ingress import load_anchors, self_test, server_context
-from tornado_status.keys import load_keys
+from tornado_status.pki.authorities import read_authority
+from tornado_status.pki.certificates import issued_by
+from tornado_status.pki.credentials import load_keys
+from tornado_status.pki.expiry import distinct_names, name_of
+from tornado_status.pki.files import read_certificates
+from tornado_status.pki.signing import load_signing
+from tornado_status.pki.tls_contexts import management_context, self_test, server_context
+from tornado_status.pki.trust_anchors import load_anchors
 
 TOPIC = "certificates"
 RENEW = (
@@ -50,7 +50,7 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
         lambda: _read_server_certificate(settings),
         lambda: load_anchors(settings.tls),
         lambda: load_signing(settings.announce, settings.tls.client_ca),
-        lambda: admin_context(settings.admin),
+        lambda: management_context(settings.admin),
     ):
         try:
             reading()

@@ -16,8 +16,8 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from tornado_status.certificates import UNREADABLE, quietly
 from tornado_status.errors import IdentityError
+from tornado_status.pki.certificates import UNREADABLE, quietly
 
 UNTRUSTED = IdentityError(
     403, "untrusted-chain", "The certificate does not lead to a CA that is trusted here"

@@ -7,25 +7,21 @@ one integer and one float.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 
-from tornado_status.authorities import CertificateAuthority, read_authority
-from tornado_status.certificates import issued_by, quietly
-from tornado_status.config import Tls
-from tornado_status.errors import ConfigError, IdentityError, RevocationListError
-from tornado_status.files import read, read_certificates
-from tornado_status.identity import Identity, identify
-from tornado_status.revocation import RevocationList, read_lists, replace_lists
+from tornado_status.errors import IdentityError
+from tornado_status.pki.authorities import CertificateAuthority, read_authority
+from tornado_status.pki.certificates import issued_by, quietly
+from tornado_status.pki.identity import Identity, identify
+from tornado_status.pki.trust_anchors import Anchors, der
 
 MAX_REMEMBERED = 4096  # verdicts on certificates: half a millisecond saved for each device
 MAX_PATHS = 16  # tried up to CAs that have signed each other; more than one is rare
@@ -38,22 +34,6 @@ CA_CHANGED = IdentityError(403, "ca-changed", "The certificate's CA is not trust
 UNKNOWN_CHAIN = IdentityError(
     403, "unknown-chain", "The certificate's CA is not known in this session: connect anew"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Anchors:
-    """What is trusted: certificates of CAs, and the newest revocation list of each.
-
-    The lists are by the CA's name and key: see `certificates.ca_id`.
-    """
-
-    cas: tuple[x509.Certificate, ...]
-    lists: dict[bytes, RevocationList] = field(default_factory=dict)
-
-    @property
-    def fingerprint(self) -> bytes:
-        """Equal for equal sets of CAs."""
-        return hashlib.sha256(b"".join(sorted(_der(ca) for ca in self.cas))).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +97,7 @@ class Trust:
 
     def _put_in_force(self, anchors: Anchors) -> None:
         self.anchors = anchors
-        self._roots = tuple(read_authority(_der(ca)) for ca in anchors.cas)
+        self._roots = tuple(read_authority(der(ca)) for ca in anchors.cas)
 
     def standing(
         self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
@@ -256,31 +236,6 @@ class Trust:
         return known
 
 
-def load_anchors(settings: Tls, before: Anchors | None = None) -> Anchors:
-    """Read the CAs and, where configured, their revocation lists.
-
-    Raises `ConfigError` that names the key and the file.
-    """
-    cas = read_certificates("tls.client_ca", settings.client_ca)
-    for ca in cas:
-        try:
-            read_authority(_der(ca))
-        except IdentityError as error:
-            raise ConfigError(
-                f"tls.client_ca: cannot use {settings.client_ca}: {error.detail}"
-            ) from error
-    path = settings.crl
-    if path is None:
-        return Anchors(cas)
-    pem = read("tls.crl", path, "python -m certs_gen crl makes one")
-    try:
-        lists = read_lists(pem, cas, time.time())
-        known = before.lists.values() if before is not None else ()
-        return Anchors(cas, replace_lists(known, lists, cas))
-    except RevocationListError as error:
-        raise ConfigError(f"tls.crl: {path}: {error}") from error
-
-
 def verified_chain(secure: ssl.SSLSocket) -> list[bytes]:
     """Return the chain as TLS verified it, in DER, the peer's first; nothing where resumed."""
     public = getattr(secure, "get_verified_chain", None)  # Python 3.13 and newer
@@ -289,7 +244,3 @@ def verified_chain(secure: ssl.SSLSocket) -> list[bytes]:
     inner = getattr(secure, "_sslobj", None)  # the same, before it was made public
     chain = inner.get_verified_chain() if inner is not None else None
     return [ssl.PEM_cert_to_DER_cert(certificate.public_bytes()) for certificate in chain or ()]
-
-
-def _der(certificate: x509.Certificate) -> bytes:
-    return certificate.public_bytes(Encoding.DER)

@@ -6,7 +6,7 @@ import fnmatch
 import re
 from collections.abc import Iterable
 
-from tornado_status.identity import parse_email
+from tornado_status.model.email_address import parse_email
 
 
 def any_of(patterns: Iterable[str]) -> re.Pattern[str] | None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
-from tornado_status.certificates import UNREADABLE, ca_id, quietly, same_name
 from tornado_status.errors import RevocationListError
+from tornado_status.pki.certificates import UNREADABLE, ca_id, quietly, same_name
 
 CLOCK_SKEW_S = 300.0  # a list may be this much younger than our clock believes possible
 

@@ -1,9 +1,8 @@
-"""The announcer's key: reading it from its files, and keeping its certificate published."""
+"""The announcer's key and certificates, read from their files."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,14 +12,11 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from tornado_status import announcers
 from tornado_status.config import Announce
-from tornado_status.errors import AnnouncerError, ConfigError, StoreError
-from tornado_status.files import read, read_certificates
+from tornado_status.errors import AnnouncerError, ConfigError
+from tornado_status.pki import announcer_keys
+from tornado_status.pki.files import read, read_certificates
 
-REFRESH_S = (
-    60.0  # how often a certificate in use is said to be so; readers keep it for an hour more
-)
 _MAKER = "python -m certs_gen announcer makes one"
 
 
@@ -36,7 +32,7 @@ class Published:
 class Signing:
     """What signs from now on, and what readers shall know of: it, and the one that comes next."""
 
-    signer: announcers.Signer
+    signer: announcer_keys.Signer
     published: tuple[Published, ...]
 
 
@@ -61,7 +57,7 @@ def load_signing(settings: Announce, client_ca: Path) -> Signing | None:
         raise ConfigError(f"announce.signing_key: {path} is no Ed25519 key")
     cas = read_certificates("tls.client_ca", client_ca)
     published = _published("announce.signing_key", path.with_suffix(".crt"), cas)
-    signer = announcers.Signer(key)
+    signer = announcer_keys.Signer(key)
     if published.kid != signer.kid:
         raise ConfigError(
             f"announce.signing_key: {path.with_suffix('.crt')} is the certificate of another key"
@@ -78,41 +74,10 @@ def _published(name: str, path: Path, cas: Sequence[x509.Certificate]) -> Publis
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{name}: {path} is not the certificate of an Ed25519 key")
     try:
-        announcers.trust(chain, cas)
+        announcer_keys.trust(chain, cas)
     except AnnouncerError as error:
         structlog.get_logger().warning(
             "listeners of this CA will refuse the announcer", file=str(path), reason=str(error)
         )
     pem = b"".join(certificate.public_bytes(Encoding.PEM) for certificate in chain)
-    return Published(announcers.key_id(key), pem.decode())
-
-
-class Publication:
-    """Says again and again which certificates are in use, so that readers can fetch them."""
-
-    def __init__(self, publish: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]) -> None:
-        self._publish = publish
-        self._entries: list[tuple[str, str]] = []
-        self._changed = asyncio.Event()
-
-    def use(self, signing: Signing | None) -> None:
-        """From now on publish these, at once."""
-        published = signing.published if signing is not None else ()
-        self._entries = [(each.kid, each.certificate) for each in published]
-        self._changed.set()
-
-    async def run(self) -> None:
-        """Publish until cancelled."""
-        while True:
-            self._changed.clear()
-            wait_s = REFRESH_S
-            try:
-                if self._entries:
-                    await self._publish(self._entries)
-            except StoreError:
-                wait_s = 1.0  # the database is away, and the log says so already
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+    return Published(announcer_keys.key_id(key), pem.decode())

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from tornado_status.certificates import (
+from tornado_status.errors import IdentityError
+from tornado_status.pki.certificates import (
     UNREADABLE,
     ca_id,
     quietly,
@@ -19,7 +20,6 @@ from tornado_status.certificates import (
     weak_key,
     weak_signature,
 )
-from tornado_status.errors import IdentityError
 
 NOT_PERMITTED = IdentityError(
     403, "name-constraints", "The certificate's CA may not issue to this e-mail address"

@@ -6,13 +6,13 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from tornado_status.admin import admin_context
-from tornado_status.announce import Signing, load_signing
-from tornado_status.certificates import ca_id
 from tornado_status.config import Settings
-from tornado_status.expiry import Term, certificate_terms, distinct_names
-from tornado_status.files import read_certificates
-from tornado_status.ingress import Anchors, load_anchors, self_test, server_context
+from tornado_status.pki.certificates import ca_id
+from tornado_status.pki.expiry import Term, certificate_terms, distinct_names
+from tornado_status.pki.files import read_certificates
+from tornado_status.pki.signing import Signing, load_signing
+from tornado_status.pki.tls_contexts import management_context, self_test, server_context
+from tornado_status.pki.trust_anchors import Anchors, load_anchors
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Keys:
     context: ssl.SSLContext | None  # None in mode proxy
     anchors: Anchors
     signing: Signing | None
-    admin_context: ssl.SSLContext | None
+    management_context: ssl.SSLContext | None
     terms: tuple[Term, ...]
 
 
@@ -38,7 +38,7 @@ def load_keys(settings: Settings, before: Anchors | None) -> Keys:
     anchors = load_anchors(settings.tls, before)
     signing = load_signing(settings.announce, settings.tls.client_ca)
     terms = (*_certificates(settings), *_lists(settings, anchors))
-    return Keys(context, anchors, signing, admin_context(settings.admin), terms)
+    return Keys(context, anchors, signing, management_context(settings.admin), terms)
 
 
 def key_files(settings: Settings) -> list[Path]:

@@ -1,9 +1,8 @@
-"""Noticing that files have changed, by looking at them; and a self-test of what they lead to."""
+"""Notices that certificate, key and CRL files have changed, by polling them."""
 
 from __future__ import annotations
 
 import asyncio
-import ssl
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
@@ -67,32 +66,3 @@ class FileWatcher:
             else:
                 found.append((status.st_mtime_ns, status.st_size, status.st_ino))
         return tuple(found)
-
-
-def self_test(context: ssl.SSLContext) -> None:
-    """Shake hands with ourselves in memory, as far as the server's side can be wrong.
-
-    Raises `ConfigError` where the context cannot serve.
-    """
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client.check_hostname = False
-    client.verify_mode = ssl.CERT_NONE
-    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ours = context.wrap_bio(to_server, to_client, server_side=True)
-    theirs = client.wrap_bio(to_client, to_server)
-    try:
-        for _ in range(4):
-            try:
-                theirs.do_handshake()
-                return  # it has verified our key's signature; a client's certificate it has none
-            except ssl.SSLWantReadError:
-                pass
-            try:
-                ours.do_handshake()
-            except ssl.SSLWantReadError:
-                pass
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"tls.certificate: a handshake with it fails: {error.reason or error}"
-        ) from error
-    raise ConfigError("tls.certificate: a handshake with it does not come to an end")

@@ -1,12 +1,12 @@
-"""TLS contexts of the check-in port, made from the configured files."""
+"""TLS contexts of the check-in port and the management port, and a self-test of them."""
 
 from __future__ import annotations
 
 import ssl
 
-from tornado_status.config import Tls
+from tornado_status.config import Admin, Tls
 from tornado_status.errors import ConfigError
-from tornado_status.files import check_file, read_certificates
+from tornado_status.pki.files import check_file, read_certificates
 
 # Of TLS 1.2: authenticated encryption with forward secrecy. OpenSSL would still offer CBC, whose
 # paddings have been oracles often enough. TLS 1.3 has its own, all good.
@@ -59,6 +59,63 @@ def server_context(settings: Tls) -> ssl.SSLContext:
     except OSError as error:
         raise ConfigError(
             f"tls.client_ca: cannot read {settings.client_ca}: {error.strerror}"
+        ) from error
+    return context
+
+
+def self_test(context: ssl.SSLContext) -> None:
+    """Shake hands with ourselves in memory, as far as the server's side can be wrong.
+
+    Raises `ConfigError` where the context cannot serve.
+    """
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.verify_mode = ssl.CERT_NONE
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = context.wrap_bio(to_server, to_client, server_side=True)
+    theirs = client.wrap_bio(to_client, to_server)
+    try:
+        for _ in range(4):
+            try:
+                theirs.do_handshake()
+                return  # it has verified our key's signature; a client's certificate it has none
+            except ssl.SSLWantReadError:
+                pass
+            try:
+                ours.do_handshake()
+            except ssl.SSLWantReadError:
+                pass
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"tls.certificate: a handshake with it fails: {error.reason or error}"
+        ) from error
+    raise ConfigError("tls.certificate: a handshake with it does not come to an end")
+
+
+def management_context(settings: Admin) -> ssl.SSLContext | None:
+    """Return the TLS context of the admin port, None where it has none.
+
+    Raises `ConfigError` that names the key and the file.
+    """
+    if settings.certificate is None or settings.private_key is None:
+        return None
+    read_certificates("admin.certificate", settings.certificate)
+    check_file("admin.private_key", settings.private_key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2  # monitoring may be old, and has no identity
+    try:
+        context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"admin.private_key: {settings.private_key} is not the key of "
+            f"{settings.certificate}, or one of them is no PEM file ({error.reason})"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"admin.private_key: {settings.private_key}: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"admin.certificate: cannot read {settings.certificate} and "
+            f"{settings.private_key}: {error.strerror}"
         ) from error
     return context
 

@@ -16,8 +16,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tornado_status.certificates import UNREADABLE, issued_by
 from tornado_status.errors import AnnouncerError
+from tornado_status.pki.certificates import UNREADABLE, issued_by
 
 # The purpose "signs status datagrams" (extended key usage). A key that announces can then be used
 # neither as a TLS server or client nor for mail, and a listener can tell it from every other

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from cryptography import x509
 
-from tornado_status.certificates import read_pem
 from tornado_status.errors import ConfigError
+from tornado_status.pki.certificates import read_pem
 
 
 def read(setting: str, path: Path, maker: str = "") -> bytes:

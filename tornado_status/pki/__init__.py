@@ -1,0 +1,1 @@
+"""Certificates and keys: reading, judging, revocation, TLS contexts, reload."""

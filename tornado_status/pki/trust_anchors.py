@@ -1,0 +1,62 @@
+"""Trust anchors: the CAs in tls.client_ca, and the newest CRL of each."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from tornado_status.config import Tls
+from tornado_status.errors import ConfigError, IdentityError, RevocationListError
+from tornado_status.pki.authorities import read_authority
+from tornado_status.pki.crl import RevocationList, read_lists, replace_lists
+from tornado_status.pki.files import read, read_certificates
+
+
+@dataclass(frozen=True, slots=True)
+class Anchors:
+    """What is trusted: certificates of CAs, and the newest revocation list of each.
+
+    The lists are by the CA's name and key: see `certificates.ca_id`.
+    """
+
+    cas: tuple[x509.Certificate, ...]
+    lists: dict[bytes, RevocationList] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> bytes:
+        """Equal for equal sets of CAs."""
+        return hashlib.sha256(b"".join(sorted(der(ca) for ca in self.cas))).digest()
+
+
+def load_anchors(settings: Tls, before: Anchors | None = None) -> Anchors:
+    """Read the CAs and, where configured, their revocation lists.
+
+    Raises `ConfigError` that names the key and the file.
+    """
+    cas = read_certificates("tls.client_ca", settings.client_ca)
+    for ca in cas:
+        try:
+            read_authority(der(ca))
+        except IdentityError as error:
+            raise ConfigError(
+                f"tls.client_ca: cannot use {settings.client_ca}: {error.detail}"
+            ) from error
+    path = settings.crl
+    if path is None:
+        return Anchors(cas)
+    pem = read("tls.crl", path, "python -m certs_gen crl makes one")
+    try:
+        lists = read_lists(pem, cas, time.time())
+        known = before.lists.values() if before is not None else ()
+        return Anchors(cas, replace_lists(known, lists, cas))
+    except RevocationListError as error:
+        raise ConfigError(f"tls.crl: {path}: {error}") from error
+
+
+def der(certificate: x509.Certificate) -> bytes:
+    """Return a certificate's DER bytes."""
+    return certificate.public_bytes(Encoding.DER)
