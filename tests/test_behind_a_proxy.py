@@ -48,8 +48,8 @@ from tests.test_trust import Site, replace, site  # noqa: F401
 from tornado_status.config import Ingress
 from tornado_status.errors import ForwardedError, IdentityError
 from tornado_status.ingress import ProxiedJudge, Refusals, Speakers, Trust, TrustedProxies
-from tornado_status.ingress.chains import ChainVerifier
-from tornado_status.ingress.forwarded import (
+from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
+from tornado_status.ingress.behind_proxy.forwarded_headers import (
     MAX_CHAIN,
     certificate_lines,
     client_address,
@@ -557,8 +557,10 @@ def through_proxy(
 
 def test_who_spoke_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the exact bytes, as long as the chain is good and the CAs are the same, and not more."""
-    monkeypatch.setattr("tornado_status.ingress.shared_connection.MAX_REMEMBERED", 3)
-    monkeypatch.setattr("tornado_status.ingress.proxied.MAX_REMEMBERED", 3)
+    monkeypatch.setattr("tornado_status.ingress.behind_proxy.shared_connection.MAX_REMEMBERED", 3)
+    monkeypatch.setattr(
+        "tornado_status.ingress.behind_proxy.request_authentication.MAX_REMEMBERED", 3
+    )
     authority = Authority.create()
     trust = Trust(Anchors((authority.certificate,)))
     settings = Ingress.model_validate(behind())

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
 from tests.support import PATIENCE_S, Server, rows, running_server, wait_until
-from tornado_status.ingress import stream as stream_module
-from tornado_status.ingress.heads import MAX_REMEMBERED, PlainHeads
+from tornado_status.ingress import iostream as stream_module
+from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
 PLAIN = CHECK_IN + b"\r\n"
 GET = b"GET /api/client HTTP/1.1\r\n" + HOST + b"\r\n"

@@ -196,7 +196,11 @@ def test_the_store_is_found_to_have_sql_and_drivers() -> None:
     ("module", "text", "named"),
     [
         ("tornado_status.api.users", "import tornado_status.store", "tornado_status.store"),
-        ("tornado_status.ingress.peer", "from tornado_status.api import x", "tornado_status.api.x"),
+        (
+            "tornado_status.ingress.authentication",
+            "from tornado_status.api import x",
+            "tornado_status.api.x",
+        ),
         ("tornado_status.announce", "from tornado_status import store", "tornado_status.store"),
         (
             "tornado_status.errors",

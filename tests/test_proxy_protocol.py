@@ -29,8 +29,7 @@ from tests.support import (
     wait_until,
 )
 from tornado_status.errors import ProxyHeaderError
-from tornado_status.ingress.proxies import TrustedProxies
-from tornado_status.ingress.proxy_protocol import (
+from tornado_status.ingress.proxy_protocol.header import (
     FIXED,
     MAX_REST,
     SIGNATURE,
@@ -41,6 +40,7 @@ from tornado_status.ingress.proxy_protocol import (
     parse,
     rest_length,
 )
+from tornado_status.ingress.trusted_proxies import TrustedProxies
 
 PLAIN = CHECK_IN + b"\r\n"
 PROXY_IP = "127.0.0.2"  # all of 127.0.0.0/8 is this machine

@@ -1,13 +1,13 @@
 """How a check-in gets in: TLS, accepting, who the peer is, and the check-in connection."""
 
-from tornado_status.ingress.accepting import bind
+from tornado_status.ingress.acceptor import bind
+from tornado_status.ingress.behind_proxy.request_authentication import ProxiedJudge
+from tornado_status.ingress.behind_proxy.shared_connection import Speakers
 from tornado_status.ingress.connection import CheckInService
 from tornado_status.ingress.port import CheckInPort
-from tornado_status.ingress.proxied import ProxiedJudge
-from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.shared_connection import Speakers
 from tornado_status.ingress.trust import Trust
+from tornado_status.ingress.trusted_proxies import TrustedProxies
 
 __all__ = [
     "CheckInPort",

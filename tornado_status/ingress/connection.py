@@ -25,10 +25,10 @@ from tornado_status.errors import (
     StoreUnavailable,
     TooFrequent,
 )
+from tornado_status.ingress.fast_path import END_OF_HEAD, MAX_HEAD, PlainHeads
 from tornado_status.ingress.handshake import Address
-from tornado_status.ingress.heads import END_OF_HEAD, MAX_HEAD, PlainHeads
+from tornado_status.ingress.iostream import PeerStream, PlainStream
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import Standing, Trust
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.runtime.http_timeouts import HeadDeadlines

@@ -17,18 +17,18 @@ from tornado.web import Application
 
 from tornado_status.config import Server, Settings
 from tornado_status.errors import StatusError
-from tornado_status.ingress.accepting import Accepting
-from tornado_status.ingress.acceptor import Acceptor
+from tornado_status.ingress.acceptor import Accepting
+from tornado_status.ingress.authentication import Judge
+from tornado_status.ingress.behind_proxy.plain_acceptor import PlainAcceptor
+from tornado_status.ingress.behind_proxy.request_authentication import ProxiedJudge
+from tornado_status.ingress.behind_proxy.shared_connection import SharedConnection, Speakers
 from tornado_status.ingress.connection import Answers, CheckInService, Limit, Recorder
 from tornado_status.ingress.handshake import Address
-from tornado_status.ingress.peer import Judge
-from tornado_status.ingress.plain import PlainAcceptor
-from tornado_status.ingress.proxied import ProxiedJudge
-from tornado_status.ingress.proxies import TrustedProxies
+from tornado_status.ingress.iostream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.shared_connection import SharedConnection, Speakers
-from tornado_status.ingress.stream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
+from tornado_status.ingress.tls_acceptor import Acceptor
 from tornado_status.ingress.trust import Trust
+from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.measure import Histogram
 from tornado_status.runtime.http_timeouts import HeadDeadlines
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tornado_status.errors import ForwardedError, IdentityError
+from tornado_status.ingress.behind_proxy.request_authentication import ProxiedJudge
 from tornado_status.ingress.connection import CheckInConnection, CheckInService
+from tornado_status.ingress.fast_path import plain_headers
 from tornado_status.ingress.handshake import Address
-from tornado_status.ingress.heads import plain_headers
-from tornado_status.ingress.proxied import ProxiedJudge
-from tornado_status.ingress.stream import PlainStream
+from tornado_status.ingress.iostream import PlainStream
 from tornado_status.ingress.trust import Standing
 from tornado_status.model.records import CheckIn
 

@@ -16,17 +16,17 @@ from tornado.httputil import HTTPServerRequest
 
 from tornado_status.config import Ingress
 from tornado_status.errors import ForwardedError, IdentityError
-from tornado_status.ingress.chains import ChainVerifier
-from tornado_status.ingress.forwarded import (
+from tornado_status.ingress.authentication import Counting
+from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
+from tornado_status.ingress.behind_proxy.forwarded_headers import (
     Lines,
     certificate_lines,
     client_address,
     read_certificate,
 )
-from tornado_status.ingress.peer import Counting
-from tornado_status.ingress.proxies import TrustedProxies
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
+from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.model.records import CheckIn, Peer, normalise_ip
 
 MAX_REMEMBERED = 20_000  # verdicts of 2 to 4 KB; one that is forgotten costs a verification

@@ -7,8 +7,8 @@ import socket
 from typing import Protocol
 
 from tornado_status.errors import ProxyHeaderError
-from tornado_status.ingress import proxy_protocol
 from tornado_status.ingress.handshake import Address
+from tornado_status.ingress.proxy_protocol import header
 
 
 class Owner(Protocol):
@@ -82,19 +82,19 @@ class Preamble:
 
     def _next(self) -> Address | None:
         """Read on; return the client's address once the header is whole."""
-        fixed = self._read[: proxy_protocol.FIXED]
-        if len(fixed) < proxy_protocol.FIXED:
-            self._receive(proxy_protocol.FIXED - len(fixed))
-            proxy_protocol.check_beginning(self._read)
+        fixed = self._read[: header.FIXED]
+        if len(fixed) < header.FIXED:
+            self._receive(header.FIXED - len(fixed))
+            header.check_beginning(self._read)
             fixed = self._read
-            if len(fixed) < proxy_protocol.FIXED:
+            if len(fixed) < header.FIXED:
                 return None
-        missing = proxy_protocol.FIXED + proxy_protocol.rest_length(fixed) - len(self._read)
+        missing = header.FIXED + header.rest_length(fixed) - len(self._read)
         if missing:
             missing -= self._receive(missing)
         if missing:
             return None
-        announced = proxy_protocol.parse(fixed, self._read[proxy_protocol.FIXED :])
+        announced = header.parse(fixed, self._read[header.FIXED :])
         if announced.client_ip is None or announced.client_port is None:
             self._is_local = True
             return None
@@ -138,7 +138,7 @@ class Preamble:
 def looks_proxied(connection: socket.socket) -> bool:
     """Say whether a connection begins like a PROXY header, as far as can be seen now."""
     try:
-        seen = connection.recv(len(proxy_protocol.SIGNATURE), socket.MSG_PEEK)
+        seen = connection.recv(len(header.SIGNATURE), socket.MSG_PEEK)
     except OSError:
         return False
-    return proxy_protocol.begins_like_one(seen)
+    return header.begins_like_one(seen)

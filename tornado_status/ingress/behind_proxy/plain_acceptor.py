@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 
 from tornado_status.config import Server
-from tornado_status.ingress.accepting import Accepting
+from tornado_status.ingress.acceptor import Accepting
 from tornado_status.ingress.handshake import Address
-from tornado_status.ingress.proxies import TrustedProxies
-from tornado_status.ingress.stream import READ_CHUNK, PlainStream
+from tornado_status.ingress.iostream import READ_CHUNK, PlainStream
+from tornado_status.ingress.trusted_proxies import TrustedProxies
 
 MAX_BUFFER = 128 * 1024  # per connection: heads carry certificates, and proxies are few
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
+from tornado_status.ingress.iostream import GivingStream, PeerStream
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.stream import GivingStream, PeerStream
 from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust, verified_chain
 from tornado_status.model.records import CheckIn, Peer, normalise_ip
 

@@ -1,0 +1,1 @@
+"""The PROXY protocol, version 2, in front of TLS: the header, and reading it from a socket."""
