@@ -21,7 +21,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.places import ROOT
 from tornado_status import logs
 from tornado_status.config import Logging
-from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 STOP_TIMEOUT_S = 60.0
 COMMITS = 200  # to tell what one costs on this disk

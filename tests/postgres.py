@@ -14,15 +14,15 @@ from pathlib import Path
 
 from tornado_status import logs
 from tornado_status.config import Logging
-from tornado_status.store import embedded
-from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.embedded import postgres
+from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 
 async def main(directory: Path, binaries: Path | None, settings: list[str]) -> None:
     logs.configure(Logging(level="warning"))
     if binaries is not None:
         major = int(binaries.parent.name)
-        embedded.find_binaries = lambda: (binaries, major)
+        postgres.find_binaries = lambda: (binaries, major)
     server = EmbeddedPostgres(directory)
     spawn = server._spawn
     options = [option for setting in settings for option in ("-c", setting)]

@@ -62,7 +62,7 @@ from tests.support import (
     rows,
     wait_until,
 )
-from tornado_status.store.commit import PREPARE_RECORD
+from tornado_status.store.group_commit import PREPARE_RECORD
 
 pytestmark = pytest.mark.once
 

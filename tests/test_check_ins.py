@@ -25,7 +25,7 @@ from tornado_status.config import Database
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.store import Store
-from tornado_status.store.commit import GroupCommit
+from tornado_status.store.group_commit import GroupCommit
 
 USERS = 50
 CHECK_INS = 200

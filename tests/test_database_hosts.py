@@ -23,7 +23,7 @@ from tests.faults.relay import Relay
 from tests.namespaces import check_in_from, network_of_its_own
 from tests.support import LOOPBACK, PATIENCE_S, Postgres, require, rows, wait_until
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.store import hosts
+from tornado_status.store import failover
 from tornado_status.store.database import APPLICATION_NAME, Connection, parse_url
 
 LONG_S = 3600.0  # whoever waits for a silent host does not end within a test
@@ -157,7 +157,7 @@ def test_who_only_reads_prefers_the_primary_too(database_url: str, own_postgres:
     rows(own_postgres.url, "ALTER SYSTEM SET default_transaction_read_only = on")
     rows(own_postgres.url, "SELECT pg_reload_conf()")
     with Relay(lambda: own_postgres.url) as standby, Relay(lambda: database_url) as primary:
-        primary.slow(2 * hosts.STAGGER_S)
+        primary.slow(2 * failover.STAGGER_S)
         url, _, _ = url_of([primary.port, standby.port], database_url).partition("?")
         assert port_of(url, writable=False) == str(primary.port)
         url, _, _ = url_of([closed_port(), standby.port], database_url).partition("?")
@@ -187,18 +187,18 @@ def test_attempts_are_bounded(database_url: str) -> None:
         return most
 
     with silent_host() as silent, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hosts, "STAGGER_S", 0.001)
+        patch.setattr(failover, "STAGGER_S", 0.001)
         before = open_to(url := url_of([silent] * 50, database_url))  # our own, which fill it
         most = asyncio.run(connect(url))
-        assert 1 < most <= hosts.MAX_AT_ONCE + 1  # the one that gives way
+        assert 1 < most <= failover.MAX_AT_ONCE + 1  # the one that gives way
         assert open_to(url) == before
 
 
 @pytest.mark.parametrize("silent", [0, 4])
 def test_a_slow_login_is_waited_for(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However often silent addresses, and itself, are begun anew meanwhile."""
-    monkeypatch.setattr(hosts, "STAGGER_S", 0.001)
-    monkeypatch.setattr(hosts, "AGAIN_S", 0.001)
+    monkeypatch.setattr(failover, "STAGGER_S", 0.001)
+    monkeypatch.setattr(failover, "AGAIN_S", 0.001)
 
     class Login:
         def abandon(self) -> None:
@@ -207,7 +207,7 @@ def test_a_slow_login_is_waited_for(silent: int, monkeypatch: pytest.MonkeyPatch
     async def race() -> tuple[Login, int]:
         begun = 0
 
-        async def connect(parameters: hosts.Parameters) -> Login:
+        async def connect(parameters: failover.Parameters) -> Login:
             nonlocal begun
             begun += 1
             if parameters["host"] != "slow":
@@ -218,10 +218,10 @@ def test_a_slow_login_is_waited_for(silent: int, monkeypatch: pytest.MonkeyPatch
 
         names = [*(f"silent{number}" for number in range(silent)), "slow"]
         each = [{"host": name, "hostaddr": LOOPBACK, "port": "5432"} for name in names]
-        return await hosts.first(each, connect, 5.0), begun
+        return await failover.first(each, connect, 5.0), begun
 
     _, begun = asyncio.run(race())
-    assert silent + 1 < begun <= hosts.MAX_AT_ONCE
+    assert silent + 1 < begun <= failover.MAX_AT_ONCE
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_hosts_are_split_as_libpq_does(
     given: dict[str, str], expected: list[dict[str, str]]
 ) -> None:
     """One port is everybody's; several must be as many as hosts."""
-    assert hosts.split(given) == expected
+    assert failover.split(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -258,12 +258,12 @@ def test_hosts_are_split_as_libpq_does(
 def test_hosts_that_do_not_add_up_are_refused(given: dict[str, str]) -> None:
     """As libpq does; it would say so only for one that it connects to."""
     with pytest.raises(ConfigError, match="as many ports or addresses as hosts"):
-        hosts.split(given)
+        failover.split(given)
 
 
 def test_a_link_local_address_keeps_its_link() -> None:
     """Without it nobody knows where to send to (RFC 4007)."""
-    found = asyncio.run(hosts.addresses({"host": "fe80::1%lo", "port": "5432"}, PATIENCE_S))
+    found = asyncio.run(failover.addresses({"host": "fe80::1%lo", "port": "5432"}, PATIENCE_S))
     assert [each["hostaddr"] for each in found] == [f"fe80::1%{socket.if_nametoindex('lo')}"]
 
 

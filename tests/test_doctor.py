@@ -31,7 +31,7 @@ from tests.support import (
     targets,
 )
 from tornado_status.doctor import database, network
-from tornado_status.store.examine import Examination
+from tornado_status.store.diagnostics import Examination
 
 pytestmark = pytest.mark.once
 

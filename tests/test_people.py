@@ -43,9 +43,9 @@ from tornado_status.config import Database, Presence
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.records import ERASED_EMAIL, Event
 from tornado_status.store import Store
-from tornado_status.store import people as people_module
-from tornado_status.store.people import Clerk
-from tornado_status.store.stream import connected
+from tornado_status.store import enrolment as people_module
+from tornado_status.store.enrolment import Clerk
+from tornado_status.store.log_id import connected
 
 VALID = "valid_user@example.com"
 PATH = f"/api/users/{VALID}"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import StartServer
 from tests.support import Heard, Postgres, require
-from tornado_status.store.embedded import SUPPORTED_MAJORS
+from tornado_status.store.embedded.postgres import SUPPORTED_MAJORS
 
 pytestmark = pytest.mark.once
 

@@ -25,9 +25,9 @@ from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
 from tornado_status.model import presence
 from tornado_status.model.presence import State
 from tornado_status.model.records import CheckIn, Event, HistoryEntry
-from tornado_status.store import Store, census
-from tornado_status.store import commit as commit_module
-from tornado_status.store import sweep as sweep_module
+from tornado_status.store import Store, user_counts
+from tornado_status.store import group_commit as commit_module
+from tornado_status.store import presence_sweep as sweep_module
 
 # So long that only what a test does to the clock makes anybody late.
 HOURLY = Presence(interval_s=3600, offline_after_s=7200)
@@ -780,7 +780,7 @@ def test_users_are_counted_by_their_states(database_url: str) -> None:
                 f"{user}@example.com",
             )
         async with store._pool.connection() as connection:
-            counted = await census.count(connection, HOURLY.interval_s)
+            counted = await user_counts.count(connection, HOURLY.interval_s)
         assert counted == {"new": 2, "online": 1, "late": 1, "offline": 1}
         records = (await store.users("", 10)).users
         assert Counter(str(record.state) for record in records) == Counter(
@@ -802,10 +802,10 @@ def test_many_users_are_counted_from_a_sample(database_url: str) -> None:
             40_000,
         )
         async with store._pool.connection() as connection:
-            exact = await census.count(connection, HOURLY.interval_s)
+            exact = await user_counts.count(connection, HOURLY.interval_s)
             assert exact == {"new": 0, "online": 30_000, "late": 0, "offline": 10_000}
-            sampled = await census.count(connection, HOURLY.interval_s, max_pages=100)
-            again = await census.count(connection, HOURLY.interval_s, max_pages=100)
+            sampled = await user_counts.count(connection, HOURLY.interval_s, max_pages=100)
+            again = await user_counts.count(connection, HOURLY.interval_s, max_pages=100)
         assert sampled == again != exact
         # Far apart from a sample that is taken for the whole; the pages are always the same.
         assert 20_000 < sampled["online"] < 40_000

@@ -29,7 +29,7 @@ from tests.support import PATIENCE_S, Postgres, Server, exchange, wait_until
 from tests.test_trust import Site, now, replace, site
 from tornado_status.api import wanted
 from tornado_status.model.records import Event
-from tornado_status.store import bell
+from tornado_status.store.follow import notify_channel
 
 __all__ = ["site"]  # a fixture
 
@@ -224,7 +224,7 @@ def test_events_of_another_server_come_though_the_bell_is_cut(start_server: Star
             second.rows(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
                 " AND objid = %s",
-                bell.FOLLOWING,
+                notify_channel.FOLLOWING,
             )
             head = log(first)[-1]["seq"]
             check_in(first)
@@ -247,10 +247,10 @@ def test_the_bell_is_rung_only_where_another_server_follows(start_server: StartS
         wait_until(heard, "a ring")
         return int(connection.notifies.pop(0).payload)
 
-    cursor.execute(f"LISTEN {bell.HEAD}")
+    cursor.execute(f"LISTEN {notify_channel.HEAD}")
     check_in(server, 3)
-    cursor.execute(f"SELECT pg_advisory_lock_shared({bell.FOLLOWING})")
-    cursor.execute(f"NOTIFY {bell.FOLLOW}")
+    cursor.execute(f"SELECT pg_advisory_lock_shared({notify_channel.FOLLOWING})")
+    cursor.execute(f"NOTIFY {notify_channel.FOLLOW}")
     assert ring() == 4  # and no ring of the three before
     check_in(server)
     while (head := ring()) == 4:
@@ -263,7 +263,7 @@ def test_a_ring_that_lies_changes_nothing(server: Server) -> None:
     """Anybody with an account in the database may NOTIFY."""
     with Follow(server) as follow:
         for lie in ("9223372036854775807", "99999999999999999999", "-1", "x", ""):
-            server.rows(f"SELECT pg_notify('{bell.HEAD}', %s)", lie)
+            server.rows(f"SELECT pg_notify('{notify_channel.HEAD}', %s)", lie)
         check_in(server, 3)
         assert follow.events(3) == log(server)
 

@@ -94,7 +94,7 @@ def stream(options: argparse.Namespace) -> int:
     settings = config.load(options.config, os.environ)
     from tornado_status import logs
     from tornado_status.model.records import timestamp
-    from tornado_status.store import stream as streams
+    from tornado_status.store import log_id as streams
 
     logs.configure(settings.logging)
     work = streams.renew if options.action == "new" else streams.show

@@ -21,8 +21,8 @@ from tornado_status.model.presence import State
 from tornado_status.model.records import StatusRecord
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, StatementFailed
-from tornado_status.store.people import Clerk
-from tornado_status.store.stream import connected
+from tornado_status.store.enrolment import Clerk
+from tornado_status.store.log_id import connected
 
 PAGE = 5000  # records read at once
 REDRAW_S = 1.0  # with --watch

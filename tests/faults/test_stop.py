@@ -20,7 +20,7 @@ from tests.faults.ledger import REQUEST
 from tests.faults.relay import Relay
 from tests.faults.test_process import postmaster, processes_in
 from tests.support import LOOPBACK, PATIENCE_S, ROOT, Server, rows, wait_until
-from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 pytestmark = pytest.mark.once
 

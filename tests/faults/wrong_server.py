@@ -25,9 +25,10 @@ from tornado_status.ingress import CheckInService
 from tornado_status.model.records import CheckIn, Event, EventKind
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime.shutdown import Deadline
-from tornado_status.store import Store, commit, database, embedded, store
-from tornado_status.store.commit import GroupCommit, Pending
+from tornado_status.store import Store, database, group_commit, store
 from tornado_status.store.database import Connection
+from tornado_status.store.embedded import postgres
+from tornado_status.store.group_commit import GroupCommit, Pending
 from tornado_status.wire.datagram import Signs
 
 _commit = GroupCommit._commit
@@ -229,8 +230,8 @@ def retry() -> None:
 
 
 def _instead(old: str, new: str) -> None:
-    assert old in commit.PREPARE_RECORD
-    vars(store)["PREPARE_RECORD"] = commit.PREPARE_RECORD.replace(old, new)
+    assert old in group_commit.PREPARE_RECORD
+    vars(store)["PREPARE_RECORD"] = group_commit.PREPARE_RECORD.replace(old, new)
 
 
 def skip_numbers() -> None:
@@ -291,7 +292,7 @@ def lose_the_watcher() -> None:
 
 def recover_slowly() -> None:
     """Wait long between two attempts to connect."""
-    vars(commit)["RETRY_MIN_S"] = vars(commit)["RETRY_MAX_S"] = 20.0
+    vars(group_commit)["RETRY_MIN_S"] = vars(group_commit)["RETRY_MAX_S"] = 20.0
 
 
 def hang_in_the_stop() -> None:
@@ -321,7 +322,7 @@ def give_each_part_all_the_time() -> None:
 
 def leave_orphans() -> None:
     """End PostgreSQL's first process, and forget the others."""
-    embedded._children = lambda parent: []
+    postgres._children = lambda parent: []
 
 
 if __name__ == "__main__":

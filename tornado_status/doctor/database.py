@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from tornado_status.config import EMBEDDED, Settings
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import ConfigError, StoreError
-from tornado_status.store import examine as ask
-from tornado_status.store.examine import Examination
+from tornado_status.store import diagnostics as ask
+from tornado_status.store.diagnostics import Examination
 
 TOPIC = "database"
 CLOCK = "clock"

@@ -16,8 +16,8 @@ import psycopg2
 import psycopg2.extensions
 
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
-from tornado_status.store import hosts
-from tornado_status.store.hosts import Parameters
+from tornado_status.store import failover
+from tornado_status.store.failover import Parameters
 
 Row = tuple[Any, ...]
 Values = Sequence[object] | Mapping[str, object]
@@ -92,11 +92,11 @@ class Connection:
             return await cls.open_one(candidate, timeout_s)
 
         try:
-            return await hosts.first(hosts.split(parameters), connect, timeout_s)
+            return await failover.first(failover.split(parameters), connect, timeout_s)
         except StoreUnavailable:
             if writable or not read_only:
                 raise
-        return await hosts.first(hosts.split(parameters), connect_to_any, timeout_s)
+        return await failover.first(failover.split(parameters), connect_to_any, timeout_s)
 
     @classmethod
     async def open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:

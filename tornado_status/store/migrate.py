@@ -18,7 +18,7 @@ import structlog
 
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store.database import APPLICATION_NAME, LIVENESS, Connection, StatementFailed
-from tornado_status.store.hosts import Parameters
+from tornado_status.store.failover import Parameters
 
 REVISION = "0005"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait

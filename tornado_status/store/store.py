@@ -28,17 +28,17 @@ from tornado_status.model.records import (
     StatusRecord,
     UserPage,
 )
-from tornado_status.store import migrate, people, queries
-from tornado_status.store.alerts import AlertJournal
-from tornado_status.store.bell import Bell
-from tornado_status.store.census import Census
-from tornado_status.store.commit import PREPARE_RECORD, Done, GroupCommit
+from tornado_status.store import enrolment, migrate, queries
+from tornado_status.store.alert_queue import AlertJournal
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
-from tornado_status.store.embedded import STOP_TIMEOUT_S, EmbeddedPostgres
-from tornado_status.store.feed import Feed
-from tornado_status.store.hosts import Parameters
-from tornado_status.store.stream import origin
-from tornado_status.store.sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
+from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
+from tornado_status.store.failover import Parameters
+from tornado_status.store.follow.feed import Feed
+from tornado_status.store.follow.notify_channel import Bell
+from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit
+from tornado_status.store.log_id import origin
+from tornado_status.store.presence_sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
+from tornado_status.store.user_counts import Census
 
 READERS = 6  # connections for reading: half for requests, half for who follows
 READ_WAIT_S = 3.0  # how long a read waits for one of them
@@ -142,7 +142,7 @@ class Store:
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
         self.census = Census(self._commit, self._pool, when.interval_s)
-        self._outbox = people.Outbox(self._commit, self._pool)
+        self._outbox = enrolment.Outbox(self._commit, self._pool)
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._following: list[asyncio.Task[None]] = []
@@ -245,11 +245,11 @@ class Store:
 
     async def enrol(self, email: str) -> bool:
         """Enrol a (canonical) e-mail; False: it is there already. Raises `StoreUnavailable`."""
-        return bool(people.changed(await self._commit.write(people.enrol([email]))))
+        return bool(enrolment.changed(await self._commit.write(enrolment.enrol([email]))))
 
     async def remove(self, email: str) -> bool:
         """Remove an e-mail with its record; False: it is unknown. Raises `StoreUnavailable`."""
-        return bool(people.changed(await self._commit.write(people.remove([email]))))
+        return bool(enrolment.changed(await self._commit.write(enrolment.remove([email]))))
 
     async def user(self, email: str) -> StatusRecord | None:
         """See `queries.user`. Raises `StoreUnavailable`."""

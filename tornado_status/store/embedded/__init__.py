@@ -1,0 +1,1 @@
+"""The embedded PostgreSQL: a child of this process, reachable through a Unix socket only."""

@@ -1,0 +1,1 @@
+"""Following the log: one reader of it for all subscriptions, woken by NOTIFY between servers."""
