@@ -14,9 +14,9 @@ from typing import Any, Literal
 import pytest
 
 from tests.support import PATIENCE_S, ROOT, require
-from tornado_status.announce.advice import ADVICE, advice
+from tornado_status.announce.errno_hints import ADVICE, advice
 from tornado_status.announce.interfaces import Network, read_interfaces
-from tornado_status.announce.udp import UdpOutlet
+from tornado_status.announce.udp_sink import UdpOutlet
 from tornado_status.config import Target
 from tornado_status.errors import ConfigError
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from tornado_status.announce.advice import advice, errno_name
-from tornado_status.announce.following import Following
-from tornado_status.announce.nats import NatsOutlet
-from tornado_status.announce.outlet import QUEUED, Outlet
-from tornado_status.announce.udp import udp_outlets
+from tornado_status.announce.errno_hints import advice, errno_name
+from tornado_status.announce.interface_monitor import Following
+from tornado_status.announce.nats_sink import NatsOutlet
+from tornado_status.announce.sink import QUEUED, Outlet
+from tornado_status.announce.udp_sink import udp_outlets
 from tornado_status.config import Announce
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event

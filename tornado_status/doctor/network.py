@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tornado_status.announce.advice import advice as what_to_do
+from tornado_status.announce.errno_hints import advice as what_to_do
 from tornado_status.announce.interfaces import Interfaces, read_interfaces
-from tornado_status.announce.udp import UdpOutlet, udp_outlets
+from tornado_status.announce.udp_sink import UdpOutlet, udp_outlets
 from tornado_status.config import NatsTarget, Settings, Target
 from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import BrokerError, ConfigError

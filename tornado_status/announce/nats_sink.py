@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from tornado_status.announce.outlet import QUEUED, NotCarried, Outlet
+from tornado_status.announce.sink import QUEUED, NotCarried, Outlet
 from tornado_status.config import NatsTarget
 from tornado_status.errors import BrokerError
 from tornado_status.wire.nats_connection import RETRY_S, Connection, check_files, connected

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 
-from tornado_status.announce.outlet import NotCarried
+from tornado_status.announce.sink import NotCarried
 
 ADVICE = {
     errno.ENETUNREACH: "no route to it: name the target's `interfaces`, or add a route",

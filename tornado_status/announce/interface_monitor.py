@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from tornado_status.announce.advice import advice, errno_name
+from tornado_status.announce.errno_hints import advice, errno_name
 from tornado_status.announce.interfaces import read_interfaces, watch_interfaces
-from tornado_status.announce.udp import UdpOutlet
+from tornado_status.announce.udp_sink import UdpOutlet
 from tornado_status.errors import ConfigError
 from tornado_status.runtime.rate_limit import RateLimit
 
