@@ -37,7 +37,7 @@ from tests.support import (
     rows,
     wait_until,
 )
-from tornado_status.alerts.sift import Sieve
+from tornado_status.alerts.filter import Sieve
 from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.api import Access
 from tornado_status.errors import ConfigError

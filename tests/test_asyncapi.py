@@ -16,7 +16,7 @@ from tests.describing import validator
 from tests.follow import Follow
 from tests.support import ROOT, Heard
 from tornado_status import __version__
-from tornado_status.api import framing
+from tornado_status.api.live import framing
 from tornado_status.api.schemas import SCHEMAS
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text())

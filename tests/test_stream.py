@@ -27,7 +27,7 @@ from tests.conftest import StartServer
 from tests.follow import Follow
 from tests.support import PATIENCE_S, Postgres, Server, exchange, wait_until
 from tests.test_trust import Site, now, replace, site
-from tornado_status.api import wanted
+from tornado_status.api.live import event_filter
 from tornado_status.model.records import Event
 from tornado_status.store.follow import notify_channel
 
@@ -418,9 +418,9 @@ def test_an_email_that_looks_like_a_pattern_is_only_itself() -> None:
         Event(n, "check-in", email, moment, "10.0.0.1", 5)
         for n, email in enumerate(("*@example.com", "somebody@example.com"), start=1)
     ]
-    assert wanted.own("*@example.com", ()).select(events) == events[:1]
-    assert wanted.parse(["*@example.com"], ()).select(events) == events
-    both = wanted.Wanted(frozenset(["*@example.com"]), frozenset(["x*"]))
+    assert event_filter.own("*@example.com", ()).select(events) == events[:1]
+    assert event_filter.parse(["*@example.com"], ()).select(events) == events
+    both = event_filter.Wanted(frozenset(["*@example.com"]), frozenset(["x*"]))
     assert both.select(events) == events[:1]
 
 

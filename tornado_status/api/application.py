@@ -8,14 +8,14 @@ from tornado.web import Application, RequestHandler
 
 from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
-from tornado_status.api.board import Board, BoardFileHandler, BoardPageHandler
+from tornado_status.api.board.page import Board, BoardFileHandler, BoardPageHandler
 from tornado_status.api.client import ClientHandler, Limit, Recorder
 from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
-from tornado_status.api.following import Streams
 from tornado_status.api.in_flight import InFlight
+from tornado_status.api.live.connections import SocketHandler, StreamHandler, Watch
+from tornado_status.api.live.subscriptions import Streams
 from tornado_status.api.openapi import OpenApiHandler
 from tornado_status.api.problem import NotFound, Peers, Tracing
-from tornado_status.api.stream import SocketHandler, StreamHandler, Watch
 from tornado_status.api.users import (
     AnnouncersHandler,
     EventsHandler,

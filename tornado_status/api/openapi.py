@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tornado_status import __version__
-from tornado_status.api import wanted
+from tornado_status.api.live import event_filter
 from tornado_status.api.problem import CONTENT_TYPE, MAX_BODY, Handler
 from tornado_status.api.schemas import SCHEMAS, Schema, ref
 from tornado_status.api.users import DEFAULT_LIMIT, MAX_EVENTS, MAX_HISTORY, MAX_USERS
@@ -384,7 +384,9 @@ def _query(name: str, description: str, schema: Schema) -> Object:
 
 
 def _several(name: str, description: str, item: Schema) -> Object:
-    return _query(name, description, {"type": "array", "maxItems": wanted.MAX_TERMS, "items": item})
+    return _query(
+        name, description, {"type": "array", "maxItems": event_filter.MAX_TERMS, "items": item}
+    )
 
 
 _PARAMETERS: Object = {
@@ -409,12 +411,12 @@ _PARAMETERS: Object = {
     "EmailPatterns": _several(
         "email",
         "Only these: an address, or a pattern such as `*@ops.example.com`.",
-        {"type": "string", "minLength": 1, "maxLength": wanted.MAX_PATTERN},
+        {"type": "string", "minLength": 1, "maxLength": event_filter.MAX_PATTERN},
     ),
     "EventKinds": _several(
         "event",
         "Only these kinds.",
-        {"type": "string", "pattern": "^[a-z][a-z-]*$", "maxLength": wanted.MAX_KIND},
+        {"type": "string", "pattern": "^[a-z][a-z-]*$", "maxLength": event_filter.MAX_KIND},
     ),
     "AfterToResume": _query("after", "Resume behind this number.", _number(0)),
     "StreamToResume": _query(

@@ -20,10 +20,10 @@ from typing import Protocol
 import structlog
 from tornado.iostream import StreamClosedError
 
-from tornado_status.api import framing
-from tornado_status.api.framing import Framing, Message
+from tornado_status.api.live import framing
+from tornado_status.api.live.event_filter import Wanted
+from tornado_status.api.live.framing import Framing, Message
 from tornado_status.api.problem import Problem
-from tornado_status.api.wanted import Wanted
 from tornado_status.config import Stream
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event, LogSlice, LogSpan

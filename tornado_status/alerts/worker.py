@@ -19,7 +19,7 @@ from typing import Protocol
 
 import structlog
 
-from tornado_status.alerts.sift import Sieve
+from tornado_status.alerts.filter import Sieve
 from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.alerts.webhook import NotDelivered, Webhook
 from tornado_status.config import Alert

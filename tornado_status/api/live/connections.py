@@ -16,9 +16,9 @@ from tornado.iostream import IOStream, StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketHandler
 
-from tornado_status.api import wanted
-from tornado_status.api.following import Follower, Place, Streams
-from tornado_status.api.framing import RETRY_MS, EventStream, WebSocketFrames
+from tornado_status.api.live import event_filter
+from tornado_status.api.live.framing import RETRY_MS, EventStream, WebSocketFrames
+from tornado_status.api.live.subscriptions import Follower, Place, Streams
 from tornado_status.api.problem import Problem
 from tornado_status.api.request_id import HEADER as REQUEST_ID
 from tornado_status.api.users import ReadHandler
@@ -78,16 +78,16 @@ class FollowHandler(ReadHandler):
         self.streams.add(follower)
         return follower
 
-    def _wanted(self) -> wanted.Wanted:
+    def _wanted(self) -> event_filter.Wanted:
         patterns = self.get_query_arguments("email")
         kinds = self.get_query_arguments("event")
         try:
             if self.is_reader:
-                return wanted.parse(patterns, kinds)
+                return event_filter.parse(patterns, kinds)
             if [pattern.lower() for pattern in patterns] != [self.check_in.email]:
                 self.require_reader()
-            return wanted.own(self.check_in.email, kinds)
-        except wanted.FilterError as error:
+            return event_filter.own(self.check_in.email, kinds)
+        except event_filter.FilterError as error:
             raise Problem(400, str(error)) from error
 
     def _since(self) -> int | None:

@@ -1,0 +1,1 @@
+"""The board: one page for readers, with all its files."""
