@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from tornado_status import measure
-from tornado_status.measure import SECONDS, CheckIns
+from tornado_status.observe import counters
+from tornado_status.observe.counters import SECONDS, CheckIns
 
 ROUNDS = 9
 CHECK_INS = 50_000  # in a round
@@ -63,7 +63,7 @@ def nothing(batch: int) -> None:
 
 
 LOOP = asyncio.new_event_loop()
-HANDSHAKES = measure.Histogram(SECONDS)
+HANDSHAKES = counters.Histogram(SECONDS)
 COUNTED = CheckIns()
 REGISTRY = CollectorRegistry()
 RECORDED = Counter("check_ins", "answered", ["result"], registry=REGISTRY).labels("recorded")

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from tornado_status.config import Tracing as Settings
-from tornado_status.measure import Batch
 from tornado_status.model.records import CheckIn
-from tornado_status.tracing import Tracing
+from tornado_status.observe.counters import Batch
+from tornado_status.observe.tracing import Tracing
 
 ROUNDS = 9
 TIMES = 2_000  # in a round

@@ -19,8 +19,8 @@ import psycopg2
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.places import ROOT
-from tornado_status import logs
 from tornado_status.config import Logging
+from tornado_status.observe import logging_setup
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 STOP_TIMEOUT_S = 60.0
@@ -132,7 +132,7 @@ class Postgres:
 
 
 async def main(directory: Path) -> None:
-    logs.configure(Logging(level="warning"))
+    logging_setup.configure(Logging(level="warning"))
     server = EmbeddedPostgres(directory)
     await server.start()
     print(server.parameters["user"], server.parameters["host"], flush=True)

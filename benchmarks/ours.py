@@ -19,8 +19,8 @@ from benchmarks.places import ROOT
 from benchmarks.processes import Meter
 from benchmarks.watch import Watch
 from benchmarks.workloads import CONNECTIONS, Numbers, warmup_s
-from tornado_status import logs
 from tornado_status.config import Database, Logging
+from tornado_status.observe import logging_setup
 from tornado_status.store import Store
 
 USERS = (1_000, 1_000_000)
@@ -166,7 +166,7 @@ class _Driver:
 
 
 async def _migrate(url: str) -> None:
-    logs.configure(Logging(level="warning"))
+    logging_setup.configure(Logging(level="warning"))
     store = Store(Database(url=url), enrolment_closed=False, on_commit=lambda events, head: None)
     await store.start()
     await store.wait_connected()

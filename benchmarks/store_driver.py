@@ -16,10 +16,10 @@ import sys
 import time
 
 from benchmarks.identities import device, email
-from tornado_status import logs
 from tornado_status.config import Database, Logging
 from tornado_status.errors import StoreError
 from tornado_status.model.records import CheckIn, Event
+from tornado_status.observe import logging_setup
 from tornado_status.store import Store
 
 DRAIN_TIMEOUT_S = 10.0
@@ -67,7 +67,7 @@ class Driver:
 
 
 async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight: int) -> None:
-    logs.configure(Logging(level="warning"))
+    logging_setup.configure(Logging(level="warning"))
     store = Store(Database(url=url), enrolment_closed=False, on_commit=lambda events, head: None)
     await store.start()
     await store.wait_connected()

@@ -27,10 +27,10 @@ from tests.support import (
     free_port,
     wait_until,
 )
-from tornado_status import health
-from tornado_status.measure import RESULTS, ROWS, SECONDS, CheckIns, Histogram
+from tornado_status.observe import health
+from tornado_status.observe.counters import RESULTS, ROWS, SECONDS, CheckIns, Histogram
+from tornado_status.observe.expiry_warnings import LOOK_EVERY_S, SAY_EVERY_S, Reminder
 from tornado_status.pki.expiry import DAY_S, Term
-from tornado_status.reminder import LOOK_EVERY_S, SAY_EVERY_S, Reminder
 
 PLAIN = b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n"
 DAY = datetime.timedelta(days=1)

@@ -214,7 +214,11 @@ def test_the_store_is_found_to_have_sql_and_drivers() -> None:
         ),
         ("tornado_status.store.store", "from tornado_status.server import x", "server.x"),
         ("tornado_status.server", "from tornado_status.cli import main", "cli.main"),
-        ("tornado_status.logs", "import tornado_status.admin", "tornado_status.admin"),
+        (
+            "tornado_status.observe.logging_setup",
+            "import tornado_status.observe.management",
+            "tornado_status.observe.management",
+        ),
         ("tornado_status", "from tornado_status import errors", "tornado_status.errors"),
         ("tornado_status.api.users", "from psycopg2.extras import x", "psycopg2.extras.x"),
         ("tornado_status.server", "import aiopg", "aiopg"),

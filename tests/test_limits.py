@@ -23,10 +23,10 @@ from pydantic import BaseModel
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN
 from tests.support import LOOPBACK, PATIENCE_S, ROOT, Lines, Server, exchange, require, wait_until
-from tornado_status.admin import MAX_CONNECTIONS
 from tornado_status.config import Alert, NatsTarget, Settings
 from tornado_status.errors import TooFrequent
 from tornado_status.model.check_in_rate_limit import MAX_REMEMBERED, CheckInLimit
+from tornado_status.observe.management import MAX_CONNECTIONS
 
 PLAIN = CHECK_IN + b"\r\n"
 

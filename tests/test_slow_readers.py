@@ -16,7 +16,7 @@ from tests.conftest import StartServer
 from tests.hostile_requests import HOST
 from tests.support import LOOPBACK, PATIENCE_S, Server, exchange, wait_until
 from tests.test_stream import fill, metric
-from tornado_status.admin import MAX_CONNECTIONS
+from tornado_status.observe.management import MAX_CONNECTIONS
 from tornado_status.runtime.http_timeouts import STALL_S
 
 pytestmark = pytest.mark.once  # the kernel's buffers, and deadlines of half a minute

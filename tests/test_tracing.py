@@ -35,9 +35,10 @@ from tests.support import (
     rows,
     wait_until,
 )
-from tornado_status import config, doctor, logs
+from tornado_status import config, doctor
 from tornado_status.errors import ConfigError
-from tornado_status.tracing import Tracing
+from tornado_status.observe import logging_setup
+from tornado_status.observe.tracing import Tracing
 
 pytestmark = pytest.mark.once  # another library, and a collector
 
@@ -394,7 +395,7 @@ def test_every_logger_of_the_library_is_limited() -> None:
     """Each message once a minute, wherever below its name; other loggers say what they like."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    logs.configure(config.Logging(format="json"))
+    logging_setup.configure(config.Logging(format="json"))
     written: list[str] = []
     [handler] = root.handlers
     handler.emit = lambda record: written.append(record.name)  # type: ignore[method-assign]
@@ -403,7 +404,7 @@ def test_every_logger_of_the_library_is_limited() -> None:
             for number in range(3):
                 logging.getLogger(name).warning("cannot send %s to %d", name, number)
     finally:
-        logs.configure(config.Logging())
+        logging_setup.configure(config.Logging())
         root.handlers[:] = before
         root.setLevel(level)
     assert written == ["opentelemetry.sdk.new"] + ["some.other"] * 3

@@ -35,9 +35,10 @@ def serve(options: argparse.Namespace) -> int:
     """Run the server until SIGTERM or Ctrl-C."""
     settings = config.load(options.config, os.environ)
     # Imported here, so that a wrong setting is told at once.
-    from tornado_status import logs, server
+    from tornado_status import server
+    from tornado_status.observe import logging_setup
 
-    logs.configure(settings.logging)
+    logging_setup.configure(settings.logging)
     asyncio.run(server.serve(settings))
     return 0
 
@@ -60,9 +61,10 @@ def _add_show_config(parser: argparse.ArgumentParser) -> None:
 
 def examine(options: argparse.Namespace) -> int:
     """Look for what is wrong with the setup; exit 1 where something is."""
-    from tornado_status import doctor, logs
+    from tornado_status import doctor
+    from tornado_status.observe import logging_setup
 
-    logs.configure(config.Logging(level="error"))
+    logging_setup.configure(config.Logging(level="error"))
     findings = doctor.examine(options.config, os.environ)
     print(doctor.text(findings), end="")
     return EXIT_FAILED if any(finding.level == "problem" for finding in findings) else 0
@@ -92,11 +94,11 @@ def stream(options: argparse.Namespace) -> int:
     status, instead of taking numbers that are handed out again for those they know.
     """
     settings = config.load(options.config, os.environ)
-    from tornado_status import logs
     from tornado_status.model.records import timestamp
+    from tornado_status.observe import logging_setup
     from tornado_status.store import log_id as streams
 
-    logs.configure(settings.logging)
+    logging_setup.configure(settings.logging)
     work = streams.renew if options.action == "new" else streams.show
     try:
         state = asyncio.run(work(settings.database))
@@ -124,10 +126,10 @@ def users(options: argparse.Namespace) -> int:
     addresses and the certificates in the log, which keeps its numbers. See docs/people.md.
     """
     settings = config.load(options.config, os.environ)
-    from tornado_status import logs
     from tornado_status import users as people
+    from tornado_status.observe import logging_setup
 
-    logs.configure(settings.logging)
+    logging_setup.configure(settings.logging)
     try:
         if options.action != "list":
             named = people.emails(options.emails, sys.stdin)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from tornado_status.admin import AdminServer
 from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
 from tornado_status.api import (
@@ -27,23 +26,24 @@ from tornado_status.api import (
 from tornado_status.config import Settings, without_effect
 from tornado_status.config import Tracing as TracingSettings
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
-from tornado_status.health import Check
 from tornado_status.ingress import CheckInPort, Trust, bind
-from tornado_status.metrics import Vitals, make_registry
 from tornado_status.model import presence
 from tornado_status.model.check_in_rate_limit import CheckInLimit
 from tornado_status.model.records import Event
+from tornado_status.observe.expiry_warnings import Reminder
+from tornado_status.observe.health import Check
+from tornado_status.observe.management import AdminServer
+from tornado_status.observe.metrics import Vitals, make_registry
+from tornado_status.observe.readiness import look, look_at_terms
 from tornado_status.pki.credentials import Keys, key_files, load_keys
 from tornado_status.pki.reload import FileWatcher
-from tornado_status.readiness import look, look_at_terms
-from tornado_status.reminder import Reminder
 from tornado_status.runtime.daemon_executor import DaemonThreads
 from tornado_status.runtime.shutdown import Deadline, Ending
 from tornado_status.runtime.systemd import Notifier
 from tornado_status.welcome import say_serving
 
 if TYPE_CHECKING:
-    from tornado_status.tracing import Tracing
+    from tornado_status.observe.tracing import Tracing
 
 # By when a stop is past each of its steps, in shares of server.drain_timeout_s: what one leaves is
 # the next one's. The end is for what a broker is still told.
@@ -284,7 +284,7 @@ def _load_tracing(settings: TracingSettings) -> Tracing | None:
     if settings.endpoint is None:
         return None
     try:
-        from tornado_status.tracing import Tracing
+        from tornado_status.observe.tracing import Tracing
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"tracing.endpoint: needs the package {error.name}: pip install 'tornado-status[otel]'"

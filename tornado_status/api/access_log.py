@@ -10,7 +10,7 @@ from tornado.web import RequestHandler
 from tornado_status.api.client import CHECK_IN_METHODS, ClientHandler
 from tornado_status.api.problem import METHODS, Handler
 from tornado_status.errors import StatusError
-from tornado_status.measure import CheckIns
+from tornado_status.observe.counters import CheckIns
 from tornado_status.runtime.rate_limit import RateLimit
 
 

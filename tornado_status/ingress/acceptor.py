@@ -19,7 +19,7 @@ from tornado.netutil import bind_sockets
 from tornado_status.config import Server
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.handshake import Address
-from tornado_status.measure import SECONDS, Histogram
+from tornado_status.observe.counters import SECONDS, Histogram
 from tornado_status.runtime.rate_limit import RateLimit
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn

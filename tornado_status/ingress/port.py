@@ -29,7 +29,7 @@ from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.tls_acceptor import Acceptor
 from tornado_status.ingress.trust import Trust
 from tornado_status.ingress.trusted_proxies import TrustedProxies
-from tornado_status.measure import Histogram
+from tornado_status.observe.counters import Histogram
 from tornado_status.runtime.http_timeouts import HeadDeadlines
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import structlog
 
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
-from tornado_status.measure import Batch, CheckIns
 from tornado_status.model.records import CheckIn, Event, EventKind
+from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, Row, StatementFailed

@@ -15,7 +15,6 @@ import structlog
 
 from tornado_status.config import EMBEDDED, Database, History, Presence
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
-from tornado_status.measure import Batch, CheckIns
 from tornado_status.model import presence
 from tornado_status.model.records import (
     CheckIn,
@@ -28,6 +27,7 @@ from tornado_status.model.records import (
     StatusRecord,
     UserPage,
 )
+from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.store import enrolment, migrate, queries
 from tornado_status.store.alert_queue import AlertJournal
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url

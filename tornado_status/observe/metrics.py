@@ -18,8 +18,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tornado_status import __version__
-from tornado_status.health import Check
-from tornado_status.measure import CheckIns, Histogram
+from tornado_status.observe.counters import CheckIns, Histogram
+from tornado_status.observe.health import Check
 from tornado_status.pki.expiry import Term
 
 PREFIX = "tornado_status_"

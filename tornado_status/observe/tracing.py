@@ -27,8 +27,8 @@ from tornado.httputil import HTTPServerRequest
 
 from tornado_status import __version__
 from tornado_status.config import Tracing as TracingSettings
-from tornado_status.measure import Batch
 from tornado_status.model.records import CheckIn, Event
+from tornado_status.observe.counters import Batch
 
 MAX_QUEUED = 2048  # spans, a few MB: beyond it the oldest are dropped
 MAX_EXPORTED = 512  # spans in one message to the collector

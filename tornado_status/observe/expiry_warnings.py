@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from tornado_status.health import Check
+from tornado_status.observe.health import Check
 from tornado_status.runtime.rate_limit import RateLimit
 
 LOOK_EVERY_S = 60.0

@@ -18,7 +18,7 @@ from tornado.web import Application, RequestHandler
 
 from tornado_status.config import Admin
 from tornado_status.errors import ConfigError
-from tornado_status.health import Check
+from tornado_status.observe.health import Check
 from tornado_status.runtime.http_timeouts import HeadDeadlines, TimedStream
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they are not to take all descriptors

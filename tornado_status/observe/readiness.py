@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from tornado_status import health
 from tornado_status.config import Settings
+from tornado_status.observe import health
 from tornado_status.pki.certificates import ca_id
 from tornado_status.pki.credentials import Keys
 

@@ -1,0 +1,1 @@
+"""Observing the server: the management port, metrics, health, traces and logs."""
