@@ -30,7 +30,7 @@ from tests.support import (
     rows,
     targets,
 )
-from tornado_status.doctor import database, network
+from tornado_status.commands.doctor import check_database, check_network
 from tornado_status.store.diagnostics import Examination
 
 pytestmark = pytest.mark.once
@@ -438,7 +438,7 @@ def test_a_slow_answer_is_no_wrong_clock(took_s: float, level: str) -> None:
         "18", 180000, True, True, True, False, True, now + datetime.timedelta(seconds=5),
         now, took_s / 2, "1", "1",
     )  # fmt: skip
-    [finding] = database._clock(found)
+    [finding] = check_database._clock(found)
     assert finding.level == level
 
 
@@ -447,7 +447,7 @@ def test_a_postgresql_that_is_too_old_is_found(number: int, level: str) -> None:
     """By the number that it tells; none so old is to be had."""
     now = datetime.datetime.now(datetime.UTC)
     found = Examination("14", number, True, True, True, False, True, now, now, 0.0, "1", "1")
-    assert next(database._state(found)).level == level
+    assert next(check_database._state(found)).level == level
 
 
 def test_ports_of_other_programs_are_found(site: Site) -> None:
@@ -495,5 +495,5 @@ def test_ports_of_rules_are_read(right: object, found: bool) -> None:
     """As nft writes them in JSON: a number, or a set of numbers and ranges."""
     left = {"payload": {"protocol": "udp", "field": "dport"}}
     part = {"match": {"op": "==", "left": left, "right": right}}
-    assert network._matches(part, "udp", 6667, {}) is found
-    assert not network._matches(part, "tcp", 6667, {})
+    assert check_network._matches(part, "udp", 6667, {}) is found
+    assert not check_network._matches(part, "tcp", 6667, {})

@@ -37,8 +37,8 @@ from tests.support import (
     wait_until,
 )
 from tests.test_presence import check_in, run, until
-from tornado_status import users
 from tornado_status.api import Access
+from tornado_status.commands import users
 from tornado_status.config import Database, Presence
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.records import ERASED_EMAIL, Event

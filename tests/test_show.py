@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from tests.pages import commands
 from tests.support import PATIENCE_S, ROOT, plain_environment, require, wait_until
 from tests.test_terminal_board import Terminal
-from tornado_status import config, show
+from tornado_status import config
 from tornado_status.cli import COMMANDS
+from tornado_status.commands import config_dump
 
 URL = "postgresql://somebody:s3cr3t@one.example,two.example:5433/name?sslmode=require"
 
@@ -94,24 +95,24 @@ def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("url", URL, URL.replace("s3cr3t", show.MASK)),
+        ("url", URL, URL.replace("s3cr3t", config_dump.MASK)),
         (
             "url",
             "postgresql://h/n?user=u&password=s3cr3t",
-            f"postgresql://h/n?user=u&password={show.MASK}",
+            f"postgresql://h/n?user=u&password={config_dump.MASK}",
         ),
         ("url", "postgresql://user@h/n", "postgresql://user@h/n"),
-        ("url", "https://hooks.example/T0/s3cr3t", f"https://hooks.example/{show.MASK}"),
-        ("url", "https://hooks.example/?k=s3cr3t", f"https://hooks.example/?{show.MASK}"),
-        ("url", "nats://u:s3cr3t@127.0.0.1:4222", f"nats://u:{show.MASK}@127.0.0.1:4222"),
-        ("url", "http://[s3cr3t/x", show.MASK),
-        ("url", "nats://s3cr3t@127.0.0.1:4222", f"nats://{show.MASK}@127.0.0.1:4222"),
-        ("secret", "s3cr3t", show.MASK),
-        ("signing_key", "-----BEGIN PRIVATE KEY-----\ns3cr3t", show.MASK),
-        ("note", "-----BEGIN EC PRIVATE KEY-----\ns3cr3t", show.MASK),
+        ("url", "https://hooks.example/T0/s3cr3t", f"https://hooks.example/{config_dump.MASK}"),
+        ("url", "https://hooks.example/?k=s3cr3t", f"https://hooks.example/?{config_dump.MASK}"),
+        ("url", "nats://u:s3cr3t@127.0.0.1:4222", f"nats://u:{config_dump.MASK}@127.0.0.1:4222"),
+        ("url", "http://[s3cr3t/x", config_dump.MASK),
+        ("url", "nats://s3cr3t@127.0.0.1:4222", f"nats://{config_dump.MASK}@127.0.0.1:4222"),
+        ("secret", "s3cr3t", config_dump.MASK),
+        ("signing_key", "-----BEGIN PRIVATE KEY-----\ns3cr3t", config_dump.MASK),
+        ("note", "-----BEGIN EC PRIVATE KEY-----\ns3cr3t", config_dump.MASK),
         ("keep_alive_s", 15.0, 15.0),
         ("key_id", "a", "a"),
-        ("bot_token", "s3cr3t", show.MASK),
+        ("bot_token", "s3cr3t", config_dump.MASK),
         ("secret_file", "/run/secrets/x", "/run/secrets/x"),
         ("private_key", Path("/k"), "/k"),
         ("url", "embedded", "embedded"),
@@ -119,7 +120,7 @@ def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
 )
 def test_secrets_are_masked(name: str, value: object, expected: str) -> None:
     """Wherever a setting may hold one, in lists of sections too."""
-    plain = show._plain("", {"section": [{name: value}]})
+    plain = config_dump._plain("", {"section": [{name: value}]})
     assert plain == {"section": [{name: expected}]}
 
 
@@ -144,8 +145,8 @@ def test_whatever_is_named_like_a_secret_is_masked(
 ) -> None:
     """In any setting that there may ever be, also where it is a list or a map."""
     name = write(f"{before}{word}")
-    assert "s3cr3t" not in repr(show._plain("", {"section": {name: value}}))
-    assert "s3cr3t" in repr(show._plain("", {"section": {"note": value}}))
+    assert "s3cr3t" not in repr(config_dump._plain("", {"section": {name: value}}))
+    assert "s3cr3t" in repr(config_dump._plain("", {"section": {"note": value}}))
 
 
 def test_a_password_in_any_url_setting_is_masked() -> None:
@@ -164,7 +165,7 @@ def test_a_password_in_any_url_setting_is_masked() -> None:
         return value
 
     settings = config.load(ROOT / "config.yaml", {}).model_dump()
-    shown = show._plain("", with_urls(settings))
+    shown = config_dump._plain("", with_urls(settings))
     assert replaced > 10
     assert "s3cr3t" not in repr(shown)
     assert repr(shown).count("scheme://user:") == replaced
@@ -322,5 +323,5 @@ def test_a_shell_that_was_told_nothing_completes_nothing(shell: str, tmp_path: P
 
 def test_yaml_of_the_shown_settings_keeps_types() -> None:
     """Text stays text, though it looks like a number."""
-    text = show.as_yaml(config.load(ROOT / "config.yaml", {}), {})
+    text = config_dump.as_yaml(config.load(ROOT / "config.yaml", {}), {})
     assert yaml.safe_load(text)["tls"]["minimum_version"] == "1.3"

@@ -35,7 +35,8 @@ from tests.support import (
     rows,
     wait_until,
 )
-from tornado_status import config, doctor
+from tornado_status import config
+from tornado_status.commands import doctor
 from tornado_status.errors import ConfigError
 from tornado_status.observe import logging_setup
 from tornado_status.observe.tracing import Tracing

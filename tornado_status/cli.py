@@ -46,9 +46,9 @@ def serve(options: argparse.Namespace) -> int:
 def show_config(options: argparse.Namespace) -> int:
     """Print the settings in effect and where each comes from, without secrets."""
     settings = config.load(options.config, os.environ)
-    from tornado_status import show
+    from tornado_status.commands import config_dump
 
-    format_of = show.as_json if options.format == "json" else show.as_yaml
+    format_of = config_dump.as_json if options.format == "json" else config_dump.as_yaml
     print(format_of(settings, config.origins(options.config, os.environ)), end="")
     return 0
 
@@ -61,7 +61,7 @@ def _add_show_config(parser: argparse.ArgumentParser) -> None:
 
 def examine(options: argparse.Namespace) -> int:
     """Look for what is wrong with the setup; exit 1 where something is."""
-    from tornado_status import doctor
+    from tornado_status.commands import doctor
     from tornado_status.observe import logging_setup
 
     logging_setup.configure(config.Logging(level="error"))
@@ -76,7 +76,7 @@ def complete(options: argparse.Namespace) -> int:
     In bash: `source <(tornado-status completion bash)`; in zsh, behind compinit:
     `eval "$(tornado-status completion zsh)"`. See docs/operation.md.
     """
-    from tornado_status import completion
+    from tornado_status.commands import completion
 
     print(completion.script(make_parser(), options.shell))
     return 0
@@ -126,7 +126,7 @@ def users(options: argparse.Namespace) -> int:
     addresses and the certificates in the log, which keeps its numbers. See docs/people.md.
     """
     settings = config.load(options.config, os.environ)
-    from tornado_status import users as people
+    from tornado_status.commands import users as people
     from tornado_status.observe import logging_setup
 
     logging_setup.configure(settings.logging)

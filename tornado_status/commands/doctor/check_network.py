@@ -19,8 +19,8 @@ from typing import Any
 from tornado_status.announce.errno_hints import advice as what_to_do
 from tornado_status.announce.interfaces import Interfaces, read_interfaces
 from tornado_status.announce.udp_sink import UdpOutlet, udp_outlets
+from tornado_status.commands.doctor.finding import Finding, note, ok, problem
 from tornado_status.config import NatsTarget, Settings, Target
-from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import BrokerError, ConfigError
 from tornado_status.wire.nats_connection import check_files, connected
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from tornado_status.commands.doctor.finding import Finding, note, ok
 from tornado_status.config import Ingress, Settings
-from tornado_status.doctor.finding import Finding, note, ok
 
 TOPIC = "proxies"
 WIDE = 256  # addresses: more than anybody has proxies

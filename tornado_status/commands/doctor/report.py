@@ -8,9 +8,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tornado_status import config
+from tornado_status.commands.doctor import (
+    check_certificates,
+    check_database,
+    check_network,
+    check_proxies,
+)
+from tornado_status.commands.doctor.finding import Finding, note, ok, problem
 from tornado_status.config import Settings
-from tornado_status.doctor import certificates, database, network, proxies
-from tornado_status.doctor.finding import Finding, note, ok, problem
 from tornado_status.errors import ConfigError
 
 MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
@@ -26,10 +31,10 @@ def examine(path: Path, environment: Mapping[str, str]) -> list[Finding]:
         return [problem("config", str(error), "Nothing else can be looked at before that.")]
     found = [
         *_settings(path, settings),
-        *proxies.examine(settings),
-        *certificates.examine(settings),
-        *asyncio.run(database.examine(settings)),
-        *network.examine(settings),
+        *check_proxies.examine(settings),
+        *check_certificates.examine(settings),
+        *asyncio.run(check_database.examine(settings)),
+        *check_network.examine(settings),
     ]
     return list(dict.fromkeys(found))  # what two targets have in common is said once
 

@@ -1,0 +1,1 @@
+"""The commands of tornado-status beside serving: each in a module, imported only when it runs."""
