@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, NoReturn
 
-from listeners.deliveries import Gap
+from listeners.board.roster import INTERVAL_S, MISSED, People
+from listeners.events import Gap
 from listeners.listener import GROUP, INTERFACE, PORT, Counts, Listener, Settings
 from listeners.output import Format, render
-from listeners.people import INTERVAL_S, MISSED, People
-from listeners.receiver import Encoding
-from listeners.sockets import WILDCARD
-from listeners.verify import MAX_SKEW_S
+from listeners.receive.sockets import WILDCARD
+from listeners.verify.unverified import Encoding
+from listeners.verify.verifier import MAX_SKEW_S
 from tornado_status.errors import ConfigError
 from tornado_status.wire.datagram import MAX_SEQ
 from tornado_status.wire.nats_broker import (
@@ -37,7 +37,7 @@ from tornado_status.wire.nats_broker import (
 )
 
 if TYPE_CHECKING:
-    from listeners.board import Board
+    from listeners.board.app import Board
 
 PROGRAM = "status-listener"
 
@@ -264,7 +264,7 @@ class _Session:
 
     async def _show_board(self, people: People) -> int:
         # Imported here: drawing takes a library that not everybody has, and a moment to load.
-        from listeners.board import Board
+        from listeners.board.app import Board
 
         title = self._greeting[0].lower() + self._greeting[1:]
         self._board = Board(self._listener, people, title, marks=self._marks)

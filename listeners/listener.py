@@ -24,20 +24,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from listeners.broker import BrokerEar
 from listeners.complaints import Complaints
-from listeners.deliveries import Delivery, Source, Update
-from listeners.intake import Intake
-from listeners.keys import Keys
-from listeners.pace import Pace, Refresh
-from listeners.receiver import Encoding, Receiver
-from listeners.repair import Gone, Refused, Server, ServerError, Unreachable
-from listeners.sequence import PAGE, Position, WantEvents, WantUsers, Wish
-from listeners.sequence import Sequence as Numbers
-from listeners.sockets import WILDCARD, Ears, open_ears
-from listeners.state import SAVE_INTERVAL_S, StateFile
-from listeners.streams import Streams, Verdict
-from listeners.verify import MAX_SKEW_S, UNPROVEN, Copy, Verifier
+from listeners.events import Delivery, Source, Update
+from listeners.order.backoff import Pace, Refresh
+from listeners.order.log_tracker import Streams, Verdict
+from listeners.order.sequence import PAGE, Position, WantEvents, WantUsers, Wish
+from listeners.order.sequence import Sequence as Numbers
+from listeners.order.state_file import SAVE_INTERVAL_S, StateFile
+from listeners.receive.fair_queue import Intake
+from listeners.receive.nats_source import BrokerEar
+from listeners.receive.sockets import WILDCARD, Ears, open_ears
+from listeners.repair.server_api import Gone, Refused, Server, ServerError, Unreachable
+from listeners.verify.known_announcers import Keys
+from listeners.verify.unverified import Encoding, Receiver
+from listeners.verify.verifier import MAX_SKEW_S, UNPROVEN, Copy, Verifier
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.wire.datagram import MAX_DATAGRAM, Datagram, decode_binary
 from tornado_status.wire.nats_broker import Broker

@@ -9,7 +9,7 @@ import datetime
 import enum
 import json
 
-from listeners.deliveries import Delivery, Gap, Snapshot, Source, Update
+from listeners.events import Delivery, Gap, Snapshot, Source, Update
 from tornado_status.model.records import Event, StatusRecord
 from tornado_status.wire.datagram import BinaryUpdate
 

@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtensionOID
 
 from certs_gen.authority import Authority, new_key
 from certs_gen.cli import main as certs_gen
-from listeners.keys import Keys
+from listeners.verify.known_announcers import Keys
 from tests.support import PATIENCE_S, Server, exchange, rows, running_server, wait_until
 from tests.test_identity import FOR_CLIENTS, extension, name, odd, oid, tlv, with_extensions
 from tests.test_trust import replace

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from cryptography.exceptions import InvalidSignature
 
-from listeners import listener, verify
+from listeners import listener
 from listeners.cli import main
+from listeners.verify import verifier
 from tests.support import PATIENCE_S, ROOT, Heard, Lines, Server, plain_environment
 from tornado_status.pki.announcer_keys import PURPOSE
 
@@ -121,6 +122,6 @@ def test_every_option_in_the_page_exists(capsys: pytest.CaptureFixture[str]) -> 
     source = (ROOT / "listeners" / "verify.py").read_text() + (
         ROOT / "listeners" / "listener.py"
     ).read_text()
-    for reason in verify.UNPROVEN | set(re.findall(r'DatagramError\(\s*"([a-z-]+)"', source)):
+    for reason in verifier.UNPROVEN | set(re.findall(r'DatagramError\(\s*"([a-z-]+)"', source)):
         assert f"`{reason}`" in LISTENERS, reason
     assert f"every {['zero', 'one', 'two', 'three'][int(listener.REJOIN_S)]} seconds" in LISTENERS

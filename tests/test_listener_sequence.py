@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listeners.deliveries import Delivery, Gap, Snapshot, Update
-from listeners.intake import Intake
-from listeners.pace import MAX_RETRY_AFTER_S, UNKNOWN_S, Pace, Refresh
-from listeners.sequence import (
+from listeners.events import Delivery, Gap, Snapshot, Update
+from listeners.order.backoff import MAX_RETRY_AFTER_S, UNKNOWN_S, Pace, Refresh
+from listeners.order.log_tracker import Streams, Verdict
+from listeners.order.sequence import (
     REPORT_WINDOW_S,
     WINDOW_S,
     Position,
@@ -23,7 +23,7 @@ from listeners.sequence import (
     WantUsers,
     Wish,
 )
-from listeners.streams import Streams, Verdict
+from listeners.receive.fair_queue import Intake
 from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certs_gen.authority import Authority
-from listeners import pages
-from listeners.keys import MAX_PUBLISHED, Keys
-from listeners.sequence import Position
-from listeners.state import StateFile
-from listeners.verify import UNPROVEN, Copy, Verifier
+from listeners.order.sequence import Position
+from listeners.order.state_file import StateFile
+from listeners.repair import api_responses
+from listeners.verify.known_announcers import MAX_PUBLISHED, Keys
+from listeners.verify.verifier import UNPROVEN, Copy, Verifier
 from tests.test_datagram import written_event
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
@@ -156,8 +156,12 @@ def test_what_was_changed_never_passes(
 @given(st.binary(max_size=2000))
 def test_any_answer_is_a_page_or_an_error(body: bytes) -> None:
     """A broken server or proxy is told from a good one."""
-    for parse in (pages.announcers, pages.users, lambda text: pages.events(text, 0)):
-        with contextlib.suppress(pages.AnswerError):
+    for parse in (
+        api_responses.announcers,
+        api_responses.users,
+        lambda text: api_responses.events(text, 0),
+    ):
+        with contextlib.suppress(api_responses.AnswerError):
             parse(body)
 
 
@@ -286,20 +290,20 @@ def page(*seqs: int, head: int = 9) -> bytes:
 
 def test_a_page_with_a_hole_is_an_error() -> None:
     """The log is gapless: a server that shows otherwise is asked again."""
-    assert [e.seq for e in pages.events(page(5, 6, 7), 4).events] == [5, 6, 7]
-    assert pages.events(page(), 9).events == []
+    assert [e.seq for e in api_responses.events(page(5, 6, 7), 4).events] == [5, 6, 7]
+    assert api_responses.events(page(), 9).events == []
     for wrong in (page(5, 7), page(6), page(5, 5), page(5, head=4)):
-        with pytest.raises(pages.AnswerError):
-            pages.events(wrong, 4)
+        with pytest.raises(api_responses.AnswerError):
+            api_responses.events(wrong, 4)
 
 
 def test_the_path_of_the_next_page_is_checked() -> None:
     """It becomes a request: nothing else may be slipped in there."""
     opening = b'{"stream":"%b","head":1,"users":[],"next":' % str(STREAM).encode()
-    assert pages.users(opening + b'"/api/users?after=a%40b&limit=1"}').following
+    assert api_responses.users(opening + b'"/api/users?after=a%40b&limit=1"}').following
     for path in ("https://evil.example/", "/api/client", "/api/users?a b", "/api/users?\\r\\nX: y"):
-        with pytest.raises(pages.AnswerError):
-            pages.users(opening + f'"{path}"}}'.encode())
+        with pytest.raises(api_responses.AnswerError):
+            api_responses.users(opening + f'"{path}"}}'.encode())
 
 
 # ------------------------------------------------------------------------------------------ state

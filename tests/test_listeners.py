@@ -26,11 +26,11 @@ from hypothesis import strategies as st
 from listeners import cli
 from listeners import listener as library
 from listeners.complaints import Complaints
-from listeners.deliveries import Snapshot
-from listeners.duplicates import Window
+from listeners.events import Snapshot
+from listeners.order.lru_set import Window
 from listeners.output import Format, json_line, render, text_block
-from listeners.receiver import Encoding, Receiver
-from listeners.sockets import WILDCARD
+from listeners.receive.sockets import WILDCARD
+from listeners.verify.unverified import Encoding, Receiver
 from tests.support import PATIENCE_S, ROOT, Lines, free_port, wait_until
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import Event, StatusRecord

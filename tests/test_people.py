@@ -20,9 +20,9 @@ from urllib.parse import quote
 import pytest
 import yaml
 
-from listeners import pages
-from listeners.deliveries import Snapshot, Update
+from listeners.events import Snapshot, Update
 from listeners.output import Format, render
+from listeners.repair import api_responses
 from tests.conftest import StartServer
 from tests.support import (
     PATIENCE_S,
@@ -106,7 +106,7 @@ def test_an_admin_lets_in_and_shows_out(start_server: StartServer) -> None:
         assert server.request("GET", "/api/client").json == record
         page = server.request("GET", "/api/users", cert="operator")
         assert page.json["users"] == [record]
-        [known] = pages.users(page.body).users
+        [known] = api_responses.users(page.body).users
         assert (known.email, known.seq, known.last_seen, known.client_ip) == (VALID, 1, None, None)
 
         assert server.request("POST", "/api/client").status == 204
@@ -129,7 +129,11 @@ def test_an_admin_lets_in_and_shows_out(start_server: StartServer) -> None:
     answer = server.request("POST", "/api/client")
     assert (answer.status, answer.detail) == (403, "User unknown")
     body = server.request("GET", "/api/events?after=0", cert="operator").body
-    assert [event.event for event in pages.events(body, 0).events] == ["enrolled", "new", "removed"]
+    assert [event.event for event in api_responses.events(body, 0).events] == [
+        "enrolled",
+        "new",
+        "removed",
+    ]
 
 
 def test_a_kept_connection_ends_with_its_user(start_server: StartServer) -> None:
@@ -477,7 +481,7 @@ def test_who_is_erased_leaves_numbers_and_nothing_else(
     columns = "client_ip, client_port, issuer, serial, previous, last_seen"
     assert server.rows(f"SELECT DISTINCT {columns} FROM check_in") == [(None,) * 6]  # noqa: S608
     body = server.request("GET", "/api/events?after=0", cert="operator").body
-    replayed = pages.events(body, 0)
+    replayed = api_responses.events(body, 0)
     assert replayed.head == 6
     assert [(e.seq, e.event, e.email) for e in replayed.events] == [
         (1, "erased", ERASED_EMAIL),
@@ -552,7 +556,7 @@ def test_listeners_show_who_was_never_seen_and_who_is_erased() -> None:
     at = "2026-01-02T03:08:00.000001Z"
     body = {"seq": 4, "event": "enrolled", "email": "new_user@example.com", "at": at}
     page = {"stream": "0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90", "head": 4, "events": [body]}
-    [event] = pages.events(json.dumps(page).encode(), 3).events
+    [event] = api_responses.events(json.dumps(page).encode(), 3).events
     text = render(Format.TEXT, Update(event, None))
     assert text.splitlines()[1:-1] == [
         "Source Packet: none (fetched over HTTPS)",
@@ -568,13 +572,13 @@ def test_listeners_show_who_was_never_seen_and_who_is_erased() -> None:
         **dict.fromkeys(("last_seen", "first_seen", "client_ip", "client_port")),
     }
     page = {"stream": page["stream"], "head": 4, "users": [record], "next": None}
-    [known] = pages.users(json.dumps(page).encode()).users
+    [known] = api_responses.users(json.dumps(page).encode()).users
     assert "State        : new" in render(Format.TEXT, Snapshot(known))
     assert json.loads(render(Format.JSON, Snapshot(known)))["last_seen"] is None
     for half in ({"client_ip": "10.0.0.7", "client_port": 1}, {"last_seen": at}):
         wrong = {**page, "users": [{**record, **half}]}
-        with pytest.raises(pages.AnswerError):
-            pages.users(json.dumps(wrong).encode())
+        with pytest.raises(api_responses.AnswerError):
+            api_responses.users(json.dumps(wrong).encode())
 
 
 # -------------------------------------------------------------------------------- shared settings

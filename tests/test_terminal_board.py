@@ -26,11 +26,11 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from listeners import people as people_module
-from listeners.board import Board, ago, columns, heads
-from listeners.deliveries import Gap, Snapshot, Update
+from listeners.board import roster as people_module
+from listeners.board.app import Board, ago, columns, heads
+from listeners.board.roster import Order, People, State
+from listeners.events import Gap, Snapshot, Update
 from listeners.listener import Listener, Settings
-from listeners.people import Order, People, State
 from tests.conftest import StartServer
 from tests.support import (
     LOOPBACK,

@@ -55,7 +55,7 @@ class Board:
 
 def load_board(late_after_s: float, offline_after_s: float) -> Board:
     """Read the board's files from the package."""
-    folder = resources.files(__package__) / "board_files"
+    folder = resources.files(__package__) / "files"
     return Board(
         late_after_s,
         offline_after_s,

@@ -8,7 +8,7 @@ import os
 import uuid
 from pathlib import Path
 
-from listeners.sequence import Position
+from listeners.order.sequence import Position
 from tornado_status.errors import ConfigError
 from tornado_status.wire.datagram import MAX_SEQ
 

@@ -21,8 +21,8 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widgets import Input, Static
 
+from listeners.board.roster import Order, People, Person, State
 from listeners.listener import Condition, Counts, Listener
-from listeners.people import Order, People, Person, State
 
 TICK_S = 1.0  # "3 s ago" is right to the second
 DRAW_S = 0.2  # at most so often for what was heard: more is not seen

@@ -6,7 +6,7 @@ import datetime
 import enum
 import uuid
 
-from listeners.duplicates import Window
+from listeners.order.lru_set import Window
 
 MAX_RETIRED = 1024  # streams that were left, never to be followed again
 

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from listeners import pages
+from listeners.repair import api_responses
 from tornado_status.errors import ConfigError
 from tornado_status.model.records import EventPage, UserPage
 
@@ -87,16 +87,16 @@ class Server:
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """Return the stream, and the certificates of those who announce (PEM)."""
-        return await self._ask("/api/announcers", pages.announcers)
+        return await self._ask("/api/announcers", api_responses.announcers)
 
     async def events(self, after: int, limit: int) -> EventPage:
         """Return a page of the log. Raises `Gone` where it is not there."""
         path = f"/api/events?after={after}&limit={limit}"
-        return await self._ask(path, lambda body: pages.events(body, after))
+        return await self._ask(path, lambda body: api_responses.events(body, after))
 
     async def users(self, path: str | None, limit: int) -> UserPage:
         """Return a page of records: the one at `path`, or the first."""
-        return await self._ask(path or f"/api/users?limit={limit}", pages.users)
+        return await self._ask(path or f"/api/users?limit={limit}", api_responses.users)
 
     def close(self) -> None:
         """Close the connection; a request under way fails."""
@@ -122,7 +122,7 @@ class Server:
             result, error = None, None
             try:
                 result = parse(self._get(path))
-            except pages.AnswerError as wrong:
+            except api_responses.AnswerError as wrong:
                 error = Unreachable(f"{self.where} gave a wrong answer: {wrong}")
             except ConfigError as wrong:  # a file that is being renewed right now
                 error = Unreachable(str(wrong))

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from listeners.deliveries import Delivery, Gap, Snapshot, Update
+from listeners.events import Delivery, Gap, Snapshot, Update
 from listeners.output import CHECK_INS
 from tornado_status.model.records import Event, StatusRecord
 from tornado_status.wire.datagram import BinaryUpdate

@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 
-from listeners.duplicates import Window
+from listeners.order.lru_set import Window
 from tornado_status.errors import DatagramError
 from tornado_status.pki.announcer_keys import Announcer
 from tornado_status.wire.datagram import (

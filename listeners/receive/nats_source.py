@@ -12,7 +12,7 @@ import datetime
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
-from listeners.deliveries import Source
+from listeners.events import Source
 from tornado_status.errors import BrokerError
 from tornado_status.wire.nats_broker import Broker
 from tornado_status.wire.nats_connection import RETRY_S, Connection, connected

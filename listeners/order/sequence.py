@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from listeners.deliveries import Delivery, Gap, Snapshot, Source, Update
-from listeners.pace import Chance, Pace
+from listeners.events import Delivery, Gap, Snapshot, Source, Update
+from listeners.order.backoff import Chance, Pace
 from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
 
 # Datagrams of several servers, or by several paths, overtake each other by milliseconds.

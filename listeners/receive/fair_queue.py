@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 
-from listeners.deliveries import Source
+from listeners.events import Source
 
 MAX_WAITING = 4096  # datagrams, at most 6 MB
 MAX_SOURCES = 256  # addresses with ports; those beyond it share one queue

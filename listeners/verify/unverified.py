@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from listeners.duplicates import WINDOW_SIZE, Window
+from listeners.order.lru_set import WINDOW_SIZE, Window
 from tornado_status.model.records import Event
 from tornado_status.wire.datagram import BinaryUpdate, Datagram, decode
 

@@ -1,0 +1,1 @@
+"""The terminal board: everybody in a live table (extra `board`)."""

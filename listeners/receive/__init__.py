@@ -1,0 +1,1 @@
+"""Receiving datagrams: UDP sockets, a NATS broker, and a fair queue before verification."""

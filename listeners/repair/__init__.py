@@ -1,0 +1,1 @@
+"""Repair: what was missed, fetched from the server over HTTPS."""

@@ -1,0 +1,1 @@
+"""Verifying datagrams: signatures, known announcers, and what is shown unverified."""
