@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from tornado_status.config import Tracing as Settings
+from tornado_status.config import TracingSettings as Settings
 from tornado_status.model.records import CheckIn
 from tornado_status.observe.counters import Batch
 from tornado_status.observe.tracing import Tracing

@@ -19,7 +19,7 @@ import psycopg2
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.places import ROOT
-from tornado_status.config import Logging
+from tornado_status.config import LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
@@ -132,7 +132,7 @@ class Postgres:
 
 
 async def main(directory: Path) -> None:
-    logging_setup.configure(Logging(level="warning"))
+    logging_setup.configure(LoggingSettings(level="warning"))
     server = EmbeddedPostgres(directory)
     await server.start()
     print(server.parameters["user"], server.parameters["host"], flush=True)

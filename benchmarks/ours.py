@@ -19,7 +19,7 @@ from benchmarks.places import ROOT
 from benchmarks.processes import Meter
 from benchmarks.watch import Watch
 from benchmarks.workloads import CONNECTIONS, Numbers, warmup_s
-from tornado_status.config import Database, Logging
+from tornado_status.config import DatabaseSettings, LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.store import Store
 
@@ -166,8 +166,10 @@ class _Driver:
 
 
 async def _migrate(url: str) -> None:
-    logging_setup.configure(Logging(level="warning"))
-    store = Store(Database(url=url), enrolment_closed=False, on_commit=lambda events, head: None)
+    logging_setup.configure(LoggingSettings(level="warning"))
+    store = Store(
+        DatabaseSettings(url=url), enrolment_closed=False, on_commit=lambda events, head: None
+    )
     await store.start()
     await store.wait_connected()
     await store.stop()

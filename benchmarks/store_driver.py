@@ -16,7 +16,7 @@ import sys
 import time
 
 from benchmarks.identities import device, email
-from tornado_status.config import Database, Logging
+from tornado_status.config import DatabaseSettings, LoggingSettings
 from tornado_status.errors import StoreError
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.observe import logging_setup
@@ -67,8 +67,10 @@ class Driver:
 
 
 async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight: int) -> None:
-    logging_setup.configure(Logging(level="warning"))
-    store = Store(Database(url=url), enrolment_closed=False, on_commit=lambda events, head: None)
+    logging_setup.configure(LoggingSettings(level="warning"))
+    store = Store(
+        DatabaseSettings(url=url), enrolment_closed=False, on_commit=lambda events, head: None
+    )
     await store.start()
     await store.wait_connected()
     _say({"event": "ready"})

@@ -28,14 +28,14 @@ from listeners.complaints import Complaints
 from listeners.events import Delivery, Source, Update
 from listeners.order.backoff import Pace, Refresh
 from listeners.order.log_tracker import Streams, Verdict
-from listeners.order.sequence import PAGE, Position, WantEvents, WantUsers, Wish
+from listeners.order.sequence import PAGE, Fetch, FetchEvents, FetchUsers, Position
 from listeners.order.sequence import Sequence as Numbers
 from listeners.order.state_file import SAVE_INTERVAL_S, StateFile
-from listeners.receive.fair_queue import Intake
-from listeners.receive.nats_source import BrokerEar
-from listeners.receive.sockets import WILDCARD, Ears, open_ears
+from listeners.receive.fair_queue import FairQueue
+from listeners.receive.nats_source import NatsSource
+from listeners.receive.sockets import WILDCARD, Sockets, open_ears
 from listeners.repair.server_api import Gone, Refused, Server, ServerError, Unreachable
-from listeners.verify.known_announcers import Keys
+from listeners.verify.known_announcers import KnownAnnouncers
 from listeners.verify.unverified import Encoding, Receiver
 from listeners.verify.verifier import MAX_SKEW_S, UNPROVEN, Copy, Verifier
 from tornado_status.errors import ConfigError, DatagramError
@@ -135,7 +135,7 @@ class Listener:
         self._counts = Counts()
         self._complaints = Complaints()
         self._server: Server | None = None
-        self._keys = Keys.from_files(settings.ca, settings.announcers)
+        self._keys = KnownAnnouncers.from_files(settings.ca, settings.announcers)
         if settings.url is not None:
             if not (settings.ca and settings.certificate and settings.private_key):
                 raise ConfigError("--url: needs --ca, and a reader's --cert and --key")
@@ -163,7 +163,7 @@ class Listener:
             self._state.check()
         self._receiver = Receiver(settings.encoding)
         self._unproven: deque[Update] = deque()
-        self._intake = Intake()
+        self._intake = FairQueue()
         self._judging = False
         self._hints: dict[uuid.UUID, int] = {}
         self._refresh = Refresh(random.random)
@@ -175,8 +175,8 @@ class Listener:
         self._failure: BaseException | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._transports: list[asyncio.BaseTransport] = []
-        self._ears: Ears | None = None
-        self._broker: BrokerEar | None = None
+        self._ears: Sockets | None = None
+        self._broker: NatsSource | None = None
         if settings.broker is not None:
             check_files(settings.broker)
 
@@ -336,7 +336,7 @@ class Listener:
             # Older ones would be refused.
             skew = datetime.timedelta(seconds=self._settings.max_skew_s)
             since = datetime.datetime.now(datetime.UTC) - skew
-        self._broker = BrokerEar(broker, self._take_in_turn, self._warn, since)
+        self._broker = NatsSource(broker, self._take_in_turn, self._warn, since)
         self._begin(self._broker.run())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(MEET_S):
@@ -633,9 +633,9 @@ class Listener:
         self._hints.clear()
         self._numbers.begin(page.stream, after, page.head, now)
 
-    async def _fetch(self, server: Server, wish: Wish) -> None:
+    async def _fetch(self, server: Server, wish: Fetch) -> None:
         match wish:
-            case WantEvents(after, limit):
+            case FetchEvents(after, limit):
                 try:
                     events = await server.events(after, limit)
                 except Gone as error:
@@ -649,7 +649,7 @@ class Listener:
                     self._not_answered(
                         Unreachable(f"{server.where} does not have event {after + 1} yet")
                     )
-            case WantUsers(path):
+            case FetchUsers(path):
                 users = await server.users(path, PAGE)
                 self._trouble = None
                 if not self._follow_confirmed(users.stream):
@@ -672,7 +672,7 @@ class Listener:
 
     # ------------------------------------------------------------------------------- interfaces
 
-    async def _rejoin(self, ears: Ears) -> None:
+    async def _rejoin(self, ears: Sockets) -> None:
         while True:
             await asyncio.sleep(REJOIN_S)
             for change in ears.rejoin():

@@ -12,14 +12,14 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tornado_status.config import Logging
+from tornado_status.config import LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.store.embedded import postgres
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 
 async def main(directory: Path, binaries: Path | None, settings: list[str]) -> None:
-    logging_setup.configure(Logging(level="warning"))
+    logging_setup.configure(LoggingSettings(level="warning"))
     if binaries is not None:
         major = int(binaries.parent.name)
         postgres.find_binaries = lambda: (binaries, major)

@@ -29,8 +29,8 @@ from tests.support import (
 )
 from tornado_status.observe import health
 from tornado_status.observe.counters import RESULTS, ROWS, SECONDS, CheckIns, Histogram
-from tornado_status.observe.expiry_warnings import LOOK_EVERY_S, SAY_EVERY_S, Reminder
-from tornado_status.pki.expiry import DAY_S, Term
+from tornado_status.observe.expiry_warnings import LOOK_EVERY_S, SAY_EVERY_S, ExpiryWarnings
+from tornado_status.pki.expiry import DAY_S, Validity
 
 PLAIN = b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n"
 DAY = datetime.timedelta(days=1)
@@ -291,9 +291,11 @@ def test_a_target_that_refuses_is_a_warning(start_server: StartServer) -> None:
     assert found["tornado_status_ready",] == 1
 
 
-def term(days_left: float, days: float, kind: str = "certificate") -> Term:
+def term(days_left: float, days: float, kind: str = "certificate") -> Validity:
     end = days_left * DAY_S
-    return Term("list" if kind == "list" else "certificate", "s", "f", "x", end - days * DAY_S, end)
+    return Validity(
+        "list" if kind == "list" else "certificate", "s", "f", "x", end - days * DAY_S, end
+    )
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_a_warning_is_said_again_while_it_lasts() -> None:
         return [health.certificates("certificate", [term(days_left, 365)], 0)]
 
     # Not what is written: a test before may have sent the log where it liked.
-    reminder = Reminder(checks, lambda: now)
+    reminder = ExpiryWarnings(checks, lambda: now)
     with structlog.testing.capture_logs() as lines:
 
         def said() -> int:

@@ -37,7 +37,7 @@ from tests.support import (
     rows,
     wait_until,
 )
-from tornado_status.alerts.filter import Sieve
+from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.api import Access
 from tornado_status.errors import ConfigError
@@ -351,7 +351,7 @@ def test_the_sieve_drops_what_is_over_within_the_quiet_time() -> None:
     def event(seq: int, kind: str, at: float, email: str = "a@example.com") -> Event:
         return Event(seq, kind, email, moment + datetime.timedelta(seconds=at), "10.0.0.7", 1)
 
-    sieve = Sieve(["*@example.com"], ["offline", "back"], 60)
+    sieve = AlertFilter(["*@example.com"], ["offline", "back"], 60)
     assert sieve.kinds == ["back", "offline"]
     events = [
         event(1, "back", 0),
@@ -365,7 +365,7 @@ def test_the_sieve_drops_what_is_over_within_the_quiet_time() -> None:
     assert [each.seq for each in sifted.events] == [1, 4, 5]
     assert [each.seq for each in sifted.returns] == [1]
     assert sifted.dropped == 1
-    plain = Sieve(["*"], ["back"], 0).sift(events)
+    plain = AlertFilter(["*"], ["back"], 0).sift(events)
     assert ([each.seq for each in plain.events], plain.returns) == ([1, 3, 5], [])
 
 
@@ -376,7 +376,7 @@ def test_users_are_named_as_readers_are(pattern: str) -> None:
     moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     event = Event(1, "offline", email, moment, "10.0.0.7", 1)
     assert Access([pattern]).may_read_all(email)
-    assert Sieve([pattern], ["offline"], 0).sift([event]).events == [event]
+    assert AlertFilter([pattern], ["offline"], 0).sift([event]).events == [event]
 
 
 # --------------------------------------------------------------------- whatever happens on the way

@@ -44,7 +44,7 @@ def signed(count: int = 1, key: Ed25519PrivateKey | None = None) -> tuple[list[b
     return list(encode_json(STREAM, NOW, 42, [EVENT] * count, signer)), signer
 
 
-def verifies(payload: bytes, announcer: announcer_keys.Announcer) -> bool:
+def verifies(payload: bytes, announcer: announcer_keys.AnnouncerKey) -> bool:
     parts = split_signature(payload)
     return parts is not None and announcer.verify(parts[2], parts[1])
 
@@ -70,7 +70,7 @@ def test_no_byte_can_be_changed(position: int, flip: int) -> None:
     """Whatever an attacker flips: the signature is not in its place, or does not verify."""
     key = Ed25519PrivateKey.generate()
     [payload], signer = signed(1, key)
-    announcer = announcer_keys.Announcer(signer.kid, key.public_key(), NOW, NOW)
+    announcer = announcer_keys.AnnouncerKey(signer.kid, key.public_key(), NOW, NOW)
     assert verifies(payload, announcer)
     changed = bytearray(payload)
     changed[position % len(changed)] ^= flip
@@ -81,7 +81,7 @@ def test_nothing_may_follow_or_precede_what_is_signed(credential: Credential) ->
     """The signature is looked for at the end only: a search would be led to other bytes."""
     assert isinstance(credential.key, Ed25519PrivateKey)
     [payload], signer = signed(1, credential.key)
-    announcer = announcer_keys.Announcer(signer.kid, credential.key.public_key(), NOW, NOW)
+    announcer = announcer_keys.AnnouncerKey(signer.kid, credential.key.public_key(), NOW, NOW)
     for forged in (
         payload[:-1] + b',"head":99}',
         payload + b" ",

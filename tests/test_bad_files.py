@@ -23,7 +23,7 @@ from cryptography.x509.oid import ExtensionOID
 
 from certs_gen.authority import Authority, new_key
 from certs_gen.cli import main as certs_gen
-from listeners.verify.known_announcers import Keys
+from listeners.verify.known_announcers import KnownAnnouncers
 from tests.support import PATIENCE_S, Server, exchange, rows, running_server, wait_until
 from tests.test_identity import FOR_CLIENTS, extension, name, odd, oid, tlv, with_extensions
 from tests.test_trust import replace
@@ -31,7 +31,7 @@ from tornado_status import config
 from tornado_status.config import Settings
 from tornado_status.errors import ConfigError
 from tornado_status.pki import tls_contexts
-from tornado_status.pki.credentials import key_files, load_keys
+from tornado_status.pki.credentials import credential_files, load_credentials
 from tornado_status.pki.files import read_certificates
 
 # By the setting that names it, and what stands in it.
@@ -230,11 +230,11 @@ TOGETHER = {
 def test_a_bad_file_is_one_sentence(own: Path, setting: str, file: str, spoil: Spoil) -> None:
     """It names the key and the file; nothing of the file is used. Never another error."""
     settings = settings_of(own)
-    before = load_keys(settings, None)
+    before = load_credentials(settings, None)
     path = own / file
     spoil(path, path.read_bytes())
     with pytest.raises(ConfigError) as caught:
-        load_keys(settings, before.anchors)
+        load_credentials(settings, before.anchors)
     said = str(caught.value)
     assert said.partition(": ")[0] in TOGETHER.get(setting, {setting})
     assert str(path) in said
@@ -255,7 +255,7 @@ def test_of_several_certificates_the_bad_one_is_named(own: Path, kind: str, why:
     spoil = ONLY_CERTIFICATES[kind]
     spoil(path, path.read_bytes())
     with pytest.raises(ConfigError, match=rf"cannot be read \(number 2: .*{why}"):
-        load_keys(settings_of(own), None)
+        load_credentials(settings_of(own), None)
 
 
 @pytest.mark.parametrize("file", CERTIFICATES.values())
@@ -265,7 +265,7 @@ def test_an_odd_certificate_is_read_or_refused(own: Path, file: str, spoil: Spoi
     settings = settings_of(own)
     spoil(own / file, (own / file).read_bytes())
     try:
-        keys = load_keys(settings, None)
+        keys = load_credentials(settings, None)
     except ConfigError as error:
         assert str(own / file) in str(error)
     else:
@@ -275,9 +275,9 @@ def test_an_odd_certificate_is_read_or_refused(own: Path, file: str, spoil: Spoi
 def test_the_good_files_are_all_read(own: Path) -> None:
     """Those that the tests above spoil are the ones that are watched."""
     settings = settings_of(own)
-    assert load_keys(settings, None).signing is not None
+    assert load_credentials(settings, None).signing is not None
     spoiled = [*CERTIFICATES.values(), *KEYS.values(), *LISTS.values()]
-    assert sorted(key_files(settings)) == sorted(own / file for file in spoiled)
+    assert sorted(credential_files(settings)) == sorted(own / file for file in spoiled)
 
 
 @pytest.mark.parametrize("setting", ["tls.certificate", "tls.client_ca", "tls.private_key"])
@@ -286,7 +286,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_one_sentence(
 ) -> None:
     """As where all are renewed one by one: OpenSSL opens them once more after us."""
     settings = settings_of(own)
-    before = load_keys(settings, None)
+    before = load_credentials(settings, None)
     path = own / (CERTIFICATES | KEYS)[setting]
 
     def read_and_lose(named: str, file: Path) -> tuple[x509.Certificate, ...]:
@@ -297,7 +297,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_one_sentence(
 
     monkeypatch.setattr(tls_contexts, "read_certificates", read_and_lose)
     with pytest.raises(ConfigError, match=r"^tls\.\w+: cannot read .*: No such file") as caught:
-        load_keys(settings, before.anchors)
+        load_credentials(settings, before.anchors)
     assert str(path) in str(caught.value)
 
 
@@ -420,7 +420,7 @@ def test_a_listener_refuses_published_certificates_that_it_cannot_read(
     """Others that the server publishes are trusted all the same."""
     authority = Authority.create()
     good = authority.issue_announcer().certificate_pem().decode()
-    keys = Keys([authority.certificate])
+    keys = KnownAnnouncers([authority.certificate])
     refusals = keys.replace_published([armoured("CERTIFICATE", odd(**fields)).decode(), good])
     assert len(refusals) == 1
     assert len(keys.known) == 1

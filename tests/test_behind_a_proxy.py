@@ -45,9 +45,15 @@ from tests.support import (
     wait_until,
 )
 from tests.test_trust import Site, replace, site  # noqa: F401
-from tornado_status.config import Ingress
+from tornado_status.config import IngressSettings
 from tornado_status.errors import ForwardedError, IdentityError
-from tornado_status.ingress import ProxiedJudge, Refusals, Speakers, Trust, TrustedProxies
+from tornado_status.ingress import (
+    ClientCache,
+    Refusals,
+    RequestAuthenticator,
+    Trust,
+    TrustedProxies,
+)
 from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
 from tornado_status.ingress.behind_proxy.forwarded_headers import (
     MAX_CHAIN,
@@ -563,9 +569,11 @@ def test_who_spoke_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) 
     )
     authority = Authority.create()
     trust = Trust(Anchors((authority.certificate,)))
-    settings = Ingress.model_validate(behind())
-    judge = ProxiedJudge(trust, settings, TrustedProxies(settings.trusted_proxies), Refusals())
-    speakers = Speakers(judge)
+    settings = IngressSettings.model_validate(behind())
+    judge = RequestAuthenticator(
+        trust, settings, TrustedProxies(settings.trusted_proxies), Refusals()
+    )
+    speakers = ClientCache(judge)
     now = time.time()
 
     def head(number: int) -> bytes:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from certs_gen.cli import main as certs_gen
 from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Server, exchange, free_port, rows, targets, wait_until
-from tornado_status.config import Database
+from tornado_status.config import DatabaseSettings
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.store import Store
@@ -159,7 +159,7 @@ def test_heartbeats_carry_the_head_in_silence(start_server: StartServer) -> None
 
 def _store(database_url: str, heard: list[Event]) -> Store:
     return Store(
-        Database(url=database_url),
+        DatabaseSettings(url=database_url),
         enrolment_closed=False,
         on_commit=lambda events, head: heard.extend(events),
     )
@@ -278,7 +278,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(database_url: str) -> No
 
     async def run() -> tuple[int, int]:
         store = Store(
-            Database(url=database_url, max_pending=10),
+            DatabaseSettings(url=database_url, max_pending=10),
             enrolment_closed=False,
             on_commit=lambda events, head: heard.extend(events),
         )

@@ -47,7 +47,7 @@ def test_every_key_is_documented_where_it_stands(key: str) -> None:
     assert documented, line
 
 
-@pytest.mark.parametrize("key", keys(config.Target))
+@pytest.mark.parametrize("key", keys(config.UdpTarget))
 def test_every_key_of_a_target_is_shown(key: str) -> None:
     """In the shipped file's announcements."""
     assert any(
@@ -60,10 +60,10 @@ def test_an_alert_is_shown_with_its_keys_and_defaults(tmp_path: Path) -> None:
     text = SHIPPED.read_text()
     lines = text[text.index("#   - name: plant") : text.index("\nalerts:")].splitlines()
     shown = yaml.safe_load("alerts:\n" + "\n".join(line[1:] for line in lines))["alerts"][0]
-    assert shown.keys() | {"secret"} == config.Alert.model_fields.keys()
+    assert shown.keys() | {"secret"} == config.AlertSettings.model_fields.keys()
     [alert] = load(tmp_path, yaml.safe_dump({"alerts": [shown]})).alerts
     for key in shown.keys() - {"name", "url", "secret_file"}:
-        assert getattr(alert, key) == config.Alert.model_fields[key].default, key
+        assert getattr(alert, key) == config.AlertSettings.model_fields[key].default, key
 
 
 @pytest.mark.parametrize(

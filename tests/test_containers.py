@@ -35,7 +35,7 @@ from tests.namespaces import (
 )
 from tests.support import PATIENCE_S, ROOT, require, running_server
 from tornado_status import config
-from tornado_status.config import Settings, Target
+from tornado_status.config import Settings, UdpTarget
 from tornado_status.runtime.shutdown import REMAINDER_S
 
 pytestmark = pytest.mark.once
@@ -109,8 +109,8 @@ def test_the_server_announces_to_its_containers_network(
     """Multicast and broadcast leave on eth0, the latter to the very network's address."""
     compose = compose_config(STATUS_NETWORK=network)
     multicast, broadcast = server_settings(compose).announce.targets
-    assert isinstance(multicast, Target)
-    assert isinstance(broadcast, Target)
+    assert isinstance(multicast, UdpTarget)
+    assert isinstance(broadcast, UdpTarget)
     assert (multicast.kind, multicast.interfaces) == ("multicast", ("eth0",))
     assert (broadcast.kind, broadcast.interfaces) == ("broadcast", ("eth0",))
     assert broadcast.address == str(subnet(compose).broadcast_address)

@@ -16,8 +16,8 @@ import pytest
 from tests.support import PATIENCE_S, ROOT, require
 from tornado_status.announce.errno_hints import ADVICE, advice
 from tornado_status.announce.interfaces import Network, read_interfaces
-from tornado_status.announce.udp_sink import UdpOutlet
-from tornado_status.config import Target
+from tornado_status.announce.udp_sink import UdpSink
+from tornado_status.config import UdpTarget
 from tornado_status.errors import ConfigError
 
 NETWORK_PAGE = (ROOT / "docs" / "network.md").read_text("utf-8")
@@ -78,8 +78,8 @@ def test_an_interface_is_found_by_its_address() -> None:
 def test_an_interface_that_does_not_exist_is_told_with_those_that_do(interface: str) -> None:
     """With their addresses, to choose from."""
     address = "ff02::66" if ":" in interface else "239.1.1.1"
-    target = Target(kind="multicast", address=address, interfaces=(interface,))
-    outlet = UdpOutlet(target, interface, 6666)
+    target = UdpTarget(kind="multicast", address=address, interfaces=(interface,))
+    outlet = UdpSink(target, interface, 6666)
     with pytest.raises(ConfigError) as caught:
         outlet.check(read_interfaces())
     assert f"interface {interface!r} does not exist; there are " in str(caught.value)
@@ -99,7 +99,7 @@ def test_what_is_no_broadcast_address_here_is_doubted(
     kind: Literal["broadcast", "unicast"], address: str, doubted: bool
 ) -> None:
     """It would be sent all the same, to nobody: the mask is another one, or a slip."""
-    outlet = UdpOutlet(Target(kind=kind, address=address), None, 6666)
+    outlet = UdpSink(UdpTarget(kind=kind, address=address), None, 6666)
     doubt = outlet.doubt(read_interfaces())
     assert (doubt is not None) == doubted
     assert doubt is None or "lo 127.255.255.255" in doubt
@@ -107,8 +107,8 @@ def test_what_is_no_broadcast_address_here_is_doubted(
 
 def test_an_outlet_that_is_closed_says_why_each_time() -> None:
     """And keeps no trace of each time, however many datagrams there are."""
-    target = Target(kind="unicast", address="127.0.0.1", interfaces=("nonesuch0",))
-    outlet = UdpOutlet(target, "nonesuch0", 6666)
+    target = UdpTarget(kind="unicast", address="127.0.0.1", interfaces=("nonesuch0",))
+    outlet = UdpSink(target, "nonesuch0", 6666)
     outlet.refresh(read_interfaces())
     assert outlet.problem is not None
     for _ in range(3):
@@ -118,8 +118,8 @@ def test_an_outlet_that_is_closed_says_why_each_time() -> None:
         assert caught.value is not outlet.problem
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
-        target = Target(kind="unicast", address="127.0.0.1", port=sock.getsockname()[1])
-        outlet = UdpOutlet(target, None, 0)
+        target = UdpTarget(kind="unicast", address="127.0.0.1", port=sock.getsockname()[1])
+        outlet = UdpSink(target, None, 0)
         outlet.refresh(read_interfaces())
         outlet.send(b"x")
         assert sock.recv(2) == b"x"

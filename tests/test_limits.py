@@ -23,9 +23,9 @@ from pydantic import BaseModel
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN
 from tests.support import LOOPBACK, PATIENCE_S, ROOT, Lines, Server, exchange, require, wait_until
-from tornado_status.config import Alert, NatsTarget, Settings
+from tornado_status.config import AlertSettings, NatsTarget, Settings
 from tornado_status.errors import TooFrequent
-from tornado_status.model.check_in_rate_limit import MAX_REMEMBERED, CheckInLimit
+from tornado_status.model.check_in_rate_limit import MAX_REMEMBERED, CheckInRateLimit
 from tornado_status.observe.management import MAX_CONNECTIONS
 
 PLAIN = CHECK_IN + b"\r\n"
@@ -266,7 +266,7 @@ def test_an_identity_that_checks_in_too_often_is_told_when_to_come_back(
 )
 def test_no_schedule_beats_the_limit(per_second: float, gaps: list[float]) -> None:
     """Never more than a burst and what the time that passed allows."""
-    limit = CheckInLimit(per_second)
+    limit = CheckInRateLimit(per_second)
     now, admitted = 0.0, 0
     for gap in gaps:
         now += gap
@@ -281,7 +281,7 @@ def test_no_schedule_beats_the_limit(per_second: float, gaps: list[float]) -> No
 
 def test_who_waits_as_told_gets_in() -> None:
     """Retry-After is long enough."""
-    limit = CheckInLimit(0.25)
+    limit = CheckInRateLimit(0.25)
     limit.admit("a@example.com", 0.0)
     with pytest.raises(TooFrequent) as caught:
         limit.admit("a@example.com", 1.0)
@@ -290,7 +290,7 @@ def test_who_waits_as_told_gets_in() -> None:
 
 def test_remembered_identities_are_bounded() -> None:
     """However many there are."""
-    limit = CheckInLimit(1)
+    limit = CheckInRateLimit(1)
     for number in range(MAX_REMEMBERED + 100):
         limit.admit(f"user{number}@example.com", 0.0)
     assert len(limit) == MAX_REMEMBERED
@@ -331,7 +331,7 @@ def limits_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, o
 def configured() -> dict[str, object]:
     return {
         **dict(limits_of(Settings)),
-        **dict(limits_of(Alert, "alerts.")),
+        **dict(limits_of(AlertSettings, "alerts.")),
         **dict(limits_of(NatsTarget, "announce.targets.")),
     }
 

@@ -17,13 +17,13 @@ from listeners.order.log_tracker import Streams, Verdict
 from listeners.order.sequence import (
     REPORT_WINDOW_S,
     WINDOW_S,
+    Fetch,
+    FetchEvents,
+    FetchUsers,
     Position,
     Sequence,
-    WantEvents,
-    WantUsers,
-    Wish,
 )
-from listeners.receive.fair_queue import Intake
+from listeners.receive.fair_queue import FairQueue
 from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -57,9 +57,9 @@ class World:
     def status(self) -> dict[str, int]:
         return {event.email: event.seq for event in self.log}
 
-    def answer(self, wish: Wish, page: int) -> EventPage | UserPage | None:
+    def answer(self, wish: Fetch, page: int) -> EventPage | UserPage | None:
         """What the server says; None is 410."""
-        if isinstance(wish, WantEvents):
+        if isinstance(wish, FetchEvents):
             if wish.after > self.head or wish.after < self.pruned:
                 return None
             found = self.log[wish.after : wish.after + wish.limit]
@@ -132,7 +132,7 @@ class Run:
         self.sequence.begin(self.world.stream, start, self.world.head, self.now)
         self.start = start
         self.reader = Reader(Position(self.world.stream, start))
-        self.asked: tuple[Wish, EventPage | UserPage | None] | None = None
+        self.asked: tuple[Fetch, EventPage | UserPage | None] | None = None
 
     def new_sequence(self) -> Sequence:
         return Sequence(
@@ -206,14 +206,14 @@ class Run:
         if fails:
             self.sequence.failed(self.now, self.chance.choice([None, 1.0]))
         elif answer is None:
-            assert isinstance(wish, WantEvents)
+            assert isinstance(wish, FetchEvents)
             self.sequence.gone(wish)
         elif not self.confirm(answer.stream):
             if isinstance(answer, EventPage):
-                assert isinstance(wish, WantEvents)
+                assert isinstance(wish, FetchEvents)
                 self.sequence.page(wish, answer, self.now)
             else:
-                assert isinstance(wish, WantUsers)
+                assert isinstance(wish, FetchUsers)
                 self.sequence.users(wish, answer, answer.following, self.now)
 
     def take(self) -> bool:
@@ -360,7 +360,7 @@ def test_a_gap_is_fetched_after_the_window_and_a_random_wait() -> None:
     assert moment > WINDOW_S
     assert sequence.wish(moment - 0.001) is None
     wish = sequence.wish(moment)
-    assert wish == WantEvents(0, 3)
+    assert wish == FetchEvents(0, 3)
     sequence.asking(wish)
     assert sequence.page(wish, EventPage(STREAM, 3, [event(n) for n in (1, 2, 3)]), moment)
     assert seqs(sequence) == [1, 2, 3]
@@ -371,7 +371,7 @@ def test_a_lost_tail_is_noticed_by_a_heartbeat() -> None:
     """Its head says that there is more."""
     sequence = begun()
     sequence.hear(5, [], SOURCE, 0.0)
-    assert sequence.wish(10.0) == WantEvents(0, 5)
+    assert sequence.wish(10.0) == FetchEvents(0, 5)
     assert sequence.lag == 5
 
 
@@ -380,7 +380,7 @@ def test_a_page_that_says_there_is_nothing_is_asked_for_again() -> None:
     sequence = begun()
     sequence.hear(5, [], SOURCE, 0.0)
     wish = sequence.wish(10.0)
-    assert isinstance(wish, WantEvents)
+    assert isinstance(wish, FetchEvents)
     assert not sequence.page(wish, EventPage(STREAM, 0, []), 10.0)
     assert sequence.wish(10.1) is None
     assert sequence.wish(60.0) == wish
@@ -399,7 +399,7 @@ def test_what_finds_no_room_is_repaired_later() -> None:
         got += seqs(sequence)
         now += 1.0
         wish = sequence.wish(now)
-        assert isinstance(wish, WantEvents)
+        assert isinstance(wish, FetchEvents)
         found = [event(n) for n in range(wish.after + 1, wish.after + 1 + wish.limit)]
         sequence.page(wish, EventPage(STREAM, 99, found), now)
         got += seqs(sequence)
@@ -413,9 +413,9 @@ def test_a_snapshot_to_begin_with_is_no_gap() -> None:
     sequence.hear(7, [event(7)], SOURCE, 0.0)
     assert taken(sequence) == []
     wish = sequence.wish(0.0)
-    assert wish == WantUsers(None)
+    assert wish == FetchUsers(None)
     record = StatusRecord(5, "a@example.com", event(5).last_seen, "10.0.0.7", 1)
-    sequence.users(WantUsers(None), UserPage(STREAM, 6, [record], None), None, 0.0)
+    sequence.users(FetchUsers(None), UserPage(STREAM, 6, [record], None), None, 0.0)
     assert taken(sequence) == [Snapshot(record), Update(event(7), SOURCE)]
     assert (sequence.position, sequence.counts.missed, sequence.lag) == (Position(STREAM, 7), 0, 0)
 
@@ -447,11 +447,11 @@ def test_a_position_is_not_moved_by_half_a_snapshot() -> None:
     sequence = begun(after=3)
     sequence.hear(9, [], SOURCE, 0.0)
     wish = sequence.wish(10.0)
-    assert isinstance(wish, WantEvents)
+    assert isinstance(wish, FetchEvents)
     sequence.gone(wish)
     ask = sequence.wish(10.0)
-    assert ask == WantUsers(None)
-    assert isinstance(ask, WantUsers)
+    assert ask == FetchUsers(None)
+    assert isinstance(ask, FetchUsers)
     records = [StatusRecord(n, f"u{n}@example.com", MOMENT, "::1", 1) for n in (8, 9, 10)]
     sequence.users(ask, UserPage(STREAM, 9, records, None), None, 10.0)
     assert sequence.take() == Gap(4, 9)
@@ -529,7 +529,7 @@ def test_another_stream_is_followed_only_on_good_grounds() -> None:
 
 def test_who_floods_displaces_nobody_else() -> None:
     """Each source has its turn, and the longest queue gives way."""
-    intake = Intake(max_waiting=100)
+    intake = FairQueue(max_waiting=100)
     for number in range(1000):
         intake.put(b"forged %d" % number, ("10.0.0.66", 1))
         if number % 100 == 0:
@@ -543,7 +543,7 @@ def test_who_floods_displaces_nobody_else() -> None:
 @pytest.mark.parametrize("sources", [1, 3, 1000])
 def test_forged_sources_cost_bounded_memory(sources: int) -> None:
     """However many there are."""
-    intake = Intake(max_waiting=50, max_sources=8)
+    intake = FairQueue(max_waiting=50, max_sources=8)
     for number in range(500):
         intake.put(b"x", ("10.0.0.1", number % sources))
     assert len(intake) == 50

@@ -20,12 +20,12 @@ from certs_gen.authority import Authority
 from listeners.order.sequence import Position
 from listeners.order.state_file import StateFile
 from listeners.repair import api_responses
-from listeners.verify.known_announcers import MAX_PUBLISHED, Keys
+from listeners.verify.known_announcers import MAX_PUBLISHED, KnownAnnouncers
 from listeners.verify.verifier import UNPROVEN, Copy, Verifier
 from tests.test_datagram import written_event
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
-from tornado_status.pki.announcer_keys import Announcer, Signer
+from tornado_status.pki.announcer_keys import AnnouncerKey, Signer
 from tornado_status.wire.datagram import Datagram, encode_json, encode_update
 
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("signed-v1-*.json"))
@@ -42,12 +42,12 @@ def seconds(number: float) -> datetime.timedelta:
     return datetime.timedelta(seconds=number)
 
 
-ANNOUNCER = Announcer(
+ANNOUNCER = AnnouncerKey(
     SIGNER.kid, TEST_ONLY_KEY.public_key(), NOW - seconds(86_400), NOW + seconds(86_400)
 )
 
 
-def verifier(*announcers: Announcer) -> Verifier:
+def verifier(*announcers: AnnouncerKey) -> Verifier:
     known = {announcer.kid: announcer for announcer in announcers or (ANNOUNCER,)}
     return Verifier(lambda: known)
 
@@ -90,7 +90,7 @@ def test_signed_vectors_encode_to_and_verify_from_the_written_bytes(path: Path) 
     payload = vector["text"].encode("ascii")
     stream = uuid.UUID(fields["stream"])
     assert list(encode_json(stream, sent, fields["head"], events, signer)) == [payload]
-    announcer = Announcer(signer.kid, key.public_key(), sent, sent)
+    announcer = AnnouncerKey(signer.kid, key.public_key(), sent, sent)
     expected = Datagram(stream, sent, fields["head"], tuple(events), signer.kid)
     assert verifier(announcer).verify(payload, sent) == expected
 
@@ -211,7 +211,7 @@ def test_members_in_another_order_are_no_reason() -> None:
 
 def test_the_dates_of_a_key_are_judged_when_it_is_used() -> None:
     """A listener that runs for years notices."""
-    judge = verifier(Announcer(SIGNER.kid, ANNOUNCER.key, NOW, NOW + seconds(10)))
+    judge = verifier(AnnouncerKey(SIGNER.kid, ANNOUNCER.key, NOW, NOW + seconds(10)))
     for moment, expected in ((-1, "key-not-yet-valid"), (11, "key-expired")):
         sent = NOW + seconds(moment)
         assert reason(datagram(event(), sent=sent), judge, sent) == expected
@@ -256,7 +256,7 @@ def test_keys_come_from_files_and_from_the_server(tmp_path: Path) -> None:
     )
     file = tmp_path / "own.crt"
     file.write_bytes(own.certificate_pem())
-    keys = Keys.from_files(ca, [file])
+    keys = KnownAnnouncers.from_files(ca, [file])
     assert len(keys.known) == 1
     refusals = keys.replace_published(
         [first.certificate_pem().decode(), foreign.certificate_pem().decode(), "nonsense"]
@@ -272,12 +272,12 @@ def test_keys_come_from_files_and_from_the_server(tmp_path: Path) -> None:
 
     file.write_bytes(foreign.certificate_pem())
     with pytest.raises(ConfigError, match=r"own.crt is refused: not issued by a trusted CA"):
-        Keys.from_files(ca, [file])
+        KnownAnnouncers.from_files(ca, [file])
     file.write_text("nonsense")
     with pytest.raises(ConfigError, match="holds no certificate in PEM form"):
-        Keys.from_files(ca, [file])
+        KnownAnnouncers.from_files(ca, [file])
     with pytest.raises(ConfigError, match="cannot be read"):
-        Keys.from_files(ca, [tmp_path / "nowhere.crt"])
+        KnownAnnouncers.from_files(ca, [tmp_path / "nowhere.crt"])
 
 
 # ------------------------------------------------------------------------------------------ pages

@@ -29,7 +29,7 @@ from tests.support import (
 )
 from tornado_status.api import Access, AccessLog, InFlight, make_application
 from tornado_status.api.request_id import request_id
-from tornado_status.config import Logging
+from tornado_status.config import LoggingSettings
 from tornado_status.model.records import CheckIn, Event, Peer, StatusRecord
 from tornado_status.observe import logging_setup
 from tornado_status.observe.counters import CheckIns
@@ -183,7 +183,7 @@ def test_a_secret_is_never_logged(start_server: StartServer) -> None:
 def test_the_limit_of_a_logger_is_set_up_once() -> None:
     """However often logging is configured."""
     for _ in range(3):
-        logging_setup.configure(Logging())
+        logging_setup.configure(LoggingSettings())
     assert len(logging.getLogger("tornado.general").filters) == 1
 
 
@@ -219,7 +219,7 @@ class Somebody:
 
 def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixture[str]) -> None:
     """It has the traceback, and the answer's X-Request-ID leads to it. One of a kind a minute."""
-    logging_setup.configure(Logging(format="json"))
+    logging_setup.configure(LoggingSettings(format="json"))
     counted = CheckIns()
 
     async def ask_broken() -> None:
@@ -272,7 +272,7 @@ def test_a_traceback_shows_no_variables(
     format_: Literal["console", "json"], by: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """They may be keys and passwords. The frames are there, whoever logs them."""
-    logging_setup.configure(Logging(format=format_))
+    logging_setup.configure(LoggingSettings(format=format_))
     pass_word = "s3cr3t-w0rd"  # noqa: S105 - for this test alone
     try:
         fail_with_a_secret(pass_word)
@@ -298,7 +298,7 @@ def test_attackers_text_forges_nothing(
     format_: Literal["console", "json"], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Neither a line of the log, nor a word to the terminal; also inside of an error."""
-    logging_setup.configure(Logging(format=format_))
+    logging_setup.configure(LoggingSettings(format=format_))
     evil = "a\r\n2026-01-02 [info] forged\x1b]0;title\x07\x9b31m\u202e\u2028"
     structlog.get_logger().warning("refused", who=evil, several=[evil, {"inner": evil}])
     logging.getLogger("tornado.general").warning("Malformed HTTP message: %s", evil)

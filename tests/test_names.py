@@ -18,7 +18,7 @@ from tests.conftest import StartServer
 from tests.namespaces import check_in_from, environment_for_python, names_without_an_answer
 from tests.support import LOOPBACK, PATIENCE_S, Server
 from tornado_status.runtime import resolver
-from tornado_status.runtime.daemon_executor import MAX_THREADS, DaemonThreads
+from tornado_status.runtime.daemon_executor import MAX_THREADS, DaemonExecutor
 from tornado_status.runtime.resolver import NameNotFound, look_up
 
 NAME = "database.example.com"
@@ -169,7 +169,7 @@ asyncio.run(main())
 
 def test_blocking_calls_are_bounded() -> None:
     """They queue; what is given up before its turn is never begun, and errors come back."""
-    executor = DaemonThreads()
+    executor = DaemonExecutor()
     release = threading.Event()
     begun = [executor.submit(release.wait, PATIENCE_S) for _ in range(MAX_THREADS)]
     queued = executor.submit(int, "7")
@@ -209,7 +209,7 @@ def test_a_name_resolves_again_once_there_are_threads() -> None:
 
 def test_a_call_without_a_thread_fails_and_those_that_run_come_to_it() -> None:
     """Nothing waits for a thread that was never begun, and the room for it is free again."""
-    executor = DaemonThreads()
+    executor = DaemonExecutor()
     with no_threads():
         failed = [executor.submit(int, "7") for _ in range(MAX_THREADS + 1)]
     for future in failed:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Postgres, Server, free_port, running_server
-from tornado_status.runtime.systemd import Notifier
+from tornado_status.runtime.systemd import SystemdNotifier
 
 
 class Manager:
@@ -152,7 +152,7 @@ def test_the_watchdog_is_fed_where_it_watches_us(
     """And only while all is well: otherwise systemd shall restart us."""
     with Manager(f"{tmp_path}/notify") as manager:
         given = {"NOTIFY_SOCKET": manager.address, **environment}
-        notifier = Notifier.from_environment(given)
+        notifier = SystemdNotifier.from_environment(given)
         assert given == {}
         notifier.ready("well")
         notifier.beat(False, "ill")
@@ -167,7 +167,7 @@ def test_the_watchdog_is_fed_where_it_watches_us(
 @pytest.mark.parametrize("address", ["", "vsock:2:1", "relative"])
 def test_without_a_manager_nothing_is_said(address: str) -> None:
     """As on a terminal, in a container, or with one that speaks in ways unknown to us."""
-    notifier = Notifier.from_environment({"NOTIFY_SOCKET": address})
+    notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": address})
     notifier.ready("well")
     with notifier.reloading():
         notifier.beat(True, "well")
@@ -179,7 +179,7 @@ def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
     """What the kernel does not take waits, the newest of it; it arrives when there is room."""
 
     async def speak(manager: Manager) -> None:
-        notifier = Notifier.from_environment({"NOTIFY_SOCKET": manager.address})
+        notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": manager.address})
         for number in range(1000):
             notifier.beat(True, str(number))
         notifier.stopping()

@@ -39,12 +39,12 @@ from tests.support import (
 from tests.test_presence import check_in, run, until
 from tornado_status.api import Access
 from tornado_status.commands import users
-from tornado_status.config import Database, Presence
+from tornado_status.config import DatabaseSettings, PresenceSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.records import ERASED_EMAIL, Event
 from tornado_status.store import Store
 from tornado_status.store import enrolment as people_module
-from tornado_status.store.enrolment import Clerk
+from tornado_status.store.enrolment import OfflineEnrolment
 from tornado_status.store.log_id import connected
 
 VALID = "valid_user@example.com"
@@ -236,7 +236,7 @@ def test_numbers_stay_whole_whoever_changes_what(database_url: str) -> None:
 
     async def body(store: Store) -> None:
         other = Store(
-            Database(url=database_url),
+            DatabaseSettings(url=database_url),
             enrolment_closed=False,
             on_commit=lambda events, head: heard.extend(events),
         )
@@ -529,8 +529,8 @@ def test_erasing_goes_through_the_log_in_steps(
             await store.record(check_in("ab"[n % 2]))
         rows(database_url, "DELETE FROM check_in WHERE seq < 5")  # pruned
         before = rows(database_url, "SELECT * FROM check_in WHERE seq % 2 = 0 ORDER BY seq")
-        async with connected(Database(url=database_url), writable=True) as connection:
-            clerk = Clerk(connection)
+        async with connected(DatabaseSettings(url=database_url), writable=True) as connection:
+            clerk = OfflineEnrolment(connection)
             await clerk.prepare()
             execute = connection.execute
 
@@ -613,4 +613,4 @@ def test_a_refused_change_is_known_not_to_be_done(database_url: str) -> None:
         assert not await store.enrol("a@example.com")
         await until(lambda: store.head == 1)
 
-    run(database_url, [], body, when=Presence(interval_s=3600, offline_after_s=7200))
+    run(database_url, [], body, when=PresenceSettings(interval_s=3600, offline_after_s=7200))

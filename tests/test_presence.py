@@ -20,7 +20,7 @@ from tests.conftest import StartServer
 from tests.support import PATIENCE_S, Heard, Postgres, Server, free_port, rows, targets, wait_until
 from tests.test_check_ins import _break_connections
 from tornado_status.api.export import csv_lines, csv_row
-from tornado_status.config import Database, History, Presence
+from tornado_status.config import DatabaseSettings, HistorySettings, PresenceSettings
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
 from tornado_status.model import presence
 from tornado_status.model.presence import State
@@ -30,7 +30,7 @@ from tornado_status.store import group_commit as commit_module
 from tornado_status.store import presence_sweep as sweep_module
 
 # So long that only what a test does to the clock makes anybody late.
-HOURLY = Presence(interval_s=3600, offline_after_s=7200)
+HOURLY = PresenceSettings(interval_s=3600, offline_after_s=7200)
 LOG = "SELECT seq, event, email FROM check_in ORDER BY seq"
 
 
@@ -44,7 +44,7 @@ def run(
 
     async def main() -> None:
         store = Store(
-            Database(url=url),
+            DatabaseSettings(url=url),
             enrolment_closed=settings.pop("enrolment_closed", False),
             on_commit=lambda events, head: heard.extend(events),
             **{"when": HOURLY, **settings},
@@ -226,7 +226,7 @@ def test_two_servers_declare_each_user_offline_once(database_url: str) -> None:
             )
         time_passes(database_url)
         other = Store(
-            Database(url=database_url),
+            DatabaseSettings(url=database_url),
             enrolment_closed=False,
             on_commit=lambda events, head: others.extend(events),
             when=HOURLY,
@@ -351,7 +351,7 @@ def test_a_sweep_that_the_database_refuses_costs_no_check_in(database_url: str) 
 def test_the_sweep_goes_on_after_the_database_was_away(own_postgres: Postgres) -> None:
     """The timer survives a fault."""
     heard: list[Event] = []
-    often = Presence(interval_s=1, offline_after_s=2)
+    often = PresenceSettings(interval_s=1, offline_after_s=2)
 
     async def body(store: Store) -> None:
         await store.record(check_in("gone"))
@@ -408,7 +408,7 @@ def test_the_log_is_pruned_in_small_steps_up_to_the_retention(
         assert record.last_seen is not None
         assert seen < record.last_seen + datetime.timedelta(hours=1)
 
-    run(database_url, [], body, history=History(retention=4 * 3600))
+    run(database_url, [], body, history=HistorySettings(retention=4 * 3600))
     assert rows(database_url, "SELECT count(*) FROM user_status") == [(11,)]
 
 

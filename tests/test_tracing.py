@@ -372,7 +372,7 @@ def test_the_last_spans_are_waited_for_within_bounds(collector: Collector) -> No
         return [each for each in threading.enumerate() if each.name == "last spans"]
 
     async def one(endpoint: str, timeout_s: float) -> None:
-        settings = config.Tracing(endpoint=endpoint, sample_ratio=1)
+        settings = config.TracingSettings(endpoint=endpoint, sample_ratio=1)
         assert settings.endpoint is not None
         tracing = Tracing(settings, settings.endpoint)
         tracing.start()
@@ -396,7 +396,7 @@ def test_every_logger_of_the_library_is_limited() -> None:
     """Each message once a minute, wherever below its name; other loggers say what they like."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    logging_setup.configure(config.Logging(format="json"))
+    logging_setup.configure(config.LoggingSettings(format="json"))
     written: list[str] = []
     [handler] = root.handlers
     handler.emit = lambda record: written.append(record.name)  # type: ignore[method-assign]
@@ -405,7 +405,7 @@ def test_every_logger_of_the_library_is_limited() -> None:
             for number in range(3):
                 logging.getLogger(name).warning("cannot send %s to %d", name, number)
     finally:
-        logging_setup.configure(config.Logging())
+        logging_setup.configure(config.LoggingSettings())
         root.handlers[:] = before
         root.setLevel(level)
     assert written == ["opentelemetry.sdk.new"] + ["some.other"] * 3

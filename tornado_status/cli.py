@@ -64,7 +64,7 @@ def examine(options: argparse.Namespace) -> int:
     from tornado_status.commands import doctor
     from tornado_status.observe import logging_setup
 
-    logging_setup.configure(config.Logging(level="error"))
+    logging_setup.configure(config.LoggingSettings(level="error"))
     findings = doctor.examine(options.config, os.environ)
     print(doctor.text(findings), end="")
     return EXIT_FAILED if any(finding.level == "problem" for finding in findings) else 0

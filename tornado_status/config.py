@@ -98,7 +98,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
-class Server(Section):
+class ServerSettings(Section):
     host: str = "0.0.0.0"  # noqa: S104 - a service for the network; who gets in is TLS's matter
     port: ListenPort = 8443
     reuse_port: bool = False
@@ -114,7 +114,7 @@ class Server(Section):
     quick_reads: bool = True
 
 
-class Tls(Section):
+class TlsSettings(Section):
     certificate: FilePath = Path("certs/server.crt")
     private_key: FilePath = Path("certs/server.key")
     client_ca: FilePath = Path("certs/ca.crt")
@@ -130,7 +130,7 @@ class Tls(Section):
         return str(value) if isinstance(value, float) else value
 
 
-class Database(Section):
+class DatabaseSettings(Section):
     url: str = EMBEDDED
     data_dir: FilePath = Path("var/postgresql")
     connect_timeout_s: Seconds = 3.0
@@ -150,7 +150,7 @@ class Database(Section):
 AlertEvent = Literal["new", "back", "offline", "enrolled", "removed", "check-in"]
 
 
-class Ingress(Section):
+class IngressSettings(Section):
     """`mode: proxy` is plain HTTP from `trusted_proxies`, which terminate TLS."""
 
     mode: Literal["tls", "proxy"] = "tls"
@@ -162,7 +162,7 @@ class Ingress(Section):
     address_header: Literal["x-forwarded-for", "forwarded"] = "x-forwarded-for"
 
     @model_validator(mode="after")
-    def _knows_its_proxies(self) -> Ingress:
+    def _knows_its_proxies(self) -> IngressSettings:
         proxied = self.mode == "proxy"
         if proxied and self.proxy_protocol:
             raise ValueError("proxy_protocol is for mode tls: in mode proxy the headers say it")
@@ -176,7 +176,7 @@ class Ingress(Section):
         return self
 
 
-class Target(Section):
+class UdpTarget(Section):
     """Where announcements go. `interfaces` are names (eth0) or addresses of this machine.
 
     `address` is `auto` for the broadcast address of each interface's own network. `ttl` is the
@@ -220,7 +220,7 @@ class Target(Section):
         return tuple(dict.fromkeys(value))  # twice the same would announce twice
 
     @model_validator(mode="after")
-    def _fits_kind(self) -> Target:
+    def _fits_kind(self) -> UdpTarget:
         if self.address == AUTO:
             if self.kind != "broadcast":
                 raise ValueError(f"address: auto is for broadcast; {self.kind} needs an address")
@@ -324,16 +324,16 @@ def _carrier(value: object) -> str:
 
 
 AnyTarget = Annotated[
-    Annotated[Target, Tag("udp")] | Annotated[NatsTarget, Tag("nats")], Discriminator(_carrier)
+    Annotated[UdpTarget, Tag("udp")] | Annotated[NatsTarget, Tag("nats")], Discriminator(_carrier)
 ]
 
 LOOPBACK_TARGETS = (
-    Target(kind="multicast", address="239.255.66.66", interfaces=("127.0.0.1",)),
-    Target(kind="broadcast", address="127.255.255.255", interfaces=("127.0.0.1",)),
+    UdpTarget(kind="multicast", address="239.255.66.66", interfaces=("127.0.0.1",)),
+    UdpTarget(kind="broadcast", address="127.255.255.255", interfaces=("127.0.0.1",)),
 )
 
 
-class Announce(Section):
+class AnnounceSettings(Section):
     source_port: Port = 6666
     signing_key: FilePath | None = Path("certs/announcer.key")
     next_certificate: FilePath | None = None
@@ -341,38 +341,38 @@ class Announce(Section):
     targets: tuple[AnyTarget, ...] = LOOPBACK_TARGETS
 
     @property
-    def udp_targets(self) -> tuple[Target, ...]:
-        return tuple(target for target in self.targets if isinstance(target, Target))
+    def udp_targets(self) -> tuple[UdpTarget, ...]:
+        return tuple(target for target in self.targets if isinstance(target, UdpTarget))
 
     @property
     def nats_targets(self) -> tuple[NatsTarget, ...]:
         return tuple(target for target in self.targets if isinstance(target, NatsTarget))
 
 
-class Presence(Section):
+class PresenceSettings(Section):
     """How often users check in, and after how much silence one is offline."""
 
     interval_s: Seconds = 60.0
     offline_after_s: Seconds = Field(default_factory=lambda known: 3 * known["interval_s"])
 
     @model_validator(mode="after")
-    def _survives_a_lost_check_in(self) -> Presence:
+    def _survives_a_lost_check_in(self) -> PresenceSettings:
         if self.offline_after_s < 2 * self.interval_s:
             raise ValueError("offline_after_s: expected at least two times interval_s")
         return self
 
 
-class History(Section):
+class HistorySettings(Section):
     retention: SecondsOrOff = 7 * 86400.0
 
 
-class Stream(Section):
+class LiveSettings(Section):
     max_streams: CountOrOff = 1000
     keep_alive_s: Seconds = 15.0
     max_unread_bytes: Count = 256 * 1024
 
 
-class Access(Section):
+class AccessSettings(Section):
     """`readers` and `admins` are e-mail addresses or shell patterns (`*@ops.example.com`)."""
 
     enrolment: Literal["open", "closed"] = "open"
@@ -380,7 +380,7 @@ class Access(Section):
     admins: tuple[str, ...] = ()
 
 
-class Alert(Section):
+class AlertSettings(Section):
     """Tells one receiver, by webhook, what happens to `users` (patterns, as `access.readers`)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
@@ -410,7 +410,7 @@ class Alert(Section):
         return value
 
     @model_validator(mode="after")
-    def _whole(self) -> Alert:
+    def _whole(self) -> AlertSettings:
         if (self.secret is None) == (self.secret_file is None):
             raise ValueError("expected either secret or secret_file")
         if self.quiet_s and "offline" not in self.events:
@@ -418,20 +418,20 @@ class Alert(Section):
         return self
 
 
-class Admin(Section):
+class ManagementSettings(Section):
     host: str = "127.0.0.1"
     port: ListenPort = 9464
     certificate: FilePath | None = None
     private_key: FilePath | None = None
 
     @model_validator(mode="after")
-    def _pair(self) -> Admin:
+    def _pair(self) -> ManagementSettings:
         if (self.certificate is None) != (self.private_key is None):
             raise ValueError("certificate and private_key: expected both or neither")
         return self
 
 
-class Tracing(Section):
+class TracingSettings(Section):
     """Where spans go (OTLP over HTTP), of which share of what nobody traces yet."""
 
     endpoint: str | None = None
@@ -458,7 +458,7 @@ class Tracing(Section):
         return value
 
 
-class Logging(Section):
+class LoggingSettings(Section):
     format: Literal["console", "json"] = "console"
     level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -466,23 +466,23 @@ class Logging(Section):
 class Settings(Section):
     """Everything that can be set. The sections and keys are those of config.yaml."""
 
-    server: Server = Server()
-    tls: Tls = Tls()
-    database: Database = Database()
-    ingress: Ingress = Ingress()
-    announce: Announce = Announce()
-    presence: Presence = Presence()
-    history: History = History()
-    stream: Stream = Stream()
-    access: Access = Access()
-    alerts: tuple[Alert, ...] = ()
-    admin: Admin = Admin()
-    tracing: Tracing = Tracing()
-    logging: Logging = Logging()
+    server: ServerSettings = ServerSettings()
+    tls: TlsSettings = TlsSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    ingress: IngressSettings = IngressSettings()
+    announce: AnnounceSettings = AnnounceSettings()
+    presence: PresenceSettings = PresenceSettings()
+    history: HistorySettings = HistorySettings()
+    stream: LiveSettings = LiveSettings()
+    access: AccessSettings = AccessSettings()
+    alerts: tuple[AlertSettings, ...] = ()
+    admin: ManagementSettings = ManagementSettings()
+    tracing: TracingSettings = TracingSettings()
+    logging: LoggingSettings = LoggingSettings()
 
     @field_validator("alerts")
     @classmethod
-    def _named_once(cls, value: tuple[Alert, ...]) -> tuple[Alert, ...]:
+    def _named_once(cls, value: tuple[AlertSettings, ...]) -> tuple[AlertSettings, ...]:
         names = [alert.name for alert in value]
         if len(set(names)) < len(names):
             raise ValueError("expected each name once")

@@ -23,23 +23,22 @@ from tornado_status.api import (
     make_application,
     problem_answer,
 )
-from tornado_status.config import Settings, without_effect
-from tornado_status.config import Tracing as TracingSettings
+from tornado_status.config import Settings, TracingSettings, without_effect
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.ingress import CheckInPort, Trust, bind
 from tornado_status.model import presence
-from tornado_status.model.check_in_rate_limit import CheckInLimit
+from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 from tornado_status.model.records import Event
-from tornado_status.observe.expiry_warnings import Reminder
+from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
-from tornado_status.observe.management import AdminServer
-from tornado_status.observe.metrics import Vitals, make_registry
+from tornado_status.observe.management import ManagementServer
+from tornado_status.observe.metrics import MetricSources, make_registry
 from tornado_status.observe.readiness import look, look_at_terms
-from tornado_status.pki.credentials import Keys, key_files, load_keys
+from tornado_status.pki.credentials import Credentials, credential_files, load_credentials
 from tornado_status.pki.reload import FileWatcher
-from tornado_status.runtime.daemon_executor import DaemonThreads
-from tornado_status.runtime.shutdown import Deadline, Ending
-from tornado_status.runtime.systemd import Notifier
+from tornado_status.runtime.daemon_executor import DaemonExecutor
+from tornado_status.runtime.shutdown import ShutdownDeadline, ShutdownSignals
+from tornado_status.runtime.systemd import SystemdNotifier
 from tornado_status.welcome import say_serving
 
 if TYPE_CHECKING:
@@ -57,11 +56,11 @@ async def serve(settings: Settings) -> None:
     Raises `ConfigError` where the settings cannot be put into effect.
     """
     loop = asyncio.get_running_loop()
-    loop.set_default_executor(DaemonThreads())
-    deadline = Deadline(settings.server.drain_timeout_s)
-    ending = Ending(deadline.seconds, deadline.begin)
+    loop.set_default_executor(DaemonExecutor())
+    deadline = ShutdownDeadline(settings.server.drain_timeout_s)
+    ending = ShutdownSignals(deadline.seconds, deadline.begin)
     stop = asyncio.create_task(ending.told.wait(), name="stop signal")
-    notifier = Notifier.from_environment(os.environ)
+    notifier = SystemdNotifier.from_environment(os.environ)
     try:
         async with AsyncExitStack() as stack:
             running = asyncio.create_task(
@@ -84,9 +83,9 @@ async def serve(settings: Settings) -> None:
 async def _run(
     settings: Settings,
     stack: AsyncExitStack,
-    notifier: Notifier,
-    deadline: Deadline,
-    ending: Ending,
+    notifier: SystemdNotifier,
+    deadline: ShutdownDeadline,
+    ending: ShutdownSignals,
 ) -> None:
     """Start everything onto `stack`, say so, then run until cancelled."""
     loop = asyncio.get_running_loop()
@@ -99,7 +98,7 @@ async def _run(
 
     for key in without_effect(settings):
         structlog.get_logger().warning("setting has no effect with the others", key=key)
-    keys = load_keys(settings, None)
+    keys = load_credentials(settings, None)
     sockets = bind(settings.server)
     for sock in sockets:
         stack.callback(sock.close)
@@ -132,7 +131,7 @@ async def _run(
     streams = Streams(store.feed, settings.stream)
     trust = Trust(keys.anchors, settings.tls.crl_expired)
     rate = settings.server.check_ins_per_second
-    limit = CheckInLimit(rate) if rate else None
+    limit = CheckInRateLimit(rate) if rate else None
     access_log = AccessLog(store.counted)
     access = Access(settings.access.readers, settings.access.admins)
     board = load_board(
@@ -171,7 +170,7 @@ async def _run(
             announcer.failing(),
         )
 
-    vitals = Vitals(
+    vitals = MetricSources(
         checks=checks,
         terms=lambda: in_force.terms,
         head=lambda: store.head,
@@ -193,7 +192,7 @@ async def _run(
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
-    admin = AdminServer(
+    admin = ManagementServer(
         settings.admin,
         checks,
         make_registry(vitals),
@@ -202,9 +201,9 @@ async def _run(
         settings.server.body_timeout_s,
         late,
     )
-    reminder = Reminder(lambda: look_at_terms(settings, in_force))
+    reminder = ExpiryWarnings(lambda: look_at_terms(settings, in_force))
 
-    def put_in_force(keys: Keys) -> None:
+    def put_in_force(keys: Credentials) -> None:
         nonlocal in_force
         in_force = keys
         port.use(keys.context)
@@ -215,14 +214,14 @@ async def _run(
 
     async def reload() -> None:
         with notifier.reloading():
-            put_in_force(await asyncio.to_thread(load_keys, settings, trust.anchors))
+            put_in_force(await asyncio.to_thread(load_credentials, settings, trust.anchors))
         structlog.get_logger().info("certificates and keys reloaded")
         reminder.again()
 
     put_in_force(keys)
     reminder.look()
     in_background(reminder.run(), "reminder")
-    watcher = FileWatcher(key_files(settings), reload)
+    watcher = FileWatcher(credential_files(settings), reload)
     loop.add_signal_handler(signal.SIGHUP, watcher.tell)
     in_background(watcher.run(), "file watcher")
 

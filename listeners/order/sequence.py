@@ -27,7 +27,7 @@ PAGE = 1000  # events or records a request: up to half a megabyte
 
 
 @dataclass(frozen=True, slots=True)
-class WantEvents:
+class FetchEvents:
     """Ask for up to `limit` events with numbers above `after`."""
 
     after: int
@@ -35,13 +35,13 @@ class WantEvents:
 
 
 @dataclass(frozen=True, slots=True)
-class WantUsers:
+class FetchUsers:
     """Ask for a page of all users' records: the first, or the one at `path`."""
 
     path: str | None
 
 
-Wish = WantEvents | WantUsers
+Fetch = FetchEvents | FetchUsers
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,7 @@ class Sequence:
         self.head = max(self.head, head)
         self._advance(now)
 
-    def page(self, asked: WantEvents, page: EventPage, now: float) -> bool:
+    def page(self, asked: FetchEvents, page: EventPage, now: float) -> bool:
         """Take in what the server answered. False: it contradicts what is known, ask again later.
 
         The page is gapless and begins at `asked.after` + 1, or it is empty at its head. It must be
@@ -173,13 +173,13 @@ class Sequence:
         self._advance(now)
         return True
 
-    def gone(self, asked: WantEvents) -> None:
+    def gone(self, asked: FetchEvents) -> None:
         """The server keeps no events after that number (410): begin again from a snapshot."""
         self._pace.succeeded()
         if not self._snapshot_wanted:
             self._want_snapshot(asked.after)
 
-    def users(self, asked: WantUsers, page: UserPage, following: str | None, now: float) -> None:
+    def users(self, asked: FetchUsers, page: UserPage, following: str | None, now: float) -> None:
         """Take in a page of records, of the stream that is followed; `following` continues it."""
         self._pace.succeeded()
         if asked.path is None:
@@ -230,7 +230,7 @@ class Sequence:
         self._at(self._taken)
         return found
 
-    def wish(self, now: float) -> Wish | None:
+    def wish(self, now: float) -> Fetch | None:
         """Return what to ask the server for now. The caller asks one thing at a time."""
         wish = self._wish()
         if wish is None or now < self._wish_at():
@@ -286,29 +286,29 @@ class Sequence:
             if self.repairs and self._reach >= self._goal:
                 self._pace.begin(now + self._window_s)
 
-    def _wish(self) -> Wish | None:
+    def _wish(self) -> Fetch | None:
         if not self.repairs or self.stream is None:
             return None
         if self._snapshot_wanted:
-            return WantUsers(None)
+            return FetchUsers(None)
         if self._snapshot_at is not None and self._snapshot_next is not None:
             # The next page when this one is taken: never more than one is held.
             if self._snapshot_records or self._before:
                 return None
-            return WantUsers(self._snapshot_next)
+            return FetchUsers(self._snapshot_next)
         room = self._max_held - len(self._held) - len(self._before)
         if self._gap_since is None or room < (self._page + 1) // 2:
             return None
-        return WantEvents(self._reach, min(self._page, room, self.head - self._reach))
+        return FetchEvents(self._reach, min(self._page, room, self.head - self._reach))
 
     def _wish_at(self) -> float:
         if self._gap_since is None or self._snapshot_wanted or self._reach < self._goal:
             return self._pace.not_before
         return max(self._pace.not_before, self._gap_since + self._window_s)
 
-    def asking(self, wish: Wish) -> None:
+    def asking(self, wish: Fetch) -> None:
         """The caller sends this request now: what is known to be missing is fetched in one go."""
-        if isinstance(wish, WantEvents) and self._reach >= self._goal:
+        if isinstance(wish, FetchEvents) and self._reach >= self._goal:
             self._goal = self.head
 
     def _want_snapshot(self, gone_after: int | None) -> None:

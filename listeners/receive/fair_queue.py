@@ -14,7 +14,7 @@ MAX_WAITING = 4096  # datagrams, at most 6 MB
 MAX_SOURCES = 256  # addresses with ports; those beyond it share one queue
 
 
-class Intake:
+class FairQueue:
     """Holds datagrams by source. When it is full, the longest queue gives way."""
 
     def __init__(self, max_waiting: int = MAX_WAITING, max_sources: int = MAX_SOURCES) -> None:

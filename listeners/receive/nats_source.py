@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from listeners.events import Source
 from tornado_status.errors import BrokerError
 from tornado_status.wire.nats_broker import Broker
-from tornado_status.wire.nats_connection import RETRY_S, Connection, connected
+from tornado_status.wire.nats_connection import RETRY_S, NatsConnection, connected
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -32,7 +32,7 @@ INACTIVE_S = 30.0  # a consumer whose listener is gone is removed by the broker
 TakeIn = Callable[[bytes, Source], Awaitable[None]]
 
 
-class BrokerEar:
+class NatsSource:
     """Hears one subject of one broker. `since`: what is kept from that moment on is heard, too."""
 
     def __init__(
@@ -74,7 +74,7 @@ class BrokerEar:
         """Begin no other connection: the library may swallow a cancellation."""
         self._stopping = True
 
-    async def _hear(self, connection: Connection) -> None:
+    async def _hear(self, connection: NatsConnection) -> None:
         client = connection.client
         host, _, port = connection.where.rpartition(":")
         source = (host, int(port))

@@ -1,7 +1,7 @@
 """Opens the sockets that hear everything: their options, their addresses, their groups.
 
 One for IPv4, which hears groups and broadcasts alike, and one for IPv6 where there are groups of it
-or its address is IPv6. `Ears.rejoin` keeps the groups joined as interfaces come and go.
+or its address is IPv6. `Sockets.rejoin` keeps the groups joined as interfaces come and go.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _SIOCGIFADDR = 0x8915  # netdevice(7)
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-class Ears:
+class Sockets:
     """The open sockets and what they have joined. A context manager that closes them."""
 
     def __init__(self) -> None:
         self.sockets: list[socket.socket] = []
         self._memberships: list[_Membership] = []
 
-    def __enter__(self) -> Ears:
+    def __enter__(self) -> Sockets:
         return self
 
     def __exit__(
@@ -83,7 +83,7 @@ class Ears:
             self._memberships.append(membership)
 
 
-def open_ears(address: str, port: int, groups: Sequence[str], interfaces: Sequence[str]) -> Ears:
+def open_ears(address: str, port: int, groups: Sequence[str], interfaces: Sequence[str]) -> Sockets:
     """Return bound, non-blocking UDP sockets that are in `groups` on `interfaces`, and only there.
 
     `address` is a local address, `groups` are multicast groups of IPv4 or IPv6 (with `%interface`
@@ -96,7 +96,7 @@ def open_ears(address: str, port: int, groups: Sequence[str], interfaces: Sequen
         for text in dict.fromkeys(groups)
         for group, interface in _on_interfaces(text, interfaces)
     ]
-    ears = Ears()
+    ears = Sockets()
     try:
         if isinstance(local, ipaddress.IPv4Address):
             sock = _open(socket.AF_INET, address, port)

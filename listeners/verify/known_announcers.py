@@ -11,22 +11,22 @@ from pathlib import Path
 from cryptography import x509
 
 from tornado_status.errors import AnnouncerError, ConfigError
-from tornado_status.pki.announcer_keys import Announcer, trust
+from tornado_status.pki.announcer_keys import AnnouncerKey, trust
 from tornado_status.pki.certificates import read_pem
 
 MAX_PUBLISHED = 64  # announcers: many servers, each with the last key and the next
 
 
-class Keys:
+class KnownAnnouncers:
     """The announcers by the name of their key; those of the server replace each other."""
 
     def __init__(self, cas: Sequence[x509.Certificate] = ()) -> None:
         self._cas = cas
-        self._files: dict[str, Announcer] = {}
-        self.known: Mapping[str, Announcer] = {}
+        self._files: dict[str, AnnouncerKey] = {}
+        self.known: Mapping[str, AnnouncerKey] = {}
 
     @classmethod
-    def from_files(cls, ca: Path | None, announcers: Iterable[Path]) -> Keys:
+    def from_files(cls, ca: Path | None, announcers: Iterable[Path]) -> KnownAnnouncers:
         """Read the CA and the announcers' files. Raises `ConfigError` that names the file."""
         keys = cls(_load("--ca", ca) if ca is not None else ())
         for path in announcers:
@@ -40,7 +40,7 @@ class Keys:
 
     def replace_published(self, certificates: Iterable[str]) -> list[str]:
         """Trust those (PEM, intermediate CAs behind) beside the files'. Returns why not others."""
-        published: dict[str, Announcer] = {}
+        published: dict[str, AnnouncerKey] = {}
         refusals = []
         for pem in certificates:
             if len(published) >= MAX_PUBLISHED:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 from listeners.order.lru_set import Window
 from tornado_status.errors import DatagramError
-from tornado_status.pki.announcer_keys import Announcer
+from tornado_status.pki.announcer_keys import AnnouncerKey
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     MAX_SEQ,
@@ -46,7 +46,7 @@ class Verifier:
     """Judges against `keys` (by kid) and a clock that is handed in, in UTC."""
 
     def __init__(
-        self, keys: Callable[[], Mapping[str, Announcer]], max_skew_s: float = MAX_SKEW_S
+        self, keys: Callable[[], Mapping[str, AnnouncerKey]], max_skew_s: float = MAX_SKEW_S
     ) -> None:
         self._keys = keys
         self._max_skew = datetime.timedelta(seconds=max_skew_s)
@@ -102,7 +102,7 @@ class Verifier:
                 del self._heartbeats[next(iter(self._heartbeats))]  # of a key that is gone
         return datagram
 
-    def _announcer(self, kid: str, now: datetime.datetime) -> Announcer:
+    def _announcer(self, kid: str, now: datetime.datetime) -> AnnouncerKey:
         announcer = self._keys().get(kid)
         if announcer is None:
             raise DatagramError("unknown-kid", f"no known announcer has the key {kid}")

@@ -191,7 +191,7 @@ async def main():
         structlog.get_logger().info("x" * 4000)
         await asyncio.sleep(0)
 
-logs.configure(config.Logging())
+logs.configure(config.LoggingSettings())
 asyncio.run(main())
 """
     with run_child(code, subprocess.PIPE) as child:

@@ -24,7 +24,7 @@ from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress import CheckInService
 from tornado_status.model.records import CheckIn, Event, EventKind
 from tornado_status.pki.reload import FileWatcher
-from tornado_status.runtime.shutdown import Deadline
+from tornado_status.runtime.shutdown import ShutdownDeadline
 from tornado_status.store import Store, database, group_commit, store
 from tornado_status.store.database import Connection
 from tornado_status.store.embedded import postgres
@@ -317,7 +317,7 @@ def swallow_the_cancellation() -> None:
 
 def give_each_part_all_the_time() -> None:
     """Have the parts of a stop take what one of them may, one after the other."""
-    Deadline.left = lambda self, until=1.0: self.seconds  # type: ignore[method-assign]
+    ShutdownDeadline.left = lambda self, until=1.0: self.seconds  # type: ignore[method-assign]
 
 
 def leave_orphans() -> None:

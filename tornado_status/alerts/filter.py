@@ -22,7 +22,7 @@ class Sifted:
     dropped: int
 
 
-class Sieve:
+class AlertFilter:
     """Patterns of users (as `access.readers`), kinds of events, and the quiet time."""
 
     def __init__(self, users: Iterable[str], events: Sequence[str], quiet_s: float) -> None:

@@ -19,10 +19,10 @@ from typing import Protocol
 
 import structlog
 
-from tornado_status.alerts.filter import Sieve
+from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.alerts.webhook import NotDelivered, Webhook
-from tornado_status.config import Alert
+from tornado_status.config import AlertSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.alert import Cursor, Message, Return, moment
 from tornado_status.model.records import Event, timestamp
@@ -79,7 +79,7 @@ class Journal(Protocol):
 class Sender:
     """An alert's settings, its receiver, and how to sign for it."""
 
-    alert: Alert
+    alert: AlertSettings
     webhook: Webhook
 
     def secrets(self) -> list[bytes]:
@@ -120,7 +120,7 @@ class Sender:
         return await self.webhook.post(body, headers)
 
 
-def load_senders(alerts: Sequence[Alert]) -> list[Sender]:
+def load_senders(alerts: Sequence[AlertSettings]) -> list[Sender]:
     """Return what tells each alert's receiver. Raises `ConfigError` for a bad secret or CA."""
     senders = []
     for alert in alerts:
@@ -203,7 +203,7 @@ class _Worker:
         self._journal = journal
         self._holder = holder
         self._counts = counts
-        self._sieve = Sieve(alert.users, alert.events, alert.quiet_s)
+        self._sieve = AlertFilter(alert.users, alert.events, alert.quiet_s)
         self._log = structlog.get_logger().bind(alert=alert.name)
         self._read_to: tuple[uuid.UUID, int] | None = None  # None: only the database knows
         self._leased_at = self._saved_at = self._gave_up_at = float("-inf")

@@ -17,10 +17,10 @@ import structlog
 
 from tornado_status.announce.errno_hints import advice, errno_name
 from tornado_status.announce.interface_monitor import Following
-from tornado_status.announce.nats_sink import NatsOutlet
-from tornado_status.announce.sink import QUEUED, Outlet
-from tornado_status.announce.udp_sink import udp_outlets
-from tornado_status.config import Announce
+from tornado_status.announce.nats_sink import NatsSink
+from tornado_status.announce.sink import QUEUED, Sink
+from tornado_status.announce.udp_sink import udp_sinks
+from tornado_status.config import AnnounceSettings
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
 from tornado_status.runtime.rate_limit import RateLimit
@@ -38,7 +38,7 @@ class Announcer:
     target and errno name.
     """
 
-    def __init__(self, settings: Announce) -> None:
+    def __init__(self, settings: AnnounceSettings) -> None:
         self._settings = settings
         self.signer: datagram.Signs | None = None  # may change at any time
         self._log = structlog.get_logger()
@@ -46,13 +46,13 @@ class Announcer:
         udp = [
             outlet
             for target in settings.udp_targets
-            for outlet in udp_outlets(target, settings.source_port)
+            for outlet in udp_sinks(target, settings.source_port)
         ]
         self._following = Following(udp, self._warnings)
         self._brokers = [
-            NatsOutlet(target, self._confirmed, self._lost) for target in settings.nats_targets
+            NatsSink(target, self._confirmed, self._lost) for target in settings.nats_targets
         ]
-        self._outlets: list[Outlet] = [*udp, *self._brokers]
+        self._outlets: list[Sink] = [*udp, *self._brokers]
         self._json = [outlet for outlet in self._outlets if outlet.encoding == "json"]
         self._binary = [outlet for outlet in self._outlets if outlet.encoding == "binary"]
         self._last_sent = float("-inf")
@@ -140,13 +140,13 @@ class Announcer:
         await asyncio.gather(*(broker.drain(drain_timeout_s) for broker in self._brokers))
         self._close_outlets()
 
-    def _confirmed(self, outlet: Outlet, count: int) -> None:
+    def _confirmed(self, outlet: Sink, count: int) -> None:
         self.sent[outlet.target] += count
 
-    def _lost(self, outlet: Outlet, error: OSError) -> None:
+    def _lost(self, outlet: Sink, error: OSError) -> None:
         self._refused("send", outlet.target, outlet.via, errno_name(error), advice(error))
 
-    def _send(self, outlets: Sequence[Outlet], payload: bytes) -> None:
+    def _send(self, outlets: Sequence[Sink], payload: bytes) -> None:
         sent = self.sent
         for outlet in outlets:
             try:

@@ -11,7 +11,7 @@ import structlog
 
 from tornado_status.announce.errno_hints import advice, errno_name
 from tornado_status.announce.interfaces import read_interfaces, watch_interfaces
-from tornado_status.announce.udp_sink import UdpOutlet
+from tornado_status.announce.udp_sink import UdpSink
 from tornado_status.errors import ConfigError
 from tornado_status.runtime.rate_limit import RateLimit
 
@@ -25,7 +25,7 @@ _BURST = 64 * 1024
 class Following:
     """Refreshes `outlets` at every change of an interface, and while one has a problem."""
 
-    def __init__(self, outlets: Sequence[UdpOutlet], warnings: RateLimit) -> None:
+    def __init__(self, outlets: Sequence[UdpSink], warnings: RateLimit) -> None:
         self._outlets = outlets
         self._warnings = warnings
         self._log = structlog.get_logger()
@@ -88,7 +88,7 @@ class Following:
             outlet.refresh(interfaces)
             self._tell(outlet, before)
 
-    def _tell(self, outlet: UdpOutlet, before: OSError | None) -> None:
+    def _tell(self, outlet: UdpSink, before: OSError | None) -> None:
         problem = outlet.problem
         if problem is None:
             if before is not None:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from tornado_status.announce.sink import QUEUED, NotCarried, Outlet
+from tornado_status.announce.sink import QUEUED, NotCarried, Sink
 from tornado_status.config import NatsTarget
 from tornado_status.errors import BrokerError
-from tornado_status.wire.nats_connection import RETRY_S, Connection, check_files, connected
+from tornado_status.wire.nats_connection import RETRY_S, NatsConnection, check_files, connected
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -34,7 +34,7 @@ AWAY_S = 2.0  # how long an orderly end waits for a broker that is away
 STREAM_BYTES = 64 * 1024 * 1024
 
 
-class NatsOutlet:
+class NatsSink:
     """Publishes to one broker. `confirmed` is told how many arrived, `lost` what will not."""
 
     encoding = "json"
@@ -42,8 +42,8 @@ class NatsOutlet:
     def __init__(
         self,
         target: NatsTarget,
-        confirmed: Callable[[Outlet, int], None],
-        lost: Callable[[Outlet, OSError], None],
+        confirmed: Callable[[Sink, int], None],
+        lost: Callable[[Sink, OSError], None],
     ) -> None:
         self.target = str(target)
         self.via = "nats"
@@ -120,7 +120,7 @@ class NatsOutlet:
                 async with asyncio.timeout(RETRY_S):
                     await asyncio.Event().wait()
 
-    async def _publish_on(self, connection: Connection) -> None:
+    async def _publish_on(self, connection: NatsConnection) -> None:
         """Publish until the queue is empty and the end is near. Raises when it cannot go on."""
         client = connection.client
         inbox = client.new_inbox()
@@ -174,7 +174,7 @@ class NatsOutlet:
         self._under_way.clear()
         self._answers.clear()
 
-    async def _wait(self, connection: Connection, timeout_s: float | None) -> None:
+    async def _wait(self, connection: NatsConnection, timeout_s: float | None) -> None:
         """Wait for something to do. Raises `BrokerError` once the connection is over."""
         stir = asyncio.ensure_future(self._stir.wait())
         ended = asyncio.ensure_future(connection.ended.wait())
@@ -188,7 +188,7 @@ class NatsOutlet:
         if connection.ended.is_set():
             raise BrokerError("broken", "the broker closed the connection")
 
-    async def _wait_confirmed(self, connection: Connection) -> None:
+    async def _wait_confirmed(self, connection: NatsConnection) -> None:
         deadline = self._loop.time() + CONFIRM_S
         while self._under_way and not self._answers:
             left = deadline - self._loop.time()
@@ -216,7 +216,7 @@ class NatsOutlet:
                 self._answers.append(str(refusal.get("description")))
         self._stir.set()
 
-    async def _ensure_stream(self, connection: Connection, name: str) -> None:
+    async def _ensure_stream(self, connection: NatsConnection, name: str) -> None:
         """Create the stream where there is none. One that there is stays as its owner made it."""
         from nats.errors import Error
         from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig

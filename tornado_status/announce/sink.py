@@ -18,7 +18,7 @@ class NotCarried(OSError):
         self.reason = reason
 
 
-class Outlet(Protocol):
+class Sink(Protocol):
     """One way out, of one target.
 
     `target` names it in counters, `via` says by which interface or connection in the log,

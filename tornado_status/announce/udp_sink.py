@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tornado_status.announce.interfaces import Address, Interface, Interfaces, Network
-from tornado_status.config import AUTO, Target
+from tornado_status.config import AUTO, UdpTarget
 from tornado_status.errors import ConfigError
 
 _LOOPBACK = "127.0.0.1"  # where a group is announced that no interface was named for
@@ -35,14 +35,14 @@ class _Path:
     sources: tuple[Address, ...] = ()
 
 
-class UdpOutlet:
+class UdpSink:
     """Sends to one target by one interface, or by the route where none is named.
 
     `refresh` opens it, and mends it when interfaces have changed. While there is a `problem`,
     `send` raises it.
     """
 
-    def __init__(self, target: Target, interface: str | None, source_port: int) -> None:
+    def __init__(self, target: UdpTarget, interface: str | None, source_port: int) -> None:
         self.target = str(target)
         self.via = interface or "the route"
         self.encoding = target.encoding
@@ -200,14 +200,14 @@ class UdpOutlet:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_UNICAST_IF, index)
 
 
-def udp_outlets(target: Target, source_port: int) -> Iterator[UdpOutlet]:
+def udp_sinks(target: UdpTarget, source_port: int) -> Iterator[UdpSink]:
     """Yield an outlet for each interface of `target`, not open yet.
 
     Without `interfaces` a group is announced on loopback, and any other address by its route.
     """
     default = (_LOOPBACK,) if target.kind == "multicast" else (None,)
     for interface in target.interfaces or default:
-        yield UdpOutlet(target, interface, source_port)
+        yield UdpSink(target, interface, source_port)
 
 
 def _look_up(text: str, version: int, interfaces: Interfaces) -> tuple[Interface, Network | None]:

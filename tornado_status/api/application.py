@@ -30,7 +30,7 @@ from tornado_status.runtime.rate_limit import RateLimit
 PARAMETERS = {"([^/]+)": "email", "(csv|jsonl)": "format", "(.+)": "file"}
 
 
-class Judge(Peers, Watch, Protocol):
+class Judge_(Peers, Watch, Protocol):
     """What the handlers need to know of who sent a request."""
 
 
@@ -42,7 +42,7 @@ def make_application(
     store: ApiStore,
     access: Access,
     in_flight: InFlight,
-    peers: Judge,
+    peers: Judge_,
     limit: Limit | None,
     access_log: AccessLog,
     streams: Streams,

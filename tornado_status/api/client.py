@@ -21,7 +21,7 @@ class Recorder(Protocol):
 
 
 class Limit(Protocol):
-    """How often one identity may check in: `limits.CheckInLimit`."""
+    """How often one identity may check in: `limits.CheckInRateLimit`."""
 
     def admit(self, email: str, now: float) -> None: ...
 

@@ -21,7 +21,7 @@ from tornado_status.model.presence import State
 from tornado_status.model.records import StatusRecord
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, StatementFailed
-from tornado_status.store.enrolment import Clerk
+from tornado_status.store.enrolment import OfflineEnrolment
 from tornado_status.store.log_id import connected
 
 PAGE = 5000  # records read at once
@@ -54,7 +54,7 @@ def emails(words: Sequence[str], given: Iterable[str]) -> list[str]:
 async def add(settings: Settings, people: Sequence[str], say: Say) -> int:
     """Enrol people; return how many were there already. Raises `StatusError`."""
     async with connected(settings.database, writable=True) as connection:
-        clerk = Clerk(connection)
+        clerk = OfflineEnrolment(connection)
         await clerk.prepare()
         enrolled = await clerk.enrol(people)
     for email in people:
@@ -65,7 +65,7 @@ async def add(settings: Settings, people: Sequence[str], say: Say) -> int:
 async def remove(settings: Settings, people: Sequence[str], say: Say) -> int:
     """Remove people with their records; return how many are unknown. Raises `StatusError`."""
     async with connected(settings.database, writable=True) as connection:
-        clerk = Clerk(connection)
+        clerk = OfflineEnrolment(connection)
         await clerk.prepare()
         removed = await clerk.remove(people)
     for email in people:
@@ -81,7 +81,7 @@ async def erase(settings: Settings, people: Sequence[str], say: Say) -> int:
     """
     unknown = 0
     async with connected(settings.database, writable=True) as connection:
-        clerk = Clerk(connection)
+        clerk = OfflineEnrolment(connection)
         await clerk.prepare()
         removed = await clerk.remove(people)
         announced = bool(removed) and await clerk.announced()

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import structlog
 from tornado.netutil import bind_sockets
 
-from tornado_status.config import Server
+from tornado_status.config import ServerSettings
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.handshake import Address
 from tornado_status.observe.counters import SECONDS, Histogram
@@ -31,7 +31,7 @@ RESERVED = 64  # descriptors for the database, announcements, files and the admi
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-def bind(settings: Server) -> list[socket.socket]:
+def bind(settings: ServerSettings) -> list[socket.socket]:
     """Bind the check-in port. Raises `ConfigError` where it is taken or the address is not ours."""
     try:
         return bind_sockets(
@@ -50,13 +50,13 @@ def bind(settings: Server) -> list[socket.socket]:
         ) from error
 
 
-class Accepting(ABC):
+class Acceptor(ABC):
     """Takes connections from bound sockets, as many as allowed, to `_begin`.
 
     `refused` counts those that were turned away, by kind.
     """
 
-    def __init__(self, settings: Server, refused: Counter[str]) -> None:
+    def __init__(self, settings: ServerSettings, refused: Counter[str]) -> None:
         self._max_handshakes = settings.max_handshakes
         self._max_connections = _within_descriptors(settings.max_connections)
         self._open = 0

@@ -10,21 +10,21 @@ from collections.abc import Callable
 from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
-from tornado_status.ingress.iostream import GivingStream, PeerStream
+from tornado_status.ingress.iostream import PeerStream, PushbackStream
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust, verified_chain
+from tornado_status.ingress.trust import NO_CERTIFICATE, AuthResult, Trust, verified_chain
 from tornado_status.model.records import CheckIn, Peer, normalise_ip
 
 CAS_RENEWED = "The trusted CAs have changed: connect anew"
 
 
-class Counting:
+class InFlightCounting:
     """Knows of each stream how many requests are being answered. For the judges to inherit."""
 
     def begin(self, request: HTTPServerRequest) -> bool:
         """Say that a request is being answered; False where nobody waits for it any more."""
         stream = getattr(request.connection, "stream", None)
-        if not isinstance(stream, GivingStream) or stream.closed():
+        if not isinstance(stream, PushbackStream) or stream.closed():
             return False
         stream.requests += 1
         return True
@@ -32,11 +32,11 @@ class Counting:
     def end(self, request: HTTPServerRequest) -> None:
         """Say that it is answered, or nobody waits for it any more."""
         stream = getattr(request.connection, "stream", None)
-        if isinstance(stream, GivingStream):
+        if isinstance(stream, PushbackStream):
             stream.requests -= 1
 
 
-class Judge(Counting):
+class ConnectionAuthenticator(InFlightCounting):
     """Turns a finished handshake into a `Peer`, and says later whether that still holds."""
 
     def __init__(self, trust: Trust, refusals: Refusals) -> None:
@@ -46,7 +46,7 @@ class Judge(Counting):
 
     def judge(
         self, stream: SSLIOStream, address: tuple[str, int], bundle: int
-    ) -> tuple[Peer, Standing | None]:
+    ) -> tuple[Peer, AuthResult | None]:
         """Read the certificate from the stream's socket, before anything awaits.
 
         `bundle` is that of the CAs that the handshake began with.

@@ -29,9 +29,9 @@ from tornado_status.ingress.fast_path import END_OF_HEAD, MAX_HEAD, PlainHeads
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.iostream import PeerStream, PlainStream
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.trust import Standing, Trust
+from tornado_status.ingress.trust import AuthResult, Trust
 from tornado_status.model.records import CheckIn, Event
-from tornado_status.runtime.http_timeouts import HeadDeadlines
+from tornado_status.runtime.http_timeouts import HttpTimeouts
 
 QUIET_S = 1.0  # before a connection of an old CA bundle is closed: its request may be on the way
 MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
@@ -47,7 +47,7 @@ class Recorder(Protocol):
 
 
 class Limit(Protocol):
-    """How often one identity may check in: `limits.CheckInLimit`."""
+    """How often one identity may check in: `limits.CheckInRateLimit`."""
 
     def admit(self, email: str, now: float) -> None: ...
 
@@ -83,7 +83,7 @@ class CheckInService:
         recorder: Recorder,
         answers: Answers,
         hand_over: Callable[[CheckInStream, Address], None],
-        deadlines: HeadDeadlines,
+        deadlines: HttpTimeouts,
         trust: Trust,
         limit: Limit | None,
         refusals: Refusals,
@@ -126,7 +126,7 @@ class CheckInService:
             connection.close_if_idle()
         for stream in list(self._ordinary):
             if not stream.requests and not stream.writing():
-                stream.close()  # a request that was read, and not begun, ends here: see `Judge`
+                stream.close()  # what was read but not begun ends here: see `InFlightCounting`
 
     def close(self) -> None:
         """Close all connections."""
@@ -175,7 +175,7 @@ class CheckInConnection:
         stream: CheckInStream,
         address: Address,
         check_in: CheckIn,
-        standing: Standing,
+        standing: AuthResult,
     ) -> None:
         self._service = service
         self._stream = stream
@@ -202,7 +202,7 @@ class CheckInConnection:
         if not self._unanswered and not self._held and not self._blocked:
             self.close()
 
-    def close_if_over(self, now: float, deadlines: HeadDeadlines) -> None:
+    def close_if_over(self, now: float, deadlines: HttpTimeouts) -> None:
         """Close where nothing has happened for too long, a head takes too long, or the CAs have
         changed and all is said.
 
@@ -215,7 +215,7 @@ class CheckInConnection:
         elif self._is_last() and now - self._last_active > QUIET_S:
             self.close_if_idle()
 
-    def _end_late(self, deadlines: HeadDeadlines) -> None:
+    def _end_late(self, deadlines: HttpTimeouts) -> None:
         if self._unanswered:
             return  # until they are: the commit's timeout bounds it, and then we come again
         if not self._blocked:

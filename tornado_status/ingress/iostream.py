@@ -16,9 +16,9 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
-from tornado_status.ingress.trust import Standing
+from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import Peer
-from tornado_status.runtime.http_timeouts import TimedStream, trailing_line_ends
+from tornado_status.runtime.http_timeouts import TimeoutStream, trailing_line_ends
 
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read
 
@@ -31,11 +31,11 @@ KNOWN_SOURCES = {
 OnData = Callable[[bytes], None]
 
 
-class GivingStream(TimedStream):
+class PushbackStream(TimeoutStream):
     """A stream that delivers what comes, and to which bytes that were read can be given back."""
 
     on_closed: Callable[[], None] | None = None
-    requests = 0  # that ordinary HTTP is answering: see `Judge.begin`
+    requests = 0  # that ordinary HTTP is answering: see `ConnectionAuthenticator.begin`
     _seen = -1  # of the bytes received, what had come when `is_quiet` was last asked
     _given_back = b""
 
@@ -86,11 +86,11 @@ class GivingStream(TimedStream):
             on_closed()
 
 
-class PeerStream(GivingStream, SSLIOStream):
+class PeerStream(PushbackStream, SSLIOStream):
     """A TLS stream that knows its peer."""
 
     peer: Peer  # set, with its standing, when the handshake is done
-    standing: Standing | None
+    standing: AuthResult | None
 
     def reply(self, data: bytes) -> asyncio.Future[None] | None:
         """Send `data`; return what is done when it is on its way, where it is not yet.
@@ -110,7 +110,7 @@ class PeerStream(GivingStream, SSLIOStream):
         return asyncio.ensure_future(self.write(data))
 
 
-class PlainStream(GivingStream, IOStream):
+class PlainStream(PushbackStream, IOStream):
     """A stream of a proxy, which terminates TLS."""
 
     def reply(self, data: bytes) -> asyncio.Future[None]:

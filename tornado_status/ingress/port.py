@@ -15,22 +15,22 @@ import structlog
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from tornado_status.config import Server, Settings
+from tornado_status.config import ServerSettings, Settings
 from tornado_status.errors import StatusError
-from tornado_status.ingress.acceptor import Accepting
-from tornado_status.ingress.authentication import Judge
+from tornado_status.ingress.acceptor import Acceptor
+from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.behind_proxy.plain_acceptor import PlainAcceptor
-from tornado_status.ingress.behind_proxy.request_authentication import ProxiedJudge
-from tornado_status.ingress.behind_proxy.shared_connection import SharedConnection, Speakers
+from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
+from tornado_status.ingress.behind_proxy.shared_connection import ClientCache, SharedConnection
 from tornado_status.ingress.connection import Answers, CheckInService, Limit, Recorder
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.iostream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.tls_acceptor import Acceptor
+from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.ingress.trust import Trust
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.observe.counters import Histogram
-from tornado_status.runtime.http_timeouts import HeadDeadlines
+from tornado_status.runtime.http_timeouts import HttpTimeouts
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
@@ -56,18 +56,18 @@ class CheckInPort:
         limit: Limit | None,
         answer_of: Callable[[StatusError], bytes],
         late: Callable[[], bytes],
-        application: Callable[[Judge | ProxiedJudge], Application],
+        application: Callable[[ConnectionAuthenticator | RequestAuthenticator], Application],
     ) -> None:
         refusals = Refusals()
         self.refused: Counter[str] = refusals.counts
         proxies = TrustedProxies(settings.ingress.trusted_proxies)
         proxied = settings.ingress.mode == "proxy"
-        self._judge: Judge | ProxiedJudge
+        self._judge: ConnectionAuthenticator | RequestAuthenticator
         if proxied:
-            judge_of_requests = ProxiedJudge(trust, settings.ingress, proxies, refusals)
+            judge_of_requests = RequestAuthenticator(trust, settings.ingress, proxies, refusals)
             self._judge = judge_of_requests
         else:
-            judge_of_connections = Judge(trust, refusals)
+            judge_of_connections = ConnectionAuthenticator(trust, refusals)
             self._judge = judge_of_connections
 
         def late_and_counted() -> bytes:
@@ -75,7 +75,7 @@ class CheckInPort:
             return late()
 
         limits = settings.server
-        deadlines = HeadDeadlines(limits.idle_timeout_s, limits.header_timeout_s, late_and_counted)
+        deadlines = HttpTimeouts(limits.idle_timeout_s, limits.header_timeout_s, late_and_counted)
         self._http = HTTPServer(
             application(self._judge),
             ssl_options=context,
@@ -94,16 +94,16 @@ class CheckInPort:
             limit,
             refusals,
         )
-        self._acceptor: Accepting
+        self._acceptor: Acceptor
         if proxied:
-            speakers = Speakers(judge_of_requests)
+            speakers = ClientCache(judge_of_requests)
 
             def serve_shared(stream: PlainStream, address: Address) -> None:
                 SharedConnection(check_ins, stream, address, speakers).start()
 
             self._acceptor = PlainAcceptor(settings.server, proxies, serve_shared, self.refused)
         else:
-            self._acceptor = Acceptor(
+            self._acceptor = TlsAcceptor(
                 self._http,
                 settings.server,
                 judge_of_connections,
@@ -153,7 +153,7 @@ class CheckInPort:
         await self._http.close_all_connections()
 
 
-def _stream_class(settings: Server) -> type[PeerStream]:
+def _stream_class(settings: ServerSettings) -> type[PeerStream]:
     if not settings.quick_reads:
         return PeerStream
     quick = quick_stream_class()

@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 from tornado.httpserver import HTTPServer
 
-from tornado_status.config import Server
+from tornado_status.config import ServerSettings
 from tornado_status.errors import ProxyHeaderError
-from tornado_status.ingress.acceptor import Accepting
-from tornado_status.ingress.authentication import Judge
+from tornado_status.ingress.acceptor import Acceptor
+from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.handshake import Address, Handshake, HandshakeThreads
 from tornado_status.ingress.iostream import READ_CHUNK, PeerStream
-from tornado_status.ingress.proxy_protocol.header_reader import Preamble, looks_proxied
+from tornado_status.ingress.proxy_protocol.header_reader import ProxyHeaderReader, looks_proxied
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 
@@ -30,7 +30,7 @@ LINGER_S = 1.0  # for a refused client to read why: a reset would overtake the a
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
 
 
-class Acceptor(Accepting):
+class TlsAcceptor(Acceptor):
     """Takes connections from bound sockets to `on_connection`, once their peer is known.
 
     The TLS context is read from `server.ssl_options` at each accept, so that it can be swapped.
@@ -41,8 +41,8 @@ class Acceptor(Accepting):
     def __init__(
         self,
         server: HTTPServer,
-        settings: Server,
-        judge: Judge,
+        settings: ServerSettings,
+        judge: ConnectionAuthenticator,
         on_connection: Callable[[PeerStream, Address], None],
         refusals: Refusals,
         stream_class: type[PeerStream] = PeerStream,
@@ -57,7 +57,7 @@ class Acceptor(Accepting):
         self._stream_class = stream_class
         self._proxies = proxies
         self._threads = HandshakeThreads(self._loop, HANDSHAKE_THREADS)
-        self._preambles: set[Preamble] = set()
+        self._preambles: set[ProxyHeaderReader] = set()
         self._handshakes: dict[ssl.SSLSocket, Handshake] = {}
         self._lingering: set[_Lingering] = set()
 
@@ -87,7 +87,9 @@ class Acceptor(Accepting):
         if address[0] in self._proxies:
             # Not counted for its address: it is the address of everybody behind the proxy.
             self._count_open(1)
-            self._preambles.add(Preamble(self, self._loop, connection, address, self._timeout_s))
+            self._preambles.add(
+                ProxyHeaderReader(self, self._loop, connection, address, self._timeout_s)
+            )
         elif looks_proxied(connection):
             self._refuse_proxy("proxy-not-trusted", address[0])
             connection.close()
@@ -95,7 +97,11 @@ class Acceptor(Accepting):
             self._shake_hands(connection, address, self._timeout_s)
 
     def announced(
-        self, preamble: Preamble, connection: socket.socket, address: Address, left_s: float
+        self,
+        preamble: ProxyHeaderReader,
+        connection: socket.socket,
+        address: Address,
+        left_s: float,
     ) -> None:
         """See `preamble.Owner`."""
         self._preambles.discard(preamble)
@@ -105,7 +111,7 @@ class Acceptor(Accepting):
 
     def unannounced(
         self,
-        preamble: Preamble,
+        preamble: ProxyHeaderReader,
         connection: socket.socket,
         proxy: Address,
         error: ProxyHeaderError | None,

@@ -37,7 +37,7 @@ UNKNOWN_CHAIN = IdentityError(
 
 
 @dataclass(frozen=True, slots=True)
-class Lineage:
+class ChainPaths:
     """Where a certificate comes from under one bundle of CAs: each path up to one of them.
 
     `serial` is the certificate's own. A path begins with the CA that has issued it.
@@ -49,7 +49,7 @@ class Lineage:
 
 
 @dataclass(slots=True)
-class Standing:
+class AuthResult:
     """The verdict on one certificate: shared by its connections, renewed in place.
 
     `chain` is in DER, the certificate first, without the CAs that are anchors. The verdict holds
@@ -63,7 +63,7 @@ class Standing:
     valid_until: float = 0.0
     identity: Identity | None = None
     refusal: IdentityError | None = None
-    lineage: Lineage | None = None
+    lineage: ChainPaths | None = None
 
 
 class Trust:
@@ -82,7 +82,7 @@ class Trust:
         self.bundle = 1
         self._crl_expired = crl_expired
         self._clock = clock
-        self._standings: dict[bytes, Standing] = {}
+        self._standings: dict[bytes, AuthResult] = {}
         self._intermediates: dict[bytes, CertificateAuthority] = {}  # of verified chains, by DER
         self._put_in_force(anchors)
 
@@ -101,7 +101,7 @@ class Trust:
 
     def standing(
         self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
-    ) -> Standing:
+    ) -> AuthResult:
         """Return the verdict on a certificate that TLS has accepted with the CAs of `bundle`.
 
         `chain` returns it as TLS verified it, in DER; nothing in a resumed session, where it is
@@ -119,7 +119,7 @@ class Trust:
                 self._standings[certificate] = standing
         return standing
 
-    def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> Standing:
+    def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> AuthResult:
         """Return the verdict on a verified chain in DER, its first certificate the peer's.
 
         `bundle` is that of the CAs that it was verified with, if not those in force. For the caller
@@ -129,11 +129,11 @@ class Trust:
         below = list(chain)
         while len(below) > 1 and below[-1] in anchors:
             below.pop()
-        standing = Standing(tuple(below), self.bundle if bundle is None else bundle)
+        standing = AuthResult(tuple(below), self.bundle if bundle is None else bundle)
         self.renew(standing)
         return standing
 
-    def renew(self, standing: Standing) -> IdentityError | None:
+    def renew(self, standing: AuthResult) -> IdentityError | None:
         """Judge anew where something has changed; return why not, or None."""
         over = standing.refusal is None and self._clock() > standing.valid_until
         if standing.generation != self.generation or over:
@@ -147,7 +147,7 @@ class Trust:
                 standing.refusal, standing.valid_until = error, -math.inf
         return standing.refusal
 
-    def _judge_chain(self, standing: Standing, identity: Identity) -> float:
+    def _judge_chain(self, standing: AuthResult, identity: Identity) -> float:
         """Return until when the chain is good. Raises `IdentityError`."""
         if self._clock() > identity.not_after:
             raise EXPIRED
@@ -184,7 +184,7 @@ class Trust:
             serial = ca.serial
         return good_until
 
-    def _trace(self, chain: Sequence[bytes]) -> Lineage:
+    def _trace(self, chain: Sequence[bytes]) -> ChainPaths:
         """Find the CAs above a verified chain. Raises `IdentityError` for one unreadable or weak.
 
         Signatures are verified here: once for each certificate and bundle, however often its
@@ -209,7 +209,7 @@ class Trust:
             ]
         if not paths and any(root.der == chain[0] for root in self._roots):
             paths = [()]  # trusted by itself; where a CA above is known, that may have revoked it
-        return Lineage(self.bundle, serial, tuple(paths))
+        return ChainPaths(self.bundle, serial, tuple(paths))
 
     def _ways_up(
         self, certificate: x509.Certificate, below: tuple[CertificateAuthority, ...]

@@ -10,7 +10,7 @@ from tornado_status.errors import TooFrequent
 MAX_REMEMBERED = 100_000  # identities; one that is forgotten starts with a full bucket
 
 
-class CheckInLimit:
+class CheckInRateLimit:
     """So many check-ins a second for each identity, on average, and as many (or one) at once."""
 
     def __init__(self, per_second: float) -> None:

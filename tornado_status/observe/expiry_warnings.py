@@ -15,7 +15,7 @@ LOOK_EVERY_S = 60.0
 SAY_EVERY_S = 12 * 3600.0  # whoever looks at the log once a day sees it
 
 
-class Reminder:
+class ExpiryWarnings:
     """Logs each warning when it arises, and twice a day while it lasts."""
 
     def __init__(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tornado_status.pki.expiry import Term
+from tornado_status.pki.expiry import Validity
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def database(problem: str, warnings: Sequence[str] = ()) -> Check:
 
 
 def certificates(
-    name: str, terms: Sequence[Term], now: float, needed: Sequence[Term] = ()
+    name: str, terms: Sequence[Validity], now: float, needed: Sequence[Validity] = ()
 ) -> Check:
     """Look at `terms`; once none of those `needed` is in force, nobody can be served."""
     warnings = _warnings(terms, now)
@@ -47,7 +47,7 @@ def certificates(
     return Check(name, problems, warnings)
 
 
-def lists(terms: Sequence[Term], cas: int, now: float, *, refuse: bool) -> Check:
+def lists(terms: Sequence[Validity], cas: int, now: float, *, refuse: bool) -> Check:
     """Look at revocation lists of `cas` CAs. With `refuse`, a late one locks out all of its CA."""
     warnings = _warnings(terms, now)
     late = sum(term.not_after < now for term in terms)
@@ -69,7 +69,7 @@ def announcements(failing: Mapping[str, str]) -> Check:
     )
 
 
-def _warnings(terms: Iterable[Term], now: float) -> dict[str, str]:
+def _warnings(terms: Iterable[Validity], now: float) -> dict[str, str]:
     found = {}
     for term in terms:
         text = term.warning(now)

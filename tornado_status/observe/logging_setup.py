@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from tornado_status.config import Logging
+from tornado_status.config import LoggingSettings
 from tornado_status.runtime.rate_limit import RateLimit
 
 # Loggers of libraries that write what a peer does to us.
@@ -23,7 +23,7 @@ CAUSED_BY_PEERS = ("tornado.access", "tornado.application", "tornado.general", "
 OF_TRACING = "opentelemetry"
 
 
-def configure(settings: Logging) -> None:
+def configure(settings: LoggingSettings) -> None:
     """Send everything that is logged, ours and the libraries', to standard error."""
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     before: list[Any] = [

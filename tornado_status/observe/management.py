@@ -16,10 +16,10 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from tornado_status.config import Admin
+from tornado_status.config import ManagementSettings
 from tornado_status.errors import ConfigError
 from tornado_status.observe.health import Check
-from tornado_status.runtime.http_timeouts import HeadDeadlines, TimedStream
+from tornado_status.runtime.http_timeouts import HttpTimeouts, TimeoutStream
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they are not to take all descriptors
 MAX_HEAD = 8192  # what browsers and scrapers send is far below
@@ -30,7 +30,7 @@ SWEEP_EVERY_S = 1.0  # looks for who takes nothing of an answer
 ACCEPT_PAUSE_S = 0.1  # where it fails, as without descriptors: until then others go on
 
 
-class AdminServer:
+class ManagementServer:
     """Serves /healthz, /readyz and /metrics, over TLS where it has a `context`.
 
     `checks` looks at everything that readiness is about; `registry` collects the metrics.
@@ -40,7 +40,7 @@ class AdminServer:
 
     def __init__(
         self,
-        settings: Admin,
+        settings: ManagementSettings,
         checks: Callable[[], Sequence[Check]],
         registry: CollectorRegistry,
         context: ssl.SSLContext | None,
@@ -54,7 +54,7 @@ class AdminServer:
         self._streams: set[_PlainStream | _SecureStream] = set()
         self._full = False
         self._sweeping: asyncio.TimerHandle | None = None
-        self._deadlines = HeadDeadlines(IDLE_S, head_timeout_s, late)
+        self._deadlines = HttpTimeouts(IDLE_S, head_timeout_s, late)
         self._server = HTTPServer(
             Application(
                 [
@@ -152,7 +152,7 @@ class AdminServer:
         await self._server.close_all_connections()
 
 
-class _CountedStream(TimedStream):
+class _CountedStream(TimeoutStream):
     on_closed: Callable[[], None] | None = None
 
     def close_fd(self) -> None:

@@ -20,17 +20,17 @@ from prometheus_client.registry import Collector
 from tornado_status import __version__
 from tornado_status.observe.counters import CheckIns, Histogram
 from tornado_status.observe.health import Check
-from tornado_status.pki.expiry import Term
+from tornado_status.pki.expiry import Validity
 
 PREFIX = "tornado_status_"
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class MetricSources:
     """Where the numbers are. Counters and histograms change in place; the rest is called."""
 
     checks: Callable[[], Sequence[Check]]
-    terms: Callable[[], Sequence[Term]]
+    terms: Callable[[], Sequence[Validity]]
     head: Callable[[], int]
     pending: Callable[[], int]
     connections: Callable[[], int]
@@ -51,7 +51,7 @@ class Vitals:
     datagrams_refused: Mapping[tuple[str, str], int]
 
 
-def make_registry(vitals: Vitals) -> CollectorRegistry:
+def make_registry(vitals: MetricSources) -> CollectorRegistry:
     """Return a registry of our metrics and, as `process_...`, of this process's."""
     registry = CollectorRegistry()
     registry.register(_VitalsCollector(vitals))
@@ -60,7 +60,7 @@ def make_registry(vitals: Vitals) -> CollectorRegistry:
 
 
 class _VitalsCollector(Collector):
-    def __init__(self, vitals: Vitals) -> None:
+    def __init__(self, vitals: MetricSources) -> None:
         self._vitals = vitals
 
     def collect(self) -> Iterable[Metric]:

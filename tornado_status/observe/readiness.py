@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from tornado_status.config import Settings
 from tornado_status.observe import health
 from tornado_status.pki.certificates import ca_id
-from tornado_status.pki.credentials import Keys
+from tornado_status.pki.credentials import Credentials
 
 
 def look(
     settings: Settings,
-    keys: Keys,
+    keys: Credentials,
     reload_problem: str,
     problem: str,
     warnings: Sequence[str],
@@ -32,7 +32,7 @@ def look(
     ]
 
 
-def look_at_terms(settings: Settings, keys: Keys) -> list[health.Check]:
+def look_at_terms(settings: Settings, keys: Credentials) -> list[health.Check]:
     """Return what certificates and revocation lists lead to by now."""
     now = time.time()
     terms = keys.terms

@@ -26,7 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from tornado.httputil import HTTPServerRequest
 
 from tornado_status import __version__
-from tornado_status.config import Tracing as TracingSettings
+from tornado_status.config import TracingSettings
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.observe.counters import Batch
 

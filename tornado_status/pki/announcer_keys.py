@@ -38,7 +38,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Announcer:
+class AnnouncerKey:
     """A key that may announce, as its certificate proves, between two moments."""
 
     kid: str
@@ -67,11 +67,13 @@ class Signer:
         return base64.urlsafe_b64encode(self._key.sign(message))[:86]
 
 
-def trust(certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certificate]) -> Announcer:
+def trust(
+    certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certificate]
+) -> AnnouncerKey:
     """Judge an announcer's certificate, the first of `certificates`; intermediate CAs follow it.
 
     Its chain must lead to one of `cas`, it must be no CA, hold an Ed25519 key and be meant for
-    announcing. Dates are not judged here: see `Announcer`. Raises `AnnouncerError` in a sentence.
+    announcing. Does not check dates: see `AnnouncerKey`. Raises `AnnouncerError` with the reason.
     """
     if not certificates:
         raise AnnouncerError("no certificate")
@@ -90,7 +92,7 @@ def trust(certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certifica
     if PURPOSE not in usages or constraints.ca:
         raise AnnouncerError("not meant for announcing")
     _verify_chain(certificates, cas)
-    return Announcer(
+    return AnnouncerKey(
         kid=key_id(key),
         key=key,
         not_before=certificate.not_valid_before_utc,

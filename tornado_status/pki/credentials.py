@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tornado_status.config import Settings
 from tornado_status.pki.certificates import ca_id
-from tornado_status.pki.expiry import Term, certificate_terms, distinct_names
+from tornado_status.pki.expiry import Validity, certificate_terms, distinct_names
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.signing import Signing, load_signing
 from tornado_status.pki.tls_contexts import management_context, self_test, server_context
@@ -16,7 +16,7 @@ from tornado_status.pki.trust_anchors import Anchors, load_anchors
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class Credentials:
     """What is read from the files with certificates and keys, all of it or nothing.
 
     `terms` says of every certificate and list in them how long it is good.
@@ -26,10 +26,10 @@ class Keys:
     anchors: Anchors
     signing: Signing | None
     management_context: ssl.SSLContext | None
-    terms: tuple[Term, ...]
+    terms: tuple[Validity, ...]
 
 
-def load_keys(settings: Settings, before: Anchors | None) -> Keys:
+def load_credentials(settings: Settings, before: Anchors | None) -> Credentials:
     """Read all of them anew; `before` are the anchors in force. Raises `ConfigError`."""
     context = None
     if settings.ingress.mode == "tls":
@@ -38,10 +38,10 @@ def load_keys(settings: Settings, before: Anchors | None) -> Keys:
     anchors = load_anchors(settings.tls, before)
     signing = load_signing(settings.announce, settings.tls.client_ca)
     terms = (*_certificates(settings), *_lists(settings, anchors))
-    return Keys(context, anchors, signing, management_context(settings.admin), terms)
+    return Credentials(context, anchors, signing, management_context(settings.admin), terms)
 
 
-def key_files(settings: Settings) -> list[Path]:
+def credential_files(settings: Settings) -> list[Path]:
     """Return the files to watch."""
     tls, announce, admin = settings.tls, settings.announce, settings.admin
     files = [tls.client_ca, tls.crl, announce.next_certificate]
@@ -53,7 +53,7 @@ def key_files(settings: Settings) -> list[Path]:
     return [file for file in files if file is not None]
 
 
-def _certificates(settings: Settings) -> list[Term]:
+def _certificates(settings: Settings) -> list[Validity]:
     tls, announce = settings.tls, settings.announce
     signing = announce.signing_key
     files = {
@@ -71,10 +71,10 @@ def _certificates(settings: Settings) -> list[Term]:
     return found
 
 
-def _lists(settings: Settings, anchors: Anchors) -> list[Term]:
+def _lists(settings: Settings, anchors: Anchors) -> list[Validity]:
     names = dict(zip(map(ca_id, anchors.cas), distinct_names(anchors.cas), strict=True))
     return [
-        Term(
+        Validity(
             "list",
             "tls.crl",
             str(settings.tls.crl),

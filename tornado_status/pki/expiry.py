@@ -17,7 +17,7 @@ WARN_LIST_S = 3 * DAY_S  # a long weekend
 
 
 @dataclass(frozen=True, slots=True)
-class Term:
+class Validity:
     """How long one certificate or revocation list is good.
 
     `setting` is the key that names its `file`; `subject` whose certificate, or which CA's list, it
@@ -63,10 +63,10 @@ class Term:
 
 def certificate_terms(
     setting: str, file: str, certificates: Sequence[x509.Certificate]
-) -> list[Term]:
+) -> list[Validity]:
     """Return the terms of certificates that were read from `file`."""
     return [
-        Term(
+        Validity(
             "certificate",
             setting,
             file,

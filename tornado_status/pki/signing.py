@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from tornado_status.config import Announce
+from tornado_status.config import AnnounceSettings
 from tornado_status.errors import AnnouncerError, ConfigError
 from tornado_status.pki import announcer_keys
 from tornado_status.pki.files import read, read_certificates
@@ -36,7 +36,7 @@ class Signing:
     published: tuple[Published, ...]
 
 
-def load_signing(settings: Announce, client_ca: Path) -> Signing | None:
+def load_signing(settings: AnnounceSettings, client_ca: Path) -> Signing | None:
     """Read the configured key and certificates; None where none is configured.
 
     A certificate that listeners would refuse is a warning: they may trust another CA. Raises

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 
-from tornado_status.config import Admin, Tls
+from tornado_status.config import ManagementSettings, TlsSettings
 from tornado_status.errors import ConfigError
 from tornado_status.pki.files import check_file, read_certificates
 
@@ -17,7 +17,7 @@ DEVELOPMENT_SET = "python -m certs_gen makes a development set"
 MINIMUM_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
-def server_context(settings: Tls) -> ssl.SSLContext:
+def server_context(settings: TlsSettings) -> ssl.SSLContext:
     """Return a context that asks every client for a certificate of `settings.client_ca`.
 
     Raises `ConfigError` that names the key and the file.
@@ -92,7 +92,7 @@ def self_test(context: ssl.SSLContext) -> None:
     raise ConfigError("tls.certificate: a handshake with it does not come to an end")
 
 
-def management_context(settings: Admin) -> ssl.SSLContext | None:
+def management_context(settings: ManagementSettings) -> ssl.SSLContext | None:
     """Return the TLS context of the admin port, None where it has none.
 
     Raises `ConfigError` that names the key and the file.

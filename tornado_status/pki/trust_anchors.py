@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tornado_status.config import Tls
+from tornado_status.config import TlsSettings
 from tornado_status.errors import ConfigError, IdentityError, RevocationListError
 from tornado_status.pki.authorities import read_authority
 from tornado_status.pki.crl import RevocationList, read_lists, replace_lists
@@ -32,7 +32,7 @@ class Anchors:
         return hashlib.sha256(b"".join(sorted(der(ca) for ca in self.cas))).digest()
 
 
-def load_anchors(settings: Tls, before: Anchors | None = None) -> Anchors:
+def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchors:
     """Read the CAs and, where configured, their revocation lists.
 
     Raises `ConfigError` that names the key and the file.

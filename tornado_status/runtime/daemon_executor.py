@@ -15,7 +15,7 @@ T = TypeVar("T")
 MAX_THREADS = 32
 
 
-class DaemonThreads(ThreadPoolExecutor):
+class DaemonExecutor(ThreadPoolExecutor):
     """An executor for an event loop's own blocking calls: a daemon thread each.
 
     The standard one is waited for by `asyncio.run`, and once more by the interpreter: a silent

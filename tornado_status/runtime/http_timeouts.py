@@ -1,7 +1,7 @@
 """How long a peer may be silent between two requests, take for the head of one, and read nothing.
 
 Tornado has one timeout for both, so who sends a byte now and then is as welcome as who is quiet.
-For an answer that nobody takes it has none. `TimedStream` is for ordinary HTTP to read and write.
+For an answer that nobody takes it has none. `TimeoutStream` is for ordinary HTTP to read and write.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ STALL_S = 30.0  # nothing was taken for so long: its reader is gone, or as good 
 
 
 @dataclass(frozen=True, slots=True)
-class HeadDeadlines:
+class HttpTimeouts:
     """`idle_s` until a head's first byte, `head_s` from it to the head's end, both in seconds.
 
     `late` returns the whole answer to who took longer than `head_s`; silence is not answered.
@@ -40,13 +40,13 @@ def trailing_line_ends(data: bytes) -> int:
     return len(data) - len(data.rstrip(b"\r\n"))
 
 
-class TimedStream(BaseIOStream):
+class TimeoutStream(BaseIOStream):
     """A stream that closes itself where a head is late. Without `deadlines` it never does.
 
     What is read with a regular expression is a head: so HTTP1Connection reads it.
     """
 
-    deadlines: HeadDeadlines | None = None
+    deadlines: HttpTimeouts | None = None
     head_begun: float | None = None  # the loop's time, where the head's first byte came before
     _received = 0  # bytes that came in
     _taken = 0  # of these, what was read by somebody
@@ -135,7 +135,7 @@ class TimedStream(BaseIOStream):
         """Say whether any of a head is there: empty lines before it are none (RFC 9112, 2.2)."""
         return self._received - self._taken > self._blank
 
-    def _begin_head(self, deadlines: HeadDeadlines) -> None:
+    def _begin_head(self, deadlines: HttpTimeouts) -> None:
         self._awaits_head = False  # it has begun: what else comes does not move its deadline
         now = asyncio.get_running_loop().time()
         begun = now if self.head_begun is None else self.head_begun

@@ -23,7 +23,7 @@ EXIT_OVERDUE = 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Deadline:
+class ShutdownDeadline:
     """Of a stop that may take `seconds` once it has begun. Until then all of it is left."""
 
     def __init__(self, seconds: float) -> None:
@@ -63,7 +63,7 @@ class Deadline:
             await stopping
 
 
-class Ending:
+class ShutdownSignals:
     """Listens for SIGTERM and SIGINT. `kill` ends at once what must not outlive the process.
 
     `told` is set by the first of them. A second one, unless it comes with the first, ends the

@@ -18,7 +18,7 @@ RETRY_S = 0.1  # when systemd's queue is full
 MAX_UNSENT = 16  # then systemd does not read at all
 
 
-class Notifier:
+class SystemdNotifier:
     """Speaks to the service manager that started us; silent where there is none."""
 
     def __init__(self, address: str = "", watchdog_s: float | None = None) -> None:
@@ -33,7 +33,7 @@ class Notifier:
         self._status = ""
 
     @classmethod
-    def from_environment(cls, environment: MutableMapping[str, str]) -> Notifier:
+    def from_environment(cls, environment: MutableMapping[str, str]) -> SystemdNotifier:
         """Take NOTIFY_SOCKET and WATCHDOG_USEC out of `environment`.
 
         Out of it, because PostgreSQL, which may be our child, speaks to systemd too.

@@ -159,7 +159,7 @@ class Outbox:
         return len(await self._commit.write(work))
 
 
-class Clerk:
+class OfflineEnrolment:
     """Does the same from a command, on a connection of its own, whether a server runs or not."""
 
     def __init__(self, connection: Connection) -> None:

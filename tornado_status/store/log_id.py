@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tornado_status.config import EMBEDDED, Database
+from tornado_status.config import EMBEDDED, DatabaseSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store.database import Connection, StatementFailed, Values, parse_url
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
@@ -92,13 +92,13 @@ class StreamState:
     at: datetime.datetime
 
 
-async def show(settings: Database) -> StreamState:
+async def show(settings: DatabaseSettings) -> StreamState:
     """Return the stream as it is. Raises `ConfigError` and `StoreUnavailable`."""
     async with connected(settings, writable=False) as connection:
         return await _state(connection, _SHOW)
 
 
-async def renew(settings: Database) -> StreamState:
+async def renew(settings: DatabaseSettings) -> StreamState:
     """Begin a new stream, at the same number, and return it; servers that run follow at once.
 
     Raises `ConfigError` and `StoreUnavailable`.
@@ -122,7 +122,7 @@ async def _state(connection: Connection, sql: str, parameters: Values | None = N
 
 
 @asynccontextmanager
-async def connected(settings: Database, *, writable: bool) -> AsyncIterator[Connection]:
+async def connected(settings: DatabaseSettings, *, writable: bool) -> AsyncIterator[Connection]:
     """Connect, to an embedded PostgreSQL too: the one of a running server, or started for this."""
     started: EmbeddedPostgres | None = None
     if settings.url == EMBEDDED:

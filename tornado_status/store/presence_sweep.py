@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from tornado_status.config import Presence
+from tornado_status.config import PresenceSettings
 from tornado_status.errors import StoreError
 from tornado_status.model import presence
 from tornado_status.model.records import Event, EventKind
@@ -122,7 +122,7 @@ class _Quiet:
     more: bool
 
 
-class Sweeper:
+class PresenceSweep:
     """Sweeps and prunes, again and again; a database that is away only delays it.
 
     `gone_offline` counts users that this server declared offline, `pruned` entries it deleted.
@@ -133,7 +133,7 @@ class Sweeper:
         commit: GroupCommit,
         pool: Pool,
         *,
-        when: Presence,
+        when: PresenceSettings,
         every_s: float,
         retention_s: float,
     ) -> None:

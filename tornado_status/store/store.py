@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 
-from tornado_status.config import EMBEDDED, Database, History, Presence
+from tornado_status.config import EMBEDDED, DatabaseSettings, HistorySettings, PresenceSettings
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.model import presence
 from tornado_status.model.records import (
@@ -34,16 +34,16 @@ from tornado_status.store.database import Connection, Pool, StatementFailed, par
 from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
 from tornado_status.store.failover import Parameters
 from tornado_status.store.follow.feed import Feed
-from tornado_status.store.follow.notify_channel import Bell
+from tornado_status.store.follow.notify_channel import NotifyChannel
 from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit
 from tornado_status.store.log_id import origin
-from tornado_status.store.presence_sweep import PREPARE_SWEEP, SAY_SETTINGS, Sweeper
-from tornado_status.store.user_counts import Census
+from tornado_status.store.presence_sweep import PREPARE_SWEEP, SAY_SETTINGS, PresenceSweep
+from tornado_status.store.user_counts import UserCounts
 
 READERS = 6  # connections for reading: half for requests, half for who follows
 READ_WAIT_S = 3.0  # how long a read waits for one of them
 
-_PRESENCE, _HISTORY = Presence(), History()  # as shipped
+_PRESENCE, _HISTORY = PresenceSettings(), HistorySettings()  # as shipped
 
 # PostgreSQL gives up a little before we do: then it is known that nothing was recorded.
 _SERVER_TIMEOUT_SHARE = 0.8
@@ -106,12 +106,12 @@ class Store:
 
     def __init__(
         self,
-        settings: Database,
+        settings: DatabaseSettings,
         *,
         enrolment_closed: bool,
         on_commit: Callable[[Sequence[Event], int], None],
-        when: Presence = _PRESENCE,
-        history: History = _HISTORY,
+        when: PresenceSettings = _PRESENCE,
+        history: HistorySettings = _HISTORY,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
         self._settings = settings
@@ -134,19 +134,21 @@ class Store:
             on_batch=on_batch,
         )
         self._pool = Pool(READERS, settings.connect_timeout_s, READ_WAIT_S)
-        self.sweeper = Sweeper(
+        self.sweeper = PresenceSweep(
             self._commit,
             self._pool,
             when=when,
             every_s=presence.sweep_every_s(when.interval_s),
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
-        self.census = Census(self._commit, self._pool, when.interval_s)
+        self.census = UserCounts(self._commit, self._pool, when.interval_s)
         self._outbox = enrolment.Outbox(self._commit, self._pool)
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._following: list[asyncio.Task[None]] = []
-        self._bell = Bell(self._connect_bell, lambda stream, head: self.feed.tell(stream, head))
+        self._bell = NotifyChannel(
+            self._connect_bell, lambda stream, head: self.feed.tell(stream, head)
+        )
         self.feed = Feed(self, self._bell.listen)
         self._connected_before = False
         self._not_durable: list[str] = []

@@ -35,7 +35,7 @@ SELECT state, count(*) FROM (
 ) users GROUP BY state"""
 
 
-class Census:
+class UserCounts:
     """Counts again and again while `run` runs."""
 
     def __init__(self, commit: GroupCommit, pool: Pool, interval_s: float) -> None:

@@ -24,7 +24,7 @@ RETRY_S = 0.5  # between two attempts: a broker that is back is used within a se
 PENDING_BYTES = 8 * 1024 * 1024  # what the library may hold of what is being written
 
 
-class Connection:
+class NatsConnection:
     """A connection in use: the library's `client`, and `ended`, set once it broke."""
 
     def __init__(self, client: Client, ended: asyncio.Event, where: str) -> None:
@@ -47,7 +47,7 @@ def check_files(broker: Broker) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connected(broker: Broker, name: str) -> AsyncIterator[Connection]:
+async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
     """Connect, and close at the end. Raises `BrokerError` with the reason in one sentence."""
     nats = _library()
     ended = asyncio.Event()
@@ -99,7 +99,7 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[Connection]:
                 said = last[-1]
             raise BrokerError("connect", f"cannot reach {broker}: {_sentence(said)}") from error
         where = client.connected_url.netloc if client.connected_url is not None else str(broker)
-        yield Connection(client, ended, where)
+        yield NatsConnection(client, ended, where)
     finally:
         with contextlib.suppress(OSError, nats.errors.Error):
             async with asyncio.timeout(CONNECT_S):

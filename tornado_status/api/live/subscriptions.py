@@ -24,7 +24,7 @@ from tornado_status.api.live import framing
 from tornado_status.api.live.event_filter import Wanted
 from tornado_status.api.live.framing import Framing, Message
 from tornado_status.api.problem import Problem
-from tornado_status.config import Stream
+from tornado_status.config import LiveSettings
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event, LogSlice, LogSpan
 from tornado_status.runtime.http_timeouts import STALL_S
@@ -149,7 +149,7 @@ class _Group:
 class Streams:
     """All open streams of this server. `ended` counts the ends that were not the client's."""
 
-    def __init__(self, feed: Feed, settings: Stream) -> None:
+    def __init__(self, feed: Feed, settings: LiveSettings) -> None:
         self._feed = feed
         self._settings = settings
         self._log = structlog.get_logger()

@@ -17,7 +17,7 @@ from tornado_status.config import Settings
 from tornado_status.errors import ConfigError
 from tornado_status.pki.authorities import read_authority
 from tornado_status.pki.certificates import issued_by
-from tornado_status.pki.credentials import load_keys
+from tornado_status.pki.credentials import load_credentials
 from tornado_status.pki.expiry import distinct_names, name_of
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.signing import load_signing
@@ -68,7 +68,7 @@ def _read_server_certificate(settings: Settings) -> None:
 
 def _terms(settings: Settings) -> Iterator[Finding]:
     now = time.time()
-    for term in load_keys(settings, None).terms:
+    for term in load_credentials(settings, None).terms:
         warning = term.warning(now)
         if warning is None:
             yield ok(TOPIC, f"{term.setting}: {term.subject}, {term.days_left(now):.0f} days left")

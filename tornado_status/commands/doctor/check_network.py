@@ -18,9 +18,9 @@ from typing import Any
 
 from tornado_status.announce.errno_hints import advice as what_to_do
 from tornado_status.announce.interfaces import Interfaces, read_interfaces
-from tornado_status.announce.udp_sink import UdpOutlet, udp_outlets
+from tornado_status.announce.udp_sink import UdpSink, udp_sinks
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
-from tornado_status.config import NatsTarget, Settings, Target
+from tornado_status.config import NatsTarget, Settings, UdpTarget
 from tornado_status.errors import BrokerError, ConfigError
 from tornado_status.wire.nats_connection import check_files, connected
 
@@ -125,7 +125,7 @@ def _targets(settings: Settings) -> Iterator[Finding]:
     """Open what the server would announce from, without sending."""
     interfaces = read_interfaces()
     for target in settings.announce.udp_targets:
-        for outlet in udp_outlets(target, settings.announce.source_port):
+        for outlet in udp_sinks(target, settings.announce.source_port):
             try:
                 yield _outlet(outlet, settings, interfaces)
             finally:
@@ -147,7 +147,7 @@ async def _broker(target: NatsTarget) -> Finding:
         )
 
 
-def _outlet(outlet: UdpOutlet, settings: Settings, interfaces: Interfaces) -> Finding:
+def _outlet(outlet: UdpSink, settings: Settings, interfaces: Interfaces) -> Finding:
     try:
         outlet.check(interfaces)
     except ConfigError as error:
@@ -192,7 +192,7 @@ def _audience(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _is_local(target: Target, interfaces: Interfaces) -> bool:
+def _is_local(target: UdpTarget, interfaces: Interfaces) -> bool:
     if target.kind == "unicast":
         return ipaddress.ip_address(target.address).is_loopback
     named = target.interfaces or (("127.0.0.1",) if target.kind == "multicast" else ())

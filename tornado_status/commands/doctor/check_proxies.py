@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tornado_status.commands.doctor.finding import Finding, note, ok
-from tornado_status.config import Ingress, Settings
+from tornado_status.config import IngressSettings, Settings
 
 TOPIC = "proxies"
 WIDE = 256  # addresses: more than anybody has proxies
@@ -38,7 +38,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield from _wide(ingress)
 
 
-def _wide(ingress: Ingress) -> Iterator[Finding]:
+def _wide(ingress: IngressSettings) -> Iterator[Finding]:
     for network in ingress.trusted_proxies:
         if network.num_addresses > WIDE:
             yield note(

@@ -6,8 +6,8 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 
-from tornado_status.config import Server
-from tornado_status.ingress.acceptor import Accepting
+from tornado_status.config import ServerSettings
+from tornado_status.ingress.acceptor import Acceptor
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.iostream import READ_CHUNK, PlainStream
 from tornado_status.ingress.trusted_proxies import TrustedProxies
@@ -15,12 +15,12 @@ from tornado_status.ingress.trusted_proxies import TrustedProxies
 MAX_BUFFER = 128 * 1024  # per connection: heads carry certificates, and proxies are few
 
 
-class PlainAcceptor(Accepting):
+class PlainAcceptor(Acceptor):
     """Takes connections of `proxies` to `on_connection`; those of others are closed unread."""
 
     def __init__(
         self,
-        settings: Server,
+        settings: ServerSettings,
         proxies: TrustedProxies,
         on_connection: Callable[[PlainStream, Address], None],
         refused: Counter[str],
@@ -30,7 +30,7 @@ class PlainAcceptor(Accepting):
         self._on_connection = on_connection
 
     def close(self) -> None:
-        """See `Accepting`."""
+        """See `Acceptor`."""
         self.stop_accepting()
 
     def _beginning(self) -> int:

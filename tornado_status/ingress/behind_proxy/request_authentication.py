@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httputil import HTTPServerRequest
 
-from tornado_status.config import Ingress
+from tornado_status.config import IngressSettings
 from tornado_status.errors import ForwardedError, IdentityError
-from tornado_status.ingress.authentication import Counting
+from tornado_status.ingress.authentication import InFlightCounting
 from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
 from tornado_status.ingress.behind_proxy.forwarded_headers import (
     Lines,
@@ -25,7 +25,7 @@ from tornado_status.ingress.behind_proxy.forwarded_headers import (
     read_certificate,
 )
 from tornado_status.ingress.refusals import Refusals
-from tornado_status.ingress.trust import NO_CERTIFICATE, Standing, Trust
+from tornado_status.ingress.trust import NO_CERTIFICATE, AuthResult, Trust
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.model.records import CheckIn, Peer, normalise_ip
 
@@ -34,11 +34,11 @@ MAX_REMEMBERED = 20_000  # verdicts of 2 to 4 KB; one that is forgotten costs a 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    standing: Standing
+    standing: AuthResult
     chain_until: float  # when the first certificate of the chain expires
 
 
-class ProxiedJudge(Counting):
+class RequestAuthenticator(InFlightCounting):
     """Reads certificate and address from the headers of trusted proxies, and judges them.
 
     While `draining` every answer ends its connection.
@@ -47,7 +47,7 @@ class ProxiedJudge(Counting):
     def __init__(
         self,
         trust: Trust,
-        settings: Ingress,
+        settings: IngressSettings,
         proxies: TrustedProxies,
         refusals: Refusals,
         clock: Callable[[], float] = time.time,
@@ -79,7 +79,7 @@ class ProxiedJudge(Counting):
         self._refusals.at_the_start(refusal, client_ip)
         return Peer(client_ip, 0, None, refusal)
 
-    def check_in_of(self, lines: Lines) -> tuple[CheckIn, Standing, float]:
+    def check_in_of(self, lines: Lines) -> tuple[CheckIn, AuthResult, float]:
         """Return what a request says, the verdict, and until when (epoch) its chain is good.
 
         Raises `IdentityError` and `ForwardedError`.

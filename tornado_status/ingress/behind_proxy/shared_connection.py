@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tornado_status.errors import ForwardedError, IdentityError
-from tornado_status.ingress.behind_proxy.request_authentication import ProxiedJudge
+from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
 from tornado_status.ingress.connection import CheckInConnection, CheckInService
 from tornado_status.ingress.fast_path import plain_headers
 from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.iostream import PlainStream
-from tornado_status.ingress.trust import Standing
+from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import CheckIn
 
 MAX_HEAD = 16 * 1024  # bytes, with a certificate and its chain; what is longer is ordinary HTTP
@@ -44,14 +44,14 @@ class Spoken:
     """Whose check-in a head is. `until`, in seconds since the epoch, its chain is good."""
 
     check_in: CheckIn
-    standing: Standing
+    standing: AuthResult
     until: float
 
 
-class Speakers:
+class ClientCache:
     """Remembers the heads that are plain check-ins, and whose they are."""
 
-    def __init__(self, judge: ProxiedJudge) -> None:
+    def __init__(self, judge: RequestAuthenticator) -> None:
         self._judge = judge
         self._bundle = 0
         self._known: dict[bytes, Spoken] = {}
@@ -87,9 +87,9 @@ class SharedConnection(CheckInConnection):
     max_head = MAX_HEAD
 
     def __init__(
-        self, service: CheckInService, stream: PlainStream, address: Address, speakers: Speakers
+        self, service: CheckInService, stream: PlainStream, address: Address, speakers: ClientCache
     ) -> None:
-        super().__init__(service, stream, address, _NOBODY, Standing((), 0))
+        super().__init__(service, stream, address, _NOBODY, AuthResult((), 0))
         self._speakers = speakers
 
     def _on_data(self, data: bytes) -> None:

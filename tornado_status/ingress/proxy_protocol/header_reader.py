@@ -19,19 +19,23 @@ class Owner(Protocol):
     """
 
     def announced(
-        self, preamble: Preamble, connection: socket.socket, address: Address, left_s: float
+        self,
+        preamble: ProxyHeaderReader,
+        connection: socket.socket,
+        address: Address,
+        left_s: float,
     ) -> None: ...
 
     def unannounced(
         self,
-        preamble: Preamble,
+        preamble: ProxyHeaderReader,
         connection: socket.socket,
         proxy: Address,
         error: ProxyHeaderError | None,
     ) -> None: ...
 
 
-class Preamble:
+class ProxyHeaderReader:
     """One PROXY header under way. The loop waits for it; reads are of exactly what is missing."""
 
     __slots__ = (

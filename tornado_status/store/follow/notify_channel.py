@@ -40,7 +40,7 @@ SELECT stream, seq, EXISTS (
 FROM head"""  # noqa: S608
 
 
-class Bell:
+class NotifyChannel:
     """Tells the other servers of our commits, and us of theirs.
 
     `connect` opens a connection of the bell's own. `tell(stream, head)` is called with what is
