@@ -228,7 +228,7 @@ class Sender:
         if not isinstance(key, Ed25519PrivateKey):
             raise RuntimeError("the announcer's key is not one of Ed25519")
         self._signer = Signer(key)
-        ((self._stream,),) = postgres.execute(database, "SELECT stream::text FROM head")
+        ((self._log_id,),) = postgres.execute(database, "SELECT stream::text FROM head")
 
     def write(self, updates: int) -> list[Event]:
         """Commit so many entries of the log, of users who are there, in one transaction."""
@@ -241,12 +241,12 @@ class Sender:
 
     def datagrams(self, events: Sequence[Event], batch: int) -> list[bytes]:
         """Return the signed datagrams of `events`, committed so many at a time."""
-        stream = uuid.UUID(self._stream)
+        log_id = uuid.UUID(self._log_id)
         now = datetime.datetime.now(datetime.UTC)
         found: list[bytes] = []
         for first in range(0, len(events), batch):
             committed = events[first : first + batch]
-            found += encode_json(stream, now, committed[-1].seq, committed, self._signer)
+            found += encode_json(log_id, now, committed[-1].seq, committed, self._signer)
         return found
 
     def send(self, datagrams: Sequence[bytes], seconds: float) -> float:

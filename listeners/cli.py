@@ -145,7 +145,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         url=(options.url or URL) if reads else None,
         certificate=Path(certificate) if reads else None,
         private_key=Path(private_key) if reads else None,
-        stream=options.stream,
+        log_id=options.log,
         state=options.state,
         start=options.start or ("snapshot" if options.board and reads else "now"),
         max_skew_s=options.max_skew,
@@ -541,10 +541,10 @@ def _add_trust(group: argparse._ArgumentGroup) -> None:
         f"(default: {ANNOUNCER}, where it is and --url is not given)",
     )
     group.add_argument(
-        "--stream",
-        type=_stream,
+        "--log",
+        type=_log_id,
         metavar="UUID",
-        help="follow this stream and no other (default: the one that the server confirms)",
+        help="follow the log with this id and no other (default: the one that the server confirms)",
     )
     group.add_argument(
         "--max-skew",
@@ -651,7 +651,7 @@ def _start(text: str) -> int | Literal["now", "start", "snapshot"]:
         ) from None
 
 
-def _stream(text: str) -> uuid.UUID:
+def _log_id(text: str) -> uuid.UUID:
     try:
         return uuid.UUID(text)
     except ValueError:

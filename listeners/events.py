@@ -34,7 +34,7 @@ class Gap:
 
     first: int
     last: int
-    stream: uuid.UUID | None = None
+    log_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,7 +83,7 @@ class Settings:
     url: str | None = None
     certificate: Path | None = None
     private_key: Path | None = None
-    stream: uuid.UUID | None = None
+    log_id: uuid.UUID | None = None
     state: Path | None = None
     start: int | Literal["now", "start", "snapshot"] = "now"
     max_skew_s: float = MAX_SKEW_S
@@ -149,7 +149,7 @@ class Listener:
                 "reader's --cert and --key, or --insecure to show what nobody vouches for"
             )
         self._verifier = Verifier(lambda: self._keys.known, settings.max_skew_s)
-        self._streams = Streams(pinned=settings.stream, confirms=self._server is not None)
+        self._streams = Streams(pinned=settings.log_id, confirms=self._server is not None)
         self._numbers = Numbers(
             repairs=self._server is not None, chance=random.random, window_s=settings.window_s
         )
@@ -196,8 +196,8 @@ class Listener:
             await self._meet_server()
             if self._server is None and self._resumed is not None:
                 # Another stream must be newer than this moment: else a replay could bring one back.
-                self._streams.follow(self._resumed.stream, datetime.datetime.now(datetime.UTC))
-                self._numbers.begin(self._resumed.stream, self._resumed.seq, 0, self._loop.time())
+                self._streams.follow(self._resumed.log_id, datetime.datetime.now(datetime.UTC))
+                self._numbers.begin(self._resumed.log_id, self._resumed.seq, 0, self._loop.time())
             self._begin(self._keep_up())
             if self._ears is not None:
                 for sock in self._ears.sockets:
@@ -452,17 +452,17 @@ class Listener:
 
     def _hear(self, datagram: Datagram, source: Source) -> None:
         now = self._heard_at = self._loop.time()
-        stream = datagram.stream
+        log_id = datagram.log_id
         first = min((event.seq for event in datagram.updates), default=datagram.head + 1)
-        verdict = self._streams.judge(stream, datagram.sent)
+        verdict = self._streams.judge(log_id, datagram.sent)
         if verdict is Verdict.UNCONFIRMED:
-            if stream in self._hints or len(self._hints) < MAX_HINTS:
-                self._hints[stream] = min(first, self._hints.get(stream, first))
+            if log_id in self._hints or len(self._hints) < MAX_HINTS:
+                self._hints[log_id] = min(first, self._hints.get(log_id, first))
             self._refresh.want(now)
             self._stir.set()
-            raise DatagramError("stream", f"its stream {stream} is not confirmed by the server")
+            raise DatagramError("log", f"its stream {log_id} is not confirmed by the server")
         if verdict is Verdict.REFUSED:
-            raise DatagramError("stream", f"its stream {stream} is not the one that is followed")
+            raise DatagramError("log", f"its stream {log_id} is not the one that is followed")
         if verdict is Verdict.NEW:
             self._follow_heard(datagram, first, now)
         self._numbers.hear(datagram.head, datagram.updates, source, now)
@@ -472,19 +472,19 @@ class Listener:
     def _follow_heard(self, datagram: Datagram, first: int, now: float) -> None:
         """Follow a stream on the word of its announcer, or of the operator who pinned it."""
         before = self._streams.followed
-        self._streams.follow(datagram.stream, datagram.sent)
+        self._streams.follow(datagram.log_id, datagram.sent)
         if before is not None or self._resumed is not None:
             if before is None and self._resumed is not None:
-                if self._resumed.stream == datagram.stream:
-                    self._numbers.begin(datagram.stream, self._resumed.seq, datagram.head, now)
+                if self._resumed.log_id == datagram.log_id:
+                    self._numbers.begin(datagram.log_id, self._resumed.seq, datagram.head, now)
                     return
-                self._numbers.begin(self._resumed.stream, self._resumed.seq, 0, now)
-            self._warn(f"a new stream begins: {datagram.stream}")
-            self._numbers.restart(datagram.stream, first - 1, now)
+                self._numbers.begin(self._resumed.log_id, self._resumed.seq, 0, now)
+            self._warn(f"a new stream begins: {datagram.log_id}")
+            self._numbers.restart(datagram.log_id, first - 1, now)
             return
         match self._settings.start:
             case "snapshot" if self._server is not None:
-                self._numbers.begin_with_snapshot(datagram.stream)
+                self._numbers.begin_with_snapshot(datagram.log_id)
                 return
             case "now" | "snapshot":
                 after = first - 1
@@ -492,7 +492,7 @@ class Listener:
                 after = 0
             case number:
                 after = number - 1
-        self._numbers.begin(datagram.stream, after, datagram.head, now)
+        self._numbers.begin(datagram.log_id, after, datagram.head, now)
 
     # ------------------------------------------------------------------------------- the server
 
@@ -520,7 +520,7 @@ class Listener:
             self._numbers = Numbers(
                 repairs=False, chance=random.random, window_s=self._settings.window_s
             )
-            self._streams = Streams(pinned=self._settings.stream)
+            self._streams = Streams(pinned=self._settings.log_id)
         except ServerError as error:
             self._not_answered(error)
 
@@ -543,7 +543,7 @@ class Listener:
         moments = [self._numbers.wake_at()]
         if self._server is not None:
             moments.append(self._refresh.due)
-            if self._numbers.stream is None:
+            if self._numbers.log_id is None:
                 moments.append(self._locating.not_before)
         if self._state is not None:
             moments.append(now + SAVE_INTERVAL_S)
@@ -558,7 +558,7 @@ class Listener:
             except ServerError as error:
                 self._not_answered(error)
             return True
-        if self._numbers.stream is None:
+        if self._numbers.log_id is None:
             if now < self._locating.not_before:
                 return False
             try:
@@ -581,7 +581,7 @@ class Listener:
     async def _look_who_announces(self, server: Server) -> None:
         known = set(self._keys.known)
         try:
-            stream, certificates = await server.announcers()
+            log_id, certificates = await server.announcers()
         except ServerError as error:
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._refresh.failed(self._loop.time(), retry_after_s)
@@ -590,9 +590,9 @@ class Listener:
         for reason in self._keys.replace_published(certificates):
             self._complain("an announcer of the server", reason, f"refused: {reason}")
         moved = (
-            self._numbers.stream is not None
-            and self._streams.allows(stream)
-            and self._follow_confirmed(stream)
+            self._numbers.log_id is not None
+            and self._streams.allows(log_id)
+            and self._follow_confirmed(log_id)
         )
         changed = moved or set(self._keys.known) != known
         self._refresh.answered(self._loop.time(), changed=changed)
@@ -607,31 +607,31 @@ class Listener:
             raise
         self._trouble = None
         now = self._loop.time()
-        if self._numbers.stream is not None:
+        if self._numbers.log_id is not None:
             return  # a datagram of the pinned stream was faster
-        if not self._streams.allows(page.stream):
+        if not self._streams.allows(page.log_id):
             self._locating.failed(now)
-            self._complain("the server", "stream", f"its stream is {page.stream}, not the pinned")
+            self._complain("the server", "log", f"its stream is {page.log_id}, not the pinned")
             return
-        self._streams.follow(page.stream)
+        self._streams.follow(page.log_id)
         if self._resumed is not None:
-            self._numbers.begin(self._resumed.stream, self._resumed.seq, page.head, now)
-            if self._resumed.stream != page.stream or self._resumed.seq > page.head:
-                self._numbers.restart(page.stream, 0, now)
+            self._numbers.begin(self._resumed.log_id, self._resumed.seq, page.head, now)
+            if self._resumed.log_id != page.log_id or self._resumed.seq > page.head:
+                self._numbers.restart(page.log_id, 0, now)
             return
         match self._settings.start:
             case "snapshot":
                 self._hints.clear()
-                self._numbers.begin_with_snapshot(page.stream)
+                self._numbers.begin_with_snapshot(page.log_id)
                 return
             case "now":
-                after = min(page.head, self._hints.get(page.stream, page.head + 1) - 1)
+                after = min(page.head, self._hints.get(page.log_id, page.head + 1) - 1)
             case "start":
                 after = 0
             case number:
                 after = number - 1
         self._hints.clear()
-        self._numbers.begin(page.stream, after, page.head, now)
+        self._numbers.begin(page.log_id, after, page.head, now)
 
     async def _fetch(self, server: Server, wish: Fetch) -> None:
         match wish:
@@ -643,7 +643,7 @@ class Listener:
                     self._numbers.gone(wish)
                     return
                 self._trouble = None
-                if self._follow_confirmed(events.stream):
+                if self._follow_confirmed(events.log_id):
                     return
                 if not self._numbers.page(wish, events, self._loop.time()):
                     self._not_answered(
@@ -652,18 +652,18 @@ class Listener:
             case FetchUsers(path):
                 users = await server.users(path, PAGE)
                 self._trouble = None
-                if not self._follow_confirmed(users.stream):
+                if not self._follow_confirmed(users.log_id):
                     self._numbers.users(wish, users, users.following, self._loop.time())
 
-    def _follow_confirmed(self, stream: uuid.UUID) -> bool:
+    def _follow_confirmed(self, log_id: uuid.UUID) -> bool:
         """Follow the stream that the server names. True: it is another one than before."""
-        if stream == self._streams.followed:
+        if log_id == self._streams.followed:
             return False
-        if not self._streams.allows(stream):
-            raise Unreachable(f"its stream is now {stream}, not the pinned one")
-        self._warn(f"a new stream begins: {stream}")
-        self._streams.follow(stream)
-        self._numbers.restart(stream, 0, self._loop.time())
+        if not self._streams.allows(log_id):
+            raise Unreachable(f"its stream is now {log_id}, not the pinned one")
+        self._warn(f"a new stream begins: {log_id}")
+        self._streams.follow(log_id)
+        self._numbers.restart(log_id, 0, self._loop.time())
         return True
 
     def _not_answered(self, error: ServerError) -> None:

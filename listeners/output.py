@@ -97,15 +97,15 @@ def json_line(
 
 def _gap_block(gap: Gap) -> str:
     lines = [_RULE, f"Missing      : {gap.first} to {gap.last}"]
-    if gap.stream is not None:
-        lines.append(f"New Stream   : {gap.stream}")
+    if gap.log_id is not None:
+        lines.append(f"New Stream   : {gap.log_id}")
     return "\n".join([*lines, _RULE]) + "\n"
 
 
 def _gap_line(gap: Gap) -> str:
     members: dict[str, object] = {"event": "gap", "from": gap.first, "to": gap.last}
-    if gap.stream is not None:
-        members["stream"] = str(gap.stream)
+    if gap.log_id is not None:
+        members["log"] = str(gap.log_id)
     return json.dumps(members, separators=(",", ":")) + "\n"
 
 

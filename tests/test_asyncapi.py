@@ -72,7 +72,7 @@ def test_each_golden_datagram_is_as_described(name: str) -> None:
         ({"v": 2}, "1 was expected"),
         ({"head": -1}, "less than the minimum"),
         ({"sent": "2026-01-02 03:04:05"}, "does not match|is not a 'date-time'"),
-        ({"stream": "seven"}, "is not a 'uuid'"),
+        ({"log": "seven"}, "is not a 'uuid'"),
         ({"kid": "3881fda889fccb77"}, "'sig' is a dependency"),
         ({"height": 7}, "unexpected"),
         ({"updates": [{"seq": 1}]}, "required property"),

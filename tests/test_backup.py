@@ -124,7 +124,7 @@ def test_a_dump_brings_a_database_of_ones_own_back(
         listener.wait_for_seq(4)
         wait_until(lambda: any(e["event"] == "gap" for e in listener.shown), "a gap")
         [gap] = [entry for entry in listener.shown if entry["event"] == "gap"]
-        assert gap["stream"] == new
+        assert gap["log"] == new
         assert recorded(again) == [1, 2, 3, 4]
         listener.stop()
 
@@ -211,7 +211,7 @@ def test_a_restore_without_a_new_stream_is_what_the_page_warns_of(
         check_in(server, 1)
         old, _ = operator.stream()
         restore, _, command = RESTORE.rstrip("\n").rpartition("\n")
-        assert command.endswith("stream new")
+        assert command.endswith("log new")
         operator.types(TOOLS, EMBEDDED, restore + "\n")
         assert operator.stream() == (old, 1)
 
@@ -262,7 +262,7 @@ def test_a_dump_moves(start_server: StartServer, own_postgres: Postgres, tmp_pat
 def test_a_copy_of_the_files_moves_to_another_machine(
     start_server: StartServer, operator: Operator, tmp_path: Path
 ) -> None:
-    """It goes on there; without `stream new` it would be the same stream twice."""
+    """It goes on there; without `log new` it would be the same stream twice."""
     with embedded(start_server, operator) as server:
         check_in(server, 3)
         operator.types(TOOLS, EMBEDDED, COPY)
@@ -380,7 +380,7 @@ def test_a_database_of_ones_own_is_recovered_to_its_end_after_a_crash(
                 listener.wait_for_seq(9)
                 wait_until(lambda: any(e["event"] == "gap" for e in listener.shown), "a gap")
                 [gap] = [entry for entry in listener.shown if entry["event"] == "gap"]
-                assert gap["stream"] == new
+                assert gap["log"] == new
                 listener.stop()
 
 

@@ -133,7 +133,7 @@ def test_every_target_hears_in_its_own_encoding(start_server: StartServer) -> No
         assert server.request("POST", "/api/client").status == 204
         for listener in (group, broadcast):
             first, second = listener.one()[0], listener.one()[0]
-            assert first.startswith(b'{"v":1,"stream":"')
+            assert first.startswith(b'{"v":1,"log":"')
             assert second.startswith(b"\x16valid_user@example.com")
 
 

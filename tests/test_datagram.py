@@ -31,7 +31,7 @@ from tornado_status.wire.datagram import (
 )
 
 VECTORS = Path(__file__).parent / "vectors"
-STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
+LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 CHECK_IN = Event(42, "check-in", "valid_user@example.com", MOMENT, "10.0.0.7", 51514)
 
@@ -103,13 +103,13 @@ def test_json_vectors_encode_to_and_decode_from_the_written_bytes(path: Path) ->
     payload = vector["text"].encode("ascii")
     fields = vector["fields"]
     datagram = Datagram(
-        stream=uuid.UUID(fields["stream"]),
+        log_id=uuid.UUID(fields["log"]),
         sent=datetime.datetime.fromisoformat(fields["sent"]),
         head=fields["head"],
         updates=tuple(written_event(update) for update in fields["updates"]),
     )
     assert decode(payload) == datagram
-    encoded = encode_json(datagram.stream, datagram.sent, datagram.head, datagram.updates)
+    encoded = encode_json(datagram.log_id, datagram.sent, datagram.head, datagram.updates)
     assert list(encoded) == [payload]
 
 
@@ -131,16 +131,16 @@ def test_binary_vectors_encode_to_and_decode_from_the_written_bytes(path: Path) 
 @no_deadline
 @given(st.uuids(), moments, heads, st.lists(events, max_size=20))
 def test_json_datagrams_carry_every_update_in_order_within_one_frame(
-    stream: uuid.UUID, sent: datetime.datetime, head: int, sent_events: list[Event]
+    log_id: uuid.UUID, sent: datetime.datetime, head: int, sent_events: list[Event]
 ) -> None:
     """Whatever is announced arrives whole and in order, and each datagram can still be signed."""
-    payloads = list(encode_json(stream, sent, head, sent_events))
+    payloads = list(encode_json(log_id, sent, head, sent_events))
     assert all(len(payload) <= MAX_DATAGRAM - SIGNATURE_ROOM for payload in payloads)
     heard: list[Event] = []
     for payload in payloads:
         datagram = decode(payload)
         assert isinstance(datagram, Datagram)
-        assert (datagram.stream, datagram.sent, datagram.head) == (stream, sent, head)
+        assert (datagram.log_id, datagram.sent, datagram.head) == (log_id, sent, head)
         assert datagram.updates or not sent_events
         heard.extend(datagram.updates)
     assert heard == sent_events
@@ -178,13 +178,13 @@ def test_two_of_the_longest_updates_fit_in_one_datagram() -> None:
         client_port=65535,
         at=MOMENT,
     )
-    assert len(list(encode_json(STREAM, MOMENT, MAX_SEQ, [longest] * 2))) == 1
-    assert len(list(encode_json(STREAM, MOMENT, MAX_SEQ, [longest] * 3))) == 2
+    assert len(list(encode_json(LOG_ID, MOMENT, MAX_SEQ, [longest] * 2))) == 1
+    assert len(list(encode_json(LOG_ID, MOMENT, MAX_SEQ, [longest] * 3))) == 2
 
 
 def test_a_datagram_is_filled_before_the_next_is_begun() -> None:
     """A burst costs as few datagrams as it can: about seven ordinary check-ins fit in one."""
-    payloads = list(encode_json(STREAM, MOMENT, 42, [CHECK_IN] * 15))
+    payloads = list(encode_json(LOG_ID, MOMENT, 42, [CHECK_IN] * 15))
     assert [len(decode_json(payload).updates) for payload in payloads] == [7, 7, 1]
 
 
@@ -227,7 +227,7 @@ def test_a_damaged_datagram_decodes_or_is_refused(
     payload = (
         encode_binary(sent_events[0])
         if binary
-        else next(encode_json(STREAM, MOMENT, 42, sent_events))
+        else next(encode_json(LOG_ID, MOMENT, 42, sent_events))
     )
     place %= len(payload)
     try:
@@ -237,10 +237,10 @@ def test_a_damaged_datagram_decodes_or_is_refused(
 
 
 @no_deadline
-@given(st.dictionaries(st.sampled_from(["v", "stream", "sent", "head", "updates"]), json_values))
+@given(st.dictionaries(st.sampled_from(["v", "log", "sent", "head", "updates"]), json_values))
 def test_any_json_object_decodes_or_is_refused(members: dict[str, object]) -> None:
     """Members of any type and shape are judged, not trusted."""
-    payload = json.dumps({"v": 1, "stream": str(STREAM), **members}).encode()
+    payload = json.dumps({"v": 1, "log": str(LOG_ID), **members}).encode()
     try:
         decode_json(payload)
     except DatagramError as error:
@@ -310,7 +310,7 @@ def test_more_than_a_frame_is_refused() -> None:
 
 def test_unknown_members_are_ignored() -> None:
     """A later version may add members without becoming unreadable."""
-    payload = next(encode_json(STREAM, MOMENT, 42, [CHECK_IN]))
+    payload = next(encode_json(LOG_ID, MOMENT, 42, [CHECK_IN]))
     longer = payload.replace(b'{"v":1,', b'{"v":1,"colour":"blue",').replace(
         b'{"seq":42,', b'{"seq":42,"note":[1,{"a":null}],'
     )
@@ -411,5 +411,5 @@ def test_an_update_that_fits_in_no_datagram_is_an_error() -> None:
     """An oversized update is refused, never cut and never sent in fragments."""
     long = Event(1, "check-in", "x" * MAX_DATAGRAM, MOMENT, "10.0.0.7", 1)
     with pytest.raises(DatagramError) as refusal:
-        list(encode_json(STREAM, MOMENT, 1, [CHECK_IN, long]))
+        list(encode_json(LOG_ID, MOMENT, 1, [CHECK_IN, long]))
     assert refusal.value.reason == "too-long"

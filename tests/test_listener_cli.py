@@ -472,7 +472,7 @@ def test_a_new_stream_is_followed_once_the_server_confirms_it(
         check_in(second, 1)
         shown = listener.wait_for_seq(5)
         listener.stop()
-    assert shown[3] == {"event": "gap", "from": 1, "to": 4, "stream": stream}
+    assert shown[3] == {"event": "gap", "from": 1, "to": 4, "log": stream}
     assert [(entry["seq"], entry["event"]) for entry in shown[4:]] == [
         (4, "snapshot"),
         (5, "check-in"),
@@ -624,7 +624,7 @@ NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 
 def test_a_newer_signed_stream_is_followed_with_a_gap(announcing: Announcing, certs: Path) -> None:
     """Nobody but an announcer can begin one; a pinned listener keeps to its own."""
-    pinned_to = ["--stream", STREAM]
+    pinned_to = ["--log", STREAM]
     with (
         Listening(*verifying(certs, announcing.port)) as listener,
         Listening(*verifying(certs, announcing.port), *pinned_to) as pinned,
@@ -637,15 +637,15 @@ def test_a_newer_signed_stream_is_followed_with_a_gap(announcing: Announcing, ce
         announcing.stream = STREAM
         announcing.announce(2)
         pinned.wait_for_seq(2)
-        assert "stream 1" in pinned.stop()
-        assert "stream 1" in listener.stop()
+        assert "log 1" in pinned.stop()
+        assert "log 1" in listener.stop()
     assert old
     assert [entry.get("seq") for entry in pinned.shown] == [1, 2]
     assert listener.shown[1] == {
         "event": "gap",
         "from": 1,
         "to": 6,
-        "stream": "00000000-0000-0000-0000-000000000007",
+        "log": "00000000-0000-0000-0000-000000000007",
     }
     assert [entry.get("seq") for entry in listener.shown] == [1, None, 7]
 

@@ -39,7 +39,7 @@ examples = settings(deadline=None, max_examples=300)
 class World:
     """The server: a stream, its log, and what of it was pruned."""
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     log: list[Event] = field(default_factory=list)
     pruned: int = 0
 
@@ -49,7 +49,7 @@ class World:
 
     def commit(self, user: int) -> Event:
         event = Event(
-            self.head + 1, "check-in", f"u{user}@{self.stream}", MOMENT, "10.0.0.7", self.head % 9
+            self.head + 1, "check-in", f"u{user}@{self.log_id}", MOMENT, "10.0.0.7", self.head % 9
         )
         self.log.append(event)
         return event
@@ -63,7 +63,7 @@ class World:
             if wish.after > self.head or wish.after < self.pruned:
                 return None
             found = self.log[wish.after : wish.after + wish.limit]
-            return EventPage(self.stream, self.head, found)
+            return EventPage(self.log_id, self.head, found)
         after = wish.path.removeprefix("/api/users?after=") if wish.path else ""
         users = sorted(email for email in self.status() if email > after)
         records = [
@@ -71,7 +71,7 @@ class World:
             for email in users[:page]
         ]
         following = f"/api/users?after={users[page - 1]}" if len(users) > page else None
-        return UserPage(self.stream, self.head, records, following)
+        return UserPage(self.log_id, self.head, records, following)
 
 
 class Reader:
@@ -89,22 +89,22 @@ class Reader:
             case Update(event, _, verified):
                 assert isinstance(event, Event)
                 assert verified
-                assert event.email.endswith(str(self.at.stream))
+                assert event.email.endswith(str(self.at.log_id))
                 assert event.seq == self.at.seq + 1
                 assert event.seq > self.known.get(event.email, 0)
                 self.known[event.email] = event.seq
                 self.updates.append(event)
-                self.at = Position(self.at.stream, event.seq)
+                self.at = Position(self.at.log_id, event.seq)
                 self._snapshot_of = None
-            case Gap(first, last, stream):
-                if stream is None:
+            case Gap(first, last, log_id):
+                if log_id is None:
                     assert first == self.at.seq + 1
                     assert last >= first
                 else:
                     assert first == 1
                     self.known.clear()
                 self.gaps.append(delivery)
-                self.at = Position(stream or self.at.stream, last)
+                self.at = Position(log_id or self.at.log_id, last)
                 self._snapshot_of = last
             case Snapshot(record):
                 assert self._snapshot_of is not None, "a snapshot without a gap before it"
@@ -129,9 +129,9 @@ class Run:
             self.world.commit(chance.randrange(USERS))
         self.sequence = self.new_sequence()
         start = self.world.head
-        self.sequence.begin(self.world.stream, start, self.world.head, self.now)
+        self.sequence.begin(self.world.log_id, start, self.world.head, self.now)
         self.start = start
-        self.reader = Reader(Position(self.world.stream, start))
+        self.reader = Reader(Position(self.world.log_id, start))
         self.asked: tuple[Fetch, EventPage | UserPage | None] | None = None
 
     def new_sequence(self) -> Sequence:
@@ -168,7 +168,7 @@ class Run:
                 self.world.pruned = chance.randint(self.world.pruned, self.world.head)
             case 10:
                 if chance.random() < 0.3:
-                    self.world = World(uuid.UUID(int=self.world.stream.int + 1))
+                    self.world = World(uuid.UUID(int=self.world.log_id.int + 1))
                     for _ in range(chance.randint(0, 9)):
                         self.world.commit(chance.randrange(USERS))
             case 11:
@@ -177,20 +177,20 @@ class Run:
 
     def send(self, events: list[Event], loss: float) -> None:
         copies = 0 if self.chance.random() < loss else self.chance.choice([1, 1, 2, 3])
-        self.flying += [(self.world.stream, self.world.head, events)] * copies
+        self.flying += [(self.world.log_id, self.world.head, events)] * copies
 
     def hear(self, datagram: tuple[uuid.UUID, int, list[Event]]) -> None:
-        stream, head, events = datagram
-        if stream == self.sequence.stream:
+        log_id, head, events = datagram
+        if log_id == self.sequence.log_id:
             self.sequence.hear(head, events, SOURCE, self.now)
         else:
-            self.confirm(self.world.stream)
+            self.confirm(self.world.log_id)
 
-    def confirm(self, stream: uuid.UUID) -> bool:
+    def confirm(self, log_id: uuid.UUID) -> bool:
         """As the listener does when the server names a stream."""
-        if stream == self.sequence.stream:
+        if log_id == self.sequence.log_id:
             return False
-        self.sequence.restart(stream, 0, self.now)
+        self.sequence.restart(log_id, 0, self.now)
         return True
 
     def ask(self) -> None:
@@ -208,7 +208,7 @@ class Run:
         elif answer is None:
             assert isinstance(wish, FetchEvents)
             self.sequence.gone(wish)
-        elif not self.confirm(answer.stream):
+        elif not self.confirm(answer.log_id):
             if isinstance(answer, EventPage):
                 assert isinstance(wish, FetchEvents)
                 self.sequence.page(wish, answer, self.now)
@@ -229,16 +229,16 @@ class Run:
         assert saved is not None
         self.asked = None
         self.sequence = self.new_sequence()
-        self.sequence.begin(saved.stream, saved.seq, self.world.head, self.now)
-        if saved.stream != self.world.stream or saved.seq > self.world.head:
-            self.sequence.restart(self.world.stream, 0, self.now)
+        self.sequence.begin(saved.log_id, saved.seq, self.world.head, self.now)
+        if saved.log_id != self.world.log_id or saved.seq > self.world.head:
+            self.sequence.restart(self.world.log_id, 0, self.now)
         if saved != self.reader.at:
             # In the middle of a snapshot: it comes again from its beginning.
             assert self.reader.gaps
             gaps, known = self.reader.gaps, self.reader.known
             self.reader = Reader(saved)
             self.reader.gaps = gaps
-            if saved.stream == self.world.stream:
+            if saved.log_id == self.world.log_id:
                 self.reader.known = {e: s for e, s in known.items() if s <= saved.seq}
 
     def settle(self) -> None:
@@ -252,7 +252,7 @@ class Run:
             self.now += 0.5
             while self.take():
                 pass
-            self.hear((self.world.stream, self.world.head, []))
+            self.hear((self.world.log_id, self.world.head, []))
             if self.sequence.lag == 0 and self.sequence.wish(self.now + 1e6) is None:
                 return
         raise AssertionError("it never comes to rest")
@@ -273,7 +273,7 @@ def test_every_number_comes_once_and_in_order(
     run.settle()
     assert run.reader.updates == run.world.log[run.start :]
     assert run.reader.gaps == []
-    assert run.sequence.position == Position(run.world.stream, run.world.head)
+    assert run.sequence.position == Position(run.world.log_id, run.world.head)
     assert len(run.sequence) == 0
 
 
@@ -287,7 +287,7 @@ def test_what_cannot_be_had_is_a_gap_and_a_snapshot(
     for _ in range(steps):
         run.step(loss)
     run.settle()
-    assert run.reader.at == Position(run.world.stream, run.world.head)
+    assert run.reader.at == Position(run.world.log_id, run.world.head)
     assert run.sequence.position == run.reader.at
     if run.reader.gaps:
         assert run.reader.known == run.world.status()
@@ -305,7 +305,7 @@ def test_without_a_server_gaps_are_told(chance: random.Random, loss: float, step
         run.step(loss)
         run.sequence.expire(run.now)
     run.settle()
-    assert run.reader.at == Position(run.world.stream, run.world.head)
+    assert run.reader.at == Position(run.world.log_id, run.world.head)
     told = {seq for gap in run.reader.gaps for seq in range(gap.first, gap.last + 1)}
     assert len(told) == run.sequence.counts.missed
     assert [e.seq for e in run.reader.updates] == [
@@ -320,12 +320,12 @@ def event(seq: int) -> Event:
     return Event(seq, "check-in", f"u{seq}@example.com", MOMENT, "10.0.0.7", 1)
 
 
-STREAM, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
+LOG_ID, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
 def begun(*, repairs: bool = True, after: int = 0, held: int = 100) -> Sequence:
     sequence = Sequence(repairs=repairs, chance=lambda: 1.0, max_held=held, page=10)
-    sequence.begin(STREAM, after, after, 0.0)
+    sequence.begin(LOG_ID, after, after, 0.0)
     return sequence
 
 
@@ -362,7 +362,7 @@ def test_a_gap_is_fetched_after_the_window_and_a_random_wait() -> None:
     wish = sequence.wish(moment)
     assert wish == FetchEvents(0, 3)
     sequence.asking(wish)
-    assert sequence.page(wish, EventPage(STREAM, 3, [event(n) for n in (1, 2, 3)]), moment)
+    assert sequence.page(wish, EventPage(LOG_ID, 3, [event(n) for n in (1, 2, 3)]), moment)
     assert seqs(sequence) == [1, 2, 3]
     assert sequence.counts.repaired == 2
 
@@ -381,7 +381,7 @@ def test_a_page_that_says_there_is_nothing_is_asked_for_again() -> None:
     sequence.hear(5, [], SOURCE, 0.0)
     wish = sequence.wish(10.0)
     assert isinstance(wish, FetchEvents)
-    assert not sequence.page(wish, EventPage(STREAM, 0, []), 10.0)
+    assert not sequence.page(wish, EventPage(LOG_ID, 0, []), 10.0)
     assert sequence.wish(10.1) is None
     assert sequence.wish(60.0) == wish
 
@@ -401,7 +401,7 @@ def test_what_finds_no_room_is_repaired_later() -> None:
         wish = sequence.wish(now)
         assert isinstance(wish, FetchEvents)
         found = [event(n) for n in range(wish.after + 1, wish.after + 1 + wish.limit)]
-        sequence.page(wish, EventPage(STREAM, 99, found), now)
+        sequence.page(wish, EventPage(LOG_ID, 99, found), now)
         got += seqs(sequence)
     assert got == list(range(1, 100))
 
@@ -409,15 +409,15 @@ def test_what_finds_no_room_is_repaired_later() -> None:
 def test_a_snapshot_to_begin_with_is_no_gap() -> None:
     """What is heard meanwhile follows it, and nothing before it was missed."""
     sequence = Sequence(repairs=True, chance=lambda: 0.0, page=10)
-    sequence.begin_with_snapshot(STREAM)
+    sequence.begin_with_snapshot(LOG_ID)
     sequence.hear(7, [event(7)], SOURCE, 0.0)
     assert taken(sequence) == []
     wish = sequence.wish(0.0)
     assert wish == FetchUsers(None)
     record = StatusRecord(5, "a@example.com", event(5).last_seen, "10.0.0.7", 1)
-    sequence.users(FetchUsers(None), UserPage(STREAM, 6, [record], None), None, 0.0)
+    sequence.users(FetchUsers(None), UserPage(LOG_ID, 6, [record], None), None, 0.0)
     assert taken(sequence) == [Snapshot(record), Update(event(7), SOURCE)]
-    assert (sequence.position, sequence.counts.missed, sequence.lag) == (Position(STREAM, 7), 0, 0)
+    assert (sequence.position, sequence.counts.missed, sequence.lag) == (Position(LOG_ID, 7), 0, 0)
 
 
 def test_without_a_server_a_gap_is_told_once_and_late() -> None:
@@ -453,15 +453,15 @@ def test_a_position_is_not_moved_by_half_a_snapshot() -> None:
     assert ask == FetchUsers(None)
     assert isinstance(ask, FetchUsers)
     records = [StatusRecord(n, f"u{n}@example.com", MOMENT, "::1", 1) for n in (8, 9, 10)]
-    sequence.users(ask, UserPage(STREAM, 9, records, None), None, 10.0)
+    sequence.users(ask, UserPage(LOG_ID, 9, records, None), None, 10.0)
     assert sequence.take() == Gap(4, 9)
     assert sequence.take() == Snapshot(records[0])
-    assert sequence.position == Position(STREAM, 3)
+    assert sequence.position == Position(LOG_ID, 3)
     assert sequence.take() == Snapshot(records[1])
     # Record 10 is newer than the snapshot: its own update follows.
     sequence.hear(10, [event(10)], SOURCE, 10.0)
     assert seqs(sequence) == [10]
-    assert sequence.position == Position(STREAM, 10)
+    assert sequence.position == Position(LOG_ID, 10)
 
 
 # ------------------------------------------------------------------------------- pace, streams
@@ -503,25 +503,25 @@ def test_another_stream_is_followed_only_on_good_grounds() -> None:
     """The server's word, the operator's pin, or without both a newer signed datagram."""
     later = MOMENT + datetime.timedelta(seconds=1)
     asks = Streams(confirms=True)
-    assert asks.judge(STREAM, MOMENT) is Verdict.UNCONFIRMED
-    asks.follow(STREAM)
-    assert asks.judge(STREAM, MOMENT) is Verdict.FOLLOWED
+    assert asks.judge(LOG_ID, MOMENT) is Verdict.UNCONFIRMED
+    asks.follow(LOG_ID)
+    assert asks.judge(LOG_ID, MOMENT) is Verdict.FOLLOWED
     assert asks.judge(OTHER, later) is Verdict.UNCONFIRMED
     asks.follow(OTHER)
-    assert asks.judge(STREAM, later) is Verdict.REFUSED
+    assert asks.judge(LOG_ID, later) is Verdict.REFUSED
 
     trusts = Streams()
-    assert trusts.judge(STREAM, MOMENT) is Verdict.NEW
-    trusts.follow(STREAM, MOMENT)
+    assert trusts.judge(LOG_ID, MOMENT) is Verdict.NEW
+    trusts.follow(LOG_ID, MOMENT)
     assert trusts.judge(OTHER, MOMENT) is Verdict.REFUSED
     assert trusts.judge(OTHER, later) is Verdict.NEW
     trusts.follow(OTHER, later)
-    assert trusts.judge(STREAM, later + datetime.timedelta(hours=1)) is Verdict.REFUSED
+    assert trusts.judge(LOG_ID, later + datetime.timedelta(hours=1)) is Verdict.REFUSED
 
     pinned = Streams(pinned=OTHER, confirms=True)
-    assert pinned.judge(STREAM, later) is Verdict.REFUSED
+    assert pinned.judge(LOG_ID, later) is Verdict.REFUSED
     assert pinned.judge(OTHER, MOMENT) is Verdict.NEW
-    assert not pinned.allows(STREAM)
+    assert not pinned.allows(LOG_ID)
 
 
 # ------------------------------------------------------------------------------------- intake

@@ -30,7 +30,7 @@ from tornado_status.wire.datagram import Datagram, encode_json, encode_update
 
 VECTORS = sorted((Path(__file__).parent / "vectors").glob("signed-v1-*.json"))
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
-STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
+LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
 TEST_ONLY_KEY = Ed25519PrivateKey.from_private_bytes(b"tornado_status tests only, never")
 SIGNER = Signer(TEST_ONLY_KEY)
 OTHER = Signer(Ed25519PrivateKey.from_private_bytes(b"another key, also for tests only"))
@@ -57,7 +57,7 @@ def event(seq: int = 42) -> Event:
 
 
 def datagram(*events: Event, sent: datetime.datetime = NOW, signer: Signer = SIGNER) -> bytes:
-    [payload] = encode_json(STREAM, sent, 42, events, signer)
+    [payload] = encode_json(LOG_ID, sent, 42, events, signer)
     return payload
 
 
@@ -88,10 +88,10 @@ def test_signed_vectors_encode_to_and_verify_from_the_written_bytes(path: Path) 
     sent = datetime.datetime.fromisoformat(fields["sent"])
     events = [written_event(update) for update in fields["updates"]]
     payload = vector["text"].encode("ascii")
-    stream = uuid.UUID(fields["stream"])
-    assert list(encode_json(stream, sent, fields["head"], events, signer)) == [payload]
+    log_id = uuid.UUID(fields["log"])
+    assert list(encode_json(log_id, sent, fields["head"], events, signer)) == [payload]
     announcer = AnnouncerKey(signer.kid, key.public_key(), sent, sent)
-    expected = Datagram(stream, sent, fields["head"], tuple(events), signer.kid)
+    expected = Datagram(log_id, sent, fields["head"], tuple(events), signer.kid)
     assert verifier(announcer).verify(payload, sent) == expected
 
 
@@ -171,7 +171,7 @@ def test_any_answer_is_a_page_or_an_error(body: bytes) -> None:
 @pytest.mark.parametrize(
     ("payload", "expected"),
     [
-        (next(encode_json(STREAM, NOW, 42, [event()])), "unsigned"),
+        (next(encode_json(LOG_ID, NOW, 42, [event()])), "unsigned"),
         (datagram(event(), signer=OTHER), "unknown-kid"),
         (datagram(event())[:-1], "unsigned"),
         (datagram(event()) + b" ", "unsigned"),
@@ -193,14 +193,14 @@ def test_each_refusal_has_its_reason(payload: bytes, expected: str) -> None:
 
 def test_only_want_of_proof_can_be_overlooked() -> None:
     """--insecure shows what nothing proves, never what something speaks against."""
-    assert not UNPROVEN & {"skew", "version", "malformed", "too-long", "stream", "old-heartbeat"}
+    assert not UNPROVEN & {"skew", "version", "malformed", "too-long", "log", "old-heartbeat"}
 
 
 def test_members_in_another_order_are_no_reason() -> None:
     """What is judged early by its place is judged late where it stands elsewhere."""
     update = encode_update(event())
-    rest = b'"stream":"%b","v":1,"head":42,"updates":[%b],"kid":"%b"' % (
-        str(STREAM).encode(),
+    rest = b'"log":"%b","v":1,"head":42,"updates":[%b],"kid":"%b"' % (
+        str(LOG_ID).encode(),
         update,
         SIGNER.kid.encode(),
     )
@@ -285,7 +285,7 @@ def test_keys_come_from_files_and_from_the_server(tmp_path: Path) -> None:
 
 def page(*seqs: int, head: int = 9) -> bytes:
     events = b",".join(encode_update(event(seq)) for seq in seqs)
-    return b'{"stream":"%b","head":%d,"events":[%b]}' % (str(STREAM).encode(), head, events)
+    return b'{"log":"%b","head":%d,"events":[%b]}' % (str(LOG_ID).encode(), head, events)
 
 
 def test_a_page_with_a_hole_is_an_error() -> None:
@@ -299,7 +299,7 @@ def test_a_page_with_a_hole_is_an_error() -> None:
 
 def test_the_path_of_the_next_page_is_checked() -> None:
     """It becomes a request: nothing else may be slipped in there."""
-    opening = b'{"stream":"%b","head":1,"users":[],"next":' % str(STREAM).encode()
+    opening = b'{"log":"%b","head":1,"users":[],"next":' % str(LOG_ID).encode()
     assert api_responses.users(opening + b'"/api/users?after=a%40b&limit=1"}').following
     for path in ("https://evil.example/", "/api/client", "/api/users?a b", "/api/users?\\r\\nX: y"):
         with pytest.raises(api_responses.AnswerError):
@@ -314,17 +314,17 @@ def test_a_state_file_is_replaced_as_a_whole_and_not_too_often(tmp_path: Path) -
     path = tmp_path / "state.json"
     state = StateFile(path)
     assert state.load() is None
-    state.save(Position(STREAM, 1), 100.0)
-    state.save(Position(STREAM, 2), 100.5)
-    assert StateFile(path).load() == Position(STREAM, 1)
-    state.save(Position(STREAM, 2), 101.0)
-    state.save(Position(STREAM, 3), 101.1, at_once=True)
-    assert StateFile(path).load() == Position(STREAM, 3)
+    state.save(Position(LOG_ID, 1), 100.0)
+    state.save(Position(LOG_ID, 2), 100.5)
+    assert StateFile(path).load() == Position(LOG_ID, 1)
+    state.save(Position(LOG_ID, 2), 101.0)
+    state.save(Position(LOG_ID, 3), 101.1, at_once=True)
+    assert StateFile(path).load() == Position(LOG_ID, 3)
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.json"]
-    assert json.loads(path.read_text()) == {"stream": str(STREAM), "seq": 3}
+    assert json.loads(path.read_text()) == {"log": str(LOG_ID), "seq": 3}
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"stream":"x","seq":1}', "{" * 9000])
+@pytest.mark.parametrize("text", ["", "{}", "[]", "null", '{"log":"x","seq":1}', "{" * 9000])
 def test_another_file_is_not_taken_for_a_state(tmp_path: Path, text: str) -> None:
     """And it is not overwritten."""
     path = tmp_path / "notes.txt"

@@ -496,7 +496,7 @@ def test_a_port_taken_by_another_program_is_a_sentence() -> None:
         (["--encoding", "xml"], "argument --encoding: "),
         (["--format", "xml"], "argument --format: "),
         (["--from", "0"], "argument --from: expected now, start, snapshot or a number"),
-        (["--stream", "x"], "argument --stream: expected a UUID, got 'x'"),
+        (["--log", "x"], "argument --log: expected a UUID, got 'x'"),
         (["--max-skew", "0"], "argument --max-skew: "),
         (["--state", "/nonesuch/state"], "--state: /nonesuch is no directory that can be written"),
         (

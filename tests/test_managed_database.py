@@ -101,7 +101,7 @@ def test_it_is_served_and_what_is_untold_is_said(
 def test_the_stream_stays_over_restarts_and_is_renewed_by_hand(
     managed: Managed, start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Not told is no reason for a new one each time; `stream new` works without being told."""
+    """Not told is no reason for a new one each time; `log new` works without being told."""
     managed.do(*UNTOLD["neither told"][0])
     server = start_server(url=managed.url)
     assert server.request("POST", "/api/client").status == 204
@@ -112,8 +112,8 @@ def test_the_stream_stays_over_restarts_and_is_renewed_by_hand(
     settings = {**server.settings, "database": {"url": managed.url}}
     assert run_stream(settings, tmp_path, "show").returncode == 0
     shown = stream(settings, tmp_path, "new")
-    assert identity(managed) == (shown["stream"], None, None)
-    assert shown["stream"] != before[0]
+    assert identity(managed) == (shown["log"], None, None)
+    assert shown["log"] != before[0]
     assert server.request("POST", "/api/client").status in (204, 503)  # it was disconnected
 
 
@@ -152,7 +152,7 @@ def test_no_two_servers_number_in_different_streams(
     for server in (after, before, after):
         with Heard(server.announce_port) as heard:
             assert server.request("POST", "/api/client").status == 204
-            assert json.loads(heard.one()[0])["stream"] == new
+            assert json.loads(heard.one()[0])["log"] == new
     [lost] = before.events("database lost, reconnecting")
     assert lost["reason"] == "another server has begun a new stream of numbers"
     assert identity(managed)[0] == new

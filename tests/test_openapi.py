@@ -280,7 +280,7 @@ def test_text_that_no_database_holds_is_refused(shared: Server, path: str) -> No
         ("after=-1", {}, "operator", 400),
         ("after=9223372036854775808", {}, "operator", 400),
         ("after=1%002", {}, "operator", 400),
-        ("stream=7", {}, "operator", 400),
+        ("log=7", {}, "operator", 400),
         ("event=NEW", {}, "operator", 400),
         (f"event={'a' * 33}", {}, "operator", 400),
         ("email=", {}, "operator", 400),

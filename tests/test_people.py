@@ -555,7 +555,7 @@ def test_listeners_show_who_was_never_seen_and_who_is_erased() -> None:
     """Without the lines that there is nothing for; null for programs."""
     at = "2026-01-02T03:08:00.000001Z"
     body = {"seq": 4, "event": "enrolled", "email": "new_user@example.com", "at": at}
-    page = {"stream": "0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90", "head": 4, "events": [body]}
+    page = {"log": "0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90", "head": 4, "events": [body]}
     [event] = api_responses.events(json.dumps(page).encode(), 3).events
     text = render(Format.TEXT, Update(event, None))
     assert text.splitlines()[1:-1] == [
@@ -571,7 +571,7 @@ def test_listeners_show_who_was_never_seen_and_who_is_erased() -> None:
         "seq": 4,
         **dict.fromkeys(("last_seen", "first_seen", "client_ip", "client_port")),
     }
-    page = {"stream": page["stream"], "head": 4, "users": [record], "next": None}
+    page = {"log": page["log"], "head": 4, "users": [record], "next": None}
     [known] = api_responses.users(json.dumps(page).encode()).users
     assert "State        : new" in render(Format.TEXT, Snapshot(known))
     assert json.loads(render(Format.JSON, Snapshot(known)))["last_seen"] is None

@@ -53,7 +53,7 @@ def test_the_pages_json_example_is_what_the_codec_writes() -> None:
     """To the byte."""
     [example] = re.findall(r'```json\n(\{"v":1.*\})\n```', PROTOCOL)
     datagram = decode_json(example.encode())
-    [written] = encode_json(datagram.stream, datagram.sent, datagram.head, datagram.updates)
+    [written] = encode_json(datagram.log_id, datagram.sent, datagram.head, datagram.updates)
     assert written == example.encode()
 
 

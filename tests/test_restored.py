@@ -35,11 +35,11 @@ pytestmark = pytest.mark.once
 
 
 def stream(settings: dict[str, Any], directory: Path, *action: str) -> dict[str, str]:
-    """Run `python -m tornado_status stream` and return what it shows."""
+    """Run `python -m tornado_status log` and return what it shows."""
     done = run_stream(settings, directory, *action)
     assert done.returncode == 0, done.stderr
     shown = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    uuid.UUID(shown["stream"])
+    uuid.UUID(shown["log"])
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", shown["at"])
     return shown
 
@@ -50,7 +50,7 @@ def run_stream(
     config = directory / "stream.yaml"
     config.write_text(yaml.safe_dump(settings))
     return subprocess.run(
-        [sys.executable, "-m", "tornado_status", "--config", str(config), "stream", *action],
+        [sys.executable, "-m", "tornado_status", "--config", str(config), "log", *action],
         cwd=ROOT,
         env=plain_environment(),
         capture_output=True,
@@ -87,7 +87,7 @@ def one_gap(listener: Listening, last: int) -> tuple[dict[str, Any], list[dict[s
 def test_a_database_put_back_to_an_older_state_begins_a_new_stream(
     start_server: StartServer, own_postgres: Postgres, tmp_path: Path
 ) -> None:
-    """By `stream new`: nothing in a copy of the data says that it is one. One gap tells it."""
+    """By `log new`: nothing in a copy of the data says that it is one. One gap tells it."""
     announce: dict[str, Any] = {"targets": targets(6667), "heartbeat_s": 1}
     first = start_server(url=own_postgres.url)
     port = first.announce_port
@@ -114,14 +114,14 @@ def test_a_database_put_back_to_an_older_state_begins_a_new_stream(
         # Without the command it would go on as if nothing had been: the same stream, older.
         assert stream(again.settings, tmp_path) == {**old, "head": "10", "at": stream_at(again)}
         new = stream(again.settings, tmp_path, "new")
-        assert new["stream"] != old["stream"]
+        assert new["log"] != old["log"]
         assert new["head"] == "10"
         assert stream(again.settings, tmp_path, "show") == new
         third = start_server(url=own_postgres.url, server={"port": again.port}, announce=announce)
         check_in(third, 3)
         for listener in (asking, alone):
             gap, rest = one_gap(listener, 13)
-            assert gap["stream"] == new["stream"]
+            assert gap["log"] == new["log"]
             updates = [entry for entry in rest if entry["event"] != "snapshot"]
             assert updates == log_of(third, after=gap["to"])  # whatever is behind the gap, all
         gap, rest = one_gap(asking, 13)
@@ -171,19 +171,19 @@ def test_a_promoted_standby_begins_a_new_stream_by_itself(
             rows(standby.url, "SELECT pg_promote()")
             second = start_server(url=standby.url, server={"port": first.port}, announce=announce)
             new = stream(second.settings, tmp_path)
-            assert new["stream"] != old["stream"]
+            assert new["log"] != old["log"]
             assert new["head"] == "10"
             check_in(second, 3)
             for listener in (asking, alone):
                 gap, rest = one_gap(listener, 13)
-                assert gap["stream"] == new["stream"]
+                assert gap["log"] == new["log"]
                 updates = [entry for entry in rest if entry["event"] != "snapshot"]
                 assert updates == log_of(second, after=gap["to"])
                 listener.stop()
             # It is the promotion that did it: a restart alone changes nothing.
             second.stop()
             third = start_server(url=standby.url)
-            assert stream(third.settings, tmp_path)["stream"] == new["stream"]
+            assert stream(third.settings, tmp_path)["log"] == new["log"]
     finally:
         standby.stop()
 
@@ -201,8 +201,8 @@ def test_a_server_that_runs_follows_a_new_stream(start_server: StartServer, tmp_
     with Heard(server.announce_port) as heard, Listening(*reading(server)) as listener:
         check_in(server, 5)
         listener.wait_for_seq(5)
-        old = stream(server.settings, tmp_path)["stream"]
-        new = stream(server.settings, tmp_path, "new")["stream"]
+        old = stream(server.settings, tmp_path)["log"]
+        new = stream(server.settings, tmp_path, "new")["log"]
         assert new != old
         connection = server.connect()
 
@@ -212,7 +212,7 @@ def test_a_server_that_runs_follows_a_new_stream(start_server: StartServer, tmp_
         wait_until(accepted, "check-ins after the reconnection")
         connection.close()
         gap, _ = one_gap(listener, 6)
-        assert gap["stream"] == new
+        assert gap["log"] == new
         listener.stop()
         streams = []
         seqs: list[int] = []
@@ -220,7 +220,7 @@ def test_a_server_that_runs_follows_a_new_stream(start_server: StartServer, tmp_
             payload, _ = heard.one()
             message = yaml.safe_load(payload)
             seqs += [update["seq"] for update in message["updates"]]
-            streams.append(message["stream"])
+            streams.append(message["log"])
         assert set(streams[:-1]) == {old}
         assert streams[-1] == new
 
@@ -236,10 +236,10 @@ def test_the_embedded_database_shows_its_stream_running_or_not(
     assert server.request("POST", "/api/client").status == 204
     server.stop()
     stopped = stream(server.settings, tmp_path)
-    assert (stopped["stream"], stopped["head"]) == (running["stream"], "2")
+    assert (stopped["log"], stopped["head"]) == (running["log"], "2")
     data = Path(server.settings["database"]["data_dir"])
     assert not (data / "postmaster.pid").exists()
-    assert stream(server.settings, tmp_path, "new")["stream"] != running["stream"]
+    assert stream(server.settings, tmp_path, "new")["log"] != running["log"]
 
 
 @pytest.mark.parametrize("action", ["show", "new"])
@@ -258,7 +258,7 @@ def test_no_stream_is_told_in_one_line(
     settings = {"database": {"url": postgres.replace("/postgres?", f"/{name}?")}}
     done = run_stream(settings, tmp_path, action)
     assert done.returncode == 2
-    assert done.stderr == "tornado-status: database.url: no stream yet: start the server once\n"
+    assert done.stderr == "tornado-status: database.url: no log yet: start the server once\n"
     settings = {"database": {"url": f"postgresql:///x?host={tmp_path}", "connect_timeout_s": 1}}
     done = run_stream(settings, tmp_path, action)
     assert done.returncode == 1

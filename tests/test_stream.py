@@ -121,7 +121,7 @@ def test_the_stream_starts_at_now_with_one_message_an_event(server: Server) -> N
         assert follow.headers["Content-Type"] == "text/event-stream"
         hello = follow.expect("position")
         assert (hello.id, hello.data["seq"]) == (2, 2)
-        assert hello.data["stream"] == str(server.rows("SELECT stream::text FROM head")[0][0])
+        assert hello.data["log"] == str(server.rows("SELECT stream::text FROM head")[0][0])
         check_in(server, cert="operator")
         check_in(server)
         first, second = follow.expect(), follow.expect()
@@ -431,7 +431,7 @@ def test_an_email_that_looks_like_a_pattern_is_only_itself() -> None:
         ("?after=99999999999999999999", None, "after: expected a whole number"),
         ("", "x", "Last-Event-ID: expected the number of an event"),
         ("", "9" * 30, "Last-Event-ID: expected the number of an event"),
-        ("?stream=x", None, "stream: expected a UUID"),
+        ("?log=x", None, "log: expected a UUID"),
         ("?event=No+Kind", None, "event: expected up to 20 kinds"),
         ("?email=", None, "email: expected up to 20 patterns"),
         ("?" + "&".join(f"email={n}@example.com" for n in range(21)), None, "email: expected"),
@@ -516,14 +516,14 @@ def test_a_new_stream_of_numbers_is_told_as_a_gap(server: Server) -> None:
     """To those who follow, and to who comes with the old one's name."""
     check_in(server, 2)
     with Follow(server) as follow:
-        old = follow.expect("position").data["stream"]
+        old = follow.expect("position").data["log"]
         server.rows("UPDATE head SET stream = gen_random_uuid(), seq = 1")
         server.rows("DELETE FROM check_in WHERE seq > 1")
         new = server.rows("SELECT stream::text FROM head")[0][0]
-        assert follow.expect().data == {"event": "gap", "from": 1, "to": 1, "stream": new}
-        with Follow(server, f"?stream={old}&after=2") as other:
-            assert other.expect().data == {"event": "gap", "from": 1, "to": 1, "stream": new}
-        with Follow(server, f"?stream={new}&after=0") as other:
+        assert follow.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
+        with Follow(server, f"?log={old}&after=2") as other:
+            assert other.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
+        with Follow(server, f"?log={new}&after=0") as other:
             assert other.expect().data["seq"] == 1
 
 

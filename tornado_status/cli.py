@@ -86,30 +86,30 @@ def _add_complete(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shell", choices=("bash", "zsh"), help="the shell to complete in")
 
 
-def stream(options: argparse.Namespace) -> int:
-    """Show the stream that the numbers belong to, or begin a new one.
+def log(options: argparse.Namespace) -> int:
+    """Show the log: its id, its head and when that was written; or begin a new log.
 
-    A new one is needed after a restore that the server cannot notice: a copy of its data directory
+    A new log is needed after a restore that the server cannot notice: a copy of its data directory
     put back, or a dump played back into the same PostgreSQL. Listeners then fetch everybody's
     status, instead of taking numbers that are handed out again for those they know.
     """
     settings = config.load(options.config, os.environ)
     from tornado_status.model.records import timestamp
     from tornado_status.observe import logging_setup
-    from tornado_status.store import log_id as streams
+    from tornado_status.store import log_id
 
     logging_setup.configure(settings.logging)
-    work = streams.renew if options.action == "new" else streams.show
+    work = log_id.renew if options.action == "new" else log_id.show
     try:
         state = asyncio.run(work(settings.database))
     except StoreError as error:
         print(f"tornado-status: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print(f"stream {state.stream}\nhead {state.head}\nat {timestamp(state.at)}")
+    print(f"log {state.log_id}\nhead {state.head}\nat {timestamp(state.at)}")
     return 0
 
 
-def _add_stream(parser: argparse.ArgumentParser) -> None:
+def _add_log(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("show", "new"),
@@ -207,7 +207,7 @@ COMMANDS = (
     Command("config", "print the settings in effect", show_config, _add_show_config),
     Command("doctor", "look for what is wrong and say what to do", examine),
     Command("completion", "print a completion script for a shell", complete, _add_complete),
-    Command("stream", "show the stream of numbers, or begin a new one", stream, _add_stream),
+    Command("log", "show the log id and the head, or begin a new log", log, _add_log),
     Command("users", "enrol, remove, erase or list people", users, _add_users),
     Command("alerts", "send a test message to an alert's receiver", alerts, _add_alerts),
     Command("version", "print the version", version),

@@ -113,7 +113,7 @@ async def _run(
     tracing = _load_tracing(settings.tracing)
 
     def on_commit(events: Sequence[Event], head: int) -> None:
-        announcer.announce(store.stream, head, events)
+        announcer.announce(store.log_id, head, events)
 
     # Imported here: psycopg2 and SQLAlchemy are of no use to --help and to a wrong config.
     from tornado_status.store import Store
@@ -266,7 +266,7 @@ async def _run(
     stack.push_async_callback(deadline.bound, "drain", drain)
     port.listen(sockets)
     await store.wait_connected()
-    announcer.start(lambda: None if store.problem else (store.stream, store.head))
+    announcer.start(lambda: None if store.problem else (store.log_id, store.head))
     await alerts.adopt()
     say_serving(settings, port_number)
     notifier.ready(status())

@@ -86,7 +86,7 @@ async function follow() {
 async function* events(after, stream) {
   for (;;) {
     try {
-      for await (const line of lines(await ask(`/api/stream?after=${after}&stream=${stream}`))) {
+      for await (const line of lines(await ask(`/api/stream?after=${after}&log=${stream}`))) {
         if (!line.startsWith("data: ")) continue;
         const message = JSON.parse(line.slice(6));
         if (message.event === "gap") return;

@@ -53,7 +53,7 @@ def follow():
         users, head, stream = {}, None, None
         for page in pages("/api/users"):
             if head is None:  # of the first page: later ones may know more, and that comes again
-                head, stream = page["head"], page["stream"]
+                head, stream = page["head"], page["log"]
             users.update({user["email"]: user for user in page["users"]})
         print(len(users), "users", flush=True)
         seen = {email: user["seq"] for email, user in users.items()}
@@ -66,7 +66,7 @@ def events(after, stream):
     """Yield the events behind a number; end where there is a gap: what is known is out of date."""
     while True:
         try:
-            for line in ask(f"/api/stream?after={after}&stream={stream}"):
+            for line in ask(f"/api/stream?after={after}&log={stream}"):
                 if line.startswith(b"data: "):
                     message = json.loads(line[6:])
                     if message["event"] == "gap":

@@ -29,7 +29,7 @@ follow)
         users=$(pages /api/users) || continue
         printf '%s\n' "$users"
         # Of the first page: later ones may know more, and that comes again.
-        after=$(printf '%s\n' "$users" | sed -n '1s/^{"stream":"\([^"]*\)","head":\([0-9]*\),.*/after=\2\&stream=\1/p')
+        after=$(printf '%s\n' "$users" | sed -n '1s/^{"log":"\([^"]*\)","head":\([0-9]*\),.*/after=\2\&log=\1/p')
         # An event whose `seq` is not above its user's record's is already in that.
         ask "/api/stream?$after" | sed -un '/^data: .*"event":"gap"/q; s/^data: //p' || :
     done

@@ -35,15 +35,15 @@ class Streams:
         self._newest: datetime.datetime | None = None
         self.followed: uuid.UUID | None = None
 
-    def judge(self, stream: uuid.UUID, sent: datetime.datetime) -> Verdict:
+    def judge(self, log_id: uuid.UUID, sent: datetime.datetime) -> Verdict:
         """Judge the stream of a verified datagram. After NEW the caller follows it."""
-        if stream == self.followed:
+        if log_id == self.followed:
             if self._newest is None or sent > self._newest:
                 self._newest = sent
             return Verdict.FOLLOWED
         if self._pinned is not None:
-            return Verdict.NEW if stream == self._pinned else Verdict.REFUSED
-        if stream in self._retired:
+            return Verdict.NEW if log_id == self._pinned else Verdict.REFUSED
+        if log_id in self._retired:
             return Verdict.REFUSED
         if self._confirms:
             return Verdict.UNCONFIRMED
@@ -51,13 +51,13 @@ class Streams:
             return Verdict.REFUSED
         return Verdict.NEW
 
-    def allows(self, stream: uuid.UUID) -> bool:
+    def allows(self, log_id: uuid.UUID) -> bool:
         """Whether a stream that the server names may be followed."""
-        return self._pinned is None or stream == self._pinned
+        return self._pinned is None or log_id == self._pinned
 
-    def follow(self, stream: uuid.UUID, sent: datetime.datetime | None = None) -> None:
+    def follow(self, log_id: uuid.UUID, sent: datetime.datetime | None = None) -> None:
         """Follow a stream from now on; leave the one before for good."""
-        if self.followed is not None and self.followed != stream:
+        if self.followed is not None and self.followed != log_id:
             self._retired.add(self.followed)
-        self.followed = stream
+        self.followed = log_id
         self._newest = sent

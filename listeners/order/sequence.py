@@ -48,7 +48,7 @@ Fetch = FetchEvents | FetchUsers
 class Position:
     """The number up to which everything of a stream was delivered."""
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     seq: int
 
 
@@ -83,7 +83,7 @@ class Sequence:
         self._max_held = max_held
         self._page = max(1, min(page, max_held // 2))
         self._pace = Pace(chance)
-        self.stream: uuid.UUID | None = None
+        self.log_id: uuid.UUID | None = None
         self.position: Position | None = None
         self.head = 0
         self._taken = 0  # the newest number of this stream that was handed out
@@ -104,21 +104,21 @@ class Sequence:
 
     # ------------------------------------------------------------------------------ where it is
 
-    def begin(self, stream: uuid.UUID, after: int, head: int, now: float) -> None:
+    def begin(self, log_id: uuid.UUID, after: int, head: int, now: float) -> None:
         """Deliver from `after` + 1 on; `head` is the newest number that is known."""
-        self.stream = stream
-        self.position = Position(stream, after)
+        self.log_id = log_id
+        self.position = Position(log_id, after)
         self._taken = self._reach = after
         self.head = max(after, head)
         self._look_for_gap(now)
 
-    def begin_with_snapshot(self, stream: uuid.UUID) -> None:
+    def begin_with_snapshot(self, log_id: uuid.UUID) -> None:
         """Deliver everybody's record first, then what follows it. Only with repairs."""
-        self.stream = stream
+        self.log_id = log_id
         self._want_snapshot(None)
         self._new_stream = self._first_look = True
 
-    def restart(self, stream: uuid.UUID, after: int, now: float) -> None:
+    def restart(self, log_id: uuid.UUID, after: int, now: float) -> None:
         """Follow another stream: what it had before is a gap.
 
         With repairs a snapshot is wished for, and `after` is not used; else delivery goes on from
@@ -126,7 +126,7 @@ class Sequence:
         """
         self._keep_what_is_next()
         self._held.clear()
-        self.stream = stream
+        self.log_id = log_id
         self._taken = self._reach = self.head = 0
         self._gap_since = None
         self._goal = 0
@@ -134,7 +134,7 @@ class Sequence:
             self._want_snapshot(None)
             self._new_stream = True
         else:
-            self._before.append((Gap(1, after, stream), Position(stream, after)))
+            self._before.append((Gap(1, after, log_id), Position(log_id, after)))
             self._taken = self._reach = self.head = after
 
     @property
@@ -287,7 +287,7 @@ class Sequence:
                 self._pace.begin(now + self._window_s)
 
     def _wish(self) -> Fetch | None:
-        if not self.repairs or self.stream is None:
+        if not self.repairs or self.log_id is None:
             return None
         if self._snapshot_wanted:
             return FetchUsers(None)
@@ -326,7 +326,7 @@ class Sequence:
         if self._first_look:
             self._first_look = False
         elif self._new_stream:
-            self._before.append((Gap(1, head, self.stream), None))
+            self._before.append((Gap(1, head, self.log_id), None))
         else:
             first = self._reach + 1
             self._keep_what_is_next()
@@ -345,14 +345,14 @@ class Sequence:
         self._advance(now)
 
     def _keep_what_is_next(self) -> None:
-        if self.stream is None:
+        if self.log_id is None:
             return
         for seq in range(self._taken + 1, self._reach + 1):
             found = self._held.pop(seq, None)
             if found is not None:
                 last = found.last if isinstance(found, Gap) else seq
-                self._before.append((found, Position(self.stream, last)))
+                self._before.append((found, Position(self.log_id, last)))
 
     def _at(self, seq: int) -> None:
-        if self.stream is not None:
-            self.position = Position(self.stream, seq)
+        if self.log_id is not None:
+            self.position = Position(self.log_id, seq)

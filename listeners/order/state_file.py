@@ -35,7 +35,7 @@ class StateFile:
             raise ConfigError(f"--state: {self._path} cannot be read ({error.strerror})") from error
         try:
             members = json.loads(text)
-            stream, seq = uuid.UUID(members["stream"]), members["seq"]
+            log_id, seq = uuid.UUID(members["log"]), members["seq"]
             if type(seq) is not int or not 0 <= seq <= MAX_SEQ:
                 raise ValueError("seq")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -43,7 +43,7 @@ class StateFile:
                 f"--state: {self._path} is no listener's state: "
                 f"name another file, or delete it to begin anew"
             ) from error
-        self._saved = Position(stream, seq)
+        self._saved = Position(log_id, seq)
         return self._saved
 
     def check(self) -> None:
@@ -56,7 +56,7 @@ class StateFile:
         if position == self._saved or (now < self._saved_at + SAVE_INTERVAL_S and not at_once):
             return
         self._saved_at = now
-        text = json.dumps({"stream": str(position.stream), "seq": position.seq}) + "\n"
+        text = json.dumps({"log": str(position.log_id), "seq": position.seq}) + "\n"
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("w", encoding="ascii") as file:

@@ -31,7 +31,7 @@ def announcers(body: bytes) -> tuple[uuid.UUID, list[str]]:
     found = members.get("announcers")
     if not isinstance(found, list) or not all(isinstance(pem, str) for pem in found):
         raise AnswerError("`announcers` is no list of certificates")
-    return _stream(members), found
+    return _log_id(members), found
 
 
 def events(body: bytes, after: int) -> EventPage:
@@ -50,7 +50,7 @@ def events(body: bytes, after: int) -> EventPage:
     head = _number(members, "head")
     if head < after + len(found):
         raise AnswerError(f"its head is {head}, below its events")
-    return EventPage(_stream(members), head, found)
+    return EventPage(_log_id(members), head, found)
 
 
 def users(body: bytes) -> UserPage:
@@ -70,7 +70,7 @@ def users(body: bytes) -> UserPage:
     ):
         raise AnswerError("`next` is no path of a page of users")
     return UserPage(
-        _stream(members), _number(members, "head"), [_record(entry) for entry in entries], following
+        _log_id(members), _number(members, "head"), [_record(entry) for entry in entries], following
     )
 
 
@@ -105,8 +105,8 @@ def _object(body: bytes) -> dict[str, object]:
     return members
 
 
-def _stream(members: dict[str, object]) -> uuid.UUID:
-    value = members.get("stream")
+def _log_id(members: dict[str, object]) -> uuid.UUID:
+    value = members.get("log")
     try:
         return uuid.UUID(value if isinstance(value, str) else "")
     except ValueError as error:

@@ -52,9 +52,9 @@ class Receiver:
             if self._encoding is Encoding.BINARY:
                 self.counts.ignored += 1
                 return ()
-            stream = datagram.stream.int
+            log_id = datagram.log_id.int
             updates = [
-                event for event in datagram.updates if self._numbers.add((stream, event.seq))
+                event for event in datagram.updates if self._numbers.add((log_id, event.seq))
             ]
             self.counts.duplicates += len(datagram.updates) - len(updates)
         else:

@@ -33,7 +33,7 @@ REMEMBERED = 16_384
 
 # How the shipped server begins a datagram. Another order is no error, only judged later.
 _OPENING = re.compile(
-    rb'\{"v":1,"stream":"([0-9a-f-]{36})",'
+    rb'\{"v":1,"log":"([0-9a-f-]{36})",'
     rb'"sent":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)","head":(\d{1,19}),"updates":\['
 )
 

@@ -91,7 +91,7 @@ class Listener:
             decode_json(payload)  # what others refuse is no announcement
             self.unsigned += not self._is_signed(payload)
             datagram = json.loads(payload)
-            stream = datagram["stream"]
+            stream = datagram["log"]
             self.heads[stream] = max(self.heads[stream], datagram["head"])
             self.updates += [(stream, update) for update in datagram["updates"]]
 

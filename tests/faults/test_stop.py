@@ -180,7 +180,8 @@ def test_a_log_that_nobody_reads_holds_up_no_end() -> None:
     """Who writes to it hangs with the log's lock, and the overdue end must come all the same."""
     code = """
 import asyncio, structlog
-from tornado_status import config, logs
+from tornado_status import config
+from tornado_status.observe import logging_setup
 from tornado_status.runtime.shutdown import Ending
 
 async def main():
@@ -191,7 +192,7 @@ async def main():
         structlog.get_logger().info("x" * 4000)
         await asyncio.sleep(0)
 
-logs.configure(config.LoggingSettings())
+logging_setup.configure(config.LoggingSettings())
 asyncio.run(main())
 """
     with run_child(code, subprocess.PIPE) as child:

@@ -145,16 +145,16 @@ _announce = Announcer.announce
 
 
 def use_a_number_twice() -> None:
-    def announce(self: Announcer, stream: UUID, head: int, events: Sequence[Event]) -> None:
-        _announce(self, stream, head, [event._replace(seq=events[0].seq) for event in events])
+    def announce(self: Announcer, log_id: UUID, head: int, events: Sequence[Event]) -> None:
+        _announce(self, log_id, head, [event._replace(seq=events[0].seq) for event in events])
 
     Announcer.announce = announce  # type: ignore[method-assign]
 
 
 def forget_a_target() -> None:
-    def announce(self: Announcer, stream: UUID, head: int, events: Sequence[Event]) -> None:
+    def announce(self: Announcer, log_id: UUID, head: int, events: Sequence[Event]) -> None:
         del self._json[1:]
-        _announce(self, stream, head, events)
+        _announce(self, log_id, head, events)
 
     Announcer.announce = announce  # type: ignore[method-assign]
 
@@ -171,10 +171,10 @@ class _Forger:
 
 
 def _signing(signer: Callable[[Signs], Signs | None]) -> None:
-    def announce(self: Announcer, stream: UUID, head: int, events: Sequence[Event]) -> None:
+    def announce(self: Announcer, log_id: UUID, head: int, events: Sequence[Event]) -> None:
         if self.signer is not None and not isinstance(self.signer, _Forger):
             self.signer = signer(self.signer)
-        _announce(self, stream, head, events)
+        _announce(self, log_id, head, events)
 
     Announcer.announce = announce  # type: ignore[method-assign]
 

@@ -59,7 +59,7 @@ class Journal(Protocol):
         self,
         name: str,
         holder: uuid.UUID,
-        stream: uuid.UUID,
+        log_id: uuid.UUID,
         seq: int,
         events: Sequence[Event],
         quiet_s: float,
@@ -97,10 +97,10 @@ class Sender:
     async def tell(self, message: Message) -> int:
         """Post a message and return the status. Raises `NotDelivered`."""
         event = message.event
-        data: dict[str, object] = {"alert": self.alert.name, "stream": str(message.stream)}
+        data: dict[str, object] = {"alert": self.alert.name, "log": str(message.log_id)}
         data |= json.loads(encode_update(event))
         # No full stop in it: that is what the signed text is divided by.
-        webhook_id = f"msg_{message.stream.hex}_{event.seq}_{self.alert.name}"
+        webhook_id = f"msg_{message.log_id.hex}_{event.seq}_{self.alert.name}"
         return await self._post(webhook_id, str(event.event), timestamp(moment(event)), data)
 
     async def test(self) -> int:
@@ -258,14 +258,14 @@ class _Worker:
 
     async def _read(self, cursor: Cursor) -> bool:
         """Read a step of the log. False: there is more."""
-        if cursor.followed != cursor.stream or cursor.seq > cursor.head:
+        if cursor.followed != cursor.log_id or cursor.seq > cursor.head:
             # The cursor is restored with the log, so it is right in a new stream, too; unless
             # somebody took the log away from under it.
-            self._log.warning("a new stream of numbers", stream=str(cursor.stream))
-            await self._save(cursor.stream, min(cursor.seq, cursor.head))
+            self._log.warning("a new stream of numbers", log_id=str(cursor.log_id))
+            await self._save(cursor.log_id, min(cursor.seq, cursor.head))
             return False
-        if self._read_to is None or self._read_to[0] != cursor.stream:
-            self._read_to = (cursor.stream, cursor.seq)
+        if self._read_to is None or self._read_to[0] != cursor.log_id:
+            self._read_to = (cursor.log_id, cursor.seq)
         after = max(self._read_to[1], cursor.seq)
         last = min(cursor.head, after + SCAN)
         if last == after:
@@ -278,29 +278,29 @@ class _Worker:
         sifted = self._sieve.sift(events)
         self._counts[self._name, "quiet"] += sifted.dropped
         if sifted.events or sifted.returns:
-            await self._save(cursor.stream, last, sifted.events, sifted.returns)
+            await self._save(cursor.log_id, last, sifted.events, sifted.returns)
             return False  # what was queued may be due
         if time.monotonic() - self._saved_at >= SAVE_CURSOR_S:
-            await self._save(cursor.stream, last)
-        self._read_to = (cursor.stream, last)
+            await self._save(cursor.log_id, last)
+        self._read_to = (cursor.log_id, last)
         return last == cursor.head
 
     async def _save(
         self,
-        stream: uuid.UUID,
+        log_id: uuid.UUID,
         seq: int,
         events: Sequence[Event] = (),
         returns: Sequence[Return] = (),
     ) -> None:
         quiet_s = self._sender.alert.quiet_s
         dropped = await self._journal.advance(
-            self._name, self._holder, stream, seq, events, quiet_s, returns
+            self._name, self._holder, log_id, seq, events, quiet_s, returns
         )
         if dropped is None:
             self._read_to = None  # another server has the lease, and reads the same again
             return
         self._counts[self._name, "quiet"] += dropped
-        self._read_to = (stream, seq)
+        self._read_to = (log_id, seq)
         self._saved_at = time.monotonic()
 
     # --------------------------------------------------------------------------------- sending

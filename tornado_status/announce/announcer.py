@@ -98,12 +98,12 @@ class Announcer:
         """Return never, but raise what nobody expected, should one of these end with it."""
         await asyncio.gather(*(asyncio.shield(task) for task in self._tasks))
 
-    def announce(self, stream: uuid.UUID, head: int, events: Sequence[Event]) -> None:
+    def announce(self, log_id: uuid.UUID, head: int, events: Sequence[Event]) -> None:
         """Send committed events, in order; `head` is the newest number that is known."""
         if self._json:
             now = datetime.datetime.now(datetime.UTC)
             try:
-                for payload in datagram.encode_json(stream, now, head, events, self.signer):
+                for payload in datagram.encode_json(log_id, now, head, events, self.signer):
                     self._send(self._json, payload)
             except DatagramError as error:
                 self._refused("encoding", "all", "", error.reason, str(error))
@@ -182,8 +182,8 @@ class Announcer:
             if known is None:
                 self._last_sent = loop.time()  # nothing to say yet: look again later
                 continue
-            stream, head = known
-            self.announce(stream, head, ())
+            log_id, head = known
+            self.announce(log_id, head, ())
 
     def _close_outlets(self) -> None:
         for outlet in self._outlets:

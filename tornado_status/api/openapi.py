@@ -339,7 +339,7 @@ def _follow(
     return _operation(
         *(name, "live", summary),
         text="For readers. Everyone may follow their own events, with their address as `email`.",
-        parameters=["EmailPatterns", "EventKinds", "AfterToResume", "StreamToResume", *parameters],
+        parameters=["EmailPatterns", "EventKinds", "AfterToResume", "LogToResume", *parameters],
         answers=answer,
         errors=errors,
     )
@@ -419,9 +419,9 @@ _PARAMETERS: Object = {
         {"type": "string", "pattern": "^[a-z][a-z-]*$", "maxLength": event_filter.MAX_KIND},
     ),
     "AfterToResume": _query("after", "Resume behind this number.", _number(0)),
-    "StreamToResume": _query(
-        "stream",
-        "The stream that `after` belongs to.",
+    "LogToResume": _query(
+        "log",
+        "The log that `after` belongs to.",
         {"type": "string", "format": "uuid"},
     ),
     "LastEventID": {

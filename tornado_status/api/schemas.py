@@ -91,10 +91,10 @@ SCHEMAS: dict[str, Schema] = {
         "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{6}Z$",
         "description": "RFC 3339 in UTC, with microseconds.",
     },
-    "Stream": {
+    "LogId": {
         "type": "string",
         "format": "uuid",
-        "description": "The run of numbers that they belong to.",
+        "description": "The log that the numbers belong to.",
     },
     "Head": _number("The newest number there is; 0 before the first.", 0),
     "Event": {
@@ -140,7 +140,7 @@ SCHEMAS: dict[str, Schema] = {
     "UserPage": _shape(
         "A page of records, in order of the e-mail. `head` was read before the records.",
         {
-            "stream": ref("Stream"),
+            "log": ref("LogId"),
             "head": ref("Head"),
             "users": _list("Record"),
             "next": _next(""),
@@ -148,7 +148,7 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "EventPage": _shape(
         "A page of the log, in order and without a gap.",
-        {"stream": ref("Stream"), "head": ref("Head"), "events": _list("Event")},
+        {"log": ref("LogId"), "head": ref("Head"), "events": _list("Event")},
     ),
     "HistoryPage": _shape(
         "A page of one user's history, the newest entry first.",
@@ -161,7 +161,7 @@ SCHEMAS: dict[str, Schema] = {
     "Announcers": _shape(
         "Who signs datagrams, did in the last hour, or soon will.",
         {
-            "stream": ref("Stream"),
+            "log": ref("LogId"),
             "announcers": {
                 "type": "array",
                 "items": {

@@ -133,20 +133,20 @@ class UsersHandler(ReadHandler):
         after = self.get_query_argument("after", "")
         if "If-None-Match" in self.request.headers:
             span = await self.store.log_span()
-            self._etag = _etag(span.stream, span.head)
+            self._etag = _etag(span.log_id, span.head)
             self.set_etag_header()
             if self.check_etag_header():
                 self.set_status(304)
                 return
         page = await self.store.users(after, limit)
-        self._etag = _etag(page.stream, page.head)
+        self._etag = _etag(page.log_id, page.head)
         following = "null"
         if page.following is not None:
             query = urlencode({"after": page.following, "limit": limit})
             following = json.dumps(f"/api/users?{query}")
             self.set_next(f"/api/users?{query}")
         records = b",".join(record_json(record) for record in page.users)
-        opening = f'{{"stream":"{page.stream}","head":{page.head},"users":['.encode()
+        opening = f'{{"log":"{page.log_id}","head":{page.head},"users":['.encode()
         self.write_json(opening + records + f'],"next":{following}}}'.encode())
 
     def compute_etag(self) -> str | None:
@@ -154,10 +154,10 @@ class UsersHandler(ReadHandler):
         return self._etag
 
 
-def _etag(stream: uuid.UUID, head: int) -> str:
+def _etag(log_id: uuid.UUID, head: int) -> str:
     # Weak: the records were read after the head, and may be newer than it. With the time, since a
     # user grows late without an event.
-    return f'W/"{stream}-{head}-{int(time.time() / SNAPSHOT_GOOD_S)}"'
+    return f'W/"{log_id}-{head}-{int(time.time() / SNAPSHOT_GOOD_S)}"'
 
 
 class HistoryHandler(ReadHandler):
@@ -194,7 +194,7 @@ class EventsHandler(ReadHandler):
             query = urlencode({"after": page.events[-1].seq, "limit": limit})
             self.set_next(f"/api/events?{query}")
         events = b",".join(datagram.encode_update(event) for event in page.events)
-        opening = f'{{"stream":"{page.stream}","head":{page.head},"events":['.encode()
+        opening = f'{{"log":"{page.log_id}","head":{page.head},"events":['.encode()
         self.write_json(opening + events + b"]}")
 
 
@@ -203,8 +203,8 @@ class AnnouncersHandler(ReadHandler):
 
     async def get(self) -> None:
         self.require_reader()
-        stream, certificates = await self.store.announcers()
-        self.write_json(json.dumps({"stream": str(stream), "announcers": certificates}).encode())
+        log_id, certificates = await self.store.announcers()
+        self.write_json(json.dumps({"log": str(log_id), "announcers": certificates}).encode())
 
 
 def record_json(record: StatusRecord) -> bytes:

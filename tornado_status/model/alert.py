@@ -22,7 +22,7 @@ class Message:
     """One event that an alert tells its receiver. `id` is the queue's; it rises with the log."""
 
     id: int
-    stream: uuid.UUID
+    log_id: uuid.UUID
     event: Event
     attempts: int
 
@@ -37,7 +37,7 @@ class Cursor:
 
     followed: uuid.UUID
     seq: int
-    stream: uuid.UUID
+    log_id: uuid.UUID
     head: int
     held: bool
     free: bool

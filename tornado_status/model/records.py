@@ -97,7 +97,7 @@ class StatusRecord:
 class EventPage:
     """A slice of the log in order, the stream it belongs to, and the newest number there is."""
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     head: int
     events: list[Event]
 
@@ -122,7 +122,7 @@ class HistoryPage:
 class LogSlice:
     """Events of the log up to the number `last`, in order: all of them, or those of some users."""
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     head: int
     events: list[Event]
     last: int
@@ -135,7 +135,7 @@ class LogSpan:
     `oldest` is `head` + 1 where nothing is kept.
     """
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     head: int
     oldest: int
 
@@ -147,7 +147,7 @@ class UserPage:
     `head` was read before the records: none of them is older than it says.
     """
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     head: int
     users: list[StatusRecord]
     following: str | None

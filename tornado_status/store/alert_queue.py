@@ -49,9 +49,9 @@ class AlertJournal:
         )
         if not rows:
             raise StoreUnavailable(f"alert {name} is not in the database")
-        followed, seq, stream, head, held, free, due = rows[0]
+        followed, seq, log_id, head, held, free, due = rows[0]
         return Cursor(
-            uuid.UUID(followed), seq, uuid.UUID(stream), head, bool(held), bool(free), due
+            uuid.UUID(followed), seq, uuid.UUID(log_id), head, bool(held), bool(free), due
         )
 
     async def lease(self, name: str, holder: uuid.UUID, seconds: float) -> bool:
@@ -93,7 +93,7 @@ class AlertJournal:
         self,
         name: str,
         holder: uuid.UUID,
-        stream: uuid.UUID,
+        log_id: uuid.UUID,
         seq: int,
         events: Sequence[Event],
         quiet_s: float,
@@ -130,7 +130,7 @@ class AlertJournal:
             {
                 "name": name,
                 "holder": str(holder),
-                "stream": str(stream),
+                "log": str(log_id),
                 "seq": seq,
                 "quiet": quiet_s,
                 "r_seq": [each.seq for each in returns],

@@ -38,8 +38,8 @@ LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
 # The same, which fails where another server has begun a new stream of numbers: nothing may be
 # written by who would announce it in the old one. Looked at again behind the lock.
 _LOCK_HEAD_OF = "SELECT 1 / (stream = '{}')::int FROM head FOR UPDATE"
-_OTHER_STREAM = "22012"  # division_by_zero
-_NEW_STREAM = "another server has begun a new stream of numbers"
+_OTHER_LOG = "22012"  # division_by_zero
+_NEW_LOG = "another server has begun a new stream of numbers"
 
 # The arrays hold one element a check-in, in order of arrival. $6 is the position of the check-in of
 # the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
@@ -166,7 +166,7 @@ class GroupCommit:
         self._told = RateLimit()  # a database that fails each commit would fill the log
         self.connected = asyncio.Event()
         self.head = 0
-        self.stream = uuid.UUID(int=0)
+        self.log_id = uuid.UUID(int=0)
         self.problem = "not connected yet"
 
     @property
@@ -293,9 +293,9 @@ class GroupCommit:
                 raise self._telling_failed
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
-            if error.sqlstate == _OTHER_STREAM:
+            if error.sqlstate == _OTHER_LOG:
                 self._queue.extendleft(reversed(batch))
-                raise StoreUnavailable(_NEW_STREAM) from error
+                raise StoreUnavailable(_NEW_LOG) from error
             if (held := self._told.admit(error.sqlstate)) is not None:
                 self._log.error(
                     "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
@@ -372,7 +372,7 @@ class GroupCommit:
             self._on_batch(Batch(check_ins, 0, self.head, batch[0][2], sent, ended, error))
 
     def _lock_head(self) -> str:
-        return _LOCK_HEAD_OF.format(self.stream)
+        return _LOCK_HEAD_OF.format(self.log_id)
 
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
@@ -385,9 +385,9 @@ class GroupCommit:
             )
         except StatementFailed as error:
             # Rolled back as a whole, and no fault of the connection.
-            if error.sqlstate == _OTHER_STREAM:
+            if error.sqlstate == _OTHER_LOG:
                 self._work.appendleft((work, done))
-                raise StoreUnavailable(_NEW_STREAM) from error
+                raise StoreUnavailable(_NEW_LOG) from error
             _settle(done, StoreUnavailable(f"the database refuses: {error}"))
             return
         except StoreUnavailable as error:
@@ -413,18 +413,18 @@ class GroupCommit:
         """
         known, lost = self.head, self._unconfirmed
         # The lock is a write too: once it is durable, so is all before it.
-        head, stream = await connection.fetch_one(
+        head, log_id = await connection.fetch_one(
             "SELECT seq, stream FROM head FOR UPDATE", durable=True
         )
         rows = []
-        if lost and self.stream == uuid.UUID(stream):
+        if lost and self.log_id == uuid.UUID(log_id):
             rows = await connection.execute(
                 f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s"  # noqa: S608
                 " ORDER BY seq LIMIT %s",
                 [known, RECOVERY_LIMIT],
             )
         # Not before: should this connection break too, the next one asks again.
-        self.stream, self.head, self._unconfirmed = uuid.UUID(stream), head, set()
+        self.log_id, self.head, self._unconfirmed = uuid.UUID(log_id), head, set()
         found = (queries.entry(row) for row in rows)
         events = [e for e in found if (e.email, e.client_ip, e.client_port) in lost]
         if events:

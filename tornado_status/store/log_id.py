@@ -56,12 +56,12 @@ class Origin:
         if self.system_identifier is None:
             found.append(
                 "it does not tell its system identifier (pg_control_system), so a restore is not "
-                "noticed: run `tornado-status stream new` after one"
+                "noticed: run `tornado-status log new` after one"
             )
         if self.timeline_id is None:
             found.append(
                 "it does not tell its timeline (pg_walfile_name), so a promoted standby is not "
-                "noticed: run `tornado-status stream new` after a failover or a restore"
+                "noticed: run `tornado-status log new` after a failover or a restore"
             )
         return found
 
@@ -84,21 +84,21 @@ async def _told(connection: Connection, question: str) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamState:
+class LogState:
     """The stream, the largest number handed out in it, and when that was."""
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     head: int
     at: datetime.datetime
 
 
-async def show(settings: DatabaseSettings) -> StreamState:
+async def show(settings: DatabaseSettings) -> LogState:
     """Return the stream as it is. Raises `ConfigError` and `StoreUnavailable`."""
     async with connected(settings, writable=False) as connection:
         return await _state(connection, _SHOW)
 
 
-async def renew(settings: DatabaseSettings) -> StreamState:
+async def renew(settings: DatabaseSettings) -> LogState:
     """Begin a new stream, at the same number, and return it; servers that run follow at once.
 
     Raises `ConfigError` and `StoreUnavailable`.
@@ -111,14 +111,14 @@ async def renew(settings: DatabaseSettings) -> StreamState:
         return await _state(connection, _RENEW, [here.system_identifier, here.timeline_id])
 
 
-async def _state(connection: Connection, sql: str, parameters: Values | None = None) -> StreamState:
+async def _state(connection: Connection, sql: str, parameters: Values | None = None) -> LogState:
     try:
-        stream, head, at = await connection.fetch_one(sql, parameters, timeout_s=RENEW_TIMEOUT_S)
+        log_id, head, at = await connection.fetch_one(sql, parameters, timeout_s=RENEW_TIMEOUT_S)
     except StatementFailed as error:
         if error.sqlstate == "42P01":  # undefined_table
-            raise ConfigError("database.url: no stream yet: start the server once") from error
+            raise ConfigError("database.url: no log yet: start the server once") from error
         raise StoreUnavailable(f"the database refuses: {error}") from error
-    return StreamState(uuid.UUID(stream), head, at.astimezone(datetime.UTC))
+    return LogState(uuid.UUID(log_id), head, at.astimezone(datetime.UTC))
 
 
 @asynccontextmanager

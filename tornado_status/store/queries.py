@@ -64,7 +64,7 @@ async def user(connection: Connection, email: str, interval_s: float) -> StatusR
 
 async def users(connection: Connection, after: str, limit: int, interval_s: float) -> UserPage:
     """Return up to `limit` records with an e-mail above `after` (keyset paging)."""
-    stream, head = await connection.fetch_one("SELECT stream, seq FROM head")
+    log_id, head = await connection.fetch_one("SELECT stream, seq FROM head")
     rows = await connection.execute(
         f"SELECT {_RECORD} FROM user_status"  # noqa: S608
         " WHERE email > %s AND seq IS NOT NULL ORDER BY email LIMIT %s",
@@ -72,7 +72,7 @@ async def users(connection: Connection, after: str, limit: int, interval_s: floa
     )
     records = [_record(row, interval_s) for row in rows[:limit]]
     following = records[-1].email if len(rows) > limit else None
-    return UserPage(uuid.UUID(stream), head, records, following)
+    return UserPage(uuid.UUID(log_id), head, records, following)
 
 
 async def events(connection: Connection, after: int, limit: int) -> EventPage:
@@ -87,10 +87,10 @@ async def events(connection: Connection, after: int, limit: int) -> EventPage:
         " ORDER BY seq LIMIT %s) c ON true ORDER BY c.seq",
         [after, limit],
     )
-    stream, head = uuid.UUID(rows[0][0]), rows[0][1]
+    log_id, head = uuid.UUID(rows[0][0]), rows[0][1]
     found = [entry(row[2:]) for row in rows if row[2] is not None]
     _check_reach(after, head, found[0].seq if found else None)
-    return EventPage(stream, head, found)
+    return EventPage(log_id, head, found)
 
 
 async def log(
@@ -163,33 +163,33 @@ async def log_slice(
         " ORDER BY seq LIMIT %(limit)s) c ON true ORDER BY c.seq",
         {"after": after, "span": span, "limit": MAX_SLICE, "emails": emails and list(emails)},
     )
-    stream, head, reaches_back = uuid.UUID(rows[0][0]), rows[0][1], rows[0][2]
+    log_id, head, reaches_back = uuid.UUID(rows[0][0]), rows[0][1], rows[0][2]
     if after > head:
         raise HistoryGone(f"the newest event is {head}")
     if after < head and not reaches_back:
         raise HistoryGone(f"events after {after} are no longer kept")
     found = [entry(row[3:]) for row in rows if row[3] is not None]
     last = found[-1].seq if len(found) == MAX_SLICE else min(after + span, head)
-    return LogSlice(stream, head, found, last)
+    return LogSlice(log_id, head, found, last)
 
 
 async def log_span(connection: Connection) -> LogSpan:
     """Return what the log holds."""
-    stream, head, oldest = await connection.fetch_one(
+    log_id, head, oldest = await connection.fetch_one(
         "SELECT stream, seq, (SELECT min(seq) FROM check_in) FROM head"
     )
-    return LogSpan(uuid.UUID(stream), head, head + 1 if oldest is None else oldest)
+    return LogSpan(uuid.UUID(log_id), head, head + 1 if oldest is None else oldest)
 
 
 async def announcers(connection: Connection) -> tuple[uuid.UUID, list[str]]:
     """Return the stream and the certificates (PEM) of who signed in the last hour, or soon will."""
-    stream, certificates = await connection.fetch_one(
+    log_id, certificates = await connection.fetch_one(
         "SELECT h.stream, ARRAY(SELECT certificate FROM announcer"
         " WHERE used_at > now() - %s * interval '1 second' ORDER BY used_at DESC, kid)"
         " FROM head h",
         [PUBLISHED_S],
     )
-    return uuid.UUID(stream), certificates
+    return uuid.UUID(log_id), certificates
 
 
 async def publish(connection: Connection, entries: Sequence[tuple[str, str]]) -> None:

@@ -80,7 +80,7 @@ SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), f
 
 # A restored or promoted database may hand out numbers again: a new stream begins where what was
 # known of it has changed, or is told no longer.
-_RENEW_STREAM = """\
+_RENEW_LOG = """\
 SELECT seq FROM head FOR UPDATE;
 WITH here (system_identifier, timeline_id) AS (VALUES (%s::bigint, %s::integer))
 UPDATE head SET system_identifier = here.system_identifier, timeline_id = here.timeline_id,
@@ -147,7 +147,7 @@ class Store:
         self._sweeping: asyncio.Task[None] | None = None
         self._following: list[asyncio.Task[None]] = []
         self._bell = NotifyChannel(
-            self._connect_bell, lambda stream, head: self.feed.tell(stream, head)
+            self._connect_bell, lambda log_id, head: self.feed.tell(log_id, head)
         )
         self.feed = Feed(self, self._bell.listen)
         self._connected_before = False
@@ -201,9 +201,9 @@ class Store:
         return self._commit.head
 
     @property
-    def stream(self) -> uuid.UUID:
+    def log_id(self) -> uuid.UUID:
         """The run of numbers that `head` belongs to."""
-        return self._commit.stream
+        return self._commit.log_id
 
     @property
     def pending(self) -> int:
@@ -346,7 +346,7 @@ class Store:
 
     def _committed(self, events: Sequence[Event], head: int) -> None:
         self._on_commit(events, head)
-        self.feed.committed(self.stream, events, head)
+        self.feed.committed(self.log_id, events, head)
         self._bell.ring(head)
 
     def _running(self) -> asyncio.Task[None]:
@@ -386,11 +386,9 @@ class Store:
             for warning in untold:
                 self._log.warning("the database does not say which one it is", reason=warning)
         self._untold = untold
-        renewed = await connection.execute(
-            _RENEW_STREAM, [here.system_identifier, here.timeline_id]
-        )
+        renewed = await connection.execute(_RENEW_LOG, [here.system_identifier, here.timeline_id])
         if renewed:
-            self._log.info("stream of numbers", stream=renewed[0][0])
+            self._log.info("stream of numbers", log_id=renewed[0][0])
         await connection.execute(SAY_SETTINGS, [self._when.interval_s, self._when.offline_after_s])
         await connection.execute(PREPARE_RECORD)
         await connection.execute(PREPARE_SWEEP)

@@ -51,7 +51,7 @@ class Datagram:
     signature, None in an unsigned one; `verify` has been asked about neither.
     """
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     sent: datetime.datetime
     head: int
     updates: tuple[Event, ...]
@@ -80,7 +80,7 @@ class Signs(Protocol):
 
 
 def encode_json(
-    stream: uuid.UUID,
+    log_id: uuid.UUID,
     sent: datetime.datetime,
     head: int,
     events: Sequence[Event],
@@ -91,7 +91,7 @@ def encode_json(
     Each is at most `MAX_DATAGRAM` bytes, with the signature's room kept free where there is no
     `signer`. Raises `DatagramError` for an event that fits in no datagram.
     """
-    opening = f'{{"v":{VERSION},"stream":"{stream}","sent":"{timestamp(sent)}","head":{head}'
+    opening = f'{{"v":{VERSION},"log":"{log_id}","sent":"{timestamp(sent)}","head":{head}'
     envelope = f'{opening},"updates":['.encode()
     room = MAX_DATAGRAM - SIGNATURE_ROOM - len(envelope) - len(b"]}")
     pending: list[bytes] = []
@@ -173,7 +173,7 @@ def decode_json(payload: bytes) -> Datagram:
     if not isinstance(updates, list):
         raise _malformed("updates", updates)
     return Datagram(
-        stream=_stream(envelope.get("stream")),
+        log_id=_log_id(envelope.get("log")),
         sent=_moment("sent", envelope.get("sent")),
         head=_integer("head", envelope.get("head"), 0, MAX_SEQ),
         updates=tuple(_update(update) for update in updates),
@@ -223,16 +223,16 @@ def _kid(value: object) -> str | None:
     raise _malformed("kid", value)
 
 
-def _stream(value: object) -> uuid.UUID:
+def _log_id(value: object) -> uuid.UUID:
     if isinstance(value, str):
         try:
-            stream = uuid.UUID(value)
+            log_id = uuid.UUID(value)
         except ValueError:
             pass
         else:
-            if str(stream) == value:
-                return stream
-    raise _malformed("stream", value)
+            if str(log_id) == value:
+                return log_id
+    raise _malformed("log", value)
 
 
 def _moment(name: str, value: object) -> datetime.datetime:

@@ -49,7 +49,7 @@ class FollowHandler(ReadHandler):
         self.is_reader = self.access.may_read_all(self.check_in.email)
         self.wanted = self._wanted()
         self.since = self._since()
-        self.of_stream = self._stream()
+        self.of_log = self._log_id()
         if self._last:
             raise Problem(503, "This connection ends: connect anew", {"Retry-After": "1"})
         self.refusal = self.watch.watch(self.request)
@@ -73,7 +73,7 @@ class FollowHandler(ReadHandler):
             self.refusal,
             say_goodbye,
             position=self.since,
-            stream=self.of_stream,
+            log_id=self.of_log,
         )
         self.streams.add(follower)
         return follower
@@ -101,14 +101,14 @@ class FollowHandler(ReadHandler):
             return int(last[:20])
         raise Problem(400, "Last-Event-ID: expected the number of an event")
 
-    def _stream(self) -> uuid.UUID | None:
-        text = self.get_query_argument("stream", None)
+    def _log_id(self) -> uuid.UUID | None:
+        text = self.get_query_argument("log", None)
         if text is None:
             return None
         try:
             return uuid.UUID(text)
         except ValueError as error:
-            raise Problem(400, "stream: expected a UUID") from error
+            raise Problem(400, "log: expected a UUID") from error
 
 
 class StreamHandler(FollowHandler):

@@ -33,17 +33,17 @@ def of_event(event: Event) -> Message:
     return Message(event.seq, event.event, datagram.encode_update(event))
 
 
-def position(stream: uuid.UUID, seq: int) -> Message:
+def position(log_id: uuid.UUID, seq: int) -> Message:
     """Return what says where the reader is: it has, or has been spared, all up to `seq`."""
-    body = {"event": "position", "stream": str(stream), "seq": seq}
+    body = {"event": "position", "log": str(log_id), "seq": seq}
     return Message(seq, "position", _json(body))
 
 
-def gap(first: int, last: int, stream: uuid.UUID | None = None) -> Message:
+def gap(first: int, last: int, log_id: uuid.UUID | None = None) -> Message:
     """Return what says that events are missing; `stream` where a new one has begun."""
     body: dict[str, object] = {"event": "gap", "from": first, "to": last}
-    if stream is not None:
-        body["stream"] = str(stream)
+    if log_id is not None:
+        body["log"] = str(log_id)
     return Message(last, "gap", _json(body))
 
 

@@ -45,7 +45,7 @@ GOODBYE_S = 2.0  # for the last words to be taken
 class Feed(Protocol):
     """The part of the store's feed that is needed here; see there."""
 
-    stream: uuid.UUID
+    log_id: uuid.UUID
     head: int
     on_advance: Callable[[], None]
 
@@ -100,7 +100,7 @@ class Follower:
         say_goodbye: Callable[[int, str], None],
         *,
         position: int | None,
-        stream: uuid.UUID | None,
+        log_id: uuid.UUID | None,
     ) -> None:
         self.place = place
         self.wire = wire
@@ -110,7 +110,7 @@ class Follower:
         self.say_goodbye = say_goodbye
         self.since = position
         self.position = position or 0
-        self.stream = stream
+        self.log_id = log_id
         self.is_open = True
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_sent = 0.0  # of the loop's clock
@@ -159,7 +159,7 @@ class Streams:
         self._of_email: dict[str, dict[Wanted, _Group]] = {}  # groups with nothing but e-mails
         self._broad: dict[Wanted, _Group] = {}  # the others: held against every event
         self._position = 0
-        self._stream = uuid.UUID(int=0)
+        self._log_id = uuid.UUID(int=0)
         self._places: Counter[str] = Counter()
         self._closing = False
         self._wake = asyncio.Event()
@@ -211,7 +211,7 @@ class Streams:
         """Be ready for a follower, to be added in the same turn. Raises `StoreUnavailable`."""
         await self._feed.open()
         if not self._followers:
-            self._position, self._stream = self._feed.head, self._feed.stream
+            self._position, self._log_id = self._feed.head, self._feed.log_id
 
     def add(self, follower: Follower) -> None:
         """Serve a follower from now on."""
@@ -222,10 +222,10 @@ class Streams:
             return
         if follower.since is None:
             follower.position = self._position
-        if follower.stream is None:
-            follower.stream = self._stream
+        if follower.log_id is None:
+            follower.log_id = self._log_id
         self._followers[follower] = None
-        self._send(follower, [framing.position(follower.stream, follower.position)])
+        self._send(follower, [framing.position(follower.log_id, follower.position)])
         if not self._join(follower):
             task = asyncio.create_task(self._catch_up(follower), name="catching up")
             self._catching_up.add(task)
@@ -292,7 +292,7 @@ class Streams:
                 # Here and not by a timer of its own: in the midst of a turn the position is not
                 # yet that of all.
                 for group in list(self._groups.values()):
-                    message = framing.position(self._stream, self._position)
+                    message = framing.position(self._log_id, self._position)
                     for follower in list(group.members):
                         self._send(follower, [message])
                 keep_alive_at = loop.time() + self._settings.keep_alive_s
@@ -300,14 +300,14 @@ class Streams:
 
     def _is_behind(self) -> bool:
         return bool(self._followers) and (
-            self._stream != self._feed.stream or self._position < self._feed.head
+            self._log_id != self._feed.log_id or self._position < self._feed.head
         )
 
     async def _turn(self) -> float:
         """Deliver the next events to all who are up to date; return the seconds it took."""
-        if self._stream != self._feed.stream:
-            self._stream, self._position = self._feed.stream, self._feed.head
-            self._tell_all(framing.gap(1, self._position, self._stream))
+        if self._log_id != self._feed.log_id:
+            self._log_id, self._position = self._feed.log_id, self._feed.head
+            self._tell_all(framing.gap(1, self._position, self._log_id))
             return 0.0
         events = self._feed.after(self._position, TURN)
         if events is None:
@@ -315,12 +315,12 @@ class Streams:
                 page = await self._feed.read(self._position, None)
             except HistoryGone:
                 span = await self._feed.span()
-                if span.stream == self._stream:
+                if span.log_id == self._log_id:
                     message = _pruned(self._position, span)
                     self._position = message.seq
                     self._tell_all(message)
                 return 0.0
-            if page.stream != self._stream:
+            if page.log_id != self._log_id:
                 return SLICE_S  # the feed will notice, too
             events = page.events
         if not events:
@@ -362,7 +362,7 @@ class Streams:
     def _tell_all(self, message: Message) -> None:
         for group in list(self._groups.values()):
             for follower in list(group.members):
-                follower.stream = self._stream
+                follower.log_id = self._log_id
                 self._send(follower, [message])
         self._turned.set()
         self._turned = asyncio.Event()
@@ -371,7 +371,7 @@ class Streams:
 
     def _join(self, follower: Follower) -> bool:
         """Let a follower take part in the turns; False where it is not at their position."""
-        if follower.stream != self._stream or follower.position != self._position:
+        if follower.log_id != self._log_id or follower.position != self._position:
             return False
         wanted = follower.wanted
         group = self._groups.get(wanted)
@@ -401,8 +401,8 @@ class Streams:
         loop = asyncio.get_running_loop()
         while follower.is_open and not self._join(follower):
             if loop.time() - follower.last_sent > self._settings.keep_alive_s:
-                stream = follower.stream or self._stream
-                self._send(follower, [framing.position(stream, follower.position)])
+                log_id = follower.log_id or self._log_id
+                self._send(follower, [framing.position(log_id, follower.position)])
             try:
                 await self._catch_up_some(follower)
             except StoreError as error:
@@ -418,10 +418,10 @@ class Streams:
             self._cut_off(follower)
 
     async def _catch_up_some(self, follower: Follower) -> None:
-        stream, position = follower.stream, follower.position
-        if stream != self._stream:
-            follower.stream, follower.position = self._stream, self._position
-            self._send(follower, [framing.gap(1, self._position, self._stream)])
+        log_id, position = follower.log_id, follower.position
+        if log_id != self._log_id:
+            follower.log_id, follower.position = self._log_id, self._position
+            self._send(follower, [framing.gap(1, self._position, self._log_id)])
             return
         if self._position < position <= self._feed.head:
             await self._wait_turn()  # the turns are behind it
@@ -436,14 +436,14 @@ class Streams:
                 page = await self._feed.read(position, _listed(follower.wanted))
             except HistoryGone:
                 span = await self._feed.span()
-                if span.stream == stream:
+                if span.log_id == log_id:
                     message = _pruned(position, span)
                     follower.position = message.seq
                     self._send(follower, [message])
                 else:
                     await self._wait_turn()
                 return
-            if page.stream != stream or page.last <= position:
+            if page.log_id != log_id or page.last <= position:
                 await self._wait_turn()
                 return
             events, last = page.events, page.last
@@ -469,7 +469,7 @@ class Streams:
     # ---------------------------------------------------------------------------------- sending
 
     def _send_events(self, follower: Follower, events: Sequence[Event]) -> Awaitable[None] | None:
-        key = (follower.frames, follower.wanted, self._stream, events[0].seq, events[-1].seq)
+        key = (follower.frames, follower.wanted, self._log_id, events[0].seq, events[-1].seq)
         data = self._encoded.get(key)
         if data is None:
             frame = follower.frames.frame

@@ -52,7 +52,7 @@ class Feed:
         self._catch_ups = asyncio.Semaphore(CATCH_UPS)
         self._logger = structlog.get_logger()
         self.on_advance: Callable[[], None] = lambda: None
-        self.stream = uuid.UUID(int=0)
+        self.log_id = uuid.UUID(int=0)
         self.head = 0
 
     async def open(self) -> None:
@@ -69,26 +69,26 @@ class Feed:
         self._ring = []
         self._on_following(False)
 
-    def committed(self, stream: uuid.UUID, events: Sequence[Event], head: int) -> None:
+    def committed(self, log_id: uuid.UUID, events: Sequence[Event], head: int) -> None:
         """Take what this server has just committed."""
         if not self._awake:
             return
         first, last = events[0].seq, events[-1].seq
         if (
-            stream == self.stream
+            log_id == self.log_id
             and first == self.head + 1
             and last - first == len(events) - 1
             and not self._doubt
         ):
             self._append(events)
         else:
-            self.tell(stream, head)
+            self.tell(log_id, head)
 
-    def tell(self, stream: uuid.UUID | None, head: int) -> None:
+    def tell(self, log_id: uuid.UUID | None, head: int) -> None:
         """Hear that the log has gone on to `head`, or that it is another stream's."""
         if not self._awake:
             return
-        if stream is not None and stream != self.stream:
+        if log_id is not None and log_id != self.log_id:
             self._doubt = True  # the log will tell
         self._known = max(self._known, head)
         if self._doubt or self._known > self.head:
@@ -111,13 +111,13 @@ class Feed:
                 return await self._log.log_slice(position, SCAN, emails)
             found = self.after(position, PAGE)
             if found:  # another has fetched it meanwhile
-                return LogSlice(self.stream, self.head, found, found[-1].seq)
+                return LogSlice(self.log_id, self.head, found, found[-1].seq)
             page = await self._log.log_slice(position, PAGE, None)
-        self.tell(page.stream, page.head)
+        self.tell(page.log_id, page.head)
         first = self.head - len(self._ring) + 1
         if (
             page.events
-            and page.stream == self.stream
+            and page.log_id == self.log_id
             and page.events[-1].seq == first - 1
             and len(self._ring) + len(page.events) <= self._size
         ):
@@ -142,14 +142,14 @@ class Feed:
                     await asyncio.sleep(RETRY_S)
 
     async def _read_on(self) -> None:
-        stream, position = self.stream, self.head
+        log_id, position = self.log_id, self.head
         try:
             page = await self._log.log_slice(position, PAGE, None)
         except HistoryGone:
             page = None
-        if not self._awake or (stream, position) != (self.stream, self.head):
+        if not self._awake or (log_id, position) != (self.log_id, self.head):
             return  # our own commits have gone on meanwhile, or everybody has left
-        if page is None or page.stream != stream:
+        if page is None or page.log_id != log_id:
             self._restart(await self._log.log_span())
             return
         self._doubt = False
@@ -166,6 +166,6 @@ class Feed:
 
     def _restart(self, span: LogSpan) -> None:
         self._ring = []
-        self.stream, self.head = span.stream, span.head
+        self.log_id, self.head = span.log_id, span.head
         self._known, self._doubt = span.head, False
         self.on_advance()

@@ -105,10 +105,10 @@ class NotifyChannel:
                 listening = not listening
                 look_at = loop.time()
             if loop.time() >= look_at:
-                stream, head, self._others = await connection.fetch_one(_LOOK)
+                log_id, head, self._others = await connection.fetch_one(_LOOK)
                 look_at = loop.time() + POLL_S
                 if listening:
-                    self._tell(uuid.UUID(stream), head)
+                    self._tell(uuid.UUID(log_id), head)
             if self._others and self._head > self._rung:
                 self._rung = self._head
                 await connection.execute(f"NOTIFY {HEAD}, '{self._rung}'")
