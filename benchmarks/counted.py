@@ -37,7 +37,7 @@ class Counted:
 
 
 def read(ports: Iterable[int]) -> Counted:
-    """Ask the admin ports of servers on this machine. Raises `BenchmarkError`."""
+    """Ask the management ports of servers on this machine. Raises `BenchmarkError`."""
     check_ins = batches = commit_s = datagrams = 0.0
     for port in ports:
         for family in text_string_to_metric_families(_metrics(port)):

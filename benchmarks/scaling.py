@@ -213,11 +213,11 @@ class Working:
         with self._load(mode, connections, rate) as generator:
             generator.wait_event("measuring")
             with ear, watch:
-                before = counted.read(self._peer.admin_ports)
+                before = counted.read(self._peer.management_ports)
                 meter.start()
                 generator.wait_event("measured")
                 meter.stop()
-                happened = counted.read(self._peer.admin_ports) - before
+                happened = counted.read(self._peer.management_ports) - before
             result = generator.result()
         if not result.count or not happened.batches:
             raise BenchmarkError(f"{mode}: no check-in was answered ({result.first_error})")

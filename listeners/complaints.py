@@ -23,7 +23,7 @@ class Complaints:
     def __len__(self) -> int:
         return len(self._subjects)
 
-    def admit(self, subject: Hashable, now: float) -> int | None:
+    def allow(self, subject: Hashable, now: float) -> int | None:
         """Return how many complaints of `subject` were withheld before this one.
 
         None: this one is withheld too. `now` is in seconds and never falls.

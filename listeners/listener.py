@@ -441,7 +441,7 @@ class Listener:
         self._complain(f"a datagram from {source[0]}", error.reason, str(error))
 
     def _complain(self, subject: str, reason: str, sentence: str) -> None:
-        withheld = self._complaints.admit((subject, reason), self._loop.time())
+        withheld = self._complaints.allow((subject, reason), self._loop.time())
         if withheld is None:
             return
         more = f" ({withheld} more like it before)" if withheld else ""

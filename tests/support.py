@@ -124,7 +124,7 @@ class Server:
     out: Lines
     certs: Path
     port: int
-    admin_port: int
+    management_port: int
     announce_port: int
     database_url: str
     settings: dict[str, Any] = field(repr=False)
@@ -177,8 +177,8 @@ class Server:
     def client_context(self, cert: str | None = "client") -> ssl.SSLContext:
         return client_context(self.certs, cert)
 
-    def admin(self, path: str) -> Answer:
-        connection = http.client.HTTPConnection(LOOPBACK, self.admin_port, timeout=PATIENCE_S)
+    def management(self, path: str) -> Answer:
+        connection = http.client.HTTPConnection(LOOPBACK, self.management_port, timeout=PATIENCE_S)
         try:
             return exchange(connection, "GET", path)
         finally:
@@ -266,6 +266,7 @@ def running_server(
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
     module: tuple[str, ...] = ("tornado_status",),
+    constants: Mapping[str, object] | None = None,
     **overrides: Any,
 ) -> Iterator[Server]:
     """Run the server on free ports, its log as JSON; stop it at the end, whatever happened."""
@@ -285,10 +286,12 @@ def running_server(
             "targets": targets(announce_port),
         },
         "access": {"readers": ["operator@example.com"]},
-        "admin": {"host": LOOPBACK, "port": free_port()},
+        "management": {"host": LOOPBACK, "port": free_port()},
         "logging": {"format": "json", "level": "info"},
     }
     settings = merge(base, overrides)
+    if constants:
+        module = ("tests.with_constants", json.dumps(constants))
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
@@ -308,7 +311,7 @@ def running_server(
         out=Lines(process.stdout),
         certs=certs,
         port=settings["server"]["port"],
-        admin_port=settings["admin"]["port"],
+        management_port=settings["management"]["port"],
         announce_port=announce_port,
         database_url=database_url,
         settings=settings,

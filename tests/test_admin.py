@@ -1,4 +1,4 @@
-"""The admin port: what it says of a server that is well, soon is not, or cannot serve."""
+"""The management port: what it says of a server that is well, soon is not, or cannot serve."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def samples(server: Server) -> dict[tuple[str, ...], float]:
     """What /metrics says: the value by the name and the labels' values in order of their names."""
     return {
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
-        for family in text_string_to_metric_families(server.admin("/metrics").body.decode())
+        for family in text_string_to_metric_families(server.management("/metrics").body.decode())
         for sample in family.samples
     }
 
@@ -156,7 +156,7 @@ def test_users_are_shown_by_presence(start_server: StartServer) -> None:
     url = f"postgresql://nobody@{LOOPBACK}:{free_port()}/name"
     away = start_server(url=url, wait=False)
     away.wait_event("database away, trying again")
-    text = wait_until(lambda: away.admin("/metrics").body, "the admin port")
+    text = wait_until(lambda: away.management("/metrics").body, "the management port")
     assert b"tornado_status_users{" not in text
     assert b"\ntornado_status_sweep_age_seconds " not in text
 
@@ -180,7 +180,7 @@ def test_days_left_are_told_by_file(site: Site) -> None:
 
 def test_open_metrics_are_spoken_with_whoever_asks_for_them(server: Server) -> None:
     """And the older text with everybody else; both are valid."""
-    connection = http.client.HTTPConnection(LOOPBACK, server.admin_port, timeout=PATIENCE_S)
+    connection = http.client.HTTPConnection(LOOPBACK, server.management_port, timeout=PATIENCE_S)
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     connection.request("GET", "/metrics", headers=accept)
     response = connection.getresponse()
@@ -188,7 +188,7 @@ def test_open_metrics_are_spoken_with_whoever_asks_for_them(server: Server) -> N
     names = {family.name for family in open_metrics(text)}  # type: ignore[no-untyped-call]
     connection.close()
     assert response.headers["Content-Type"].startswith("application/openmetrics-text")
-    plain = server.admin("/metrics")
+    plain = server.management("/metrics")
     assert plain.headers["Content-Type"].startswith("text/plain")
     older = {family.name for family in text_string_to_metric_families(plain.body.decode())}
     assert "tornado_status_check_ins" in names
@@ -226,8 +226,8 @@ def test_a_value_on_a_bound_is_within_it() -> None:
 
 def test_readiness_tells_what_it_looked_at(server: Server) -> None:
     """All is well: every check says so, and there is nothing to say."""
-    assert server.admin("/healthz").json == {"alive": True}
-    ready = server.admin("/readyz")
+    assert server.management("/healthz").json == {"alive": True}
+    ready = server.management("/readyz")
     assert ready.status == 200
     assert ready.json["ready"] is True
     assert ready.json["problems"] == ready.json["warnings"] == []
@@ -243,7 +243,7 @@ def test_a_certificate_is_warned_of_before_its_end(site: Site) -> None:
     site.put("server", site.server_certificate(5))
     server = site.start()
     said = f"tls.certificate: {site.certs}/server.crt (tornado_status server) expires in 5.0 days"
-    ready = server.admin("/readyz")
+    ready = server.management("/readyz")
     assert (ready.status, ready.json["warnings"]) == (200, [said])
     assert ready.json["checks"]["certificate"] == {"status": "warning", "reasons": [said]}
     assert len(server.events(said)) == 1
@@ -251,13 +251,13 @@ def test_a_certificate_is_warned_of_before_its_end(site: Site) -> None:
 
     site.put("server", site.server_certificate(100))
     server.wait_event("certificates and keys reloaded")
-    assert server.admin("/readyz").json["warnings"] == []
+    assert server.management("/readyz").json["warnings"] == []
 
 
 def test_with_an_expired_certificate_nobody_can_be_served(site: Site) -> None:
     """No client that verifies it would go on: 503, and why."""
     site.put("server", site.server_certificate(-2))
-    ready = site.start().admin("/readyz")
+    ready = site.start().management("/readyz")
     assert ready.status == 503
     [problem] = ready.json["problems"]
     assert problem.endswith("(tornado_status server) has expired 2.0 days ago")
@@ -267,7 +267,7 @@ def test_an_expired_announcer_is_a_warning(site: Site) -> None:
     """Listeners refuse what it signs, and check-ins are recorded all the same."""
     begun = datetime.datetime.now(datetime.UTC) - 400 * DAY
     site.put("announcer", site.authority.issue_announcer(now=begun))
-    ready = site.start().admin("/readyz")
+    ready = site.start().management("/readyz")
     assert ready.status == 200
     [warning] = ready.json["checks"]["other_certificates"]["reasons"]
     assert "announcer.crt" in warning
@@ -280,7 +280,7 @@ def test_a_target_that_refuses_is_a_warning(start_server: StartServer) -> None:
     server = start_server(announce={"targets": [nobody]})
     for _ in range(3):
         assert server.request("POST", "/api/client").status == 204
-    ready = server.admin("/readyz")
+    ready = server.management("/readyz")
     assert ready.status == 200
     check = ready.json["checks"]["announce"]
     assert check["status"] == "warning"
@@ -370,7 +370,7 @@ def over_tls(server: Server, path: str, certs: Path) -> tuple[Answer, int]:
     """Ask over TLS; return the answer and the serial number of the certificate."""
     context = ssl.create_default_context(cafile=str(certs / "ca.crt"))
     connection = http.client.HTTPSConnection(
-        "localhost", server.admin_port, context=context, timeout=PATIENCE_S
+        "localhost", server.management_port, context=context, timeout=PATIENCE_S
     )
     try:
         answer = exchange(connection, "GET", path)
@@ -382,7 +382,7 @@ def over_tls(server: Server, path: str, certs: Path) -> tuple[Answer, int]:
         connection.close()
 
 
-def test_the_admin_port_may_have_tls(site: Site) -> None:
+def test_the_management_port_may_have_tls(site: Site) -> None:
     """With a certificate of its own, which is read anew like all others."""
     first, second = site.server_certificate(100), site.server_certificate(100)
     site.put("admin", first)
@@ -390,13 +390,13 @@ def test_the_admin_port_may_have_tls(site: Site) -> None:
         "certificate": str(site.certs / "admin.crt"),
         "private_key": str(site.certs / "admin.key"),
     }
-    server = site.start(admin={"host": LOOPBACK, "port": free_port(), **files})
+    server = site.start(management={"host": LOOPBACK, "port": free_port(), **files})
     answer, serial = over_tls(server, "/readyz", site.certs)
     assert (answer.status, serial) == (200, first.certificate.serial_number)
     metrics = over_tls(server, "/metrics", site.certs)[0].body
-    assert b'setting="admin.certificate"' in metrics
+    assert b'setting="management.certificate"' in metrics
     with pytest.raises((OSError, http.client.HTTPException)):
-        server.admin("/healthz")  # in clear
+        server.management("/healthz")  # in clear
 
     site.put("admin", second)
     wait_until(
@@ -408,9 +408,12 @@ def test_the_admin_port_may_have_tls(site: Site) -> None:
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"certificate": "server.crt"}, "admin: certificate and private_key: expected both"),
+        ({"certificate": "server.crt"}, "management: certificate and private_key: expected both"),
         ({"certificate": "ca.crt", "private_key": "server.key"}, "is not the key of"),
-        ({"certificate": "none.crt", "private_key": "server.key"}, "admin.certificate: no file"),
+        (
+            {"certificate": "none.crt", "private_key": "server.key"},
+            "management.certificate: no file",
+        ),
     ],
 )
 def test_a_wrong_admin_certificate_is_one_line(
@@ -418,7 +421,7 @@ def test_a_wrong_admin_certificate_is_one_line(
 ) -> None:
     """At start, exit 2."""
     named = {key: str(site.certs / name) for key, name in files.items()}
-    server = start_server(wait=False, admin=named)
+    server = start_server(wait=False, management=named)
     assert server.process.wait(PATIENCE_S) == 2
     [line] = server.log.wait_end().splitlines()
     assert message in line

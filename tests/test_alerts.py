@@ -521,7 +521,7 @@ def test_what_cannot_be_delivered_for_long_is_given_up(start_server: StartServer
         assert given_up["messages"] == 1
         assert given_up["alert"] == "plant"
         wait_until(lambda: waiting(server.database_url) == 0, "nothing waits")
-        metrics = server.admin("/metrics").body.decode()
+        metrics = server.management("/metrics").body.decode()
         for outcome in ("dropped", "delivered"):
             counted = 'tornado_status_alert_messages_total{alert="plant",outcome="%s"} 1.0'
             assert counted % outcome in metrics

@@ -79,7 +79,7 @@ def check_in(host: Host, server: Server) -> None:
 
 
 def admin(host: Host, server: Server, path: str) -> str:
-    url = f"http://{LOOPBACK}:{server.admin_port}{path}"
+    url = f"http://{LOOPBACK}:{server.management_port}{path}"
     return run(*host.inside, "curl", "--silent", "--noproxy", "*", url)
 
 

@@ -660,7 +660,7 @@ def test_a_ca_for_one_domain_can_certify_nobody_else(
         answer = check_in(server, mode, chain)
         assert (answer.status, answer.detail) == (403, SENTENCE)
     assert len(server.rows("SELECT seq FROM check_in")) == 3
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     assert 'connections_refused_total{reason="name-constraints"} 4.0' in metrics
     assert server.wait_event("identity refused")["reason"] == "name-constraints"
 
@@ -734,7 +734,7 @@ def test_a_weak_ca_is_refused_even_where_openssl_is_told_to_take_it(
             assert answer.status == 403
             assert str(answer.detail).startswith("A CA of the certificate is too weak: ")
             told = f'connections_refused_total{{reason="weak-ca"}} {number}.0'
-            assert told in server.admin("/metrics").body.decode()
+            assert told in server.management("/metrics").body.decode()
     assert server.rows("SELECT count(*) FROM check_in") == [(0,)]
 
 

@@ -40,12 +40,12 @@ CERTIFICATES = {
     "tls.client_ca": "ca.crt",
     "announce.signing_key": "announcer.crt",
     "announce.next_certificate": "next.crt",
-    "admin.certificate": "admin.crt",
+    "management.certificate": "admin.crt",
 }
 KEYS = {
     "tls.private_key": "server.key",
     "announce.signing_key": "announcer.key",
-    "admin.private_key": "admin.key",
+    "management.private_key": "admin.key",
 }
 LISTS = {"tls.crl": "ca.crl"}
 
@@ -221,8 +221,8 @@ def own(good: Path, tmp_path: Path) -> Path:
 TOGETHER = {
     "tls.certificate": {"tls.certificate", "tls.private_key"},
     "tls.private_key": {"tls.certificate", "tls.private_key"},
-    "admin.certificate": {"admin.certificate", "admin.private_key"},
-    "admin.private_key": {"admin.certificate", "admin.private_key"},
+    "management.certificate": {"management.certificate", "management.private_key"},
+    "management.private_key": {"management.certificate", "management.private_key"},
 }
 
 

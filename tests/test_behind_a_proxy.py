@@ -121,7 +121,7 @@ def from_client(server: Server, cert: str = "client") -> tuple[tuple[str, str], 
 
 
 def refusals(server: Server, reason: str) -> int:
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     for line in metrics.splitlines():
         if f'connections_refused_total{{reason="{reason}"}}' in line:
             return int(float(line.split()[-1]))

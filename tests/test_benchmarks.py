@@ -435,7 +435,7 @@ def test_what_a_server_counts_is_what_was_done(
     surroundings: Rig, this_server: ThisServer, working: AtWork, start_load: StartLoad
 ) -> None:
     """Its metrics, the log, and an ear that only counts say the same."""
-    before = counted.read(this_server.admin_ports)
+    before = counted.read(this_server.management_ports)
     with wire.Ear(working.site.announce_port) as ear:
         done = run(
             Load(
@@ -448,7 +448,7 @@ def test_what_a_server_counts_is_what_was_done(
                 seconds=PATIENCE_S,
             )
         )
-    happened = counted.read(this_server.admin_ports) - before
+    happened = counted.read(this_server.management_ports) - before
     assert done.count == 100
     assert happened.check_ins == 100 + CLIENTS  # and the first one of each connection
     assert 1 <= happened.batches <= happened.check_ins

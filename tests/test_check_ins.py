@@ -106,7 +106,7 @@ def test_a_commit_that_the_database_refuses_is_a_503_and_leaves_nothing(
     assert answer.status == 503
     assert int(answer.headers["Retry-After"]) >= 1
     server.rows("ALTER TABLE check_in DROP CONSTRAINT full_disk")
-    wait_until(lambda: server.admin("/readyz").status == 200, "readiness")
+    wait_until(lambda: server.management("/readyz").status == 200, "readiness")
     assert server.request("POST", "/api/client").status == 204
     assert server.rows("SELECT seq FROM check_in ORDER BY seq") == [(1,), (2,)]
     assert [update["seq"] for update in heard.updates(2)] == [1, 2]
@@ -120,7 +120,7 @@ def test_a_target_that_cannot_be_reached_costs_no_check_in(start_server: StartSe
     for _ in range(5):
         assert exchange(connection, "POST", "/api/client").status == 204
     connection.close()
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     assert 'announce_errors_total{errno="ECONNREFUSED",target="unicast 127.0.0.1:1"}' in metrics
     assert len(server.events("announcement not sent (send)")) == 1
 
@@ -223,7 +223,7 @@ def test_servers_on_one_port_share_it_and_one_order(start_server: StartServer) -
         assert servers[0].request("POST", "/api/client").status == 204
     sent = 0
     for server in servers:
-        metrics = server.admin("/metrics").body.decode()
+        metrics = server.management("/metrics").body.decode()
         [line] = [x for x in metrics.splitlines() if x.startswith("tornado_status_head ")]
         assert float(line.split()[1]) > 0  # the kernel gave each of them some
         counters = [x for x in metrics.splitlines() if "datagrams_sent_total{" in x]
@@ -272,13 +272,16 @@ def test_any_check_in_is_kept_as_it_is(postgres: str, check_ins: list[CheckIn]) 
     assert [CheckIn(*row) for row in kept] == check_ins
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nothing(database_url: str) -> None:
-    """Beyond `max_pending` the answer is "try again", and all that was taken is recorded."""
+def test_a_full_queue_refuses_at_once_and_loses_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond `MAX_PENDING` the answer is "try again", and all that was taken is recorded."""
+    monkeypatch.setattr("tornado_status.store.group_commit.MAX_PENDING", 10)
     heard: list[Event] = []
 
     async def run() -> tuple[int, int]:
         store = Store(
-            DatabaseSettings(url=database_url, max_pending=10),
+            DatabaseSettings(url=database_url),
             enrolment_closed=False,
             on_commit=lambda events, head: heard.extend(events),
         )
@@ -308,7 +311,6 @@ def _group_commit(
         _store(database_url, [])._connect_writer,
         on_commit,
         enrolment_closed=False,
-        max_pending=10,
         commit_timeout_s=PATIENCE_S,
     )
 

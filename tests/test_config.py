@@ -136,7 +136,7 @@ def test_lists_and_maps_come_from_the_environment_as_json(tmp_path: Path) -> Non
     )
     assert settings.access.readers == ("a@example.com",)
     assert str(settings.announce.targets[0]) == "unicast 10.0.0.9:1"
-    assert settings.admin.port == 0
+    assert settings.management.port == 0
 
 
 def target(kind: str, address: str, interfaces: str = "[]") -> str:
@@ -145,7 +145,7 @@ def target(kind: str, address: str, interfaces: str = "[]") -> str:
     )
 
 
-def nats(address: str, more: str = "max_queued: 1") -> str:
+def nats(address: str, more: str = "subject: status") -> str:
     return f"announce: {{targets: [{{kind: nats, address: '{address}', {more}}}]}}"
 
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
 from tests.support import PATIENCE_S, Server, rows, running_server, wait_until
+from tests.with_constants import KNOWN_SOURCES, MAX_HANDSHAKES, MAX_PENDING
 from tornado_status.ingress import iostream as stream_module
 from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
@@ -40,9 +41,14 @@ def shared(
     name = f"connection_{quick_reads}".lower()
     rows(postgres, f"CREATE DATABASE {name}")
     url = postgres.replace("/postgres?", f"/{name}?")
-    folder, settings = tmp_path_factory.mktemp("shared"), {"quick_reads": quick_reads}
-    with running_server(folder, certs, url, server=settings) as server:
+    folder = tmp_path_factory.mktemp("shared")
+    with running_server(folder, certs, url, constants=reading(quick_reads)) as server:
         yield server
+
+
+def reading(quick: bool) -> dict[str, object]:
+    """Constants of a server that reads past the buffers of Tornado's streams, or through them."""
+    return {} if quick else {KNOWN_SOURCES: {}}
 
 
 def read_answers(connection: ssl.SSLSocket, count: int) -> bytes:
@@ -278,7 +284,7 @@ def test_who_never_reads_answers_costs_a_bounded_amount(
     start_server: StartServer, quick_reads: bool
 ) -> None:
     """Pipelining without end and without reading: the server stops reading, others go on."""
-    server = start_server(server={"quick_reads": quick_reads})
+    server = start_server(constants=reading(quick_reads))
     with server.connect_raw() as connection:
         raw = socket.socket(fileno=connection.fileno())
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -305,20 +311,20 @@ def test_mute_peers_do_not_delay_a_real_one(start_server: StartServer) -> None:
     ]
     try:
         assert server.request("POST", "/api/client").status == 204
-        metrics = server.admin("/metrics").body.decode()
+        metrics = server.management("/metrics").body.decode()
         assert 'connections_refused_total{reason="timeout"}' not in metrics  # still waiting
         for sock in mute:
             assert sock.recv(1) == b""
     finally:
         for sock in mute:
             sock.close()
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     assert 'connections_refused_total{reason="timeout"} 100.0' in metrics
 
 
 def test_handshakes_under_way_are_bounded(start_server: StartServer) -> None:
-    """Beyond `max_handshakes` a connection waits, and gets in when one of them ends."""
-    server = start_server(server={"handshake_timeout_s": 2, "max_handshakes": 5})
+    """Beyond `MAX_HANDSHAKES` a connection waits, and gets in when one of them ends."""
+    server = start_server(server={"handshake_timeout_s": 2}, constants={MAX_HANDSHAKES: 5})
     mute = [
         socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(12)
     ]
@@ -330,7 +336,7 @@ def test_handshakes_under_way_are_bounded(start_server: StartServer) -> None:
     finally:
         for sock in mute:
             sock.close()
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     [line] = [x for x in metrics.splitlines() if 'refused_total{reason="timeout"}' in x]
     assert float(line.split()[-1]) >= 5
 
@@ -351,7 +357,7 @@ def test_a_crowd_beyond_the_database_gets_503_and_then_service_is_full_again(
     start_server: StartServer,
 ) -> None:
     """The queue is bounded; the surplus is told when to come back, and nothing is lost."""
-    server = start_server(database={"max_pending": 5, "commit_timeout_s": 50})
+    server = start_server(database={"commit_timeout_s": 50}, constants={MAX_PENDING: 5})
     connections = [server.connect_raw() for _ in range(10)]
     blocker = psycopg2.connect(server.database_url)
     try:
@@ -366,7 +372,7 @@ def test_a_crowd_beyond_the_database_gets_503_and_then_service_is_full_again(
         # Behind the one that is blocked five fit in the queue. Who has no answer to wait for is
         # refused at once; a pipelined one is refused only in its turn.
         length = b"tornado_status_commit_queue_length 5.0"
-        wait_until(lambda: length in server.admin("/metrics").body, "a full queue")
+        wait_until(lambda: length in server.management("/metrics").body, "a full queue")
         refused = read_answers(connections[-1], 4)
         blocker.rollback()
         answers = b"".join(read_answers(connection, 4) for connection in connections[:-1])

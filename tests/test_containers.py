@@ -280,7 +280,7 @@ def test_the_listener_services_hear_the_client_service(
                 prefix=enter,
                 environment=environment,
                 server={"host": "0.0.0.0", "port": 8443},  # noqa: S104 - in a network of its own
-                admin={"port": 9464},
+                management={"port": 9464},
             )
         )
 
@@ -392,9 +392,9 @@ def test_the_image_starts_the_server_as_an_ordinary_user_and_without_a_shell() -
 def test_the_image_asks_for_health_where_the_shipped_settings_serve_it() -> None:
     settings = config.load(ROOT / "config.yaml", {})
     program = healthcheck()[-1]
-    assert f"'{settings.admin.host}', {settings.admin.port}" in program
+    assert f"'{settings.management.host}', {settings.management.port}" in program
     assert "/readyz" in program
-    assert argument("EXPOSE") == str(settings.server.port)  # the admin port is for loopback
+    assert argument("EXPOSE") == str(settings.server.port)  # the management port is for loopback
 
 
 def test_no_stage_installs_with_the_systems_package_manager() -> None:

@@ -53,7 +53,7 @@ class Site:
                 "source_port": free_port(socket.SOCK_DGRAM),
                 "targets": targets(free_port(socket.SOCK_DGRAM)),
             },
-            "admin": {"port": free_port()},
+            "management": {"port": free_port()},
         }
 
     def put(self, name: str, credential: Credential, *more: Credential) -> None:
@@ -128,7 +128,7 @@ def test_a_running_server_is_well(site: Site, start_server: StartServer) -> None
     server = start_server(url=site.settings["database"]["url"])
     overrides = {
         "server": {"port": server.port},
-        "admin": {"port": server.admin_port},
+        "management": {"port": server.management_port},
         "announce": {"source_port": server.settings["announce"]["source_port"]},
     }
     site.well("is in use, and a server runs", "are those of this version", **overrides)
@@ -228,16 +228,22 @@ def broken_list(site: Site) -> str:
 
 
 def admin_without_key(site: Site) -> str:
-    site.settings["admin"] |= {"certificate": "certs/server.crt", "private_key": "certs/none.key"}
-    return "admin."
+    site.settings["management"] |= {
+        "certificate": "certs/server.crt",
+        "private_key": "certs/none.key",
+    }
+    return "management."
 
 
 def admin_key_readable(site: Site) -> str:
     for suffix in ("crt", "key"):
         shutil.copy(site.certs / f"server.{suffix}", site.certs / f"admin.{suffix}")
     (site.certs / "admin.key").chmod(0o604)
-    site.settings["admin"] |= {"certificate": "certs/admin.crt", "private_key": "certs/admin.key"}
-    return "admin.private_key: everybody on this machine can read"
+    site.settings["management"] |= {
+        "certificate": "certs/admin.crt",
+        "private_key": "certs/admin.key",
+    }
+    return "management.private_key: everybody on this machine can read"
 
 
 def announcer_expired(site: Site) -> str:
@@ -296,7 +302,7 @@ def test_a_late_list_is_a_problem_where_it_locks_out(site: Site) -> None:
     late = site.authority.empty_crl(days=30, now=then)
     (site.certs / "ca.crl").write_bytes(late.public_bytes(Encoding.PEM))
     site.well("is out of date for 10.0 days")
-    site.wrong("is out of date for 10.0 days", tls={"crl_expired": "refuse"})
+    site.wrong("is out of date for 10.0 days", tls={"on_expired_crl": "refuse"})
     site.well("nobody can be shut out", tls={"crl": None})
 
 
@@ -451,8 +457,8 @@ def test_a_postgresql_that_is_too_old_is_found(number: int, level: str) -> None:
 
 
 def test_ports_of_other_programs_are_found(site: Site) -> None:
-    """TCP for check-ins and for the admin port, UDP to announce from."""
-    port, admin = site.settings["server"]["port"], site.settings["admin"]["port"]
+    """TCP for check-ins and for the management port, UDP to announce from."""
+    port, admin = site.settings["server"]["port"], site.settings["management"]["port"]
     source = site.settings["announce"]["source_port"]
     with socket.socket() as one, socket.socket() as two:
         for sock, taken in ((one, port), (two, admin)):
@@ -465,7 +471,7 @@ def test_ports_of_other_programs_are_found(site: Site) -> None:
             source_taken = f"UDP port {source} is taken by another program"
             site.wrong(
                 f"server.port: {port} is taken",
-                f"admin.port: {admin} is taken",
+                f"management.port: {admin} is taken",
                 source_taken,
             )
 

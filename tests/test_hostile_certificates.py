@@ -222,7 +222,7 @@ def log_length(server: Server) -> int:
 
 def refused(server: Server, reason: str) -> int:
     """How often the server says that it refused somebody for this."""
-    text = server.admin("/metrics").body.decode()
+    text = server.management("/metrics").body.decode()
     match = re.search(
         rf'^tornado_status_connections_refused_total{{reason="{reason}"}} (\S+)$',
         text,

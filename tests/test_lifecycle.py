@@ -184,8 +184,8 @@ def test_without_its_database_the_server_says_so_and_recovers(
     own_postgres.stop()
     server = start_server(url=own_postgres.url, wait=False, server={"port": free_port()})
     assert server.wait_event("database away, trying again")["reason"]
-    wait_until(lambda: server.admin("/readyz").status == 503, "the admin port")
-    assert server.admin("/healthz").status == 200
+    wait_until(lambda: server.management("/readyz").status == 503, "the management port")
+    assert server.management("/healthz").status == 200
 
     def check_in() -> int:
         answer = server.request("POST", "/api/client")
@@ -199,10 +199,10 @@ def test_without_its_database_the_server_says_so_and_recovers(
     for _ in range(2):
         own_postgres.start()
         wait_until(lambda: check_in() == 204, "a check-in")
-        assert server.admin("/readyz").status == 200
+        assert server.management("/readyz").status == 200
         own_postgres.stop()
         wait_until(lambda: check_in() == 503, "a refusal")
-        assert server.admin("/readyz").status == 503
+        assert server.management("/readyz").status == 503
     own_postgres.start()
     wait_until(lambda: check_in() == 204, "a check-in")
     log = rows(own_postgres.url, "SELECT seq, event FROM check_in ORDER BY seq")
@@ -224,7 +224,7 @@ def test_it_starts_from_any_directory(
         env={
             **plain_environment(),
             "TORNADO_STATUS_SERVER__PORT": "0",
-            "TORNADO_STATUS_ADMIN__PORT": "0",
+            "TORNADO_STATUS_MANAGEMENT__PORT": "0",
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -72,7 +72,7 @@ def test_a_server_short_of_descriptors_goes_on_serving(start_server: StartServer
     _fill_and_recover(server, 70 - 64)
 
 
-def test_the_admin_port_waits_for_descriptors_too(start_server: StartServer) -> None:
+def test_the_management_port_waits_for_descriptors_too(start_server: StartServer) -> None:
     """Without any left it tries again now and then, not all the time, and recovers."""
     prlimit = shutil.which("prlimit")
     require("prlimit", prlimit is not None, "Debian: util-linux")
@@ -83,12 +83,12 @@ def test_the_admin_port_waits_for_descriptors_too(start_server: StartServer) -> 
     subprocess.run([*set_limit, f"--nofile={used}:"], check=True)
     with contextlib.ExitStack() as stack:
         for _ in range(used):  # those below `used` that are free, and one more
-            stack.enter_context(socket.create_connection((LOOPBACK, server.admin_port)))
+            stack.enter_context(socket.create_connection((LOOPBACK, server.management_port)))
         before = cpu_s(pid)
         time.sleep(1)  # in which there is nothing to do
         assert cpu_s(pid) - before < 0.3
         subprocess.run([*set_limit, f"--nofile={used + 100}:"], check=True)
-        assert server.admin("/healthz").status == 200
+        assert server.management("/healthz").status == 200
     errors = [line for line in server.log.lines if '"error"' in line]
     assert errors == []
 
@@ -177,7 +177,7 @@ def test_without_our_accepting_it_would_not_be() -> None:
             process.wait()
 
 
-def test_the_admin_port_takes_a_few_connections(start_server: StartServer) -> None:
+def test_the_management_port_takes_a_few_connections(start_server: StartServer) -> None:
     """The next ones wait; whoever reaches it takes no descriptor from those who check in."""
     server = start_server()
     healthy = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -185,7 +185,9 @@ def test_the_admin_port_takes_a_few_connections(start_server: StartServer) -> No
     before = len(list(Path(f"/proc/{pid}/fd").iterdir()))
     with contextlib.ExitStack() as stack:
         crowd = [
-            stack.enter_context(socket.create_connection((LOOPBACK, server.admin_port), PATIENCE_S))
+            stack.enter_context(
+                socket.create_connection((LOOPBACK, server.management_port), PATIENCE_S)
+            )
             for _ in range(2 * MAX_CONNECTIONS)
         ]
         for connection in crowd[:MAX_CONNECTIONS]:
@@ -201,7 +203,7 @@ def test_the_admin_port_takes_a_few_connections(start_server: StartServer) -> No
         late.settimeout(PATIENCE_S)
         assert late.recv(4096).startswith(b"HTTP/1.1 200")
         assert server.request("POST", "/api/client").status == 204
-    assert server.admin("/healthz").status == 200
+    assert server.management("/healthz").status == 200
 
 
 def test_nobody_is_slowed_down_by_default(server: Server) -> None:
@@ -271,7 +273,7 @@ def test_no_schedule_beats_the_limit(per_second: float, gaps: list[float]) -> No
     for gap in gaps:
         now += gap
         try:
-            limit.admit("a@example.com", now)
+            limit.allow("a@example.com", now)
         except TooFrequent as error:
             assert error.retry_after_s >= 1
         else:
@@ -282,17 +284,17 @@ def test_no_schedule_beats_the_limit(per_second: float, gaps: list[float]) -> No
 def test_who_waits_as_told_gets_in() -> None:
     """Retry-After is long enough."""
     limit = CheckInRateLimit(0.25)
-    limit.admit("a@example.com", 0.0)
+    limit.allow("a@example.com", 0.0)
     with pytest.raises(TooFrequent) as caught:
-        limit.admit("a@example.com", 1.0)
-    limit.admit("a@example.com", 1.0 + caught.value.retry_after_s)
+        limit.allow("a@example.com", 1.0)
+    limit.allow("a@example.com", 1.0 + caught.value.retry_after_s)
 
 
 def test_remembered_identities_are_bounded() -> None:
     """However many there are."""
     limit = CheckInRateLimit(1)
     for number in range(MAX_REMEMBERED + 100):
-        limit.admit(f"user{number}@example.com", 0.0)
+        limit.allow(f"user{number}@example.com", 0.0)
     assert len(limit) == MAX_REMEMBERED
 
 
@@ -378,7 +380,7 @@ def test_heads_and_bodies_have_a_size(start_server: StartServer) -> None:
             return said(connection, request)
 
     def admin_said(request: bytes) -> bytes:
-        with socket.create_connection((LOOPBACK, server.admin_port), PATIENCE_S) as connection:
+        with socket.create_connection((LOOPBACK, server.management_port), PATIENCE_S) as connection:
             return said(connection, request)
 
     def head(begin: bytes, size: int) -> bytes:

@@ -630,17 +630,17 @@ def test_any_bytes_are_updates_or_refused(payload: bytes) -> None:
 def test_a_complaint_is_made_once_a_minute_and_says_what_was_withheld() -> None:
     """A flood of one kind from one source is one line, and the next one counts it."""
     complaints = Complaints(interval_s=60)
-    told = [complaints.admit("a", float(second)) for second in (0, 1, 59, 60, 61, 120)]
+    told = [complaints.allow("a", float(second)) for second in (0, 1, 59, 60, 61, 120)]
     assert told == [0, None, None, 2, None, 1]
-    assert complaints.admit("b", 120.0) == 0
+    assert complaints.allow("b", 120.0) == 0
 
 
 def test_forged_sources_cost_bounded_lines_and_memory() -> None:
     """A thousand forged sources a minute are told, and no more remembered."""
     complaints = Complaints(interval_s=60, max_subjects=10)
-    assert sum(complaints.admit(source, 0.0) is not None for source in range(1000)) == 10
+    assert sum(complaints.allow(source, 0.0) is not None for source in range(1000)) == 10
     assert len(complaints) == 10
-    assert complaints.admit("later", 60.0) == 0
+    assert complaints.allow("later", 60.0) == 0
     assert len(complaints) == 1
 
 

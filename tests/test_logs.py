@@ -151,7 +151,7 @@ def test_what_the_libraries_log_is_one_line_too_and_limited(server: Server) -> N
     assert len(lines) == 1
     assert lines[0]["event"].startswith("Malformed HTTP message from")
     assert "\x1b" not in lines[0]["event"]
-    assert lines[0]["before"] == 0
+    assert lines[0]["suppressed"] == 0
 
 
 def test_every_line_is_json_with_a_time_a_level_and_an_event(start_server: StartServer) -> None:
@@ -172,8 +172,8 @@ def test_a_secret_is_never_logged(start_server: StartServer) -> None:
     url = f"postgresql://somebody:s3cr3t-w0rd@{LOOPBACK}:{free_port()}/name"
     server = start_server(url=url, wait=False, logging={"level": "debug"})
     server.wait_event("database away, trying again")
-    wait_until(lambda: server.admin("/readyz").status == 503, "the admin port")
-    said = server.admin("/readyz").body + server.admin("/metrics").body
+    wait_until(lambda: server.management("/readyz").status == 503, "the management port")
+    said = server.management("/readyz").body + server.management("/metrics").body
     assert server.stop() == 0
     said += (server.log.wait_end() + server.out.wait_end()).encode()
     assert b"database away" in said

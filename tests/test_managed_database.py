@@ -57,7 +57,7 @@ def managed(database_url: str) -> Managed:
 
 
 def warnings(server: Server) -> list[str]:
-    ready = server.admin("/readyz")
+    ready = server.management("/readyz")
     assert ready.status == 200
     found: list[str] = ready.json["checks"]["database"]["reasons"]
     return found

@@ -226,7 +226,7 @@ def test_a_call_without_a_thread_fails_and_those_that_run_come_to_it() -> None:
 
 
 def curl(enter: tuple[str, ...], server: Server, path: str) -> str:
-    url = f"http://{LOOPBACK}:{server.admin_port}{path}"
+    url = f"http://{LOOPBACK}:{server.management_port}{path}"
     command = [*enter, "curl", "--silent", "--max-time", str(PATIENCE_S), url]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE_S, check=True

@@ -22,6 +22,7 @@ from tests.brokers import Nats
 from tests.conftest import StartServer
 from tests.support import ROOT, Server, exchange, wait_until
 from tests.test_listener_cli import Listening
+from tests.with_constants import MAX_QUEUED
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json
@@ -42,8 +43,14 @@ def target(broker: Nats, **more: object) -> dict[str, Any]:
     return {"kind": "nats", "address": broker.url, "stream": "status", **more}
 
 
-def announcing(start_server: StartServer, broker: Nats, **more: object) -> Server:
-    return start_server(announce={"targets": [target(broker, **more)], "heartbeat_s": 1})
+def announcing(
+    start_server: StartServer,
+    broker: Nats,
+    constants: dict[str, object] | None = None,
+    **more: Any,
+) -> Server:
+    announce = {"targets": [target(broker, **more)], "heartbeat_s": 1}
+    return start_server(announce=announce, constants=constants)
 
 
 def reading(server: Server, broker: Nats, *more: object) -> list[object]:
@@ -92,7 +99,7 @@ def log(server: Server) -> list[int]:
 def metric(server: Server, name: str, **labels: str) -> float:
     """Return the sum of a metric's samples that have these labels."""
     found = 0.0
-    for line in server.admin("/metrics").body.decode().splitlines():
+    for line in server.management("/metrics").body.decode().splitlines():
         if line.startswith(f"tornado_status_{name}{{") and all(
             f'{label}="{value}"' in line for label, value in labels.items()
         ):
@@ -179,16 +186,20 @@ def test_a_broker_that_hangs_is_left_and_found_again(
 
 def test_without_a_queue_the_same_is_a_gap(start_server: StartServer, broker: Nats) -> None:
     """The test above can fail: with room for one datagram the rest is dropped, and counted."""
-    server = announcing(start_server, broker, max_queued=1)
+    server = announcing(start_server, broker, constants={MAX_QUEUED: 1})
     with Listening(*verifying(server, broker)) as listener:
-        wait_until(lambda: not json.loads(server.admin("/readyz").body)["warnings"], "no warning")
+        wait_until(
+            lambda: not json.loads(server.management("/readyz").body)["warnings"], "no warning"
+        )
         check_in(server, 4)
         listener.wait_for_seq(1)  # of the others some find no room already
         broker.kill()
         check_in(server, 400)
         broker.start()
         listener.says("again")
-        wait_until(lambda: not json.loads(server.admin("/readyz").body)["warnings"], "no warning")
+        wait_until(
+            lambda: not json.loads(server.management("/readyz").body)["warnings"], "no warning"
+        )
         check_in(server, 4)
         listener.out.wait_for(lambda line: '"event":"gap"' in line, "a gap")
         listener.stop()
@@ -202,7 +213,7 @@ def test_a_server_starts_and_checks_in_while_the_broker_is_away(
     broker = Nats(tmp_path / "nats")
     server = announcing(start_server, broker)
     check_in(server, 40)
-    [warning] = json.loads(server.admin("/readyz").body)["warnings"]
+    [warning] = json.loads(server.management("/readyz").body)["warnings"]
     assert f"cannot reach nats://localhost:{broker.port}" in warning
     with Listening(*reading(server, broker, "--from", "start")) as listener:
         listener.says("trying again")
@@ -394,7 +405,7 @@ def test_the_rights_of_the_page_are_enough(
     reader = core_row if stream is None else kept_row
     users = {"users": [user("server", server_row), user("reader", reader)]}
     with Nats(tmp_path / "nats", {"authorization": users}) as broker:
-        login = {"user": "server", "password_file": str(password)}
+        login: dict[str, Any] = {"user": "server", "password_file": str(password)}
         server = announcing(start_server, broker, stream=stream, **login)
         options = ("--nats-user", "reader", "--nats-password-file", password)
         check_in(server, 4)

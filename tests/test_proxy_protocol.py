@@ -28,6 +28,7 @@ from tests.support import (
     running_server,
     wait_until,
 )
+from tests.with_constants import MAX_HANDSHAKES
 from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress.proxy_protocol.header import (
     FIXED,
@@ -96,7 +97,7 @@ def check_in(server: Server, raw: socket.socket) -> bytes:
 
 def refusals(server: Server, kind: str) -> int:
     """How many connections were refused for a reason so far."""
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     found = re.search(rf'connections_refused_total{{reason="{kind}"}} (\d+)', metrics)
     return int(found[1]) if found else 0
 
@@ -247,7 +248,9 @@ def test_a_mute_proxy_is_cut_off_in_time(start_server: StartServer) -> None:
 
 def test_headers_under_way_are_bounded(start_server: StartServer) -> None:
     """As handshakes are; those beyond wait, and those before them are dropped in time."""
-    server = start_server(ingress=TRUSTING, server={"handshake_timeout_s": 2, "max_handshakes": 3})
+    server = start_server(
+        ingress=TRUSTING, server={"handshake_timeout_s": 2}, constants={MAX_HANDSHAKES: 3}
+    )
     mute = [connect(server, PROXY_IP) for _ in range(5)]
     for raw in mute:
         raw.sendall(SIGNATURE)
@@ -269,7 +272,7 @@ def test_a_health_check_is_no_failed_handshake(start_server: StartServer) -> Non
     raw.sendall(LOCAL)
     assert check_in(server, raw).startswith(b"HTTP/1.1 204")
     assert server.rows("SELECT host(client_ip::inet) FROM check_in") == [(PROXY_IP,)]
-    assert "connections_refused_total{" not in server.admin("/metrics").body.decode()
+    assert "connections_refused_total{" not in server.management("/metrics").body.decode()
 
 
 def test_a_stop_does_not_wait_for_a_connection_that_is_over(start_server: StartServer) -> None:
@@ -289,7 +292,7 @@ def test_a_stop_does_not_wait_for_a_connection_that_is_over(start_server: StartS
 
 
 def connections(server: Server) -> int:
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     found = re.search(r"^tornado_status_connections (\d+)", metrics, re.MULTILINE)
     assert found
     return int(found[1])

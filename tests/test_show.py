@@ -61,8 +61,8 @@ def test_every_setting_says_where_it_comes_from(tmp_path: Path) -> None:
     assert found["logging.level"] == ("debug", "TORNADO_STATUS_LOGGING__LEVEL")
     assert found["logging.format"] == ("console", "default")
     assert found["database.url"][1] == "DATABASE_URL"
-    assert found["admin.port"] == (0, "TORNADO_STATUS_ADMIN")
-    assert found["admin.host"] == ("127.0.0.1", "default")  # replaced as a whole
+    assert found["management.port"] == (0, "TORNADO_STATUS_ADMIN")
+    assert found["management.host"] == ("127.0.0.1", "default")  # replaced as a whole
     assert shown(path, PORT="2", TORNADO_STATUS_SERVER__PORT="3")["server.port"] == (
         3,
         "TORNADO_STATUS_SERVER__PORT",

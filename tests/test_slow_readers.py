@@ -16,6 +16,7 @@ from tests.conftest import StartServer
 from tests.hostile_requests import HOST
 from tests.support import LOOPBACK, PATIENCE_S, Server, exchange, wait_until
 from tests.test_stream import fill, metric
+from tests.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES
 from tornado_status.observe.management import MAX_CONNECTIONS
 from tornado_status.runtime.http_timeouts import STALL_S
 
@@ -84,8 +85,7 @@ def test_a_follower_that_reads_nothing_is_cut_off_in_time(
     start_server: StartServer, request_: bytes
 ) -> None:
     """Whatever may wait for it, and where nothing is sent that could show that it is stuck."""
-    stream = {"max_unread_bytes": 100_000_000, "keep_alive_s": ENDLESS}
-    server = start_server(stream=stream)
+    server = start_server(constants={MAX_UNREAD_BYTES: 100_000_000, KEEP_ALIVE_S: ENDLESS})
     follower = ask(server, request_)
     wait_until(lambda: metric(server, "streams") == 1, "the stream")
     fill(server, EVENTS)
@@ -112,7 +112,7 @@ def test_followers_that_read_nothing_cost_a_bounded_amount(server: Server) -> No
         follower.close()
 
 
-def test_the_admin_port_is_open_again_to_others_in_time(server: Server) -> None:
+def test_the_management_port_is_open_again_to_others_in_time(server: Server) -> None:
     """Though peers that read nothing have all its connections."""
     request = b"GET /metrics HTTP/1.1\r\n" + HOST + b"\r\n"
     with contextlib.ExitStack() as stack:
@@ -120,8 +120,8 @@ def test_the_admin_port_is_open_again_to_others_in_time(server: Server) -> None:
             peer = stack.enter_context(socket.socket())
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             peer.settimeout(PATIENCE_S)
-            peer.connect((LOOPBACK, server.admin_port))
+            peer.connect((LOOPBACK, server.management_port))
             peer.sendall(request * 400)
-        late = http.client.HTTPConnection(LOOPBACK, server.admin_port, timeout=2 * PATIENCE_S)
+        late = http.client.HTTPConnection(LOOPBACK, server.management_port, timeout=2 * PATIENCE_S)
         with contextlib.closing(late):
             assert exchange(late, "GET", "/healthz").status == 200

@@ -17,6 +17,7 @@ from tests.conftest import StartServer
 from tests.hostile_requests import CHECK_IN, HOST
 from tests.support import LOOPBACK, PATIENCE_S, Server, rows, running_server
 from tests.test_connection import GET, PLAIN, STATUS, read_answers
+from tests.with_constants import BODY_TIMEOUT_S, KNOWN_SOURCES
 
 PAUSE_S = 0.1  # between two bytes
 TIMEOUT_S = 1.0
@@ -94,17 +95,19 @@ def hurried(
     rows(postgres, f"CREATE DATABASE {name}")
     url = postgres.replace("/postgres?", f"/{name}?")
     settings = {
-        "quick_reads": quick,
         "header_timeout_s": TIMEOUT_S,
-        "body_timeout_s": TIMEOUT_S,
         "idle_timeout_s": ENDLESS,
     }
-    with running_server(tmp_path_factory.mktemp("slow"), certs, url, server=settings) as server:
+    constants: dict[str, object] = {BODY_TIMEOUT_S: TIMEOUT_S}
+    if not quick:
+        constants[KNOWN_SOURCES] = {}
+    directory = tmp_path_factory.mktemp("slow")
+    with running_server(directory, certs, url, constants=constants, server=settings) as server:
         yield server
 
 
 def connect_admin(server: Server) -> socket.socket:
-    return socket.create_connection((LOOPBACK, server.admin_port), timeout=PATIENCE_S)
+    return socket.create_connection((LOOPBACK, server.management_port), timeout=PATIENCE_S)
 
 
 # ----------------------------------------------------------------------------------------- heads
@@ -126,7 +129,7 @@ def test_a_head_has_to_be_whole_in_time(hurried: Server, before: bytes) -> None:
         assert STATUS.findall(said) == [b"408"], stage
         assert b"\r\nConnection: close\r\n" in said
         assert b"The head of the request took too long" in said
-    metrics = hurried.admin("/metrics").body.decode()
+    metrics = hurried.management("/metrics").body.decode()
     [late] = [
         line for line in metrics.splitlines() if 'refused_total{reason="head-timeout"}' in line
     ]
@@ -134,7 +137,7 @@ def test_a_head_has_to_be_whole_in_time(hurried: Server, before: bytes) -> None:
     assert hurried.request("POST", "/api/client").status == 204
 
 
-def test_so_it_has_on_the_admin_port(hurried: Server) -> None:
+def test_so_it_has_on_the_management_port(hurried: Server) -> None:
     """Whoever reaches it."""
 
     def send(at_once: bytes, slowly: bytes) -> bytes:
@@ -146,7 +149,7 @@ def test_so_it_has_on_the_admin_port(hurried: Server) -> None:
 
     for stage, said in at_each_stage(HEADS, send).items():
         assert STATUS.findall(said)[-1:] == [b"408"], stage
-    assert hurried.admin("/healthz").status == 200
+    assert hurried.management("/healthz").status == 200
 
 
 def test_a_head_begun_behind_another_request_has_its_deadline_too(hurried: Server) -> None:
@@ -204,7 +207,7 @@ def test_an_empty_line_begins_no_head(hurried: Server, before: bytes) -> None:
             assert STATUS.findall(read_answers(connection, 1))[-1] == b"204"
 
 
-def test_nor_does_it_on_the_admin_port(hurried: Server) -> None:
+def test_nor_does_it_on_the_management_port(hurried: Server) -> None:
     """The same stream, without TLS."""
     request = b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n"
     with connect_admin(hurried) as connection, connect_admin(hurried) as late:
@@ -249,7 +252,7 @@ def test_a_body_has_to_be_whole_in_time(hurried: Server, before: bytes) -> None:
     assert hurried.rows("SELECT count(*) FROM check_in") == recorded
 
 
-def test_so_it_has_on_the_admin_port_too(hurried: Server) -> None:
+def test_so_it_has_on_the_management_port_too(hurried: Server) -> None:
     """Whatever asks for health has no body at all."""
 
     def send(at_once: bytes, slowly: bytes) -> bytes:
@@ -259,12 +262,12 @@ def test_so_it_has_on_the_admin_port_too(hurried: Server) -> None:
 
     for stage, said in at_each_stage(BODIES, send).items():
         assert b" 200 " not in said, stage
-    assert hurried.admin("/healthz").status == 200
+    assert hurried.management("/healthz").status == 200
 
 
 def test_a_body_that_takes_its_time_is_taken(start_server: StartServer) -> None:
     """Within the deadline it may come in pieces: the control of the tests above."""
-    server = start_server(server={"body_timeout_s": ENDLESS})
+    server = start_server(constants={BODY_TIMEOUT_S: ENDLESS})
     rest = {
         "body": b"x" * 4000,
         "chunk size": b"0\r\n\r\n",

@@ -27,6 +27,7 @@ from tests.conftest import StartServer
 from tests.follow import Follow
 from tests.support import PATIENCE_S, Postgres, Server, exchange, wait_until
 from tests.test_trust import Site, now, replace, site
+from tests.with_constants import KEEP_ALIVE_S
 from tornado_status.api.live import event_filter
 from tornado_status.model.records import Event
 from tornado_status.store.follow import notify_channel
@@ -70,7 +71,7 @@ def fill(server: Server, count: int) -> int:
 def metric(server: Server, name: str) -> float:
     found = re.search(
         rf"^tornado_status_{re.escape(name)} (\S+)$",
-        server.admin("/metrics").body.decode(),
+        server.management("/metrics").body.decode(),
         re.MULTILINE,
     )
     return float(found[1]) if found else 0.0
@@ -202,7 +203,7 @@ def test_a_stream_survives_a_restart_of_the_database(
         await_more(count, 20)
         got = follow.events(10)
         own_postgres.stop()
-        wait_until(lambda: server.admin("/readyz").status == 503, "a database that is away")
+        wait_until(lambda: server.management("/readyz").status == 503, "a database that is away")
         own_postgres.start()
         await_more(count, 20)
         late = Follow(server, last=3)
@@ -307,7 +308,7 @@ def test_a_slow_reader_is_served_from_the_log_at_its_own_pace(server: Server) ->
 
 def test_streams_have_a_limit(start_server: StartServer) -> None:
     """503 with Retry-After, and the place of who leaves is free again."""
-    server = start_server(stream={"max_streams": 2})
+    server = start_server(live={"max_streams": 2})
     follows = [Follow(server), Follow(server)]
     refused = Follow(server)
     assert refused.headers["Retry-After"] == "10"
@@ -334,7 +335,7 @@ def test_an_ordinary_user_cannot_take_all_places(server: Server) -> None:
 
 def test_silence_is_broken_and_no_idle_timeout_cuts_a_stream(start_server: StartServer) -> None:
     """A position comes again and again, and moves on for who wants few events."""
-    server = start_server(server={"idle_timeout_s": 0.5}, stream={"keep_alive_s": 0.3})
+    server = start_server(server={"idle_timeout_s": 0.5}, constants={KEEP_ALIVE_S: 0.3})
     began = time.monotonic()
     with Follow(server, "?email=nobody@example.com") as follow:
         check_in(server)
@@ -609,14 +610,14 @@ def test_a_drain_does_not_wait_for_who_reads_nothing(server: Server) -> None:
 
 def test_the_database_away_is_a_503(own_postgres: Postgres, start_server: StartServer) -> None:
     """For who would be the first to follow; the place is free again."""
-    server = start_server(url=own_postgres.url, stream={"max_streams": 1})
+    server = start_server(url=own_postgres.url, live={"max_streams": 1})
     own_postgres.stop()
     refused = Follow(server)
     assert refused.status == 503
     assert refused.headers["Retry-After"] == "1"
     refused.close()
     own_postgres.start()
-    wait_until(lambda: server.admin("/readyz").status == 200, "the database")
+    wait_until(lambda: server.management("/readyz").status == 200, "the database")
     with Follow(server) as follow:
         assert follow.status == 200
 
@@ -691,7 +692,7 @@ def test_a_web_socket_brings_the_same_messages(server: Server) -> None:
 def test_a_web_socket_is_kept_alive_and_refused_like_the_stream(start_server: StartServer) -> None:
     """Pings that the client answers, positions for scripts, which see no pings."""
     server = start_server(
-        server={"idle_timeout_s": 0.5}, stream={"keep_alive_s": 3, "max_streams": 1}
+        server={"idle_timeout_s": 0.5}, live={"max_streams": 1}, constants={KEEP_ALIVE_S: 3}
     )
 
     async def talk() -> None:
@@ -735,7 +736,7 @@ def test_a_web_socket_ends_with_its_certificate_and_its_server(site: Site) -> No
 
 def test_a_web_socket_that_answers_no_ping_is_closed(start_server: StartServer) -> None:
     """TCP goes on acknowledging for a program that hangs."""
-    server = start_server(stream={"keep_alive_s": 0.5})
+    server = start_server(constants={KEEP_ALIVE_S: 0.5})
     with server.connect_raw("operator") as raw:
         raw.sendall(
             b"GET /api/socket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
@@ -748,7 +749,7 @@ def test_a_web_socket_that_answers_no_ping_is_closed(start_server: StartServer) 
 
 def test_what_is_no_web_socket_handshake_takes_no_place(start_server: StartServer) -> None:
     """An Upgrade without the rest of it."""
-    server = start_server(stream={"max_streams": 1})
+    server = start_server(live={"max_streams": 1})
     for _ in range(3):
         connection = server.connect("operator")
         connection.request("GET", "/api/socket", headers={"Upgrade": "websocket"})

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import StartServer
 from tests.hosts import SERVER_IP, Host, Hosts, run, three_hosts
 from tests.support import PATIENCE_S, Lines, Server, wait_until
+from tests.with_constants import KEEP_ALIVE_S
 
 pytestmark = [pytest.mark.network, pytest.mark.once]
 
@@ -57,7 +58,7 @@ def test_a_client_that_vanished_without_a_word_is_noticed(start_server: StartSer
     """Its cable is pulled: its place is free again, and who is still there notices nothing."""
     with three_hosts("streams") as hosts:
         server = start_server(
-            prefix=hosts.server.inside, server={"host": SERVER_IP}, stream={"keep_alive_s": 2}
+            prefix=hosts.server.inside, server={"host": SERVER_IP}, constants={KEEP_ALIVE_S: 2}
         )
         with following(hosts.group, server), following(hosts.broadcast, server) as staying:
             assert streams(hosts, server) == 2
@@ -69,7 +70,7 @@ def test_a_client_that_vanished_without_a_word_is_noticed(start_server: StartSer
 
 
 def streams(hosts: Hosts, server: Server) -> int:
-    url = f"http://127.0.0.1:{server.admin_port}/metrics"
+    url = f"http://127.0.0.1:{server.management_port}/metrics"
     shown = run(*hosts.server.inside, sys.executable, "-c", FETCH, url).splitlines()
     [line] = [line for line in shown if line.startswith("tornado_status_streams ")]
     return int(float(line.split()[1]))

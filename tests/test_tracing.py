@@ -186,7 +186,7 @@ def test_a_traced_check_in_is_followed_into_its_commit(
     )
     assert list(moments) == sorted(moments)
     assert collector.resource()["service.name"] == "tornado_status"
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     assert 'tornado_status_trace_spans_total{outcome="exported"} 3.0' in metrics
 
 
@@ -318,7 +318,7 @@ def test_a_collector_that_is_away_costs_nothing(start_server: StartServer) -> No
     assert ask(server, "POST", "/api/client", traced()[2]).status == 204
 
     def lost() -> bool:
-        metrics = server.admin("/metrics").body.decode()
+        metrics = server.management("/metrics").body.decode()
         return 'tornado_status_trace_spans_total{outcome="failed"} 3.0' in metrics
 
     wait_until(lost, "spans that are lost")

@@ -237,7 +237,7 @@ def test_all_connections_of_a_revoked_certificate_are_refused(site: Site) -> Non
 
 
 def refusals(server: Server, reason: str) -> int:
-    metrics = server.admin("/metrics").body.decode()
+    metrics = server.management("/metrics").body.decode()
     found = re.search(rf'connections_refused_total{{reason="{reason}"}} (\S+)', metrics)
     return int(float(found[1])) if found else 0
 
@@ -314,7 +314,7 @@ def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> No
     revoked = [site.request(name).detail for name in ("client", "fresh")]
     assert revoked == ["The certificate is revoked"] * 2
     assert site.request("operator").status == 204
-    listed = site.server.admin("/metrics").body.decode()
+    listed = site.server.management("/metrics").body.decode()
     samples = re.findall(r"^tornado_status_crl_days_left\{.*\}", listed, re.MULTILINE)
     assert len(samples) == len(set(samples)) == 2
 
@@ -355,9 +355,9 @@ def test_a_late_list_is_the_operators_choice(
             file.write(second.public_bytes(Encoding.PEM))
     late = revocation_list(site.authority, next_update=now() - DAY / 2)
     replace(site.certs / "ca.crl", late)
-    site.start(crl_expired=policy)
+    site.start(on_expired_crl=policy)
     assert site.request().status == status
-    ready = site.server.admin("/readyz")
+    ready = site.server.management("/readyz")
     assert ready.status == ready_status
     [said] = ready.json[said_as]
     assert re.fullmatch(r"tls\.crl: the list of .* is out of date for 0\.5 days", said)
@@ -370,12 +370,12 @@ def test_a_list_is_warned_of_before_it_is_late(site: Site) -> None:
     replace(site.certs / "ca.crl", soon)
     site.start()
     said = f"tls.crl: the list of {CA_NAME} is out of date in 2.0 days"
-    assert site.server.admin("/readyz").json["warnings"] == [said]
+    assert site.server.management("/readyz").json["warnings"] == [said]
     assert site.server.events(said)
     later = revocation_list(site.authority, number=3, next_update=now() + 20 * DAY)
     replace(site.certs / "ca.crl", later)
     site.wait_reloaded()
-    assert site.server.admin("/readyz").json["warnings"] == []
+    assert site.server.management("/readyz").json["warnings"] == []
 
 
 def test_a_revoked_intermediate_takes_its_clients_along(site: Site) -> None:
@@ -516,12 +516,15 @@ def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
     assert failure["reason"].startswith("tls.certificate: ")
     assert served_certificate(site.server) == before
     assert site.request().status == 204
-    ready = site.server.admin("/readyz")
+    ready = site.server.management("/readyz")
     assert (ready.status, ready.json["checks"]["files"]["status"]) == (200, "warning")
     assert ready.json["warnings"][-1].endswith(failure["reason"])
     fresh = renew_server(site, "mended.example.com")
     wait_served(site.server, fresh)
-    assert site.server.admin("/readyz").json["checks"]["files"] == {"status": "ok", "reasons": []}
+    assert site.server.management("/readyz").json["checks"]["files"] == {
+        "status": "ok",
+        "reasons": [],
+    }
 
 
 def test_sighup_reloads(site: Site) -> None:

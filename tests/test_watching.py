@@ -72,7 +72,7 @@ def known_names(metrics: str) -> set[str]:
 
 def test_every_metric_that_is_watched_is_there(server: Server) -> None:
     """In /metrics of a running server, whatever the dashboard and the alerts name."""
-    known = known_names(server.admin("/metrics").body.decode())
+    known = known_names(server.management("/metrics").body.decode())
     watched = {name for text in expressions() for name in NAME.findall(text)}
     watched -= {"tornado_status"}
     assert watched - known == set()
@@ -83,7 +83,7 @@ def test_every_metric_that_is_watched_is_there(server: Server) -> None:
 def test_every_label_that_is_grouped_by_is_there(server: Server) -> None:
     """Of some sample, or documented for those that have none yet."""
     nobody = {"target", "errno", "reason", "method", "code", "state"}  # appear with what they count
-    text = server.admin("/metrics").body.decode()
+    text = server.management("/metrics").body.decode()
     known = {
         label
         for family in text_string_to_metric_families(text)
@@ -105,7 +105,7 @@ def test_every_label_that_is_grouped_by_is_there(server: Server) -> None:
 def test_every_metric_is_documented(server: Server) -> None:
     """In docs/operation.md, once, with its labels."""
     documented = (ROOT / "docs" / "operation.md").read_text()
-    for family in text_string_to_metric_families(server.admin("/metrics").body.decode()):
+    for family in text_string_to_metric_families(server.management("/metrics").body.decode()):
         name = family.name.removeprefix("tornado_status_")
         if name != family.name:
             name += {"counter": "_total", "info": "_info"}.get(family.type, "")

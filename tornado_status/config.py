@@ -103,15 +103,12 @@ class ServerSettings(Section):
     port: ListenPort = 8443
     reuse_port: bool = False
     handshake_timeout_s: Seconds = 10.0
-    max_handshakes: Count = 1000
     max_connections: Count = 10_000
     max_connections_per_address: CountOrOff = 0
     check_ins_per_second: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 0.0
     idle_timeout_s: Seconds = 180.0
     header_timeout_s: Seconds = 10.0
-    body_timeout_s: Seconds = 10.0
     drain_timeout_s: Seconds = 10.0
-    quick_reads: bool = True
 
 
 class TlsSettings(Section):
@@ -119,7 +116,7 @@ class TlsSettings(Section):
     private_key: FilePath = Path("certs/server.key")
     client_ca: FilePath = Path("certs/ca.crt")
     crl: FilePath | None = None
-    crl_expired: Literal["warn", "refuse"] = "warn"
+    on_expired_crl: Literal["warn", "refuse"] = "warn"
     client_certificate: Literal["required", "optional"] = "required"
     minimum_version: Literal["1.2", "1.3"] = "1.3"
 
@@ -135,7 +132,6 @@ class DatabaseSettings(Section):
     data_dir: FilePath = Path("var/postgresql")
     connect_timeout_s: Seconds = 3.0
     commit_timeout_s: Seconds = 5.0
-    max_pending: Count = 10_000
     durability: Literal["required", "warn"] = "required"
 
     @field_validator("url")
@@ -290,7 +286,6 @@ class NatsTarget(Section):
     ca: FilePath | None = None
     certificate: FilePath | None = None
     private_key: FilePath | None = None
-    max_queued: Count = 10_000
 
     @field_validator("address")
     @classmethod
@@ -368,8 +363,6 @@ class HistorySettings(Section):
 
 class LiveSettings(Section):
     max_streams: CountOrOff = 1000
-    keep_alive_s: Seconds = 15.0
-    max_unread_bytes: Count = 256 * 1024
 
 
 class AccessSettings(Section):
@@ -473,10 +466,10 @@ class Settings(Section):
     announce: AnnounceSettings = AnnounceSettings()
     presence: PresenceSettings = PresenceSettings()
     history: HistorySettings = HistorySettings()
-    stream: LiveSettings = LiveSettings()
+    live: LiveSettings = LiveSettings()
     access: AccessSettings = AccessSettings()
     alerts: tuple[AlertSettings, ...] = ()
-    admin: ManagementSettings = ManagementSettings()
+    management: ManagementSettings = ManagementSettings()
     tracing: TracingSettings = TracingSettings()
     logging: LoggingSettings = LoggingSettings()
 

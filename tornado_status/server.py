@@ -128,8 +128,8 @@ async def _run(
     )
     alerts = Alerts(load_senders(settings.alerts), store.alerts)
     in_flight = InFlight()
-    streams = Streams(store.feed, settings.stream)
-    trust = Trust(keys.anchors, settings.tls.crl_expired)
+    streams = Streams(store.feed, settings.live)
+    trust = Trust(keys.anchors, settings.tls.on_expired_crl)
     rate = settings.server.check_ins_per_second
     limit = CheckInRateLimit(rate) if rate else None
     access_log = AccessLog(store.counted)
@@ -192,13 +192,12 @@ async def _run(
         datagrams_sent=announcer.sent,
         datagrams_refused=announcer.errors,
     )
-    admin = ManagementServer(
-        settings.admin,
+    management = ManagementServer(
+        settings.management,
         checks,
         make_registry(vitals),
         keys.management_context,
         settings.server.header_timeout_s,
-        settings.server.body_timeout_s,
         late,
     )
     reminder = ExpiryWarnings(lambda: look_at_terms(settings, in_force))
@@ -210,7 +209,7 @@ async def _run(
         trust.replace(keys.anchors)
         announcer.signer = keys.signing.signer if keys.signing is not None else None
         publication.use(keys.signing)
-        admin.use(keys.management_context)
+        management.use(keys.management_context)
 
     async def reload() -> None:
         with notifier.reloading():
@@ -238,9 +237,9 @@ async def _run(
         "notifier",
     )
 
-    if settings.admin.port:
-        admin.listen()
-        stack.push_async_callback(deadline.bound, "admin port", admin.close)
+    if settings.management.port:
+        management.listen()
+        stack.push_async_callback(deadline.bound, "management port", management.close)
 
     ending.kill = store.kill
     stack.push_async_callback(deadline.bound, "store", lambda: store.stop(deadline.left(STORE)))

@@ -126,7 +126,7 @@ def check_in(host: Host, server: Server, count: int) -> list[str]:
 
 def metrics(host: Host, server: Server, name: str) -> dict[tuple[str, ...], float]:
     """The values of one metric, by their labels in order of the labels' names."""
-    text = host.run("curl", "-sS", f"http://{LOOPBACK}:{server.admin_port}/metrics")
+    text = host.run("curl", "-sS", f"http://{LOOPBACK}:{server.management_port}/metrics")
     found = {}
     for labels, value in re.findall(rf"^tornado_status_{name}_total{{(.*)}} (\S+)$", text, re.M):
         pairs = sorted(re.findall(r'(\w+)="([^"]*)"', labels))

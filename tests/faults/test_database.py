@@ -23,6 +23,7 @@ from tests.faults.ledger import REQUEST
 from tests.faults.relay import Relay
 from tests.namespaces import check_in_from, network_of_its_own
 from tests.support import LOOPBACK, PATIENCE_S, Postgres, require, rows, wait_until
+from tests.with_constants import MAX_PENDING
 
 pytestmark = pytest.mark.once
 
@@ -122,7 +123,7 @@ def test_postgresql_is_stopped_and_started(
         print("MEASURED stop/start", trial.wait_acknowledged(1))
     trial.wait_acknowledged()
     assert trial.verdict(postgres.url) == []
-    assert trial.server.admin("/readyz").status == 200
+    assert trial.server.management("/readyz").status == 200
 
 
 def test_a_backend_is_killed(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
@@ -253,7 +254,7 @@ def test_the_database_becomes_read_only(
     rows(postgres.url, "SELECT pg_reload_conf()")
     trial.wait_refused()
     wait_until(
-        lambda: "the database is read-only" in trial.server.admin("/readyz").json["problems"],
+        lambda: "the database is read-only" in trial.server.management("/readyz").json["problems"],
         "the reason",
     )
     rows(postgres.url, "ALTER SYSTEM RESET ALL")
@@ -301,7 +302,7 @@ def test_a_queue_before_a_frozen_database_is_bounded(
     postgres = make_postgres()
     with relayed(postgres) as relay:
         trial = start_trial(
-            relay.url, patience_s=PATIENCE_S, pipeline=32, database={"max_pending": max_pending}
+            relay.url, patience_s=PATIENCE_S, pipeline=32, constants={MAX_PENDING: max_pending}
         )
         trial.wait_acknowledged(200)
         relay.freeze()
@@ -318,7 +319,7 @@ def test_a_queue_before_a_frozen_database_is_bounded(
 
 
 def queue_length(trial: Trial) -> float:
-    metrics = trial.server.admin("/metrics").body.decode()
+    metrics = trial.server.management("/metrics").body.decode()
     [line] = re.findall(r"^tornado_status_commit_queue_length (\S+)$", metrics, re.MULTILINE)
     return float(line)
 
@@ -356,7 +357,7 @@ def test_memory_while_the_database_is_away_is_bounded(
         server = start_server(url=postgres.url)
         assert server.request("POST", "/api/client").status == 204
         postgres.stop()
-        wait_until(lambda: server.admin("/readyz").status == 503, "the database to be missed")
+        wait_until(lambda: server.management("/readyz").status == 503, "the database to be missed")
         before = peak_memory_kb(server.process.pid)
         sent = 0
         for _ in range(8):
@@ -434,7 +435,7 @@ def test_a_database_that_may_forget_is_refused_or_warned_about(
     assert f"database.durability: {name} off in the database" in server.log.wait_end()
     server = start_server(url=postgres.url, database={"durability": "warn"})
     assert server.wait_event("a crash may lose what was acknowledged")["off"] == name
-    ready = server.admin("/readyz")
+    ready = server.management("/readyz")
     assert ready.status == 200
     assert ready.json["warnings"] == [f"database: {name} is off: a crash may lose check-ins"]
     assert server.request("POST", "/api/client").status == 204
@@ -451,7 +452,8 @@ def test_a_database_that_begins_to_forget_is_not_used(
     postgres.settings["fsync"] = "off"
     postgres.start()
     wait_until(
-        lambda: "fsync off" in "".join(trial.server.admin("/readyz").json["problems"]), "the reason"
+        lambda: "fsync off" in "".join(trial.server.management("/readyz").json["problems"]),
+        "the reason",
     )
     postgres.stop()
     postgres.settings.clear()

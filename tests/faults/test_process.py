@@ -113,7 +113,7 @@ def test_a_drain_commits_what_waits(
         for _ in range(8):  # the first one's commit is under way, and the others are behind it
             waiting.append(stack.enter_context(server.connect_raw()))
             waiting[-1].sendall(REQUEST)
-            server.admin("/metrics")
+            server.management("/metrics")
         server.process.send_signal(signal.SIGTERM)
         server.wait_event("stopping")
         wait_until(lambda: refuses(server.port), "the drain to begin")
@@ -140,7 +140,7 @@ def test_a_drain_ends_before_a_frozen_database_too(
         ledger = trial.load.ledger
         wait_until(lambda: ledger.outstanding == len(NAMES), "everybody to wait")
         for _ in range(2):  # by then the loop has seen what was sent before
-            trial.server.admin("/metrics")
+            trial.server.management("/metrics")
         assert ledger.statuses[503] == 0
         assert trial.server.stop() == 0
         trial.load.stop()
@@ -243,7 +243,7 @@ def test_the_clock_is_set_back(
     assert any(each.startswith("the time falls ") for each in verdict) == (wrong is not None)
     assert wrong is not None or verdict == []
     assert trial.load.ledger.statuses.keys() == {204}
-    assert trial.server.admin("/readyz").status == 200
+    assert trial.server.management("/readyz").status == 200
 
 
 def clock_of(url: str) -> Any:

@@ -73,7 +73,7 @@ def test_a_stop_ends_in_its_time_whatever_hangs(
         relay.freeze()
         waiting.sendall(REQUEST)
         for _ in range(2):  # by then the loop has seen what was sent before
-            server.admin("/metrics")
+            server.management("/metrics")
         assert server.stop() == (0 if wrong is None else 1)
         server.log.wait_end()
         assert bool(server.events(OVERDUE)) == (wrong is not None)
@@ -95,7 +95,7 @@ def test_a_second_signal_ends_it_at_once(
         mute.sendall(REQUEST)
         assert mute.recv(65536)
         mute.sendall(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
-        server.admin("/metrics")
+        server.management("/metrics")
         pause(data_dir)
         for _ in range(2):  # as one: a wrapper forwards what the terminal has sent already
             server.process.send_signal(signal.SIGTERM)
@@ -150,7 +150,7 @@ def test_a_signal_while_it_starts_is_enough(start_server: StartServer) -> None:
     with mute_server() as database:
         url = f"postgresql://postgres@{LOOPBACK}:{database}/postgres"
         server = start_server(url=url, wait=False, database={"connect_timeout_s": 3600})
-        wait_until(lambda: is_listening(server), "the admin port")
+        wait_until(lambda: is_listening(server), "the management port")
         assert server.stop() == 0
         assert not server.events(OVERDUE)
 
@@ -284,7 +284,7 @@ sys.stdin.read(1)
 
 def is_listening(server: Server) -> bool:
     with contextlib.suppress(OSError):
-        return server.admin("/readyz").status == 503
+        return server.management("/readyz").status == 503
     return False
 
 

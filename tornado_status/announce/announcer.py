@@ -159,15 +159,15 @@ class Announcer:
         self.errors[target, name] += 1
         failed = asyncio.get_running_loop().time()
         self._failed[target] = (failed, f"{name}: {reason}")
-        held = self._warnings.admit((target, via, name))
-        if held is not None:
+        suppressed = self._warnings.allow((target, via, name))
+        if suppressed is not None:
             self._log.warning(
                 f"announcement not sent ({what})",
                 target=target,
                 interface=via,
                 errno=name,
                 advice=reason,
-                before=held,
+                suppressed=suppressed,
             )
 
     async def _send_heartbeats(self, state: Callable[[], tuple[uuid.UUID, int] | None]) -> None:

@@ -80,7 +80,7 @@ class Following:
         try:
             interfaces = read_interfaces()
         except ConfigError as error:
-            if self._warnings.admit("interfaces") is not None:
+            if self._warnings.allow("interfaces") is not None:
                 self._log.warning(str(error))
             return
         for outlet in self._outlets:
@@ -98,15 +98,15 @@ class Following:
         if before is not None and errno_name(before) == name:
             return
         # The same kind as of a datagram that is not sent for the same reason.
-        held = self._warnings.admit((outlet.target, outlet.via, name))
-        if held is not None:
+        suppressed = self._warnings.allow((outlet.target, outlet.via, name))
+        if suppressed is not None:
             self._log.warning(
                 "cannot announce, trying again",
                 target=outlet.target,
                 interface=outlet.via,
                 errno=name,
                 advice=advice(problem),
-                before=held,
+                suppressed=suppressed,
             )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
 # Listeners refuse what was sent more than 60 s ago, and repair it: carrying it is of no use.
+MAX_QUEUED = 10_000  # datagrams not confirmed yet; then the oldest gives way
 MAX_AGE_S = 60.0
 BATCH = 256  # datagrams on their way at once, about 1,800 updates a round trip
 CONFIRM_S = 5.0  # a broker that has not confirmed by then is left, and asked anew
@@ -69,13 +70,11 @@ class NatsSink:
         self._task = asyncio.create_task(self._run(), name=f"nats {self.target}")
 
     def send(self, payload: bytes, /) -> str:
-        if len(self._queue) + len(self._under_way) >= self._settings.max_queued:
+        if len(self._queue) + len(self._under_way) >= MAX_QUEUED:
             if not self._queue:
-                raise NotCarried("queue-full", "more than max_queued are not confirmed yet")
+                raise NotCarried("queue-full", f"{MAX_QUEUED} are not confirmed yet")
             self._queue.popleft()  # a newer one is worth more
-            self._lost(
-                self, NotCarried("queue-full", "the oldest gives way: see the target's max_queued")
-            )
+            self._lost(self, NotCarried("queue-full", "the oldest gives way"))
         self._queue.append((asyncio.get_running_loop().time(), payload))
         self._stir.set()
         return QUEUED

@@ -49,8 +49,8 @@ class AccessLog:
         check_in = getattr(handler, "check_in", None)
         email = check_in.email if check_in is not None else None
         known = method if method in METHODS else "other"  # anybody can invent methods
-        held = self._logged.admit((type(handler), known, status, email))
-        if held is None:
+        suppressed = self._logged.allow((type(handler), known, status, email))
+        if suppressed is None:
             return
         self._log.info(
             "request",
@@ -61,5 +61,5 @@ class AccessLog:
             client_ip=handler.request.remote_ip,
             email=email,
             request_id=handler.request_id,
-            before=held,
+            suppressed=suppressed,
         )

@@ -23,7 +23,7 @@ class Recorder(Protocol):
 class Limit(Protocol):
     """How often one identity may check in: `limits.CheckInRateLimit`."""
 
-    def admit(self, email: str, now: float) -> None: ...
+    def allow(self, email: str, now: float) -> None: ...
 
 
 class ClientHandler(Handler):
@@ -34,7 +34,7 @@ class ClientHandler(Handler):
 
     async def post(self) -> None:
         if self.limit is not None:
-            self.limit.admit(self.check_in.email, time.monotonic())
+            self.limit.allow(self.check_in.email, time.monotonic())
         check_in = self.check_in
         if self.span is not None:
             check_in = self.span.mark(check_in)

@@ -220,15 +220,15 @@ class Handler(RequestHandler):
     def refuse(self, detail: str) -> NoReturn:
         """Answer 403 in a sentence, and log who is refused what: once a minute of each kind."""
         request, peer = self.request, self.check_in
-        held = self.refusals.admit((peer.email, request.method, type(self)))
-        if held is not None:
+        suppressed = self.refusals.allow((peer.email, request.method, type(self)))
+        if suppressed is not None:
             structlog.get_logger().warning(
                 "refused",
                 who=peer.email,
                 what=f"{request.method} {request.path[:MAX_SHOWN]}",
                 why=detail,
                 client_ip=peer.client_ip,
-                before=held,
+                suppressed=suppressed,
             )
         raise Problem(403, detail)
 
@@ -271,14 +271,14 @@ class Handler(RequestHandler):
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
         if isinstance(value, HTTPError | StoreUnavailable | TooFrequent | UserUnknown | Finish):
             return
-        held = self.mistakes.admit((type(self), typ, _raised_at(tb)))
-        if held is None:
+        suppressed = self.mistakes.allow((type(self), typ, _raised_at(tb)))
+        if suppressed is None:
             return
         structlog.get_logger().error(
             "request failed",
             method=self.request.method,
             path=self.request.path,
-            before=held,
+            suppressed=suppressed,
             exc_info=(typ, value, tb),
         )
 

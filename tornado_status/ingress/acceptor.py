@@ -23,10 +23,11 @@ from tornado_status.observe.counters import SECONDS, Histogram
 from tornado_status.runtime.rate_limit import RateLimit
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
+MAX_HANDSHAKES = 1000  # under way at once; the next ones wait in the kernel's backlog
 ACCEPTS_A_TURN = 64  # then those already connected have their turn
 DEFER_S = 1  # a client that has said nothing by then is accepted all the same
 FULL_PAUSE_S = 0.1  # after running out of descriptors: those connected go on, the rest waits
-RESERVED = 64  # descriptors for the database, announcements, files and the admin port
+RESERVED = 64  # descriptors for the database, announcements, files and the management port
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -57,7 +58,6 @@ class Acceptor(ABC):
     """
 
     def __init__(self, settings: ServerSettings, refused: Counter[str]) -> None:
-        self._max_handshakes = settings.max_handshakes
         self._max_connections = _within_descriptors(settings.max_connections)
         self._open = 0
         self._none_open = asyncio.Event()
@@ -144,8 +144,10 @@ class Acceptor(ABC):
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         # The connection stays in the backlog and the socket readable: without a pause the loop
         # would spin.
-        if (held := self._logged.admit("descriptors")) is not None:
-            self._log.error("cannot accept connections", reason=error.strerror, before=held)
+        if (suppressed := self._logged.allow("descriptors")) is not None:
+            self._log.error(
+                "cannot accept connections", reason=error.strerror, suppressed=suppressed
+            )
         self._loop.remove_reader(listening)
 
         def resume() -> None:
@@ -155,21 +157,21 @@ class Acceptor(ABC):
         self._loop.call_later(FULL_PAUSE_S, resume)
 
     def _is_full(self) -> bool:
-        if self._beginning() >= self._max_handshakes:
+        if self._beginning() >= MAX_HANDSHAKES:
             return True
         if self._open < self._max_connections:
             return False
-        if (held := self._logged.admit("connections")) is not None:
+        if (suppressed := self._logged.allow("connections")) is not None:
             limit = self._max_connections
-            self._log.warning("as many connections as allowed", limit=limit, before=held)
+            self._log.warning("as many connections as allowed", limit=limit, suppressed=suppressed)
         return True
 
     def _has_room_for(self, client_ip: str) -> bool:
         if not self._max_per_address or self._connections[client_ip] < self._max_per_address:
             return True
         self.refused["too-many-connections"] += 1
-        if (held := self._logged.admit("address")) is not None:
-            self._log.info("too many connections", client_ip=client_ip, before=held)
+        if (suppressed := self._logged.allow("address")) is not None:
+            self._log.info("too many connections", client_ip=client_ip, suppressed=suppressed)
         return False
 
     def _opened(self, client_ip: str) -> None:

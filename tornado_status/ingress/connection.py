@@ -49,7 +49,7 @@ class Recorder(Protocol):
 class Limit(Protocol):
     """How often one identity may check in: `limits.CheckInRateLimit`."""
 
-    def admit(self, email: str, now: float) -> None: ...
+    def allow(self, email: str, now: float) -> None: ...
 
 
 class Answers:
@@ -286,7 +286,7 @@ class CheckInConnection:
                 return False
         try:
             if service.limit is not None:
-                service.limit.admit(self._check_in.email, time.monotonic())
+                service.limit.allow(self._check_in.email, time.monotonic())
             service.recorder.submit(self._check_in, self._answer)
         except (StoreUnavailable, TooFrequent) as error:
             if self._unanswered:

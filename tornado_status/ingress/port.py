@@ -15,7 +15,7 @@ import structlog
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from tornado_status.config import ServerSettings, Settings
+from tornado_status.config import Settings
 from tornado_status.errors import StatusError
 from tornado_status.ingress.acceptor import Acceptor
 from tornado_status.ingress.authentication import ConnectionAuthenticator
@@ -30,6 +30,7 @@ from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.ingress.trust import Trust
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.observe.counters import Histogram
+from tornado_status.runtime import http_timeouts
 from tornado_status.runtime.http_timeouts import HttpTimeouts
 
 # A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
@@ -83,7 +84,7 @@ class CheckInPort:
             max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
             max_body_size=MAX_BODY,
             idle_connection_timeout=deadlines.both_s,
-            body_timeout=limits.body_timeout_s,
+            body_timeout=http_timeouts.BODY_TIMEOUT_S,
         )
         check_ins = self._check_ins = CheckInService(
             recorder,
@@ -109,7 +110,7 @@ class CheckInPort:
                 judge_of_connections,
                 check_ins.serve,
                 refusals,
-                _stream_class(settings.server),
+                _stream_class(),
                 proxies if settings.ingress.proxy_protocol else None,
             )
 
@@ -153,11 +154,9 @@ class CheckInPort:
         await self._http.close_all_connections()
 
 
-def _stream_class(settings: ServerSettings) -> type[PeerStream]:
-    if not settings.quick_reads:
-        return PeerStream
+def _stream_class() -> type[PeerStream]:
     quick = quick_stream_class()
     if quick is None:
-        structlog.get_logger().warning("this Tornado is unknown: server.quick_reads off")
+        structlog.get_logger().warning("unknown Tornado version, reading through its buffers")
         return PeerStream
     return quick

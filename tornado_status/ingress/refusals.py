@@ -35,12 +35,12 @@ class Refusals:
 
     def _tell(self, refusal: IdentityError, client_ip: str, **whose: str) -> None:
         self.counts[refusal.reason] += 1
-        held = self._logged.admit((refusal.reason, *whose.values()))
-        if held is not None:
+        suppressed = self._logged.allow((refusal.reason, *whose.values()))
+        if suppressed is not None:
             self._log.info(
                 "identity refused",
                 reason=refusal.reason,
                 client_ip=client_ip,
                 **whose,
-                before=held,
+                suppressed=suppressed,
             )

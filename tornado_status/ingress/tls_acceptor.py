@@ -126,13 +126,13 @@ class TlsAcceptor(Acceptor):
 
     def _refuse_proxy(self, kind: str, proxy_ip: str, detail: str | None = None) -> None:
         self.refused[kind] += 1
-        if (held := self._logged.admit(kind)) is not None:
+        if (suppressed := self._logged.allow(kind)) is not None:
             self._log.warning(
                 "PROXY header refused",
                 reason=detail or "not from one of ingress.trusted_proxies",
                 kind=kind,
                 proxy_ip=proxy_ip,
-                before=held,
+                suppressed=suppressed,
             )
 
     def _shake_hands(self, connection: socket.socket, address: Address, left_s: float) -> None:
@@ -189,8 +189,10 @@ class TlsAcceptor(Acceptor):
         del self._handshakes[secure]
         kind = _kind(error)
         self.refused[kind] += 1
-        if (held := self._logged.admit(kind)) is not None:
-            self._log.info("handshake failed", kind=kind, client_ip=address[0], before=held)
+        if (suppressed := self._logged.allow(kind)) is not None:
+            self._log.info(
+                "handshake failed", kind=kind, client_ip=address[0], suppressed=suppressed
+            )
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             self._lingering.add(_Lingering(self._loop, secure, self._lingered, address[0]))
         else:

@@ -75,12 +75,12 @@ class Trust:
     def __init__(
         self,
         anchors: Anchors,
-        crl_expired: Literal["warn", "refuse"] = "warn",
+        on_expired_crl: Literal["warn", "refuse"] = "warn",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.generation = 1
         self.bundle = 1
-        self._crl_expired = crl_expired
+        self._on_expired_crl = on_expired_crl
         self._clock = clock
         self._standings: dict[bytes, AuthResult] = {}
         self._intermediates: dict[bytes, CertificateAuthority] = {}  # of verified chains, by DER
@@ -175,7 +175,7 @@ class Trust:
             if known is not None:
                 if serial in known.serials:
                     raise REVOKED
-                if self._crl_expired == "refuse":
+                if self._on_expired_crl == "refuse":
                     if now > known.next_update:
                         raise LIST_EXPIRED
                     good_until = min(good_until, known.next_update)

@@ -21,7 +21,7 @@ class CheckInRateLimit:
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def admit(self, email: str, now: float) -> None:
+    def allow(self, email: str, now: float) -> None:
         """Count one check-in at `now`, in seconds. Raises `TooFrequent` where it is too many."""
         tokens, before = self._buckets.pop(email, (self._burst, now))
         tokens = min(self._burst, tokens + (now - before) * self._per_second)

@@ -35,7 +35,7 @@ class ExpiryWarnings:
         """Log what is to be said now."""
         for check in self._checks():
             for kind, text in (check.problems | check.warnings).items():
-                if self._said.admit(kind) is not None:
+                if self._said.allow(kind) is not None:
                     self._log.warning(text, check=check.name)
 
     async def run(self) -> None:

@@ -48,7 +48,7 @@ def configure(settings: LoggingSettings) -> None:
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_logger_name,
-            structlog.stdlib.ExtraAdder(["before"]),
+            structlog.stdlib.ExtraAdder(["suppressed"]),
             *before,
         ],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *after],
@@ -105,8 +105,8 @@ class _Limit(logging.Filter):
         if not super().filter(record):
             return True
         # The text before its arguments are put in: what differs between two is who and when.
-        held = self._limit.admit((record.levelno, record.msg))
-        if held is None:
+        suppressed = self._limit.allow((record.levelno, record.msg))
+        if suppressed is None:
             return False
-        record.before = held
+        record.suppressed = suppressed
         return True

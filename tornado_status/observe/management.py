@@ -1,4 +1,4 @@
-"""The admin port: serves health, readiness and metrics to everybody who reaches it."""
+"""The management port: serves health, readiness and metrics to everybody who reaches it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tornado.web import Application, RequestHandler
 from tornado_status.config import ManagementSettings
 from tornado_status.errors import ConfigError
 from tornado_status.observe.health import Check
+from tornado_status.runtime import http_timeouts
 from tornado_status.runtime.http_timeouts import HttpTimeouts, TimeoutStream
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they are not to take all descriptors
@@ -34,8 +35,7 @@ class ManagementServer:
     """Serves /healthz, /readyz and /metrics, over TLS where it has a `context`.
 
     `checks` looks at everything that readiness is about; `registry` collects the metrics.
-    A head has `head_timeout_s` from its first byte on, or gets `late()`, and then a body has
-    `body_timeout_s`.
+    A head has `head_timeout_s` from its first byte on, or gets `late()`.
     """
 
     def __init__(
@@ -45,7 +45,6 @@ class ManagementServer:
         registry: CollectorRegistry,
         context: ssl.SSLContext | None,
         head_timeout_s: float,
-        body_timeout_s: float,
         late: Callable[[], bytes],
     ) -> None:
         self._settings = settings
@@ -65,7 +64,7 @@ class ManagementServer:
                 log_function=lambda handler: None,
             ),
             idle_connection_timeout=self._deadlines.both_s,
-            body_timeout=body_timeout_s,
+            body_timeout=http_timeouts.BODY_TIMEOUT_S,
             max_header_size=MAX_HEAD,
             max_body_size=MAX_BODY,
         )
@@ -80,8 +79,8 @@ class ManagementServer:
             sockets = bind_sockets(self._settings.port, address=self._settings.host)
         except OSError as error:
             raise ConfigError(
-                f"admin.port: cannot listen on {self._settings.host} port {self._settings.port}: "
-                f"{error.strerror}"
+                f"management.port: cannot listen on {self._settings.host} port "
+                f"{self._settings.port}: {error.strerror}"
             ) from error
         self._sockets = sockets
         for sock in sockets:

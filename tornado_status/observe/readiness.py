@@ -38,9 +38,9 @@ def look_at_terms(settings: Settings, keys: Credentials) -> list[health.Check]:
     terms = keys.terms
     server = [term for term in terms if term.setting == "tls.certificate"]
     cas = [term for term in terms if term.setting == "tls.client_ca"]
-    others = [term for term in terms if term.setting.startswith(("announce.", "admin."))]
+    others = [term for term in terms if term.setting.startswith(("announce.", "management."))]
     lists = [term for term in terms if term.kind == "list"]
-    refuse = settings.tls.crl_expired == "refuse"
+    refuse = settings.tls.on_expired_crl == "refuse"
     return [
         # Those behind the first are intermediate CAs.
         health.certificates("certificate", server, now, needed=server[:1]),

@@ -38,16 +38,16 @@ def load_credentials(settings: Settings, before: Anchors | None) -> Credentials:
     anchors = load_anchors(settings.tls, before)
     signing = load_signing(settings.announce, settings.tls.client_ca)
     terms = (*_certificates(settings), *_lists(settings, anchors))
-    return Credentials(context, anchors, signing, management_context(settings.admin), terms)
+    return Credentials(context, anchors, signing, management_context(settings.management), terms)
 
 
 def credential_files(settings: Settings) -> list[Path]:
     """Return the files to watch."""
-    tls, announce, admin = settings.tls, settings.announce, settings.admin
+    tls, announce, management = settings.tls, settings.announce, settings.management
     files = [tls.client_ca, tls.crl, announce.next_certificate]
     if settings.ingress.mode == "tls":
         files += [tls.certificate, tls.private_key]
-    files += [admin.certificate, admin.private_key]
+    files += [management.certificate, management.private_key]
     if announce.signing_key is not None:
         files += [announce.signing_key, announce.signing_key.with_suffix(".crt")]
     return [file for file in files if file is not None]
@@ -61,7 +61,7 @@ def _certificates(settings: Settings) -> list[Validity]:
         "tls.client_ca": tls.client_ca,
         "announce.signing_key": signing.with_suffix(".crt") if signing is not None else None,
         "announce.next_certificate": announce.next_certificate,
-        "admin.certificate": settings.admin.certificate,
+        "management.certificate": settings.management.certificate,
     }
     found = []
     for setting, file in files.items():

@@ -93,28 +93,28 @@ def self_test(context: ssl.SSLContext) -> None:
 
 
 def management_context(settings: ManagementSettings) -> ssl.SSLContext | None:
-    """Return the TLS context of the admin port, None where it has none.
+    """Return the TLS context of the management port, None where it has none.
 
     Raises `ConfigError` that names the key and the file.
     """
     if settings.certificate is None or settings.private_key is None:
         return None
-    read_certificates("admin.certificate", settings.certificate)
-    check_file("admin.private_key", settings.private_key)
+    read_certificates("management.certificate", settings.certificate)
+    check_file("management.private_key", settings.private_key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # monitoring may be old, and has no identity
     try:
         context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
     except ssl.SSLError as error:
         raise ConfigError(
-            f"admin.private_key: {settings.private_key} is not the key of "
+            f"management.private_key: {settings.private_key} is not the key of "
             f"{settings.certificate}, or one of them is no PEM file ({error.reason})"
         ) from error
     except ValueError as error:
-        raise ConfigError(f"admin.private_key: {settings.private_key}: {error}") from error
+        raise ConfigError(f"management.private_key: {settings.private_key}: {error}") from error
     except OSError as error:
         raise ConfigError(
-            f"admin.certificate: cannot read {settings.certificate} and "
+            f"management.certificate: cannot read {settings.certificate} and "
             f"{settings.private_key}: {error.strerror}"
         ) from error
     return context

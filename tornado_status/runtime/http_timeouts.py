@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tornado.iostream import BaseIOStream
 
+BODY_TIMEOUT_S = 10.0  # bodies have at most 4 KB, three packets
 STALL_S = 30.0  # nothing was taken for so long: its reader is gone, or as good as gone
 
 

@@ -19,7 +19,7 @@ class RateLimit:
         self._clock = clock
         self._seen: dict[object, tuple[float, int]] = {}
 
-    def admit(self, kind: object) -> int | None:
+    def allow(self, kind: object) -> int | None:
         """Return None to stay silent, else how many of this kind were silenced before."""
         now = self._clock()
         if kind not in self._seen and len(self._seen) >= MAX_KINDS:

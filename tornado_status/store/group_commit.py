@@ -29,6 +29,7 @@ from tornado_status.store.database import Connection, Row, StatementFailed
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
+MAX_PENDING = 10_000  # check-ins that wait for a commit; the next one gets 503
 MAX_WORK = 64  # pieces of other work that may wait: the store's own parts, and requests of admins
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
 
@@ -142,7 +143,6 @@ class GroupCommit:
         on_commit: Callable[[Sequence[Event], int], None],
         *,
         enrolment_closed: bool,
-        max_pending: int,
         commit_timeout_s: float,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
@@ -150,7 +150,6 @@ class GroupCommit:
         self._on_commit = on_commit
         self._on_batch = on_batch
         self._enrolment_closed = enrolment_closed
-        self._max_pending = max_pending
         self._commit_timeout_s = commit_timeout_s
         self._log = structlog.get_logger()
         self._queue: deque[Pending] = deque()
@@ -181,7 +180,7 @@ class GroupCommit:
         """
         if not self.connected.is_set():
             raise StoreUnavailable(f"database away: {self.problem}")
-        if len(self._queue) >= self._max_pending:
+        if len(self._queue) >= MAX_PENDING:
             raise StoreUnavailable("more check-ins than the database takes")
         if not self._queue:
             self._idle.clear()
@@ -225,8 +224,10 @@ class GroupCommit:
                 # What is queued, but never sent, may still make it with the next connection.
                 self.connected.clear()
                 self.problem = str(error)
-                if (held := self._told.admit(("lost", str(error)))) is not None:
-                    self._log.warning("database lost, reconnecting", reason=str(error), before=held)
+                if (suppressed := self._told.allow(("lost", str(error)))) is not None:
+                    self._log.warning(
+                        "database lost, reconnecting", reason=str(error), suppressed=suppressed
+                    )
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
@@ -296,9 +297,12 @@ class GroupCommit:
             if error.sqlstate == _OTHER_LOG:
                 self._queue.extendleft(reversed(batch))
                 raise StoreUnavailable(_NEW_LOG) from error
-            if (held := self._told.admit(error.sqlstate)) is not None:
+            if (suppressed := self._told.allow(error.sqlstate)) is not None:
                 self._log.error(
-                    "commit refused", reason=str(error), sqlstate=error.sqlstate, before=held
+                    "commit refused",
+                    reason=str(error),
+                    sqlstate=error.sqlstate,
+                    suppressed=suppressed,
                 )
             self._fail(batch, StoreUnavailable("the database refused the commit"))
             self._tell_failed(batch, sent, error.sqlstate or type(error).__name__)

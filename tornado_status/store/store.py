@@ -129,7 +129,6 @@ class Store:
             self._connect_writer,
             self._committed,
             enrolment_closed=enrolment_closed,
-            max_pending=settings.max_pending,
             commit_timeout_s=settings.commit_timeout_s,
             on_batch=on_batch,
         )

@@ -19,21 +19,21 @@ class ThisServer(Peer):
 
     def __init__(self, servers: int = 1) -> None:
         self._servers = servers
-        self._admin_ports: list[int] = []
+        self._management_ports: list[int] = []
 
     @property
-    def admin_ports(self) -> tuple[int, ...]:
+    def management_ports(self) -> tuple[int, ...]:
         """Where each server that was started shows its metrics."""
-        return tuple(self._admin_ports)
+        return tuple(self._management_ports)
 
     def commands(self, site: Site) -> list[Command]:
-        self._admin_ports = [free_port(socket.SOCK_STREAM) for _ in range(self._servers)]
-        return [self._command(site, admin_port) for admin_port in self._admin_ports]
+        self._management_ports = [free_port(socket.SOCK_STREAM) for _ in range(self._servers)]
+        return [self._command(site, management_port) for management_port in self._management_ports]
 
     def is_ready(self, site: Site) -> bool:
-        return all(_is_ready(port) for port in self._admin_ports)
+        return all(_is_ready(port) for port in self._management_ports)
 
-    def _command(self, site: Site, admin_port: int) -> Command:
+    def _command(self, site: Site, management_port: int) -> Command:
         identities = site.identities
         target = {"port": site.announce_port, "interfaces": [LOOPBACK]}
         settings: dict[str, Any] = {
@@ -56,16 +56,16 @@ class ThisServer(Peer):
                 ],
             },
             "access": {"readers": [identities.emails[0]]},  # for the streams alone
-            "admin": {"host": LOOPBACK, "port": admin_port},
+            "management": {"host": LOOPBACK, "port": management_port},
             "logging": {"format": "json"},
         }
-        config = site.directory / f"config-{admin_port}.yaml"
+        config = site.directory / f"config-{management_port}.yaml"
         config.write_text(json.dumps(settings))  # JSON is YAML
         return Command([sys.executable, "-m", "tornado_status", "--config", str(config)])
 
 
-def _is_ready(admin_port: int) -> bool:
-    connection = http.client.HTTPConnection(LOOPBACK, admin_port, timeout=5)
+def _is_ready(management_port: int) -> bool:
+    connection = http.client.HTTPConnection(LOOPBACK, management_port, timeout=5)
     try:
         connection.request("GET", "/readyz")
         return connection.getresponse().status == 200

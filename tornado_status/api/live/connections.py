@@ -44,7 +44,7 @@ class FollowHandler(ReadHandler):
     streams: Streams
     watch: Watch
 
-    async def admit(self) -> Place:
+    async def allow(self) -> Place:
         """Return the place of a stream that may begin. Raises `Problem` and `StoreUnavailable`."""
         self.is_reader = self.access.may_read_all(self.check_in.email)
         self.wanted = self._wanted()
@@ -117,7 +117,7 @@ class StreamHandler(FollowHandler):
     async def get(self) -> None:
         if self.request.version != "HTTP/1.1":
             raise Problem(505, "The stream needs HTTP/1.1")
-        place = await self.admit()
+        place = await self.allow()
         wire = self.wire
         if wire.closed():
             place.give_back()
@@ -161,7 +161,7 @@ class SocketHandler(FollowHandler, WebSocketHandler):
 
     async def get(self, *args: str, **kwargs: str) -> None:
         self._require_handshake()
-        self._place = await self.admit()
+        self._place = await self.allow()
         try:
             await super().get(*args, **kwargs)
         finally:

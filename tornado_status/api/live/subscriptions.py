@@ -30,6 +30,8 @@ from tornado_status.model.records import Event, LogSlice, LogSpan
 from tornado_status.runtime.http_timeouts import STALL_S
 from tornado_status.runtime.rate_limit import RateLimit
 
+KEEP_ALIVE_S = 15.0  # after so much silence a comment, so that proxies keep the connection open
+MAX_UNREAD_BYTES = 256 * 1024  # waiting for a slow client; then it is closed, and may resume
 TURN = 500  # events a turn, about 100 KB: well below what may wait for a reader
 SLICE_S = 0.005  # of a turn at a time; then check-ins have their turn
 REST = 4  # times as long as a turn took: following takes a fifth of the processor, not more
@@ -173,12 +175,12 @@ class Streams:
     @property
     def keep_alive_s(self) -> float:
         """After so much silence a message says that the stream is alive."""
-        return self._settings.keep_alive_s
+        return KEEP_ALIVE_S
 
     @property
     def patience_s(self) -> float:
         """How long what was sent may go unacknowledged."""
-        return 2 * self._settings.keep_alive_s
+        return 2 * KEEP_ALIVE_S
 
     @property
     def count(self) -> int:
@@ -273,7 +275,7 @@ class Streams:
 
     async def _take_turns(self) -> None:
         loop = asyncio.get_running_loop()
-        keep_alive_at = loop.time() + self._settings.keep_alive_s
+        keep_alive_at = loop.time() + KEEP_ALIVE_S
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(keep_alive_at):
@@ -295,7 +297,7 @@ class Streams:
                     message = framing.position(self._log_id, self._position)
                     for follower in list(group.members):
                         self._send(follower, [message])
-                keep_alive_at = loop.time() + self._settings.keep_alive_s
+                keep_alive_at = loop.time() + KEEP_ALIVE_S
                 self._wake.set()
 
     def _is_behind(self) -> bool:
@@ -400,7 +402,7 @@ class Streams:
         """Bring a follower up to the position of the turns."""
         loop = asyncio.get_running_loop()
         while follower.is_open and not self._join(follower):
-            if loop.time() - follower.last_sent > self._settings.keep_alive_s:
+            if loop.time() - follower.last_sent > KEEP_ALIVE_S:
                 log_id = follower.log_id or self._log_id
                 self._send(follower, [framing.position(log_id, follower.position)])
             try:
@@ -413,8 +415,8 @@ class Streams:
         self._catching_up.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             # A client that comes again, as they do, would cause it again.
-            if (held := self._failures.admit(type(error))) is not None:
-                self._log.error("stream failed", before=held, exc_info=error)
+            if (suppressed := self._failures.allow(type(error))) is not None:
+                self._log.error("stream failed", suppressed=suppressed, exc_info=error)
             self._cut_off(follower)
 
     async def _catch_up_some(self, follower: Follower) -> None:
@@ -487,7 +489,7 @@ class Streams:
         if not follower.is_open:
             return None
         now = asyncio.get_running_loop().time()
-        written = follower.send(data, now, self._settings.max_unread_bytes)
+        written = follower.send(data, now, MAX_UNREAD_BYTES)
         if written is None:
             self._cut_off(follower)
         return written

@@ -50,7 +50,7 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
         lambda: _read_server_certificate(settings),
         lambda: load_anchors(settings.tls),
         lambda: load_signing(settings.announce, settings.tls.client_ca),
-        lambda: management_context(settings.admin),
+        lambda: management_context(settings.management),
     ):
         try:
             reading()
@@ -74,7 +74,7 @@ def _terms(settings: Settings) -> Iterator[Finding]:
             yield ok(TOPIC, f"{term.setting}: {term.subject}, {term.days_left(now):.0f} days left")
         elif term.kind == "list":
             advice = "Make a new one: status-certs crl. Do it again before each is out of date."
-            over = settings.tls.crl_expired == "refuse" and not term.in_force(now)
+            over = settings.tls.on_expired_crl == "refuse" and not term.in_force(now)
             yield problem(TOPIC, warning, advice) if over else note(TOPIC, warning, advice)
         elif term.in_force(now):
             yield note(TOPIC, warning, RENEW)
@@ -162,7 +162,7 @@ def _permissions(settings: Settings) -> Iterator[Finding]:
     keys: dict[str, Path | None] = {
         "tls.private_key": settings.tls.private_key if settings.ingress.mode == "tls" else None,
         "announce.signing_key": settings.announce.signing_key,
-        "admin.private_key": settings.admin.private_key,
+        "management.private_key": settings.management.private_key,
     }
     for setting, path in keys.items():
         if path is None:

@@ -48,8 +48,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
 def _ports(settings: Settings) -> Iterator[Finding]:
     running = _is_running(settings)
     listening = [("server.port", settings.server.host, settings.server.port)]
-    if settings.admin.port:
-        listening.append(("admin.port", settings.admin.host, settings.admin.port))
+    if settings.management.port:
+        listening.append(("management.port", settings.management.host, settings.management.port))
     for setting, host, port in listening:
         error = _cannot_listen(host, port, settings.server.reuse_port)
         if error is None:
@@ -93,21 +93,23 @@ def _cannot_listen(host: str, port: int, reuse_port: bool) -> OSError | None:
 
 
 def _is_running(settings: Settings) -> bool:
-    """Say whether our admin port answers as a server of this kind does."""
-    if not settings.admin.port:
+    """Say whether our management port answers as a server of this kind does."""
+    if not settings.management.port:
         return False
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(  # noqa: S104
-        settings.admin.host, settings.admin.host
+        settings.management.host, settings.management.host
     )
     connection: http.client.HTTPConnection
-    if settings.admin.certificate is not None:
+    if settings.management.certificate is not None:
         # Who it is does not matter here: it is asked whether it lives.
         context = ssl._create_unverified_context()  # noqa: S323
         connection = http.client.HTTPSConnection(
-            host, settings.admin.port, timeout=ASK_TIMEOUT_S, context=context
+            host, settings.management.port, timeout=ASK_TIMEOUT_S, context=context
         )
     else:
-        connection = http.client.HTTPConnection(host, settings.admin.port, timeout=ASK_TIMEOUT_S)
+        connection = http.client.HTTPConnection(
+            host, settings.management.port, timeout=ASK_TIMEOUT_S
+        )
     try:
         connection.request("GET", "/healthz")
         answer = json.loads(connection.getresponse().read(4096))

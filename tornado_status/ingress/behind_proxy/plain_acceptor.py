@@ -40,12 +40,12 @@ class PlainAcceptor(Acceptor):
         if address[0] not in self._proxies:
             connection.close()
             self.refused["proxy-not-trusted"] += 1
-            if (held := self._logged.admit(address[0])) is not None:
+            if (suppressed := self._logged.allow(address[0])) is not None:
                 self._log.warning(
                     "connection refused",
                     reason="not from one of ingress.trusted_proxies",
                     client_ip=address[0],
-                    before=held,
+                    suppressed=suppressed,
                 )
             return
         try:
