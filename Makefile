@@ -33,10 +33,10 @@ bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 soak: $(VENV)/.dev
-	$(BIN)/python -m tests.faults.soak
+	$(BIN)/python -m tests.support.faults.soak
 
 scan: $(VENV)/.dev $(SCAN)/.scan
-	$(BIN)/python -m tests.scan
+	$(BIN)/python -m tests.support.scan
 
 # Strict: a dependency of which nothing could be asked fails, too.
 audit: $(SCAN)/.scan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,15 @@ import hypothesis
 import pytest
 
 from certs_gen.cli import main as certs_gen
-from tests.support import WORKERS, Heard, Postgres, Server, rows, running_server
+from tests.support.harness import (
+    WORKERS,
+    Heard,
+    Postgres,
+    Server,
+    StartServer,
+    rows,
+    running_server,
+)
 
 # No time limits as assertions: test machines are slow and shared.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
@@ -67,9 +75,6 @@ def database_url(postgres: str) -> str:
     name = f"test_{next(_numbers)}"
     rows(postgres, f"CREATE DATABASE {name}")
     return postgres.replace("/postgres?", f"/{name}?")
-
-
-StartServer = Callable[..., Server]
 
 
 @pytest.fixture

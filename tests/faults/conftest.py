@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 
 from certs_gen.authority import Authority
-from tests.conftest import StartServer
-from tests.faults.judge import Listener, judge
-from tests.faults.ledger import Load
-from tests.support import Postgres, Server, free_port
+from tests.support.faults.judge import Listener, judge
+from tests.support.faults.ledger import Load
+from tests.support.harness import Postgres, Server, StartServer, free_port
 
 NAMES = ("user0", "user1", "user2", "user3")
 
@@ -112,7 +111,7 @@ def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
         ) -> Trial:
             module: tuple[str, ...] = ("tornado_status",)
             if wrong is not None:
-                module = ("tests.faults.wrong_server", wrong)
+                module = ("tests.support.faults.wrong_server", wrong)
             database = {"commit_timeout_s": patience_s, "connect_timeout_s": 1}
             settings["database"] = {**database, **settings.get("database", {})}
             settings["server"] = {"port": free_port(), **settings.get("server", {})}

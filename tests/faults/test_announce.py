@@ -12,8 +12,15 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.conftest import StartServer
-from tests.support import LOOPBACK, PATIENCE_S, Server, free_port, require, wait_until
+from tests.support.harness import (
+    LOOPBACK,
+    PATIENCE_S,
+    Server,
+    StartServer,
+    free_port,
+    require,
+    wait_until,
+)
 
 pytestmark = [pytest.mark.network, pytest.mark.once]
 
@@ -142,7 +149,7 @@ def test_a_datagram_that_cannot_be_sent_stops_nothing(
 ) -> None:
     """Each check-in is recorded, what is not sent is counted by its errno, and that ends."""
     fault = FAULTS[name]
-    module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
+    module = ("tornado_status",) if wrong is None else ("tests.support.faults.wrong_server", wrong)
     both = {"port": PORT, "interfaces": ["cable"]}
     server = start_server(
         prefix=host.prefix,

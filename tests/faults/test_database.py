@@ -16,14 +16,21 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.conftest import StartServer
 from tests.faults.conftest import NAMES, MakePostgres, StartTrial, Trial
-from tests.faults.judge import peak_memory_kb
-from tests.faults.ledger import REQUEST
-from tests.faults.relay import Relay
-from tests.namespaces import check_in_from, network_of_its_own
-from tests.support import LOOPBACK, PATIENCE_S, Postgres, require, rows, wait_until
-from tests.with_constants import MAX_PENDING
+from tests.support.faults.judge import peak_memory_kb
+from tests.support.faults.ledger import REQUEST
+from tests.support.faults.tcp_relay import Relay
+from tests.support.harness import (
+    LOOPBACK,
+    PATIENCE_S,
+    Postgres,
+    StartServer,
+    require,
+    rows,
+    wait_until,
+)
+from tests.support.namespaces import check_in_from, network_of_its_own
+from tests.support.with_constants import MAX_PENDING
 
 pytestmark = pytest.mark.once
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import StartServer
 from tests.faults.conftest import NAMES, MakePostgres, StartTrial
-from tests.faults.judge import Listener, judge
-from tests.faults.ledger import REQUEST, Load
-from tests.faults.relay import Relay
-from tests.support import (
+from tests.support.faults.judge import Listener, judge
+from tests.support.faults.ledger import REQUEST, Load
+from tests.support.faults.tcp_relay import Relay
+from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
+    StartServer,
     free_port,
     require,
     rows,
@@ -100,7 +100,7 @@ def test_a_drain_commits_what_waits(
     make_postgres: MakePostgres, start_server: StartServer, wrong: str | None
 ) -> None:
     """SIGTERM while a commit is under way: those behind it are committed and answered, too."""
-    module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
+    module = ("tornado_status",) if wrong is None else ("tests.support.faults.wrong_server", wrong)
     postgres = make_postgres()
     with Relay(lambda: postgres.url) as relay, contextlib.ExitStack() as stack:
         patient = {
@@ -259,7 +259,7 @@ def test_a_part_that_fails_unexpectedly_ends_the_server(
     start_server: StartServer, wrong: str
 ) -> None:
     """Loudly, and in order: not half of a service that looks whole."""
-    module = ("tests.faults.wrong_server", wrong)
+    module = ("tests.support.faults.wrong_server", wrong)
     server = start_server(wait=False, module=module, announce={"heartbeat_s": 5})
     assert server.process.wait(PATIENCE_S) != 0
     server.log.wait_end()

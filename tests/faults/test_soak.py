@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import soak, soak_report
+from tests.support.faults import soak, soak_report
 
 pytestmark = pytest.mark.once
 

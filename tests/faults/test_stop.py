@@ -15,11 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import StartServer
-from tests.faults.ledger import REQUEST
-from tests.faults.relay import Relay
 from tests.faults.test_process import postmaster, processes_in
-from tests.support import LOOPBACK, PATIENCE_S, ROOT, Server, rows, wait_until
+from tests.support.faults.ledger import REQUEST
+from tests.support.faults.tcp_relay import Relay
+from tests.support.harness import LOOPBACK, PATIENCE_S, ROOT, Server, StartServer, rows, wait_until
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 pytestmark = pytest.mark.once
@@ -40,7 +39,7 @@ def test_a_stop_ends_in_its_time_whatever_hangs(
     start_server: StartServer, database_url: str, wrong: str | None
 ) -> None:
     """The database, an alert's receiver, a broker, clients and followers, all at once: exit 0."""
-    module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
+    module = ("tornado_status",) if wrong is None else ("tests.support.faults.wrong_server", wrong)
     with (
         Relay(lambda: database_url) as relay,
         mute_server() as receiver,
@@ -117,7 +116,7 @@ def test_a_paused_embedded_postgresql_holds_up_no_end(
     """All of it is killed, whatever else runs; what was acknowledged is there at the next start."""
     data_dir = tmp_path_factory.mktemp("s") / "data"
     settings: dict[str, Any] = {"url": "embedded", "database": {"data_dir": str(data_dir)}}
-    module = ("tornado_status",) if wrong is None else ("tests.faults.wrong_server", wrong)
+    module = ("tornado_status",) if wrong is None else ("tests.support.faults.wrong_server", wrong)
     server = start_server(server={"drain_timeout_s": 2}, module=module, **settings)
     assert server.request("POST", "/api/client").status == 204
     pause(data_dir)
@@ -138,7 +137,7 @@ def test_a_paused_embedded_postgresql_holds_up_no_end(
 
 def test_a_stop_that_hangs_for_another_reason_is_overdue(start_server: StartServer) -> None:
     """Even the event loop itself: the process ends, with status 1, and says so."""
-    module = ("tests.faults.wrong_server", "hang_in_the_stop")
+    module = ("tests.support.faults.wrong_server", "hang_in_the_stop")
     server = start_server(server={"drain_timeout_s": 0.5}, module=module)
     assert server.stop() == 1
     server.log.wait_end()
@@ -157,7 +156,7 @@ def test_a_signal_while_it_starts_is_enough(start_server: StartServer) -> None:
 
 def test_a_part_that_cannot_be_canceled_is_left_behind(start_server: StartServer) -> None:
     """The log names it, and nobody waits for it any more: exit 0."""
-    module = ("tests.faults.wrong_server", "swallow_the_cancellation")
+    module = ("tests.support.faults.wrong_server", "swallow_the_cancellation")
     server = start_server(server={"drain_timeout_s": 1}, module=module)
     assert server.stop() == 0
     server.log.wait_end()

@@ -1,0 +1,1 @@
+"""What the pages promise, run as it stands."""

@@ -1,0 +1,104 @@
+"""docs/asyncapi.yaml: valid, and true of every datagram and message that is sent."""
+
+from __future__ import annotations
+
+import copy
+import json
+import uuid
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator, ValidationError
+
+from tests.support.describing import validator
+from tests.support.follow import Follow
+from tests.support.harness import ROOT, Heard, StartServer
+from tornado_status import __version__
+from tornado_status.api.live import framing
+from tornado_status.api.schemas import SCHEMAS
+
+DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read_text())
+MESSAGES = DOCUMENT["components"]["messages"]
+VECTORS = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((ROOT / "tests" / "vectors").glob("*-v1-*.json"))
+}
+STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
+
+
+def check(kind: str, message: Any) -> None:
+    """Hold a message against its description: no member too few, and none too many."""
+    validator(DOCUMENT, MESSAGES[kind]["payload"]).validate(message)
+
+
+def kind_of(message: dict[str, Any]) -> str:
+    if "updates" in message:
+        return "updates" if message["updates"] else "heartbeat"
+    return message["event"] if message["event"] in ("position", "gap") else "event"
+
+
+@pytest.mark.once
+def test_it_is_valid_asyncapi() -> None:
+    """By the specification's own schema; one that is not is told."""
+    schema = json.loads((ROOT / "tests" / "schemas" / "asyncapi-3.0.0.json").read_text())
+    check = Draft7Validator(schema)
+    assert [f"{error.json_path}: {error.message}" for error in check.iter_errors(DOCUMENT)] == []
+    broken = copy.deepcopy(DOCUMENT)
+    broken["operations"]["announce"]["action"] = "shout"
+    assert list(check.iter_errors(broken))
+
+
+def test_what_both_documents_describe_they_describe_alike() -> None:
+    """An event is an event, and the version is the version."""
+    ours = DOCUMENT["components"]["schemas"]
+    shared = ours.keys() & SCHEMAS.keys()
+    assert shared >= {"Email", "Time", "Stream", "Head", "Event"}
+    for name in shared:
+        assert ours[name] == SCHEMAS[name], name
+    assert DOCUMENT["info"]["version"] == __version__
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_each_golden_datagram_is_as_described(name: str) -> None:
+    message = json.loads(VECTORS[name]["text"])
+    check(kind_of(message), message)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"v": 2}, "1 was expected"),
+        ({"head": -1}, "less than the minimum"),
+        ({"sent": "2026-01-02 03:04:05"}, "does not match|is not a 'date-time'"),
+        ({"log": "seven"}, "is not a 'uuid'"),
+        ({"kid": "3881fda889fccb77"}, "'sig' is a dependency"),
+        ({"height": 7}, "unexpected"),
+        ({"updates": [{"seq": 1}]}, "required property"),
+        ({"updates": []}, "non-empty"),
+    ],
+)
+def test_a_datagram_that_is_not_as_described_is_told(change: dict[str, Any], said: str) -> None:
+    message = json.loads(VECTORS["json-v1-one-update"]["text"])
+    with pytest.raises(ValidationError, match=said):
+        check("updates", {**message, **change})
+
+
+def test_every_kind_of_message_is_as_described(start_server: StartServer) -> None:
+    """What a real server sends, by datagram and stream, and the gaps that it may tell of."""
+    server = start_server(announce={"heartbeat_s": 0.2})
+    found: set[str] = set()
+    with Heard(server.announce_port) as group, Follow(server) as follow:
+        assert server.request("POST", "/api/client").status == 204
+        while not found >= {"updates", "heartbeat"}:
+            message = json.loads(group.one()[0])
+            check(kind_of(message), message)
+            found.add(kind_of(message))
+        while not found >= {"event", "position"}:
+            said = follow.said()
+            assert said is not None
+            check(kind_of(said.data), said.data)
+            found.add(kind_of(said.data))
+    for gap in (framing.gap(1, 7), framing.gap(8, 7, STREAM)):
+        check("gap", json.loads(gap.body))
+    assert found | {"gap"} == set(MESSAGES)

@@ -1,0 +1,697 @@
+"""Every command block of the pages is run as it stands, or says why not and what looks at it.
+
+Who adds a block adds a line to `RUN`, or to `REASONS` with the test that does what can be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import enum
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+import certs_gen.cli
+import clients.cli
+import listeners.cli
+import tornado_status.cli
+from benchmarks import __main__ as benchmarks
+from tests.support import pages
+from tests.support.brokers import Nats
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, wait_until
+from tests.support.pages import Block, Reader, reader
+from tests.system.test_terminal_board import Terminal
+from tornado_status.alerts.signature import parse_secrets
+
+pytestmark = [pytest.mark.once, pytest.mark.network]
+
+
+class Why(enum.Enum):
+    """Why a block is not run as it stands by `test_the_commands_of_a_page_do_what_it_says`."""
+
+    ELSEWHERE = "run as it stands by the named test"
+    FOR_EVER = "runs until it is stopped, or waits for another: started and stopped by"
+    ENGINE = "needs a container engine: run by the named test where podman is, or its parts are by"
+    CLUSTER = "needs a Kubernetes cluster: its parts are checked by"
+    MACHINE = "changes the machine: run on one of its own, or its parts are checked by"
+    INSTALLS = "fetches packages: what it installs is checked by"
+    OTHERS = "needs other machines or programs: run with them by"
+    MINUTES = "takes minutes: its parts are checked by"
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    why: Why
+    test: str  # its file below tests/, and its name
+
+
+def here(why: Why, test: str) -> Reason:
+    return Reason(why, f"docs/{Path(__file__).name}::{test}")
+
+
+# By page, and there by the block's first line: what it must print, as a regular expression.
+RUN: dict[str, dict[str, str]] = {
+    "README.md": {
+        ".venv/bin/python -m certs_gen client operator@example.com --pkcs12": r"\.p12",
+        "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": (
+            r"^HTTP/1.1 204 No Content"
+        ),
+        "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": (
+            r'"users":\[\{"email":"valid_user@example.com"'
+        ),
+    },
+    "docs/alerts.md": {
+        '(umask 077; echo "whsec_$(openssl rand -base64 32)" > certs/plant.secret)': "",
+    },
+    "docs/api.md": {
+        "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": (
+            r'"openapi": ?"3\.1'
+        ),
+        "curl -i --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": (
+            r"^(?s:HTTP/1.1 200 OK.*Etag: .*\"users\":\[)"
+        ),
+    },
+    "docs/board.md": {
+        ".venv/bin/python -m certs_gen client operator@example.com --pkcs12": r"\.p12",
+    },
+    "docs/certificates.md": {
+        "python -m certs_gen": r"certs/bad_client\.crt",
+        "python -m certs_gen client ada@example.com": r"certs/ada@example\.com\.key",
+        "python -m certs_gen server --name status.example.com --name localhost --ip 192.0.2.7"
+        " --force": r"certs/server\.crt",
+        "python -m certs_gen announcer --name announcer-2": r"certs/announcer-2\.crt",
+        "openssl x509 -in certs/ada@example.com.crt -noout -subject -dates -ext subjectAltName": (
+            r"(?s)email:ada@example\.com.*ada@example\.com\.crt: OK$"
+        ),
+        "python -m certs_gen copy server handed/server": r"handed/client/client\.key",
+        "python -m certs_gen revoke ada@example.com": r"certs/ca\.crl",
+        "openssl x509 -in certs/client.crt -noout -serial": r"(?s)^serial=.*certs/ca\.crl",
+        "python -m certs_gen crl --days 90": r"certs/ca\.crl",
+        "openssl crl -in certs/ca.crl -CAfile certs/ca.crt -noout -text": (
+            r"(?s)Key Compromise.*certs/operator\.crt: OK$"
+        ),
+        "python -m certs_gen client operator@example.com --pkcs12": r"\.p12",
+        "openssl pkcs12 -export -in certs/operator@example.com.crt -inkey"
+        " certs/operator@example.com.key \\": "",
+    },
+    "docs/operation.md": {
+        "tornado-status doctor --config config.yaml": r"(?s)^ok .*database",
+        "tornado-status config --config config.yaml": r"(?s)port: 8443 +# config\.yaml",
+    },
+    "docs/people.md": {
+        "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
+        "python -m tornado_status users add new_user@example.com": r"new_user@example\.com",
+        "python -m tornado_status users erase former_user@example.com": r"former_user@example\.com",
+    },
+    "docs/presence.md": {
+        "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
+    },
+}
+
+TUTORIAL = (
+    "docs/test_documentation.py::"
+    "test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard"
+)
+SYSTEMD = "system/test_systemd.py::test_start_returns_when_the_server_serves"
+REPLACED = "system/test_systemd.py::test_the_next_version_takes_its_place"
+RELOADED = "system/test_systemd.py::test_reload_returns_when_a_renewed_certificate_is_served"
+COMPLETED = "server/test_show.py::test_a_shell_completes_as_the_page_says"
+CONTAINERS = "system/test_containers_run.py::test_the_commands_of_the_page_do_what_it_says"
+RESTORED = "system/test_backup.py::test_a_dump_brings_the_embedded_database_back"
+COPIED = "system/test_backup.py::test_a_copy_of_the_files_brings_the_embedded_database_back"
+RECOVERED = "system/test_backup.py::test_the_embedded_database_is_recovered_to_a_point_in_time"
+PROMOTED = "system/test_backup.py::test_the_server_goes_on_with_a_promoted_standby_by_itself"
+
+REASONS: dict[str, dict[str, Reason]] = {
+    "README.md": {
+        "make run     # sets everything up and serves on https://localhost:8443": here(
+            Why.FOR_EVER, "test_the_readme_shows_what_is_seen"
+        ),
+        ".venv/bin/python -m listeners --count 1": here(
+            Why.FOR_EVER, "test_the_readme_shows_what_is_seen"
+        ),
+        ".venv/bin/python -m clients": here(Why.FOR_EVER, "test_the_readme_shows_what_is_seen"),
+        "docker compose up --build --detach": Reason(Why.ENGINE, CONTAINERS),
+    },
+    "docs/alerts.md": {
+        "python -m tornado_status alerts test plant": Reason(
+            Why.OTHERS, "server/test_alerts.py::test_an_alert_can_be_tried"
+        ),
+    },
+    "docs/api.md": {
+        "curl -N --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": here(
+            Why.FOR_EVER, "test_the_stream_looks_as_the_page_shows_it"
+        ),
+    },
+    "docs/backup.md": {
+        'export PATH="$(dirname "$(find "$PWD/.venv/" -name pg_dump | head -n 1)"):$PATH"': Reason(
+            Why.ELSEWHERE, RESTORED
+        ),
+        'export PGDATA="$PWD/var/postgresql" PGUSER=postgres PGDATABASE=tornado_status': Reason(
+            Why.ELSEWHERE, RESTORED
+        ),
+        ".venv/bin/python -m tornado_status log show": Reason(Why.ELSEWHERE, RESTORED),
+        "pg_dump --format=custom --file=status.dump": Reason(Why.ELSEWHERE, RESTORED),
+        "pg_restore --clean --if-exists --no-owner --single-transaction"
+        ' --dbname="$PGDATABASE" status.dump': Reason(Why.ELSEWHERE, RESTORED),
+        'createdb "$PGDATABASE"': Reason(Why.ELSEWHERE, "system/test_backup.py::test_a_dump_moves"),
+        "pg_basebackup --pgdata=copy --checkpoint=fast": Reason(Why.ELSEWHERE, COPIED),
+        'mv "$PGDATA" before-the-restore': Reason(Why.ELSEWHERE, COPIED),
+        ".venv/bin/python -m tornado_status log new": Reason(Why.ELSEWHERE, COPIED),
+        "mkdir archive": Reason(Why.ELSEWHERE, RECOVERED),
+        "pg_basebackup --pgdata=base --checkpoint=fast": Reason(Why.ELSEWHERE, RECOVERED),
+        'MOMENT="2026-01-02 03:04:05.678 UTC"': Reason(Why.ELSEWHERE, RECOVERED),
+        'psql -c "ALTER SYSTEM RESET restore_command" -c "ALTER SYSTEM RESET'
+        ' recovery_target_time" \\': Reason(Why.ELSEWHERE, RECOVERED),
+        "pg_basebackup --pgdata=standby --write-recovery-conf --checkpoint=fast": Reason(
+            Why.ELSEWHERE, PROMOTED
+        ),
+        'psql -c "SELECT pg_promote()"': Reason(Why.ELSEWHERE, PROMOTED),
+        "createdb rehearsal": Reason(Why.ELSEWHERE, RESTORED),
+    },
+    "docs/benchmarks.md": {
+        "make bench                                  # everything: about half an hour": here(
+            Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"
+        ),
+        "apt-get install --no-install-recommends gcc libc6-dev libssl-dev nginx nodejs npm \\": (
+            here(Why.MACHINE, "test_debian_has_the_packages_that_a_page_installs")
+        ),
+    },
+    "docs/deploy.md": {
+        "docker compose up --build --detach": Reason(Why.ENGINE, CONTAINERS),
+        "docker compose exec server python -m listeners": Reason(Why.ENGINE, CONTAINERS),
+        "docker compose run --rm certs python -m certs_gen client ada@example.com": Reason(
+            Why.ENGINE, CONTAINERS
+        ),
+        "docker compose run --rm certs python -m certs_gen revoke ada@example.com": Reason(
+            Why.ENGINE, CONTAINERS
+        ),
+        "docker compose build": Reason(Why.ENGINE, CONTAINERS),
+        "docker compose down --volumes": Reason(
+            Why.ENGINE, "system/test_containers_run.py::test_nothing_is_left_after_down"
+        ),
+        "docker run --rm tornado_status:dev cat /opt/tornado_status/sbom.cdx.json": Reason(
+            Why.ENGINE, CONTAINERS
+        ),
+        "useradd --system --home-dir /var/lib/tornado-status --shell /usr/sbin/nologin"
+        " tornado-status": Reason(Why.MACHINE, SYSTEMD),
+        "/opt/tornado_status/bin/status-certs --if-missing": Reason(Why.MACHINE, SYSTEMD),
+        "install -m 600 /dev/null /etc/tornado-status/environment": Reason(Why.MACHINE, SYSTEMD),
+        "install -m 644 deploy/tornado-status.service /etc/systemd/system/": Reason(
+            Why.MACHINE, SYSTEMD
+        ),
+        "/opt/tornado_status/bin/pip install --require-hashes --requirement"
+        " requirements.txt": Reason(Why.MACHINE, REPLACED),
+        "systemctl reload tornado-status": Reason(Why.MACHINE, RELOADED),
+        "honcho start": Reason(
+            Why.FOR_EVER,
+            "system/test_containers.py::test_the_procfile_serves_on_its_port_whatever_the_runner_sets",
+        ),
+        "kubectl create namespace tornado-status": Reason(
+            Why.CLUSTER, "system/test_deploy.py::test_the_page_makes_what_the_manifests_want"
+        ),
+    },
+    "docs/listeners.md": {
+        "python -m listeners                                       # what make run announces,"
+        " on this machine": here(Why.FOR_EVER, "test_each_listener_of_the_page_listens"),
+    },
+    "docs/nats.md": {
+        "python -m listeners --nats tls://nats.example.com:4222 --nats-ca certs/ca.crt \\": here(
+            Why.OTHERS, "test_the_listener_of_the_page_hears_a_broker"
+        ),
+    },
+    "docs/network.md": {
+        "python -m listeners --group ff15::66 --interface eth0 --address ::": here(
+            Why.FOR_EVER, "test_each_listener_of_the_page_listens"
+        ),
+    },
+    "docs/operation.md": {
+        "pip install '.[otel]'                                                           # in a"
+        " checkout": Reason(
+            Why.INSTALLS,
+            "system/test_containers.py::test_the_image_gets_all_that_the_server_needs_and_no_more",
+        ),
+        "source <(tornado-status completion bash)": Reason(Why.ELSEWHERE, COMPLETED),
+        "autoload -Uz compinit && compinit": Reason(Why.ELSEWHERE, COMPLETED),
+        "mkdir -p ~/.zfunc && tornado-status completion zsh > ~/.zfunc/_tornado-status": Reason(
+            Why.ELSEWHERE, COMPLETED
+        ),
+        "fpath=(~/.zfunc $fpath)   # in ~/.zshrc": Reason(Why.ELSEWHERE, COMPLETED),
+    },
+    "docs/people.md": {
+        "python -m tornado_status users list": here(Why.FOR_EVER, "test_people_are_listed"),
+    },
+    "docs/scaling.md": {
+        ".venv/bin/python -m benchmarks.scaling            # five minutes; --quick for a first look"
+        " in one": here(Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"),
+    },
+    "docs/tutorial.md": {
+        "make run": Reason(Why.ELSEWHERE, TUTORIAL),
+        ".venv/bin/python -m listeners --count 1": Reason(Why.ELSEWHERE, TUTORIAL),
+        ".venv/bin/python -m clients": Reason(Why.ELSEWHERE, TUTORIAL),
+        "curl --silent --fail --cacert certs/ca.crt --cert certs/client.crt --key"
+        " certs/client.key \\": Reason(Why.ELSEWHERE, TUTORIAL),
+        "curl --silent --fail --cacert certs/ca.crt --cert certs/operator.crt --key"
+        " certs/operator.key \\": Reason(Why.ELSEWHERE, TUTORIAL),
+        ".venv/bin/python -m certs_gen client ada@example.com --out certs": Reason(
+            Why.ELSEWHERE, TUTORIAL
+        ),
+        ".venv/bin/python -m certs_gen revoke ada@example.com --out certs": Reason(
+            Why.ELSEWHERE, TUTORIAL
+        ),
+    },
+}
+
+
+# -------------------------------------------------------------------------------- the account of it
+
+
+def complaints(
+    found: list[Block], run: dict[str, dict[str, str]], reasons: dict[str, dict[str, Reason]]
+) -> list[str]:
+    """Return what is not accounted for: a block without an entry or with two, or the reverse."""
+    there = [(block.page, block.name) for block in found]
+    said = [(page, name) for table in (run, reasons) for page in table for name in table[page]]
+    wrong = [f"{page}: neither run nor a reason: {name}" for page, name in set(there) - set(said)]
+    wrong += [f"{page}: no such block: {name}" for page, name in set(said) - set(there)]
+    for what, entries in (("two blocks", there), ("run, and a reason", said)):
+        twice = {entry for entry in entries if entries.count(entry) > 1}
+        wrong += [f"{page}: {what}: {name}" for page, name in twice]
+    for page in reasons:
+        for reason in reasons[page].values():
+            file, _, test = reason.test.partition("::")
+            if not (ROOT / "tests" / file).is_file() or test not in names_in(file):
+                wrong.append(f"{page}: no such test: {reason.test}")
+    return sorted(wrong)
+
+
+def names_in(file: str) -> set[str]:
+    """Return the names of the tests in a file below tests/."""
+    parsed = ast.parse((ROOT / "tests" / file).read_text("utf-8"))
+    functions = ast.FunctionDef | ast.AsyncFunctionDef
+    return {
+        node.name
+        for node in ast.walk(parsed)
+        if isinstance(node, functions) and node.name.startswith("test_")
+    }
+
+
+def every_block() -> list[Block]:
+    return [block for page in pages.pages() for block in pages.commands(page)]
+
+
+def test_every_block_is_run_or_has_a_reason() -> None:
+    """And every entry of the tables has its block, every reason its test."""
+    assert complaints(every_block(), RUN, REASONS) == []
+
+
+def test_what_is_not_accounted_for_is_found() -> None:
+    """A new block, one that has gone, one that is there twice, a test that has gone."""
+    text = "1. A list:\n\n   ```bash\n   make new\n   ```\n\n~~~sh\nmake other\n~~~\n"
+    new = pages.commands("docs/new.md", text)
+    assert [block.commands for block in new] == ["make new\n", "make other\n"]
+    assert complaints(new, {"docs/new.md": {"make other": ""}}, {}) == [
+        "docs/new.md: neither run nor a reason: make new"
+    ]
+    run = {"docs/new.md": {"make new": "", "make other": "", "make old": ""}}
+    assert complaints(new, run, {}) == ["docs/new.md: no such block: make old"]
+    gone = {"docs/new.md": {"make other": here(Why.MINUTES, "test_that_has_gone")}}
+    assert complaints(new, {"docs/new.md": {"make new": ""}}, gone) == [
+        f"docs/new.md: no such test: docs/{Path(__file__).name}::test_that_has_gone"
+    ]
+    twice = complaints([*new, new[0]], {"docs/new.md": {"make new": ""}}, gone)
+    assert "docs/new.md: two blocks: make new" in twice
+    session = "```console\n$ make new \\\n    now\nmade\n# make other\n```\n"
+    [typed] = pages.commands("docs/new.md", session)
+    assert typed.commands == "make new \\\n    now\nmake other\n"
+
+
+# ------------------------------------------------------------------------------- page by page, run
+
+# Whose page needs more than a server with the shipped settings.
+VARIABLES = {
+    "docs/people.md": {"TORNADO_STATUS_ACCESS__ADMINS": '["operator@example.com"]'},
+}
+UNSERVED = ("docs/certificates.md",)  # everything happens in certs/, from its beginning
+
+
+@contextlib.contextmanager
+def reader_of(page: str, directory: Path, *names: str) -> Iterator[Reader]:
+    """Somebody with the page, whose server runs, and one check-in recorded."""
+    with reader(directory, *names, **VARIABLES.get(page, {})) as somebody:
+        if page in UNSERVED:
+            yield somebody
+            return
+        with somebody.serving():
+            somebody.types(".venv/bin/python -m clients")
+            yield somebody
+
+
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_of_a_page_do_what_it_says(page: str, tmp_path: Path) -> None:
+    """As they stand, in their order, in a fresh clone, beside `make run`."""
+    with reader_of(page, tmp_path) as somebody:
+        if page == "docs/people.md":
+            (somebody.here / "list_of_addresses").write_text("former_user@example.com\n")
+        for block in pages.commands(page):
+            if block.name in RUN[page]:
+                typed = "for a trial\nfor a trial\n" if "pkcs12 -export" in block.name else ""
+                said = somebody.types(block.commands, typed=typed)
+                assert re.search(RUN[page][block.name], said, re.MULTILINE), f"{block}: {said}"
+                assert not re.search(r'"status": ?[45]\d\d', said), f"{block}: {said}"
+        if page == "docs/alerts.md":
+            secret = somebody.here / "certs" / "plant.secret"
+            assert secret.stat().st_mode & 0o777 == 0o600
+            assert parse_secrets(secret.read_text(), "secret_file")
+        if page == "docs/presence.md":
+            [log, history] = [
+                (somebody.here / name).read_text() for name in ("events.csv", "history.jsonl")
+            ]
+            assert log.startswith("seq,event,email,")
+            assert "valid_user@example.com" in log
+            assert '"event":"new"' in history
+        if page == "docs/people.md":
+            assert "new_user" not in somebody.types("python -m tornado_status users list")
+
+
+def block_of(page: str, begin: str) -> Block:
+    [found] = [block for block in pages.commands(page) if block.name.startswith(begin)]
+    return found
+
+
+def test_the_readme_shows_what_is_seen(tmp_path: Path) -> None:
+    """`make run` in one terminal, a listener in the next, a client in the third; the scenarios."""
+    page = "README.md"
+    start, test = block_of(page, "make run").commands.splitlines()
+    with reader(tmp_path) as somebody:
+        assert "-m pytest" in somebody.types(f"{test.partition('#')[0]} --dry-run")
+        with somebody.starts(start.partition("#")[0]) as server:
+            serving = server.out.wait_for(lambda line: "Serving on" in line, "Serving on")
+            assert pages.pattern(pages.shown(page, "Serving on")).fullmatch(serving)
+            for listen, example in (
+                (block_of(page, ".venv/bin/python -m listeners").commands, "Source Packet"),
+                (".venv/bin/python -m listeners --count 1 --format json", '{"seq":1,"event"'),
+            ):
+                with somebody.starts(listen) as listener:
+                    listener.err.wait_for(lambda line: "Listening" in line, "Listening")
+                    said = somebody.types(block_of(page, ".venv/bin/python -m clients").commands)
+                    assert said == "Success! (204 No Content)\n"
+                    assert listener.wait() == 0
+                    heard = listener.out.wait_end()
+                shown = pages.shown(page, example).replace('"new"', '"check-in"')
+                assert pages.pattern(shown).search(heard), heard
+            said = somebody.types("clients/scenarios.sh")
+            assert pages.pattern(pages.shown(page, "bad_identity")).fullmatch(said.strip()), said
+            os.killpg(server.process.pid, signal.SIGINT)  # Ctrl-C
+            server.wait()
+            assert "stopping" in server.err.wait_end() + server.out.wait_end()
+        held = subprocess.run(
+            ["find", "/proc", "-maxdepth", "2", "-name", "cwd", "-lname", f"{somebody.here}/*"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert held.stdout == ""  # "Ctrl-C ends all of it": PostgreSQL, too
+
+
+def test_the_stream_looks_as_the_page_shows_it(tmp_path: Path) -> None:
+    page = "docs/api.md"
+    with (
+        reader_of(page, tmp_path) as somebody,
+        somebody.starts(
+            block_of(page, "curl -N").commands.replace("curl", "curl --silent", 1)
+        ) as curl,
+    ):
+        curl.out.wait_for(lambda line: "event: position" in line, "a position")
+        somebody.types("python -m clients")
+        curl.out.wait_for(lambda line: '"event":"check-in"' in line, "a check-in")
+        said = "\n".join(curl.out.lines)
+        shown = pages.shown(page, "event: position").replace("10.0.0.7", "127.0.0.1")
+        assert pages.pattern(shown).match(said), said
+
+
+@pytest.mark.parametrize("page", ["docs/listeners.md", "docs/network.md"])
+def test_each_listener_of_the_page_listens(page: str, tmp_path: Path) -> None:
+    """By every line of the block, with the names that it uses; what it hears where it can."""
+    lines = block_of(page, "python -m listeners").commands.splitlines()
+    assert len(lines) == {"docs/listeners.md": 5, "docs/network.md": 1}[page]
+    with reader(tmp_path, "status.example.com") as somebody:
+        somebody.types("python -m certs_gen")
+        somebody.types(
+            "python -m certs_gen server --name status.example.com --name localhost --force"
+        )
+        with somebody.serving():
+            for number, line in enumerate(lines):
+                command = line.partition("  #")[0].strip()
+                if "--board" in command:
+                    look(somebody, command, r"online +valid_user@example\.com", "q")
+                    continue
+                with somebody.starts(command) as listener:
+                    listener.err.wait_for(lambda text: "Listening" in text, "Listening")
+                    # On eth0 nothing is announced: it is the server that tells a reader.
+                    somebody.types("python -m clients")
+                    if "--interface" not in command:
+                        wait_until(lambda: heard(somebody, listener.out.lines), f"line {number}")
+                    listener.process.terminate()
+                    assert listener.wait() == 0
+                    end = listener.err.wait_end().splitlines()[-1]
+                assert re.fullmatch(
+                    r"Heard \d+ datagrams: \d+ updates? shown, \d+ duplicates?, \d+ refused.*, "
+                    r"\d+ of the other encoding, \d+ repaired, \d+ missed, lag \d+\.",
+                    end,
+                ), end
+
+
+def heard(somebody: Reader, lines: list[str]) -> bool:
+    """Whether an update was shown, or came to the command."""
+    kept = somebody.here / "updates.jsonl"
+    text = "\n".join(lines) + (kept.read_text() if kept.exists() else "")
+    return "valid_user@example.com" in text
+
+
+# Terminal starts Python: this one becomes the command, where the reader is.
+BECOME = "import os, sys; os.chdir(sys.argv[1]); os.execvp(sys.argv[2], sys.argv[2:])"
+
+
+def look(somebody: Reader, command: str, pattern: str, end: str) -> None:
+    """Run a command in a terminal until a line matches, and end it with a key."""
+    path = f"PATH={somebody.environment['PATH']}"
+    typed = (*somebody.enter, "env", path, *pages.BASH, f"exec {command}")
+    terminal = Terminal("-c", BECOME, somebody.here, *typed)
+    try:
+        terminal.wait(pattern)
+        terminal.type(end)
+        assert terminal.ended() == 0
+    finally:
+        terminal.close()
+
+
+def test_the_listener_of_the_page_hears_a_broker(tmp_path: Path) -> None:
+    """Over TLS, with a password, beside a server of another name."""
+    page = "docs/nats.md"
+    command = block_of(page, "python -m listeners").commands
+    with reader(tmp_path, "status.example.com", "nats.example.com") as somebody:
+        names = "--name status.example.com --name nats.example.com --name localhost"
+        somebody.types(f"python -m certs_gen && python -m certs_gen server {names} --force")
+        certs = somebody.here / "certs"
+        (certs / "nats-password").write_text("for a trial\n")
+        tls = {key: str(certs / name) for key, name in TLS.items()}
+        user = {"user": "listener", "password": "for a trial"}
+        nats = Nats(tmp_path / "nats", {"tls": tls, "authorization": {"users": [user]}}, port=4222)
+        target = {
+            **{"kind": "nats", "address": "tls://nats.example.com:4222", "ca": "certs/ca.crt"},
+            **{"user": "listener", "password_file": "certs/nats-password"},
+        }
+        config = somebody.here / "config.yaml"
+        settings = yaml.safe_load(config.read_text())
+        settings["announce"]["targets"] = [target]
+        config.write_text(yaml.safe_dump(settings))
+        with somebody.starts(shlex.join(nats.command)) as broker:
+            wait_until(
+                lambda: nats.log.exists() and "Server is ready" in nats.log.read_text(),
+                "the broker",
+            )
+            with somebody.serving(), somebody.starts(command) as listener:
+                listener.err.wait_for(lambda line: "Listening" in line, "Listening")
+                somebody.types("python -m clients")
+                listener.out.wait_for(lambda line: "valid_user@example.com" in line, "an update")
+            assert broker.process.poll() is None
+
+
+TLS = {"cert_file": "server.crt", "key_file": "server.key", "ca_file": "ca.crt"}
+
+
+def test_people_are_listed(tmp_path: Path) -> None:
+    """Once, by state, as JSON, and again and again until Ctrl-C."""
+    page = "docs/people.md"
+    *once, watch = block_of(page, "python -m tornado_status users list").commands.splitlines()
+    with reader_of(page, tmp_path) as somebody:
+        everybody, offline, as_json = (somebody.types(line) for line in once)
+        assert re.search(r"valid_user@example\.com +new|new +valid_user@example\.com", everybody)
+        assert "valid_user" not in offline
+        assert json.loads(as_json)["email"] == "valid_user@example.com"
+        look(somebody, watch, r"valid_user@example\.com", "\x03")
+
+
+# ------------------------------------------------------------------- what is not run, looked at
+
+
+def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
+    """make knows the target; the options and the names after them are those of the program."""
+    make, *others = block_of("docs/benchmarks.md", "make bench").commands.splitlines()
+    done = subprocess.run(
+        ["make", "--dry-run", "--old-file=.venv/.run", *shlex.split(make, comments=True)[1:]],
+        cwd=ROOT,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert "python -m benchmarks" in done.stdout, done.stderr
+    for line in others:
+        python, *options = shlex.split(line, comments=True)
+        assert [python, *options[:2]] == [".venv/bin/python", "-m", "benchmarks"]
+        plan, *_ = benchmarks._read(options[2:])
+        assert plan.peers
+    with pytest.raises(SystemExit):
+        benchmarks._read(["--only", "nobody"])  # it can fail
+    line = block_of("docs/scaling.md", ".venv/bin/python -m benchmarks.scaling").commands
+    _, *words = shlex.split(line, comments=True)
+    helped = subprocess.run(
+        [sys.executable, *words, "--help"],
+        cwd=ROOT,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert set(re.findall(r"--[a-z]+", line)) <= set(re.findall(r"--[a-z]+", helped.stdout))
+
+
+def test_debian_has_the_packages_that_a_page_installs() -> None:
+    command = block_of("docs/benchmarks.md", "apt-get install").commands
+    apt = shutil.which("apt-get") is not None
+    known = apt and any(Path("/var/lib/apt/lists").glob("*_Packages*"))
+    require("apt-get and its lists", known, "on Debian, apt-get update")
+
+    def simulate(command: str) -> subprocess.CompletedProcess[str]:
+        words = shlex.split(command.replace("\\\n", " "))
+        return subprocess.run(
+            [*words, "--simulate"],
+            env={**plain_environment(), "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+
+    done = simulate(command)
+    assert done.returncode == 0, done.stderr
+    assert simulate(command.replace("nginx", "nginxx")).returncode != 0
+
+
+# ------------------------------------------------------------------------------ within a sentence
+
+PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "tornado_status": tornado_status.cli.make_parser,
+    "listeners": listeners.cli._parser,
+    "clients": clients.cli._parser,
+    "certs_gen": lambda: certs_gen.cli._parser("status-certs"),
+}
+SCRIPTS = {
+    "tornado-status": "tornado_status",
+    "status-listener": "listeners",
+    "status-client": "clients",
+    "status-certs": "certs_gen",
+}
+_OURS = re.compile(
+    rf"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?"
+    rf"(?:python3? -m (?P<package>{'|'.join(PARSERS)})|(?P<script>{'|'.join(SCRIPTS)}))"
+    r"(?P<rest>(?: .*)?)"
+)
+
+
+def unknown(span: str) -> list[str]:
+    """Return the words of a command within a sentence that its program or make does not know."""
+    if span.startswith("make ") and not re.match(r"make [A-Z]", span):
+        targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+        return [word for word in span.split()[1:] if "=" not in word and word not in targets]
+    found = _OURS.fullmatch(re.split(r" [|<>&;]", span)[0])
+    if found is None:
+        return []
+    parser = PARSERS[found["package"] or SCRIPTS[found["script"]]]()
+    options, commands = known(parser)
+    wrong = []
+    for word in found["rest"].split():
+        if word.startswith("--"):
+            if word.partition("=")[0] not in options:
+                wrong.append(word)
+        elif word in commands:
+            more, commands = known(commands[word])
+            options |= more
+        elif commands and not wrong and re.fullmatch(r"[a-z-]+", word):
+            # A command is expected, unless it is an option's value.
+            before = found["rest"].partition(f" {word}")[0].rpartition(" ")[2]
+            if not before.startswith("--"):
+                wrong.append(word)
+    return wrong
+
+
+def known(
+    parser: argparse.ArgumentParser,
+) -> tuple[set[str], dict[str, argparse.ArgumentParser]]:
+    """Return the options of a parser, and its commands."""
+    options = {option for action in parser._actions for option in action.option_strings}
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            commands.update(action.choices)
+    return options, commands
+
+
+def spans(page: str) -> list[str]:
+    """Return what a page shows as code within its sentences."""
+    text = (ROOT / page).read_text("utf-8")
+    for block in pages.blocks(page):
+        text = text.replace(block.text, "")
+    found = re.findall(r"(?<!`)`([^`]+)`(?!`)", text.replace("```", ""))
+    return [" ".join(span.split()) for span in found]
+
+
+@pytest.mark.parametrize("page", pages.pages())
+def test_every_command_within_a_sentence_is_one(page: str) -> None:
+    """Its commands and options are those of the program, its targets those of make."""
+    assert {span: unknown(span) for span in spans(page) if unknown(span)} == {}
+
+
+@pytest.mark.parametrize(
+    ("span", "wrong"),
+    [
+        (".venv/bin/python -m listeners --interfaces eth0", ["--interfaces"]),
+        ("status-certs revoked ada@example.com", ["revoked"]),
+        ("python -m certs_gen revoke ada@example.com --because", ["--because"]),
+        ("tornado-status log newer", []),  # a value, which the tests of the program know
+        ("tornado-status configs | head", ["configs"]),
+        ("make tests", ["tests"]),
+        ("DATABASE_URL=postgresql://host/name make run", []),
+        ("python -m tornado_status --config config.yaml doctor", []),
+    ],
+)
+def test_a_command_that_is_none_is_found(span: str, wrong: list[str]) -> None:
+    assert unknown(span) == wrong

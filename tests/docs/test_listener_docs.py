@@ -1,0 +1,127 @@
+"""docs/listeners.md and the verifier in docs/protocol.md: what stands there was run."""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography.exceptions import InvalidSignature
+
+from listeners import listener
+from listeners.cli import main
+from listeners.verify import verifier
+from tests.support.harness import PATIENCE_S, ROOT, Heard, Lines, Server, plain_environment
+from tornado_status.pki.announcer_keys import PURPOSE
+
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
+LISTENERS = (ROOT / "docs" / "listeners.md").read_text("utf-8")
+
+
+def python_in(page: str) -> str:
+    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert isinstance(program, str)
+    return program
+
+
+def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
+    server: Server, heard: Heard
+) -> None:
+    """It needs nothing but `cryptography`, and knows nothing of this project's code."""
+    program = python_in(PROTOCOL)
+    assert len(program.splitlines()) <= 30
+    imported = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(program))
+        for name in (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert imported - sys.stdlib_module_names == {"cryptography"}
+    defined: dict[str, Any] = {}
+    exec(program, defined)  # noqa: S102 - the page's own
+    assert server.request("POST", "/api/client").status == 204
+    datagram, _ = heard.one()
+    now = datetime.datetime.now(datetime.UTC)
+    certs = server.certs
+    ca, announcer = ((certs / name).read_bytes() for name in ("ca.crt", "announcer.crt"))
+    key = defined["announcer_key"](announcer, ca, now)
+    message = defined["verify"](datagram, key, now)
+    assert message == json.loads(datagram)
+    assert message["updates"][0]["email"] == "valid_user@example.com"
+    changed = datagram.replace(b"valid_user", b"other_user")
+    for wrong, moment in (
+        (changed, now),
+        (datagram[:-1], now),
+        (datagram + b" ", now),
+        (datagram, now + datetime.timedelta(seconds=100)),
+    ):
+        with pytest.raises((AssertionError, InvalidSignature)):
+            defined["verify"](wrong, key, moment)
+    for name in ("client.crt", "server.crt"):
+        with pytest.raises(AssertionError, match="not meant for announcing"):
+            defined["announcer_key"]((certs / name).read_bytes(), ca, now)
+
+
+def test_the_page_names_the_purpose_and_shows_a_vector() -> None:
+    """What a receiver in another language is tested with."""
+    vector = json.loads((ROOT / "tests/vectors/signed-v1-one-update.json").read_text())
+    assert PROTOCOL.count(PURPOSE.dotted_string) == 2
+    assert f"```\n{vector['text']}\n```" in PROTOCOL
+
+
+def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:
+    """As it stands, but for the ports of this test's server."""
+    program = python_in(LISTENERS)
+    url = 'url="https://localhost:8443",'
+    assert program.count(url) == 1
+    (tmp_path / "certs").symlink_to(server.certs)
+    (tmp_path / "example.py").write_text(
+        program.replace(url, f'url="{server.url}", port={server.announce_port},')
+    )
+    assert server.request("POST", "/api/client").status == 204
+    (tmp_path / "listener.json").write_text(
+        json.dumps({"log": str(server.rows("SELECT stream FROM head")[0][0]), "seq": 0})
+    )
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "example.py"],
+        cwd=tmp_path,
+        env={**plain_environment(), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        out, err = Lines(process.stdout), Lines(process.stderr)
+        try:
+            out.wait_for(lambda line: line.startswith("update 1 valid_user@example.com"), "1")
+            assert server.request("POST", "/api/client").status == 204
+            out.wait_for(lambda line: line.startswith("update 2 valid_user@example.com"), "2")
+        finally:
+            process.kill()
+            process.wait(PATIENCE_S)
+            assert "Traceback" not in err.wait_end()
+            out.wait_end()
+
+
+def test_every_option_in_the_page_exists(capsys: pytest.CaptureFixture[str]) -> None:
+    """And the numbers in it are the program's."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z][a-z-]*", LISTENERS)) <= known | {"--help"}
+    source = (ROOT / "listeners" / "verify.py").read_text() + (
+        ROOT / "listeners" / "listener.py"
+    ).read_text()
+    for reason in verifier.UNPROVEN | set(re.findall(r'DatagramError\(\s*"([a-z-]+)"', source)):
+        assert f"`{reason}`" in LISTENERS, reason
+    assert f"every {['zero', 'one', 'two', 'three'][int(listener.REJOIN_S)]} seconds" in LISTENERS

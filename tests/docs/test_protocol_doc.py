@@ -1,0 +1,86 @@
+"""docs/protocol.md is enough to write a receiver: this one knows nothing of the project's codec."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import json
+import re
+import struct
+from typing import Any
+
+from tests.support.harness import ROOT, Heard, StartServer, free_port, targets
+from tornado_status.api.users import record_json
+from tornado_status.model.presence import State
+from tornado_status.model.records import EventKind, StatusRecord
+from tornado_status.wire.datagram import decode_json, decode_update, encode_json, encode_update
+
+MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
+
+PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
+
+
+def decode_binary_v0(datagram: bytes) -> dict[str, Any]:
+    """Decode as the table in the page says, offset by offset."""
+    n = datagram[0]
+    email = datagram[1 : 1 + n].decode("ascii")
+    (nanoseconds,) = struct.unpack(">Q", datagram[1 + n : 9 + n])
+    m = datagram[9 + n]
+    address = ipaddress.ip_address(datagram[10 + n : 10 + n + m].decode("ascii"))
+    (port,) = struct.unpack(">H", datagram[10 + n + m : 12 + n + m])
+    assert len(datagram) == 12 + n + m
+    epoch = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    last_seen = epoch + datetime.timedelta(microseconds=nanoseconds / 1000)
+    return {"email": email, "last_seen": last_seen, "client_ip": str(address), "client_port": port}
+
+
+def test_the_pages_binary_example_decodes_by_its_table() -> None:
+    """Every byte of it."""
+    after = PROTOCOL[PROTOCOL.index("is these 42 bytes:") :]
+    [block] = re.findall(r"```\n([0-9a-f\s]+)```", after)
+    datagram = bytes.fromhex(block)
+    assert len(datagram) == 42
+    assert decode_binary_v0(datagram) == {
+        "email": "valid_user@example.com",
+        "last_seen": datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC),
+        "client_ip": "10.0.0.7",
+        "client_port": 51514,
+    }
+
+
+def test_the_pages_json_example_is_what_the_codec_writes() -> None:
+    """To the byte."""
+    [example] = re.findall(r'```json\n(\{"v":1.*\})\n```', PROTOCOL)
+    datagram = decode_json(example.encode())
+    [written] = encode_json(datagram.log_id, datagram.sent, datagram.head, datagram.updates)
+    assert written == example.encode()
+
+
+def test_real_binary_datagrams_decode_by_the_page(start_server: StartServer) -> None:
+    """What the server sends says what the database holds."""
+    import socket
+
+    port = free_port(socket.SOCK_DGRAM)
+    server = start_server(announce={"targets": targets(port, "binary")})
+    with Heard(port) as group:
+        assert server.request("POST", "/api/client").status == 204
+        update = decode_binary_v0(group.one()[0])
+    [row] = server.rows("SELECT email, last_seen, host(client_ip), client_port FROM user_status")
+    assert tuple(update.values()) == row
+
+
+def test_the_page_tells_every_event_and_error_sentence() -> None:
+    """What the server can say stands in the page."""
+    for words in (
+        "CN must be a valid email address",
+        "User unknown",
+        "No required SSL certificate was sent",
+        *(f"`{kind}`" for kind in EventKind),
+        *(f"`{state}`" for state in State),
+    ):
+        assert words in PROTOCOL
+    members = json.loads(re.findall(r'```json\n(\{"email".*\})\n```', PROTOCOL)[0])
+    record = StatusRecord(1, "a@example.com", MOMENT, "10.0.0.7", 1, State.NEW, MOMENT)
+    assert list(members) == list(json.loads(record_json(record)))
+    [offline] = re.findall(r'```json\n(\{"seq".*"event":"offline".*\})\n```', PROTOCOL)
+    assert encode_update(decode_update(json.loads(offline))) == offline.encode()

@@ -1,0 +1,639 @@
+"""Alerts: each event once at a receiver that works, whatever happens on the way."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from tests.support.harness import (
+    LOOPBACK,
+    PATIENCE_S,
+    ROOT,
+    Postgres,
+    Server,
+    StartServer,
+    free_port,
+    plain_environment,
+    rows,
+    wait_until,
+)
+from tornado_status.alerts.filter import AlertFilter
+from tornado_status.alerts.signature import parse_secrets, sign
+from tornado_status.api import Access
+from tornado_status.errors import ConfigError
+from tornado_status.model.records import Event
+
+SECRET = "whsec_" + base64.b64encode(b"a secret for tests only, 32 byte").decode()
+OTHER = "whsec_" + base64.b64encode(b"another one, also only for tests").decode()
+PAGE = (ROOT / "docs" / "alerts.md").read_text("utf-8")
+
+[VERIFIER] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+_defined: dict[str, Any] = {}
+exec(VERIFIER, _defined)  # noqa: S102 - the page's own
+verify: Callable[[str, Any, bytes], None] = _defined["verify"]
+
+
+@dataclass(frozen=True)
+class Received:
+    path: str
+    headers: Any
+    body: bytes
+
+    @property
+    def id(self) -> str:
+        return str(self.headers["webhook-id"])
+
+    @property
+    def said(self) -> tuple[str, str]:
+        """The kind and the e-mail's local part."""
+        message = json.loads(self.body)
+        return message["type"], message["data"].get("email", "").partition("@")[0]
+
+
+class Receiver:
+    """A web server that answers `status`, or whatever `answer` says, and remembers."""
+
+    def __init__(
+        self, port: int = 0, certs: Path | None = None, answer: Callable[[int], int] = lambda n: 204
+    ) -> None:
+        self.received: list[Received] = []
+        self.headers: dict[str, str] = {}
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.received.append(Received(self.path, self.headers, body))
+                with contextlib.suppress(OSError):
+                    self.send_response(answer(len(receiver.received)))
+                    for name, value in receiver.headers.items():
+                        self.send_header(name, value)
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        class Quiet(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                pass
+
+        self._server = Quiet((LOOPBACK, port), Handler)
+        scheme = "http"
+        if certs is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certs / "server.crt", certs / "server.key")
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            scheme = "https"
+        self.port = self._server.server_address[1]
+        self.url = f"{scheme}://localhost:{self.port}/hidden-path"
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self._thread.start()
+
+    def __enter__(self) -> Receiver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join(PATIENCE_S)
+        self._server.server_close()
+
+    def wait_for(self, count: int) -> list[Received]:
+        wait_until(lambda: len(self.received) >= count, f"{count} messages")
+        return list(self.received)
+
+    @property
+    def said(self) -> list[tuple[str, str]]:
+        return [each.said for each in list(self.received)]
+
+
+def alert(url: str, **more: Any) -> dict[str, Any]:
+    return {"name": "plant", "url": url, "secret": SECRET, "events": ["offline", "back"], **more}
+
+
+def log(url: str, kind: str, email: str, age_s: float = 0.0) -> None:
+    """Write an entry of the log as a server does: under the head's lock, with the next number."""
+    rows(
+        url,
+        "WITH h AS (UPDATE head SET seq = seq + 1 RETURNING seq)"
+        ", e AS (SELECT clock_timestamp() - %s * interval '1 second' AS at, %s AS event)"
+        " INSERT INTO check_in (seq, at, event, email, last_seen, client_ip, client_port)"
+        " SELECT seq, at, event, %s, CASE event WHEN 'offline' THEN at - interval '180 s' END,"
+        " CASE event WHEN 'offline' THEN NULL ELSE inet '10.0.0.7' END,"
+        " CASE event WHEN 'offline' THEN NULL ELSE 1 END FROM h, e",
+        age_s,
+        kind,
+        f"{email}@example.com",
+    )
+
+
+def waiting(url: str) -> int:
+    [(count,)] = rows(url, "SELECT count(*) FROM alert_message")
+    return int(count)
+
+
+def adopted(server: Server, count: int = 1) -> None:
+    """Wait until the alerts have begun: what comes from now on is told."""
+    wait_until(
+        lambda: len(server.rows("SELECT 1 FROM alert WHERE holder IS NOT NULL")) == count,
+        "the alerts begin",
+    )
+
+
+# ------------------------------------------------------------------------------- what is sent
+
+
+def test_a_message_is_signed_as_receivers_know_it(start_server: StartServer, certs: Path) -> None:
+    """Over HTTPS, and the page's verifier takes it, and nothing that was changed."""
+    with Receiver(certs=certs) as receiver:
+        server = start_server(
+            alerts=[alert(receiver.url, events=["new"], ca=str(certs / "ca.crt"))]
+        )
+        adopted(server)
+        assert server.request("POST", "/api/client").status == 204
+        [found] = receiver.wait_for(1)
+    verify(SECRET, found.headers, found.body)
+    message = json.loads(found.body)
+    [event] = server.request("GET", "/api/events?after=0", cert="operator").json["events"]
+    stream = server.rows("SELECT stream::text FROM head")[0][0]
+    assert message == {
+        "type": "new",
+        "timestamp": event["last_seen"],
+        "data": {"alert": "plant", "log": stream, **event},
+    }
+    assert found.headers["Content-Type"] == "application/json"
+    assert "." not in found.id
+    good = {name.lower(): value for name, value in found.headers.items()}
+    verify(SECRET, good, found.body)
+    for secret, headers, body in (
+        (OTHER, found.headers, found.body),
+        (SECRET, found.headers, found.body + b" "),
+        (SECRET, {**good, "webhook-id": "msg_1"}, found.body),
+        (SECRET, {**good, "webhook-timestamp": str(int(time.time()) - 301)}, found.body),
+    ):
+        with pytest.raises(AssertionError):
+            verify(secret, headers, body)
+
+
+def test_who_really_goes_offline_and_comes_back_is_told(start_server: StartServer) -> None:
+    """From the server's own sweep, with what the log says of it."""
+    with Receiver() as receiver:
+        server = start_server(
+            alerts=[alert(receiver.url)], presence={"interval_s": 1, "offline_after_s": 3}
+        )
+        adopted(server)
+        assert server.request("POST", "/api/client").status == 204
+        receiver.wait_for(1)
+        assert server.request("POST", "/api/client").status == 204
+        receiver.wait_for(2)
+    offline, back = (json.loads(each.body)["data"] for each in receiver.received[:2])
+    assert (offline["event"], back["event"]) == ("offline", "back")
+    assert offline["at"] > offline["last_seen"]
+    assert "client_ip" not in offline
+    page = server_events(server, offline["seq"])
+    assert [dict(each, alert="plant", stream=offline["log"]) for each in page] == [offline, back]
+
+
+def server_events(server: Server, first: int) -> list[dict[str, Any]]:
+    answer = server.request("GET", f"/api/events?after={first - 1}&limit=2", cert="operator")
+    found: list[dict[str, Any]] = answer.json["events"]
+    return found
+
+
+def test_what_comes_once_it_serves_is_told(start_server: StartServer, database_url: str) -> None:
+    """Also by an alert that is new, however long the database takes for where it begins."""
+    start_server().stop()  # the tables are there
+    with Receiver() as receiver, contextlib.closing(psycopg2.connect(database_url)) as other:
+        other.cursor().execute("LOCK TABLE alert IN SHARE MODE")
+        server = start_server(
+            wait=False,
+            server={"port": free_port()},
+            alerts=[alert(receiver.url, events=["new"])],
+        )
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query ~ 'alert'"
+        )
+        wait_until(lambda: rows(database_url, waiting), "the alert waits")
+        assert not any('"event": "serving"' in line for line in server.log.lines)
+        other.rollback()
+        server.wait_event("serving")
+        assert server.request("POST", "/api/client").status == 204
+        receiver.wait_for(1)
+
+
+def test_the_signature_is_that_of_the_specification() -> None:
+    """Its own example; with two secrets there are two signatures."""
+    [secret] = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "x")
+    headers = sign([secret], "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+    both = sign(parse_secrets(f"{OTHER}\n{SECRET}\n", "x"), "msg_1", int(time.time()), b"{}")
+    verify(SECRET, both, b"{}")
+    verify(OTHER, both, b"{}")
+
+
+@pytest.mark.parametrize("text", ["", "whsec_", "whsec_c2hvcnQ=", SECRET[6:], "whsec_%%%", "x y"])
+def test_a_bad_secret_is_told_and_not_shown(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_secrets(text, "alerts.plant.secret")
+    assert str(caught.value).startswith("alerts.plant.secret: ")
+    assert (
+        not text.strip() or text.removeprefix("whsec_") not in str(caught.value) or text == "whsec_"
+    )
+
+
+def test_only_its_users_and_events_are_told(start_server: StartServer) -> None:
+    """By pattern, as readers are named."""
+    with Receiver() as receiver, Receiver() as other:
+        server = start_server(
+            alerts=[
+                alert(receiver.url, users=["A*@example.com", "b@example.com"]),
+                alert(other.url, name="gone", events=["removed"]),
+            ]
+        )
+        adopted(server, 2)
+        for kind, email in (
+            ("offline", "ada"),
+            ("offline", "cyd"),
+            ("check-in", "ada"),
+            ("back", "ada"),
+            ("offline", "b"),
+            ("removed", "ada"),
+            ("offline", "bob"),
+            ("back", "b"),
+        ):
+            log(server.database_url, kind, email)
+        receiver.wait_for(4)
+        other.wait_for(1)
+        assert server.stop() == 0
+    assert receiver.said == [
+        ("offline", "ada"),
+        ("back", "ada"),
+        ("offline", "b"),
+        ("back", "b"),
+    ]
+    assert other.said == [("removed", "ada")]
+
+
+# ------------------------------------------------------------------------------- quiet time
+
+
+def test_a_short_absence_is_told_to_nobody(start_server: StartServer) -> None:
+    """Neither offline nor back; a long one is told, both ways, and in order."""
+    with Receiver() as receiver:
+        server = start_server(alerts=[alert(receiver.url, quiet_s=60)])
+        adopted(server)
+        url = server.database_url
+        for kind, email, age_s in (
+            ("offline", "short", 100),
+            ("offline", "long", 99),
+            ("offline", "waits", 10),
+            ("back", "short", 50),
+            ("back", "long", 30),
+        ):
+            log(url, kind, email, age_s)
+        receiver.wait_for(2)
+        assert receiver.said == [("offline", "long"), ("back", "long")]
+        wait_until(lambda: waiting(url) == 1, "one that waits")
+        log(url, "back", "waits", 0)
+        wait_until(lambda: waiting(url) == 0, "nobody waits any more")
+        log(url, "offline", "again", 61)
+        receiver.wait_for(3)
+        assert server.stop() == 0
+    assert receiver.said[2:] == [("offline", "again")]
+
+
+@pytest.mark.once
+def test_a_return_while_the_server_was_away_counts(start_server: StartServer) -> None:
+    """The log's times decide, not when they were read."""
+    with Receiver() as receiver:
+        settings = {"alerts": [alert(receiver.url, quiet_s=60)]}
+        server = start_server(**settings)
+        adopted(server)
+        log(server.database_url, "offline", "ada", 40)
+        wait_until(lambda: waiting(server.database_url) == 1, "one that waits")
+        server.stop(signal.SIGKILL)
+        rows(
+            server.database_url,
+            "UPDATE alert_message SET due_at = now() - interval '1 hour', next_at = now()",
+        )
+        rows(server.database_url, "UPDATE check_in SET at = at - interval '2 hours'")
+        log(server.database_url, "back", "ada", 3630)
+        log(server.database_url, "offline", "bea", 3600)
+        start_server(**settings)
+        receiver.wait_for(1)
+    assert receiver.said == [("offline", "bea")]
+
+
+def test_the_sieve_drops_what_is_over_within_the_quiet_time() -> None:
+    """Each absence by itself; a return of somebody unknown may end what waits elsewhere."""
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+
+    def event(seq: int, kind: str, at: float, email: str = "a@example.com") -> Event:
+        return Event(seq, kind, email, moment + datetime.timedelta(seconds=at), "10.0.0.7", 1)
+
+    sieve = AlertFilter(["*@example.com"], ["offline", "back"], 60)
+    assert sieve.kinds == ["back", "offline"]
+    events = [
+        event(1, "back", 0),
+        event(2, "offline", 100),
+        event(3, "back", 159),
+        event(4, "offline", 200),
+        event(5, "back", 260),
+        event(6, "offline", 300, "b@elsewhere.example"),
+    ]
+    sifted = sieve.sift(events)
+    assert [each.seq for each in sifted.events] == [1, 4, 5]
+    assert [each.seq for each in sifted.returns] == [1]
+    assert sifted.dropped == 1
+    plain = AlertFilter(["*"], ["back"], 0).sift(events)
+    assert ([each.seq for each in plain.events], plain.returns) == ([1, 3, 5], [])
+
+
+@pytest.mark.parametrize("pattern", ["Anna@MÜNCHEN.de", "anna@xn--mnchen-3ya.de", "anna@*.de"])
+def test_users_are_named_as_readers_are(pattern: str) -> None:
+    """Whoever a pattern names in `access.readers`, it names in an alert."""
+    email = "anna@xn--mnchen-3ya.de"
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    event = Event(1, "offline", email, moment, "10.0.0.7", 1)
+    assert Access([pattern]).may_read_all(email)
+    assert AlertFilter([pattern], ["offline"], 0).sift([event]).events == [event]
+
+
+# --------------------------------------------------------------------- whatever happens on the way
+
+
+@pytest.mark.once
+def test_nothing_is_lost_by_a_dead_receiver_and_kill_dash_nine(start_server: StartServer) -> None:
+    """Check-ins go on meanwhile; once it is back each message comes, and in a user's order."""
+    port = free_port()
+    settings = {"alerts": [alert(f"http://localhost:{port}/", events=["new", "offline", "back"])]}
+    server = start_server(**settings)
+    adopted(server)
+    log(server.database_url, "offline", "ada")
+    server.wait_event("alert not delivered, trying again")
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: server.request("POST", "/api/client").status, range(40)))
+    assert answers == [204] * 40
+    server.stop(signal.SIGKILL)
+    for number in range(20):  # other servers go on
+        log(server.database_url, "offline", f"u{number}")
+        log(server.database_url, "back", f"u{number}")
+    crashed = 0
+
+    def answer(count: int) -> int:
+        nonlocal crashed
+        if count == 15:  # in the middle, before it is noted as delivered
+            again.process.kill()
+            crashed = count
+        return 503 if count == 5 else 204
+
+    with Receiver(port, answer=answer) as receiver:
+        again = start_server(**settings)
+        wait_until(lambda: crashed, "the server is killed in the middle")
+        again.process.wait(PATIENCE_S)
+        start_server(**settings)
+        wait_until(lambda: waiting(server.database_url) == 0 and len(receiver.received) > 40, "all")
+    expected = {("offline", "ada"), ("new", "valid_user")}
+    expected |= {(kind, f"u{n}") for n in range(20) for kind in ("offline", "back")}
+    assert set(receiver.said) == expected
+    by_id = {each.id: each.said for each in receiver.received}
+    assert len(by_id) == len(expected)  # what came twice has the same id
+    # Twice: what was answered 503, and what was under way when the server was killed.
+    assert len(receiver.received) == len(expected) + 2
+    for number in range(20):
+        mine = [said[0] for said in by_id.values() if said[1] == f"u{number}"]
+        assert mine == ["offline", "back"]
+
+
+def test_of_several_servers_one_tells(start_server: StartServer) -> None:
+    """And when it ends another goes on."""
+    with Receiver() as receiver:
+        servers = [start_server(alerts=[alert(receiver.url)]) for _ in range(2)]
+        url = servers[0].database_url
+        adopted(servers[0])
+        for number in range(30):
+            log(url, "offline", f"u{number}")
+        receiver.wait_for(30)
+        for number, server in enumerate(servers):
+            log(url, "back", f"u{number}")
+            receiver.wait_for(31 + number)
+            wait_until(lambda: waiting(url) == 0, "it is noted as delivered")
+            assert server.stop() == 0
+        assert len({each.id for each in receiver.received}) == len(receiver.received) == 32
+        # Under two names they would both tell: it is the lease that made it once.
+        servers = [start_server(alerts=[alert(receiver.url, name=n)]) for n in ("one", "two")]
+        adopted(servers[0], 2)
+        log(url, "offline", "twice")
+        receiver.wait_for(34)
+        assert receiver.said[32:] == [("offline", "twice")] * 2
+
+
+def test_a_receiver_that_never_answers_delays_nobody(start_server: StartServer) -> None:
+    """Neither the other alert, nor check-ins, nor the end of the server; and it is not lost."""
+    with socket.create_server((LOOPBACK, 0)) as mute, Receiver() as receiver:
+        mute.settimeout(PATIENCE_S)
+        stuck = f"http://localhost:{mute.getsockname()[1]}/"
+        settings = {
+            "alerts": [alert(stuck, name="stuck", timeout_s=60), alert(receiver.url)],
+        }
+        server = start_server(**settings)
+        adopted(server, 2)
+        log(server.database_url, "offline", "ada")
+        connection, _ = mute.accept()
+        with connection:
+            assert receiver.wait_for(1)[0].said == ("offline", "ada")
+            assert server.request("POST", "/api/client").status == 204
+            assert server.stop() == 0
+            # It did not wait until the receiver had its minute.
+            assert server.events("alert not delivered, trying again") == []
+            assert b"offline" in connection.recv(65536)
+        start_server(**settings)
+        connection, _ = mute.accept()
+        connection.close()
+
+
+def test_a_receiver_is_not_trusted_for_its_name_alone(
+    start_server: StartServer, certs: Path
+) -> None:
+    """Its certificate must be of a known CA, and it cannot send us elsewhere. Secrets stay ours."""
+    with (
+        Receiver(certs=certs) as unknown,
+        Receiver() as goal,
+        Receiver(answer=lambda n: 307) as moved,
+    ):
+        moved.headers["Location"] = goal.url
+        server = start_server(
+            alerts=[alert(unknown.url), alert(moved.url, name="moved")],
+            logging={"level": "debug"},
+        )
+        adopted(server, 2)
+        log(server.database_url, "offline", "ada")
+        moved.wait_for(1)
+        wait_until(
+            lambda: len(server.events("alert not delivered, trying again")) == 2, "both refused"
+        )
+        reasons = {
+            e["alert"]: e["reason"] for e in server.events("alert not delivered, trying again")
+        }
+        assert "is not trusted" in reasons["plant"]
+        assert reasons["moved"].endswith("answered 307: redirects are not followed")
+        assert (unknown.received, goal.received) == ([], [])
+        assert server.stop() == 0
+        said = server.log.wait_end()
+    assert "hidden-path" not in said
+    assert SECRET not in said
+
+
+def test_what_cannot_be_delivered_for_long_is_given_up(start_server: StartServer) -> None:
+    """Loudly, and the others follow: one that the receiver refuses does not stop them."""
+    refused = "nobody"
+
+    def answer(count: int) -> int:
+        return 400 if receiver.received[-1].said[1] == refused else 204
+
+    with Receiver(answer=answer) as receiver:
+        server = start_server(alerts=[alert(receiver.url, give_up_s=1)])
+        adopted(server)
+        log(server.database_url, "offline", refused)
+        log(server.database_url, "offline", "ada")
+        wait_until(lambda: ("offline", "ada") in receiver.said, "the other one")
+        given_up = server.wait_event("alerts given up")
+        assert given_up["messages"] == 1
+        assert given_up["alert"] == "plant"
+        wait_until(lambda: waiting(server.database_url) == 0, "nothing waits")
+        metrics = server.management("/metrics").body.decode()
+        for outcome in ("dropped", "delivered"):
+            counted = 'tornado_status_alert_messages_total{alert="plant",outcome="%s"} 1.0'
+            assert counted % outcome in metrics
+
+
+def test_the_database_may_go_and_come(start_server: StartServer, own_postgres: Postgres) -> None:
+    """Alerts go on by themselves, and what the log holds by then is told."""
+    with Receiver() as receiver:
+        server = start_server(url=own_postgres.url, alerts=[alert(receiver.url)])
+        adopted(server)
+        log(own_postgres.url, "offline", "ada")
+        receiver.wait_for(1)
+        # Once it is noted: else it may come again, which is promised, too.
+        wait_until(lambda: waiting(own_postgres.url) == 0, "nothing waits")
+        own_postgres.stop()
+        wait_until(lambda: server.request("POST", "/api/client").status == 503, "it is away")
+        own_postgres.start()
+        log(own_postgres.url, "back", "ada")
+        assert receiver.wait_for(2)[1].said == ("back", "ada")
+
+
+def test_what_was_pruned_before_it_was_read_is_told_to_the_operator(
+    start_server: StartServer,
+) -> None:
+    """It cannot be told to the receiver any more; the rest of the log is."""
+    with Receiver() as receiver:
+        settings = {"alerts": [alert(receiver.url)]}
+        server = start_server(**settings)
+        adopted(server)
+        url = server.database_url
+        assert server.stop() == 0
+        for email in ("lost", "lost", "kept"):
+            log(url, "offline", email)
+        rows(url, "DELETE FROM check_in WHERE email = 'lost@example.com'")
+        pruned = start_server(**settings).wait_event("the log was pruned before it was read")
+        assert (pruned["first"], pruned["last"]) == (1, 2)
+        assert receiver.wait_for(1)[0].said == ("offline", "kept")
+
+
+@pytest.mark.once
+def test_an_alert_follows_a_new_stream(start_server: StartServer) -> None:
+    """After a restore nothing is told twice or left out, also where the numbers went back."""
+    with Receiver() as receiver:
+        settings = {"alerts": [alert(receiver.url)]}
+        server = start_server(**settings)
+        adopted(server)
+        url = server.database_url
+        log(url, "offline", "ada")
+        receiver.wait_for(1)
+        wait_until(lambda: waiting(url) == 0, "it is noted as delivered")
+        server.stop(signal.SIGKILL)
+        rows(url, "UPDATE head SET stream = gen_random_uuid()")
+        log(url, "back", "ada")
+        server = start_server(**settings)
+        server.wait_event("a new stream of numbers")
+        receiver.wait_for(2)
+        rows(url, "DELETE FROM check_in")
+        rows(url, "UPDATE head SET seq = 0, stream = gen_random_uuid()")
+        wait_until(lambda: rows(url, "SELECT 1 FROM alert WHERE seq = 0"), "it follows")
+        log(url, "offline", "bea")
+        receiver.wait_for(3)
+        assert server.stop() == 0
+    assert receiver.said == [("offline", "ada"), ("back", "ada"), ("offline", "bea")]
+    assert len({each.id.split("_")[1] for each in receiver.received}) == 3  # streams
+
+
+# ------------------------------------------------------------------------------ alerts test NAME
+
+
+def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tornado_status", "alerts", "test", *arguments],
+        cwd=directory,
+        env={**plain_environment(), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def test_an_alert_can_be_tried(tmp_path: Path) -> None:
+    """Without a server or a database; and says what is wrong in one line."""
+    (tmp_path / "plant.secret").write_text(f"{OTHER}\n{SECRET}\n")
+    gone = free_port()
+    with Receiver(answer=lambda n: 204 if n == 1 else 401) as receiver:
+        entry = alert(receiver.url, secret=None, secret_file="plant.secret")  # noqa: S106 - a name
+        dead = alert(f"http://localhost:{gone}/", name="dead")
+        (tmp_path / "config.yaml").write_text(json.dumps({"alerts": [entry, dead]}))
+        done = run(tmp_path, "plant")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"Delivered: localhost port {receiver.port} answered 204\n"
+        [found] = receiver.received
+        verify(SECRET, found.headers, found.body)
+        assert json.loads(found.body)["type"] == "test"
+        refused = run(tmp_path, "plant")
+    assert refused.returncode == 1
+    assert refused.stderr.endswith(f"not delivered: localhost port {receiver.port} answered 401\n")
+    away = run(tmp_path, "dead")
+    assert (away.returncode, len(away.stderr.splitlines())) == (1, 1)
+    assert f"no answer from localhost port {gone}" in away.stderr
+    unknown = run(tmp_path, "plent")
+    assert (unknown.returncode, len(unknown.stderr.splitlines())) == (2, 1)
+    assert "no alert is named 'plent' (plant, dead)" in unknown.stderr
+    os.truncate(tmp_path / "plant.secret", 10)
+    bad = run(tmp_path, "plant")
+    assert bad.returncode == 2
+    assert "alerts.plant.secret_file: expected whsec_" in bad.stderr
+
+
+def test_a_bad_secret_stops_the_start(start_server: StartServer) -> None:
+    """In one line, before anything is served."""
+    server = start_server(alerts=[alert("https://localhost/", secret="whsec_x")], wait=False)  # noqa: S106 - a wrong one
+    assert server.process.wait(PATIENCE_S) == 2
+    assert "alerts.plant.secret: expected whsec_" in server.log.wait_end()

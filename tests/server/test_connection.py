@@ -1,0 +1,422 @@
+"""The check-in connection: what it serves itself, what it hands over, and its bounds."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.harness import PATIENCE_S, Server, StartServer, rows, running_server, wait_until
+from tests.support.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
+from tests.support.with_constants import KNOWN_SOURCES, MAX_HANDSHAKES, MAX_PENDING
+from tornado_status.ingress import iostream as stream_module
+from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
+
+PLAIN = CHECK_IN + b"\r\n"
+GET = b"GET /api/client HTTP/1.1\r\n" + HOST + b"\r\n"
+PROBE = b"GET /api/client HTTP/1.1\r\n" + HOST + b"X-Request-ID: probe\r\n\r\n"
+STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["quick reads", "Tornado's reads"])
+def quick_reads(request: pytest.FixtureRequest) -> bool:
+    """Past the read buffer of Tornado's streams, and through it: all must be the same."""
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def shared(
+    quick_reads: bool, postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """One server for the tests that only send bytes."""
+    name = f"connection_{quick_reads}".lower()
+    rows(postgres, f"CREATE DATABASE {name}")
+    url = postgres.replace("/postgres?", f"/{name}?")
+    folder = tmp_path_factory.mktemp("shared")
+    with running_server(folder, certs, url, constants=reading(quick_reads)) as server:
+        yield server
+
+
+def reading(quick: bool) -> dict[str, object]:
+    """Constants of a server that reads past the buffers of Tornado's streams, or through them."""
+    return {} if quick else {KNOWN_SOURCES: {}}
+
+
+def read_answers(connection: ssl.SSLSocket, count: int) -> bytes:
+    """Read until `count` status lines have come."""
+    answers = b""
+    while len(STATUS.findall(answers)) < count:
+        data = connection.recv(65536)
+        assert data, answers
+        answers += data
+    return answers
+
+
+def read_to_end(connection: ssl.SSLSocket, quiet_s: float = 0.3) -> tuple[bytes, bool]:
+    """Read until the server closes, or says nothing for a while; True where it closed."""
+    connection.settimeout(quiet_s)
+    answers = b""
+    while True:
+        try:
+            data = connection.recv(65536)
+        except TimeoutError:
+            return answers, False
+        except (ConnectionResetError, ssl.SSLError):
+            return answers, True
+        if not data:
+            return answers, True
+        answers += data
+
+
+def make_ordinary(connection: ssl.SSLSocket) -> None:
+    """Ask for something else than a check-in, and read the answer."""
+    connection.sendall(GET)
+    answers = read_answers(connection, 1)
+    head, _, body = answers.partition(b"\r\n\r\n")
+    length = int(re.findall(rb"Content-Length: (\d+)", head)[0])
+    while len(body) < length:
+        body += connection.recv(65536)
+
+
+def verdict(server: Server, request: bytes, *, ordinary: bool) -> tuple[list[bytes], bool]:
+    """Send a request; return the statuses answered and whether the connection was closed.
+
+    With `ordinary` the connection asks for something else before, so that Tornado has it.
+    """
+    with server.connect_raw() as connection:
+        if ordinary:
+            make_ordinary(connection)
+        connection.sendall(request)
+        answers, closed = read_to_end(connection)
+        return STATUS.findall(answers), closed
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_both_ways_judge_alike(shared: Server, name: str) -> None:
+    """The check-in connection and Tornado's own: same answers, same end, no 5xx."""
+    quick = verdict(shared, CORPUS[name], ordinary=False)
+    ordinary = verdict(shared, CORPUS[name], ordinary=True)
+    assert quick == ordinary
+    assert not [status for status in quick[0] if status >= b"500"]
+
+
+def split(answers: bytes, *, head: bool = False) -> list[tuple[str, str]]:
+    """Cut at the answers' own framing; return status and X-Request-ID (or "") of each.
+
+    `head` says that the first is to a HEAD. Anything that is left over is an error.
+    """
+    found: list[tuple[str, str]] = []
+    while answers:
+        lines, end, answers = answers.partition(b"\r\n\r\n")
+        status = STATUS.match(lines)
+        assert status, lines
+        assert end
+        fields = dict(line.lower().split(": ", 1) for line in lines.decode().split("\r\n")[1:])
+        has_body = status[1] not in (b"100", b"204") and not (head and not found)
+        length = int(fields.get("content-length", "0")) if has_body else 0
+        assert len(answers) >= length
+        answers = answers[length:]
+        found.append((status[1].decode(), fields.get("x-request-id", "")))
+    return found
+
+
+def outcome(server: Server, name: str, *, ordinary: bool) -> str:
+    """Send a request of the corpus and, at once behind it, a probe; return what the first got.
+
+    As in `Rule`. Asserts that no answer is another's.
+    """
+    with server.connect_raw() as connection:
+        if ordinary:
+            make_ordinary(connection)
+        connection.sendall(CORPUS[name] + PROBE)
+        answers, closed = read_to_end(connection)
+    found = split(answers, head=name == "head")
+    ids = [request_id for _, request_id in found]
+    # A smuggled one is answered where it is a request by its own right, and in its own place.
+    assert "smuggled" not in ids or RULES[name].outcomes & {"204 200"}
+    statuses = [status for status, _ in found]
+    if closed:
+        # What comes behind an error is not looked at.
+        assert "probe" not in ids
+        return " ".join([*statuses, "close"])
+    assert ids.count("probe") == (1 if ids else 0)
+    assert found[-1:] in ([], [("200", "probe")])
+    return " ".join(statuses[:-1])
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_every_verdict_is_one_that_the_rfc_allows(shared: Server, name: str) -> None:
+    """Of RFC 9112, on both ways, but for what is known; and no answer is another request's."""
+    shared.request("POST", "/api/client")  # so that a GET is a 200
+    for ordinary in (False, True):
+        found = outcome(shared, name, ordinary=ordinary)
+        if name in DEVIATIONS:
+            assert found == DEVIATIONS[name]
+        else:
+            assert found in RULES[name].outcomes, RULES[name]
+
+
+def test_every_request_of_the_corpus_has_its_rule() -> None:
+    """And every known deviation is one: else it belongs out of the list."""
+    assert set(RULES) == set(CORPUS)
+    for name, found in DEVIATIONS.items():
+        assert found not in RULES[name].outcomes
+
+
+def test_the_corpus_can_tell_a_difference(shared: Server) -> None:
+    """It holds requests that are answered, refused, and refused with the connection closed."""
+    seen = {
+        (tuple(verdict(shared, CORPUS[name], ordinary=False)[0]), name)
+        for name in ("bare", "smuggled", "delete", "two pipelined")
+    }
+    assert len({statuses for statuses, _ in seen}) == 4
+
+
+def test_pipelined_check_ins_are_each_recorded_and_answered_in_order(
+    start_server: StartServer,
+) -> None:
+    """A hundred in one write, mixed with a read at the end: as many 204, then the record."""
+    server = start_server()
+    with server.connect_raw() as connection:
+        connection.sendall(PLAIN * 100 + GET)
+        answers = read_answers(connection, 101)
+    statuses = STATUS.findall(answers)
+    assert statuses == [b"204"] * 100 + [b"200"]
+    assert b'"seq":100,' in answers
+    assert server.rows("SELECT count(*), max(seq) FROM check_in") == [(100, 100)]
+
+
+def test_what_is_no_check_in_waits_for_those_before_it(start_server: StartServer) -> None:
+    """An answer never overtakes another, also where the later one needs no commit."""
+    server = start_server()
+    with server.connect_raw() as connection:
+        connection.sendall(PLAIN * 3 + b"DELETE /api/client HTTP/1.1\r\n" + HOST + b"\r\n" + PLAIN)
+        answers = read_answers(connection, 5)
+    assert STATUS.findall(answers) == [b"204", b"204", b"204", b"405", b"204"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_a_head_may_come_in_pieces(shared: Server, size: int) -> None:
+    """However TCP cuts it."""
+    with shared.connect_raw() as connection:
+        for start in range(0, len(PLAIN), size):
+            connection.sendall(PLAIN[start : start + size])
+        connection.sendall(PLAIN)
+        assert STATUS.findall(read_answers(connection, 2)) == [b"204", b"204"]
+
+
+def test_a_connection_once_handed_over_stays_ordinary(shared: Server) -> None:
+    """Check-ins go on there, with Tornado's headers."""
+    with shared.connect_raw() as connection:
+        connection.sendall(PLAIN)
+        assert b"Cache-Control" not in read_answers(connection, 1)
+        connection.sendall(GET)
+        read_answers(connection, 1)
+        connection.sendall(PLAIN)
+        assert b"Cache-Control: no-store" in read_answers(connection, 1)
+
+
+def test_a_record_larger_than_a_read_is_read_to_its_end(shared: Server) -> None:
+    """What OpenSSL has deciphered and nobody has read yet, the loop cannot see."""
+    with shared.connect_raw() as connection:
+        connection.sendall(PLAIN * 3)
+        assert STATUS.findall(read_answers(connection, 3)) == [b"204"] * 3
+        count = 16384 // len(PLAIN)
+        connection.sendall(PLAIN * count)  # one record, the largest there is
+        assert STATUS.findall(read_answers(connection, count)) == [b"204"] * count
+        connection.sendall(PLAIN)
+        assert STATUS.findall(read_answers(connection, 1)) == [b"204"]
+
+
+@pytest.mark.parametrize("size", [700, 1400, 5000])
+def test_records_back_to_back_keep_their_order(shared: Server, size: int) -> None:
+    """Heads cut anywhere, sent while answers are under way, come together as they were sent."""
+    with shared.connect_raw() as connection:
+        for _ in range(20):
+            requests = PLAIN * 60
+            for start in range(0, len(requests), size):
+                connection.sendall(requests[start : start + size])
+            assert STATUS.findall(read_answers(connection, 60)) == [b"204"] * 60
+
+
+def test_the_hand_over_takes_along_what_was_sent_behind(shared: Server) -> None:
+    """Whether it was read already, is inside OpenSSL, or still in the kernel."""
+    for count in (1, 20, 100, 300):
+        with shared.connect_raw() as connection:
+            connection.sendall(PLAIN * 2 + GET + PLAIN * count + GET)
+            answers = read_answers(connection, count + 4)
+        expected = [b"204"] * 2 + [b"200"] + [b"204"] * count + [b"200"]
+        assert STATUS.findall(answers) == expected
+
+
+def test_a_client_that_hangs_up_is_forgotten(shared: Server) -> None:
+    """With or without a word, before and after a check-in: its descriptor is closed."""
+    descriptors = Path(f"/proc/{shared.process.pid}/fd")
+    before = len(list(descriptors.iterdir()))
+    for sent in (b"", PLAIN, PLAIN[:20], PLAIN * 5):
+        for goodbye in (True, False):
+            with shared.connect_raw() as connection:
+                connection.sendall(sent)
+                connection.settimeout(0.1)
+                if goodbye:
+                    with contextlib.suppress(OSError):  # the server need not answer it
+                        connection.unwrap()
+    wait_until(lambda: len(list(descriptors.iterdir())) <= before, "the descriptors to be closed")
+
+
+def test_a_changed_tornado_turns_the_shortcut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The private method is overridden only where it is the one that we know."""
+    assert stream_module.quick_stream_class() is stream_module.QuickPeerStream
+    monkeypatch.setattr(stream_module, "KNOWN_SOURCES", {"of another": "7.0"})
+    assert stream_module.quick_stream_class() is None
+
+
+def test_who_never_reads_answers_costs_a_bounded_amount(
+    start_server: StartServer, quick_reads: bool
+) -> None:
+    """Pipelining without end and without reading: the server stops reading, others go on."""
+    server = start_server(constants=reading(quick_reads))
+    with server.connect_raw() as connection:
+        raw = socket.socket(fileno=connection.fileno())
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.detach()
+        connection.settimeout(1)
+        sent = 0
+        with pytest.raises((TimeoutError, ssl.SSLWantWriteError)):
+            while sent < 200_000_000:
+                sent += connection.send(PLAIN * 200)
+        recorded = server.rows("SELECT count(*) FROM check_in")[0][0]
+        # What is on the way fits in the kernel's buffers; the process holds 4 KiB of it.
+        assert recorded < sent / len(PLAIN)
+        assert server.request("POST", "/api/client").status == 204
+        memory = Path(f"/proc/{server.process.pid}/status").read_text()
+        peak_kib = int(re.findall(r"VmHWM:\s+(\d+)", memory)[0])
+        assert peak_kib < 300_000
+
+
+def test_mute_peers_do_not_delay_a_real_one(start_server: StartServer) -> None:
+    """A hundred connections that never speak hold no thread, and are cut off in the end."""
+    server = start_server(server={"handshake_timeout_s": 2})
+    mute = [
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(100)
+    ]
+    try:
+        assert server.request("POST", "/api/client").status == 204
+        metrics = server.management("/metrics").body.decode()
+        assert 'connections_refused_total{reason="timeout"}' not in metrics  # still waiting
+        for sock in mute:
+            assert sock.recv(1) == b""
+    finally:
+        for sock in mute:
+            sock.close()
+    metrics = server.management("/metrics").body.decode()
+    assert 'connections_refused_total{reason="timeout"} 100.0' in metrics
+
+
+def test_handshakes_under_way_are_bounded(start_server: StartServer) -> None:
+    """Beyond `MAX_HANDSHAKES` a connection waits, and gets in when one of them ends."""
+    server = start_server(server={"handshake_timeout_s": 2}, constants={MAX_HANDSHAKES: 5})
+    mute = [
+        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(12)
+    ]
+    for sock in mute:
+        sock.sendall(b"\x16")  # one byte of a handshake, and no more
+    try:
+        # In three rounds of five, and a real one in the last.
+        assert server.request("POST", "/api/client").status == 204
+    finally:
+        for sock in mute:
+            sock.close()
+    metrics = server.management("/metrics").body.decode()
+    [line] = [x for x in metrics.splitlines() if 'refused_total{reason="timeout"}' in x]
+    assert float(line.split()[-1]) >= 5
+
+
+def test_an_idle_connection_is_closed(start_server: StartServer) -> None:
+    """After `idle_timeout_s` without a request, on both ways."""
+    server = start_server(server={"idle_timeout_s": 1})
+    for first in (PLAIN, GET):
+        with server.connect_raw() as connection:
+            connection.sendall(first)
+            read_answers(connection, 1)
+            connection.settimeout(PATIENCE_S)
+            while connection.recv(4096):
+                pass
+
+
+def test_a_crowd_beyond_the_database_gets_503_and_then_service_is_full_again(
+    start_server: StartServer,
+) -> None:
+    """The queue is bounded; the surplus is told when to come back, and nothing is lost."""
+    server = start_server(database={"commit_timeout_s": 50}, constants={MAX_PENDING: 5})
+    connections = [server.connect_raw() for _ in range(10)]
+    blocker = psycopg2.connect(server.database_url)
+    try:
+        with blocker.cursor() as cursor:
+            cursor.execute("SELECT seq FROM head FOR UPDATE")
+        connections[0].sendall(PLAIN)
+        blocked = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        wait_until(lambda: server.rows(blocked), "the first commit to be blocked")
+        connections[0].sendall(PLAIN * 3)
+        for connection in connections[1:]:
+            connection.sendall(PLAIN * 4)
+        # Behind the one that is blocked five fit in the queue. Who has no answer to wait for is
+        # refused at once; a pipelined one is refused only in its turn.
+        length = b"tornado_status_commit_queue_length 5.0"
+        wait_until(lambda: length in server.management("/metrics").body, "a full queue")
+        refused = read_answers(connections[-1], 4)
+        blocker.rollback()
+        answers = b"".join(read_answers(connection, 4) for connection in connections[:-1])
+        answers += refused
+    finally:
+        blocker.close()
+        for connection in connections:
+            connection.close()
+    statuses = STATUS.findall(answers)
+    assert len(statuses) == 40
+    assert set(statuses) == {b"204", b"503"}
+    assert answers.count(b"Retry-After: ") == statuses.count(b"503")
+    recorded = server.rows("SELECT count(*), max(seq) FROM check_in")
+    assert recorded == [(statuses.count(b"204"),) * 2]
+    with server.connect_raw() as connection:
+        connection.sendall(PLAIN)
+        assert STATUS.findall(read_answers(connection, 1)) == [b"204"]
+
+
+# -------------------------------------------------------------------------------- heads, in pure
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_plain_or_not(data: bytes) -> None:
+    """Never an error; and what is plain is a check-in as we know them."""
+    if PlainHeads().is_plain(data):
+        assert data.startswith((b"POST /api/client ", b"PUT /api/client ", b"PATCH /api/client "))
+        assert data.endswith(b"\r\n\r\n")
+
+
+@given(st.lists(st.sampled_from(list(CORPUS.values())), min_size=1, max_size=3), st.data())
+def test_pieces_of_the_corpus_are_plain_only_as_a_whole(
+    parts: list[bytes], data: st.DataObject
+) -> None:
+    """Cut anywhere, joined anyhow: nothing but an exact plain head passes."""
+    joined = b"".join(parts)
+    cut = joined[: data.draw(st.integers(0, len(joined)))]
+    if PlainHeads().is_plain(cut):
+        assert cut.count(b"\r\n\r\n") == 1
+        assert b"Transfer-Encoding" not in cut
+
+
+def test_remembered_heads_are_bounded() -> None:
+    """However many different ones a client invents."""
+    heads = PlainHeads()
+    for number in range(3 * MAX_REMEMBERED):
+        assert heads.is_plain(CHECK_IN + b"User-Agent: %d\r\n\r\n" % number)
+        assert len(heads.known) <= MAX_REMEMBERED

@@ -1,0 +1,776 @@
+"""The listener against the real server: true and complete, whatever is lost or forged."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from certs_gen.cli import main as certs_gen
+from tests.support.harness import (
+    BROADCAST,
+    GROUP,
+    LOOPBACK,
+    PATIENCE_S,
+    ROOT,
+    Lines,
+    Server,
+    StartServer,
+    exchange,
+    free_port,
+    plain_environment,
+    targets,
+    wait_until,
+)
+from tornado_status.model.records import Event
+from tornado_status.pki.announcer_keys import Signer
+from tornado_status.wire.datagram import encode_binary, encode_json
+
+STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
+OTHER = Signer(Ed25519PrivateKey.from_private_bytes(b"another key, also for tests only"))
+MEMBERS = ["seq", "event", "email", "last_seen", "client_ip", "client_port"]
+
+
+class Listening:
+    """A `python -m listeners`, once it listens."""
+
+    def __init__(
+        self, *arguments: object, prefix: Sequence[str] = (), cwd: Path = ROOT, form: str = "json"
+    ) -> None:
+        self.process = subprocess.Popen(
+            [*prefix, sys.executable, "-W", "error", "-m", "listeners", "--format", form]
+            + [str(argument) for argument in arguments],
+            cwd=cwd,
+            env={**plain_environment(), "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.out = Lines(self.process.stdout)
+        self.said = Lines(self.process.stderr)
+
+    def __enter__(self) -> Listening:
+        self.said.wait_for(lambda line: line.startswith("Listening on "), "Listening on")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.ended()
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in list(self.out.lines)]
+
+    def wait_for(self, count: int) -> list[dict[str, Any]]:
+        """Return what it showed, once that is `count` lines or more."""
+        wait_until(lambda: len(self.out.lines) >= count, f"{count} lines")
+        return self.shown
+
+    def wait_for_seq(self, seq: int) -> list[dict[str, Any]]:
+        """Return what it showed up to the update with that number."""
+        self.out.wait_for(lambda line: f'"seq":{seq},' in line, f"update {seq}")
+        return self.shown
+
+    def says(self, text: str) -> str:
+        return self.said.wait_for(lambda line: text in line, text)
+
+    def ended(self) -> int:
+        status = self.process.wait(PATIENCE_S)
+        self.out.wait_end()
+        self.said.wait_end()
+        return status
+
+    def stop(self) -> str:
+        """End it in order. Returns its final line."""
+        self.process.send_signal(signal.SIGTERM)
+        assert self.ended() == 0, self.said.lines
+        return self.said.lines[-1]
+
+
+def reading(server: Server, *more: object, port: int | None = None) -> list[object]:
+    """The options of a listener with a reader's certificate."""
+    certs = server.certs
+    return [
+        *("--port", port or server.announce_port, "--url", server.url, "--ca", certs / "ca.crt"),
+        *("--cert", certs / "operator.crt", "--key", certs / "operator.key"),
+        *more,
+    ]
+
+
+def verifying(certs: Path, port: int, *more: object) -> list[object]:
+    """The options of a listener that knows the announcer, and no server."""
+    announcer = ("--announcer", certs / "announcer.crt", "--ca", certs / "ca.crt")
+    return ["--port", port, "--cert", "", *announcer, *more]
+
+
+def check_in(server: Server, count: int, connections: int = 4) -> None:
+    """Check in over kept connections as fast as the server answers."""
+
+    def one(number: int) -> None:
+        connection = server.connect()
+        try:
+            for _ in range(number):
+                assert exchange(connection, "POST", "/api/client").status == 204
+        finally:
+            connection.close()
+
+    shares = [count // connections + (n < count % connections) for n in range(connections)]
+    with ThreadPoolExecutor(connections) as pool:
+        list(pool.map(one, shares))
+
+
+def log_of(server: Server, after: int = 0) -> list[dict[str, Any]]:
+    page = server.request("GET", f"/api/events?after={after}&limit=100000", cert="operator").json
+    events: list[dict[str, Any]] = page["events"]
+    return events
+
+
+class Announcing:
+    """Announces as the server does, on loopback, with the key of a certificate or without one."""
+
+    def __init__(self, port: int, key: Path | None = None, stream: uuid.UUID = STREAM) -> None:
+        self.port = port
+        self.stream = stream
+        self.signer: Signer | None = None
+        if key is not None:
+            loaded = load_pem_private_key(key.read_bytes(), None)
+            assert isinstance(loaded, Ed25519PrivateKey)
+            self.signer = Signer(loaded)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.setsockopt(
+            socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK)
+        )
+        self.socket.bind((LOOPBACK, 0))
+
+    def __enter__(self) -> Announcing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def payload(self, *seqs: int, head: int = 0, ahead_s: float = 0.0) -> bytes:
+        now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
+        events = [
+            Event(seq, "check-in", f"user{seq}@example.com", now, "10.0.0.7", 1) for seq in seqs
+        ]
+        [payload] = encode_json(self.stream, now, max([head, *seqs]), events, self.signer)
+        return payload
+
+    def send(self, payload: bytes) -> None:
+        self.socket.sendto(payload, (GROUP, self.port))
+
+    def announce(self, *seqs: int, head: int = 0) -> bytes:
+        payload = self.payload(*seqs, head=head)
+        self.send(payload)
+        return payload
+
+
+@pytest.fixture
+def port() -> int:
+    return free_port(socket.SOCK_DGRAM)
+
+
+@pytest.fixture
+def announcing(certs: Path, port: int) -> Iterator[Announcing]:
+    with Announcing(port, certs / "announcer.key") as announcer:
+        yield announcer
+
+
+# --------------------------------------------------------------------------- with a server
+
+
+def test_updates_are_verified_and_shown_as_ever(server: Server) -> None:
+    """A reader's certificate is all it takes: the keys come from the server."""
+    with (
+        Listening(*reading(server)) as listener,
+        Listening(*reading(server), "--count", 1, form="text") as for_people,
+    ):
+        check_in(server, 20)
+        shown = listener.wait_for_seq(20)
+        assert for_people.ended() == 0
+        final = listener.stop()
+    assert shown == log_of(server)
+    assert all(list(update) == MEMBERS for update in shown)
+    source = f"('127.0.0.1', {server.settings['announce']['source_port']})"
+    rule, packet, *_, last = for_people.out.lines
+    assert (rule, packet, last) == ("-" * 40, f"Source Packet: {source}", "-" * 40)
+    assert len(for_people.out.lines) == 7
+    assert ": 20 updates shown, " in final
+    assert " 0 refused, " in final
+    assert final.endswith(" 0 missed, lag 0.")
+
+
+def test_the_defaults_need_no_option_beside_the_shipped_certificates(
+    start_server: StartServer, certs: Path, tmp_path: Path
+) -> None:
+    """Where certs_gen left its files, the listener finds them."""
+    server = start_server()
+    (tmp_path / "certs").symlink_to(certs)
+    (tmp_path / "unread").mkdir()
+    for name in ("ca.crt", "announcer.crt"):
+        (tmp_path / "unread" / "certs").mkdir(exist_ok=True)
+        (tmp_path / "unread" / "certs" / name).symlink_to(certs / name)
+    port = ("--port", server.announce_port)
+    with (
+        Listening(*port, "--url", server.url, cwd=tmp_path) as reader,
+        Listening(*port, cwd=tmp_path / "unread") as other,
+    ):
+        check_in(server, 1)
+        assert reader.wait_for(1) == other.wait_for(1)
+        assert not [line for line in reader.said.lines if "Warning" in line]
+        other.says("without a reader's certificate (--cert, --key) gaps are reported, not repaired")
+
+
+def test_nothing_to_verify_with_is_one_sentence(tmp_path: Path) -> None:
+    """Rather than showing what anybody can forge."""
+    listener = Listening("--port", free_port(socket.SOCK_DGRAM), cwd=tmp_path)
+    assert listener.ended() == 2
+    [sentence] = listener.said.lines
+    assert sentence.startswith("status-listener: nothing to verify announcements with: ")
+    assert "--insecure" in sentence
+
+
+def test_who_may_not_read_is_told(server: Server) -> None:
+    """A client's certificate opens no log; with the announcer's it can still verify."""
+    certs = server.certs
+    client = ["--cert", certs / "client.crt", "--key", certs / "client.key"]
+    listener = Listening(*reading(server), *client)
+    assert listener.ended() == 2
+    assert "answered 403: Only readers may see this: give a reader's" in listener.said.lines[0]
+    with Listening(*reading(server), *client, "--announcer", certs / "announcer.crt") as other:
+        other.says("gaps are reported, not repaired")
+        check_in(server, 1)
+        assert len(other.wait_for(1)) == 1
+
+
+class Relay:
+    """Passes datagrams on as bad networks do: some never, some twice, some late."""
+
+    def __init__(self, to: int, loss: float, seed: int = 1) -> None:
+        self._chance = random.Random(seed)  # noqa: S311 - the same at each run
+        self._loss = loss
+        self._to = (LOOPBACK, to)
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind((LOOPBACK, 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Relay:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.sendto(b"", (LOOPBACK, self.port))
+        self._thread.join(PATIENCE_S)
+        self._socket.close()
+
+    def _run(self) -> None:
+        late: list[bytes] = []
+        while payload := self._socket.recv(2048):
+            if self._chance.random() < self._loss:
+                continue
+            late += [payload] * self._chance.choice([1, 1, 2])
+            self._chance.shuffle(late)
+            while len(late) > 3:
+                self._socket.sendto(late.pop(), self._to)
+
+
+@pytest.mark.parametrize("loss", [0.0, 0.3, 1.0])
+def test_what_is_lost_on_the_way_is_repaired(
+    start_server: StartServer, port: int, loss: float
+) -> None:
+    """The log comes out whole, once and in order, however bad the network is."""
+    with Relay(port, loss) as relay:
+        server = start_server(
+            announce={
+                "heartbeat_s": 1,
+                "targets": [{"kind": "unicast", "address": LOOPBACK, "port": relay.port}],
+            }
+        )
+        # Where nothing at all comes through, the listener's own look at the server finds it.
+        begin = ["--from", "start"] if loss == 1.0 else []
+        if loss == 1.0:
+            check_in(server, 400)
+        with Listening(*reading(server, *begin, port=port), "--group", "") as listener:
+            if loss < 1.0:
+                check_in(server, 400)
+            shown = listener.wait_for_seq(400)
+            final = listener.stop()
+        assert shown == log_of(server)
+    assert "400 updates shown" in final
+    assert loss == 0.0 or " 0 repaired" not in final, final
+
+
+def test_it_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    """With --state an update is shown once, over any number of runs."""
+    state = tmp_path / "state.json"
+    shown: list[dict[str, Any]] = []
+    for run in range(3):
+        with Listening(*reading(server, "--state", state)) as listener:
+            check_in(server, 10)
+            shown += listener.wait_for_seq(20 * run + 10)
+            listener.stop()
+        assert json.loads(state.read_text())["seq"] == 20 * run + 10
+        check_in(server, 10)
+    assert shown == log_of(server)[:50]
+
+
+def test_where_to_begin_can_be_chosen(server: Server) -> None:
+    """With what comes, with all that is kept, or with a number."""
+    check_in(server, 5)
+    for begin, expected in (("start", [1, 2, 3]), ("4", [4, 5]), ("5", [5])):
+        more = ["--from", begin, "--count", len(expected)]
+        listener = Listening(*reading(server, *more))
+        assert listener.ended() == 0
+        assert [update["seq"] for update in listener.shown] == expected
+    with (
+        Listening(*reading(server)) as listener,
+        Listening(*reading(server, "--from", "snapshot")) as whole,
+    ):
+        assert whole.wait_for(1)[0]["event"] == "snapshot"
+        check_in(server, 1)
+        assert [update["seq"] for update in listener.wait_for(1)] == [6]
+        assert [(u["event"], u["seq"]) for u in whole.wait_for(2)] == [
+            ("snapshot", 5),
+            ("check-in", 6),
+        ]
+        assert whole.stop().endswith(" 0 missed, lag 0.")
+
+
+def test_what_the_server_no_longer_keeps_is_a_gap_and_a_snapshot(
+    server: Server, tmp_path: Path
+) -> None:
+    """Afterwards the state of all users is known, and updates follow."""
+    state = tmp_path / "state.json"
+    with Listening(*reading(server, "--state", state)) as listener:
+        check_in(server, 2)
+        listener.wait_for_seq(2)
+        listener.stop()
+    check_in(server, 8)
+    assert server.request("POST", "/api/client", cert="operator").status == 204
+    server.rows("DELETE FROM check_in WHERE seq <= 9")
+    with Listening(*reading(server, "--state", state)) as listener:
+        listener.says("updates are missing, a snapshot follows")
+        gap, *records = listener.wait_for(3)
+        assert gap == {"event": "gap", "from": 3, "to": 11}
+        assert [(r["seq"], r["event"], r["email"]) for r in records] == [
+            (11, "snapshot", "operator@example.com"),
+            (10, "snapshot", "valid_user@example.com"),
+        ]
+        assert all(list(record) == [*MEMBERS, "state"] for record in records)
+        # With a history of one entry, and with one whose first is long forgotten.
+        assert {record["state"] for record in records} <= {"new", "online", "late"}
+        check_in(server, 1)
+        assert [update["event"] for update in listener.wait_for_seq(12)[3:]] == ["check-in"]
+        assert " 9 missed, lag 0." in listener.stop()
+    assert json.loads(state.read_text())["seq"] == 12
+
+
+def test_who_goes_and_comes_back_is_shown_live_and_repaired(start_server: StartServer) -> None:
+    """An event without a client's address is verified, counted and fetched like any other."""
+    server = start_server(presence={"interval_s": 1, "offline_after_s": 2})
+    with Listening(*reading(server)) as listener:
+        check_in(server, 1)
+        new, offline = listener.wait_for(2)
+        check_in(server, 1)
+        shown = listener.wait_for(3)
+    assert [update["event"] for update in shown[:3]] == ["new", "offline", "back"]
+    assert list(offline) == [*MEMBERS, "at"]
+    assert (offline["client_ip"], offline["client_port"]) == (None, None)
+    assert offline["last_seen"] == new["last_seen"] < offline["at"]
+    later = Listening(*reading(server, "--from", "start", "--count", 3))
+    assert later.ended() == 0
+    assert later.shown == shown[:3]
+
+
+def test_a_new_key_and_a_restarted_server_are_followed(
+    start_server: StartServer, certs: Path, port: int
+) -> None:
+    """The listener learns the new key from the server, by itself."""
+    assert certs_gen(["announcer", "--name", "rotated", "--out", str(certs)]) == 0
+    same: dict[str, Any] = {"targets": targets(port), "heartbeat_s": 1}
+    first = start_server(announce=same)
+    with Listening(*reading(first, port=port)) as listener:
+        check_in(first, 5)
+        listener.wait_for_seq(5)
+        first.stop()
+        second = start_server(
+            server={"port": first.port},
+            announce={**same, "signing_key": str(certs / "rotated.key")},
+        )
+        check_in(second, 5)
+        listener.wait_for_seq(10)
+        check_in(second, 5)
+        assert listener.wait_for_seq(15) == log_of(second)
+        listener.stop()
+
+
+def test_two_files_follow_a_rotation_without_a_server(
+    start_server: StartServer, certs: Path, port: int
+) -> None:
+    """The old certificate and the new one, named both; a key of neither is refused."""
+    assert certs_gen(["announcer", "--name", "renewed", "--out", str(certs)]) == 0
+    assert certs_gen(["announcer", "--name", "unknown", "--out", str(certs)]) == 0
+    both = ["--announcer", certs / "renewed.crt"]
+    with (
+        Listening(*verifying(certs, port, *both)) as listener,
+        Announcing(port, certs / "announcer.key") as old,
+        Announcing(port, certs / "renewed.key") as new,
+        Announcing(port, certs / "unknown.key") as other,
+    ):
+        old.announce(1)
+        listener.wait_for_seq(1)
+        other.announce(2)
+        new.announce(2)
+        listener.wait_for_seq(2)
+        assert "1 refused (unknown-kid 1)" in listener.stop()
+        assert len(listener.out.lines) == 2
+
+
+def test_a_new_stream_is_followed_once_the_server_confirms_it(
+    start_server: StartServer, certs: Path, port: int
+) -> None:
+    """And not on the word of a datagram, even of one that is signed."""
+    same: dict[str, Any] = {"targets": targets(port)}
+    first = start_server(announce=same)
+    with Listening(*reading(first, port=port)) as listener:
+        check_in(first, 3)
+        listener.wait_for_seq(3)
+        with Announcing(port, certs / "announcer.key") as other:
+            other.announce(99)
+            listener.says(f"its stream {STREAM} is not confirmed by the server")
+        first.stop()
+        [(stream,)] = first.rows("UPDATE head SET stream = gen_random_uuid() RETURNING stream")
+        second = start_server(server={"port": first.port}, announce=same)
+        check_in(second, 1)
+        shown = listener.wait_for(5)
+        check_in(second, 1)
+        shown = listener.wait_for_seq(5)
+        listener.stop()
+    assert shown[3] == {"event": "gap", "from": 1, "to": 4, "log": stream}
+    assert [(entry["seq"], entry["event"]) for entry in shown[4:]] == [
+        (4, "snapshot"),
+        (5, "check-in"),
+    ]
+
+
+def test_a_server_that_comes_later_is_waited_for(start_server: StartServer, port: int) -> None:
+    """The listener may be started first."""
+    same: dict[str, Any] = {"targets": targets(port), "heartbeat_s": 1}
+    first = start_server(announce=same)
+    first.stop()
+    with Listening(*reading(first, port=port)) as listener:
+        listener.says("Nothing listens on localhost port")
+        second = start_server(server={"port": first.port}, announce=same)
+
+        def shows() -> bool:
+            check_in(second, 1)
+            return bool(listener.out.lines)
+
+        wait_until(shows, "an update")
+        shown = listener.wait_for_seq(len(log_of(second)))
+        assert shown == log_of(second, shown[0]["seq"] - 1)
+
+
+# Sends what it is given, in hexadecimal, again and again, 100 in 10 ms, from many ports: GROUP PORT
+# COUNT SOURCES.
+FLOOD = """\
+import itertools, socket, sys, time
+group, port, count, sources = sys.argv[1:]
+payloads = [bytes.fromhex(line) for line in sys.stdin]
+socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(int(sources))]
+for sock in socks:
+    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+    sock.bind(("127.0.0.1", 0))
+work = zip(itertools.cycle(payloads), itertools.cycle(socks))
+sent, begin = 0, time.monotonic()
+while sent < int(count):
+    for payload, sock in itertools.islice(work, 100):
+        sock.sendto(payload, (group, int(port)))
+    sent += 100
+    time.sleep(max(0, begin + sent / 10_000 - time.monotonic()))
+"""
+MEMORY_ALLOWED_KB = 32 * 1024  # beside 4,096 datagrams and 20,000 updates that may wait
+
+
+def peak_memory_kb(pid: int) -> int:
+    [line] = [
+        each
+        for each in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if each.startswith("VmHWM:")
+    ]
+    return int(line.split()[1])
+
+
+@pytest.mark.parametrize("sources", [1, 40])
+def test_a_flood_of_forged_datagrams_costs_no_update(server: Server, sources: int) -> None:
+    """10,000 a second for five seconds, as like the good ones as they can be without the key,
+    beside 1,000 check-ins; from one address, or from many.
+    """
+    port = server.announce_port
+    with Listening(*reading(server)) as listener:
+        check_in(server, 1)
+        listener.wait_for_seq(1)
+        [[stream]] = server.rows("SELECT stream FROM head")
+        chance = random.Random(1)  # noqa: S311 - the same at each run
+        wrong = OTHER.sign(b"something else")
+        with Announcing(port, server.certs / "announcer.key", uuid.UUID(stream)) as signed:
+            payloads = [
+                signed.payload(chance.randrange(2, 2000), head=9000)[:-88] + wrong + b'"}'
+                for _ in range(2000)
+            ]
+        before = peak_memory_kb(listener.process.pid)
+        arguments = [GROUP, str(port), "50000", str(sources)]
+        with subprocess.Popen(
+            [sys.executable, "-c", FLOOD, *arguments], stdin=subprocess.PIPE, text=True
+        ) as flood:
+            assert flood.stdin is not None
+            flood.stdin.write("\n".join(payload.hex() for payload in payloads))
+            flood.stdin.close()
+            while flood.poll() is None and len(log_of(server)) < 1001:
+                check_in(server, 20)
+        assert flood.returncode == 0
+        check_in(server, 1001 - len(log_of(server)))
+        shown = listener.wait_for_seq(1001)
+        grown = peak_memory_kb(listener.process.pid) - before
+        final = listener.stop()
+    assert shown == log_of(server)
+    counted = re.search(r"\(signature (\d+)\)", final)
+    assert counted is not None, final
+    assert int(counted[1]) > 1000  # it was flooded
+    assert grown < MEMORY_ALLOWED_KB
+    assert final.endswith(" 0 missed, lag 0.")
+    warnings = [line for line in listener.said.lines if line.startswith("Warning")]
+    assert len(warnings) < 10, warnings
+
+
+# ------------------------------------------------------------------------ without a server
+
+
+def test_gaps_are_told_where_nothing_can_be_repaired(announcing: Announcing, certs: Path) -> None:
+    """Each missing number is in exactly one gap."""
+    with Listening(*verifying(certs, announcing.port)) as listener:
+        for seqs in ((1, 2), (5,), (4,), (9,)):
+            announcing.announce(*seqs)
+        shown = listener.wait_for(7)
+        announcing.announce(head=11)
+        shown = listener.wait_for(8)
+        assert listener.stop().endswith(" 6 missed, lag 0.")
+    assert [
+        entry.get("seq") or (entry["event"], entry["from"], entry["to"]) for entry in shown
+    ] == [
+        *(1, 2, ("gap", 3, 3), 4, 5, ("gap", 6, 8), 9, ("gap", 10, 11)),
+    ]
+
+
+def test_what_is_refused_is_counted_by_its_reason(announcing: Announcing, certs: Path) -> None:
+    """And told once; what is good among it is shown, once."""
+    with Listening(*verifying(certs, announcing.port)) as listener:
+        good = announcing.announce(1)
+        listener.wait_for_seq(1)
+        heartbeat = announcing.payload(head=1)
+        for _ in range(5):
+            announcing.send(good)  # a replay
+            announcing.send(good[:-88] + OTHER.sign(b"something else") + b'"}')
+            announcing.send(good[:100])
+            announcing.send(announcing.payload(2, ahead_s=-100))
+            announcing.send(announcing.payload(3, ahead_s=100))
+            announcing.send(encode_binary(Event(9, "new", "a@b.example", NOON, "::1", 1)))
+        announcing.send(announcing.payload(head=1))
+        announcing.send(heartbeat)
+        announcing.stream = uuid.UUID(int=7)
+        announcing.send(announcing.payload(4, ahead_s=-30))
+        announcing.stream = STREAM
+        announcing.announce(2)
+        listener.wait_for_seq(2)
+        final = listener.stop()
+    assert [entry["seq"] for entry in listener.shown] == [1, 2]
+    assert (
+        "2 updates shown, 5 duplicates, 27 refused (binary 5, old-heartbeat 1, signature 5, "
+        "skew 10, stream 1, unsigned 5), 0 of" in final
+    )
+    warnings = [line for line in listener.said.lines if line.startswith("Warning: dropped")]
+    assert len(warnings) == 5
+    listener.says("datagrams of the binary format are not signed")
+
+
+NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
+
+
+def test_a_newer_signed_stream_is_followed_with_a_gap(announcing: Announcing, certs: Path) -> None:
+    """Nobody but an announcer can begin one; a pinned listener keeps to its own."""
+    pinned_to = ["--log", STREAM]
+    with (
+        Listening(*verifying(certs, announcing.port)) as listener,
+        Listening(*verifying(certs, announcing.port), *pinned_to) as pinned,
+    ):
+        old = announcing.announce(1)
+        listener.wait_for_seq(1)
+        announcing.stream = uuid.UUID(int=7)
+        announcing.announce(7)
+        listener.wait_for_seq(7)
+        announcing.stream = STREAM
+        announcing.announce(2)
+        pinned.wait_for_seq(2)
+        assert "log 1" in pinned.stop()
+        assert "log 1" in listener.stop()
+    assert old
+    assert [entry.get("seq") for entry in pinned.shown] == [1, 2]
+    assert listener.shown[1] == {
+        "event": "gap",
+        "from": 1,
+        "to": 6,
+        "log": "00000000-0000-0000-0000-000000000007",
+    }
+    assert [entry.get("seq") for entry in listener.shown] == [1, None, 7]
+
+
+def test_insecure_shows_what_is_not_verified_and_marks_it(
+    announcing: Announcing, certs: Path
+) -> None:
+    """Verified updates look as they always do."""
+    port = announcing.port
+    with Listening(*verifying(certs, port), "--insecure") as listener, Announcing(port) as stranger:
+        announcing.announce(1)
+        listener.wait_for(1)
+        stranger.announce(2)
+        stranger.announce(2)
+        listener.wait_for(2)
+        stranger.send(encode_binary(Event(9, "new", "a@b.example", NOON, "::1", 1)))
+        listener.wait_for(3)
+        announcing.announce(2)
+        shown = listener.wait_for(4)
+        listener.stop()
+    assert [(entry["seq"], entry.get("verified")) for entry in shown] == [
+        (1, None),
+        (2, False),
+        (None, False),
+        (2, None),
+    ]
+
+
+def test_it_goes_on_without_a_server_too(
+    announcing: Announcing, certs: Path, tmp_path: Path
+) -> None:
+    """What came while it was away is a gap; what it showed before is not shown again."""
+    state = tmp_path / "state.json"
+    options = verifying(certs, announcing.port, "--state", state)
+    with Listening(*options) as listener:
+        announcing.announce(1, 2)
+        listener.wait_for_seq(2)
+        listener.stop()
+    with Listening(*options) as listener:
+        announcing.announce(1, 2)
+        announcing.announce(5)
+        listener.wait_for_seq(5)
+        listener.stop()
+    assert listener.shown[0] == {"event": "gap", "from": 3, "to": 4}
+    assert listener.shown[1]["seq"] == 5
+
+
+def test_one_command_gets_all_updates(announcing: Announcing, certs: Path, tmp_path: Path) -> None:
+    """--exec starts it once; its end is the listener's."""
+    target = tmp_path / "updates.jsonl"
+    program = f"import sys, pathlib; pathlib.Path({str(target)!r}).write_text(sys.stdin.read())"
+    command = shlex.join([sys.executable, "-c", program])
+    with Listening(
+        *verifying(certs, announcing.port), "--exec", command, "--count", 2, form="text"
+    ) as listener:
+        announcing.announce(1, 2)
+        assert listener.ended() == 0
+    assert [json.loads(line)["seq"] for line in target.read_text().splitlines()] == [1, 2]
+    assert listener.out.lines == []
+
+    failing = shlex.join([sys.executable, "-c", "import sys; sys.stdin.readline(); sys.exit(3)"])
+    with Listening(*verifying(certs, announcing.port), "--exec", failing) as listener:
+        announcing.announce(1)
+
+        def ended() -> bool:
+            announcing.announce(*[len(sent) + 2])
+            sent.append(1)
+            return listener.process.poll() is not None
+
+        sent: list[int] = []
+        wait_until(ended, "the end of a listener whose command ended")
+        assert listener.ended() == 1
+    listener.says("the command of --exec ended with status 3")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="the system has no SIGUSR1")
+def test_counts_are_told_on_demand(announcing: Announcing, certs: Path) -> None:
+    """SIGUSR1 asks how it is going, and ends nothing."""
+    with Listening(*verifying(certs, announcing.port)) as listener:
+        announcing.announce(1)
+        listener.wait_for_seq(1)
+        listener.process.send_signal(signal.SIGUSR1)
+        assert listener.says("Heard 1 datagrams").endswith(" 0 missed, lag 0.")
+        announcing.announce(2)
+        listener.wait_for_seq(2)
+
+
+def test_broadcast_is_heard_beside_the_group(certs: Path, port: int) -> None:
+    """The same datagram by both ways is one update."""
+    with (
+        Listening(*verifying(certs, port)) as listener,
+        Announcing(port, certs / "announcer.key") as announcing,
+    ):
+        announcing.socket.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        payload = announcing.announce(1)
+        announcing.socket.sendto(payload, (BROADCAST, port))
+        announcing.announce(2)
+        listener.wait_for_seq(2)
+        assert "Heard 3 datagrams: 2 updates shown, 1 duplicates, 0 refused" in listener.stop()
+
+
+def test_who_asks_for_the_binary_format_needs_no_proof(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """It is shown as it comes, without a certificate, from any directory; JSON is left out."""
+    port = free_port(socket.SOCK_DGRAM)
+    server = start_server(announce={"targets": targets(port, "json", "binary")})
+    options = f"--encoding binary --format json --port {port} --count 1 --timeout {PATIENCE_S}"
+    with subprocess.Popen(
+        [sys.executable, "-m", "listeners", *options.split()],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr.readline().startswith("Listening on")
+        assert server.request("POST", "/api/client").status == 204
+        [line] = process.stdout.read().splitlines()
+        assert process.wait(PATIENCE_S) == 0
+    update = json.loads(line)
+    assert (update["seq"], update["event"], update["email"]) == (
+        None,
+        None,
+        "valid_user@example.com",
+    )
+    assert list(update) == MEMBERS

@@ -1,0 +1,735 @@
+"""The listener on its own, showing what nobody vouches for, and its parts in pure."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from listeners import cli
+from listeners import listener as library
+from listeners.complaints import Complaints
+from listeners.events import Snapshot
+from listeners.order.lru_set import Window
+from listeners.output import Format, json_line, render, text_block
+from listeners.receive.sockets import WILDCARD
+from listeners.verify.unverified import Encoding, Receiver
+from tests.support.harness import PATIENCE_S, ROOT, Lines, free_port, wait_until
+from tornado_status.errors import DatagramError
+from tornado_status.model.records import Event, StatusRecord
+from tornado_status.wire.datagram import (
+    MAX_DATAGRAM,
+    BinaryUpdate,
+    decode_binary,
+    encode_binary,
+    encode_json,
+)
+
+LISTENER = [sys.executable, "-W", "error", "-m", "listeners"]
+# Whatever certificates lie in the checkout.
+ALONE = ["--insecure", "--cert", "", "--announcer", ""]
+GROUP = "239.255.66.67"  # not the shipped one: a server may run on this machine
+BROADCAST = "127.255.255.255"
+STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
+MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
+
+no_deadline = settings(deadline=None)  # a busy machine is no failure
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="Linux tells these apart")
+
+
+def check_in(seq: int = 42, event: str = "check-in") -> Event:
+    return Event(seq, event, f"user{seq}@example.com", MOMENT, "127.0.0.1", 51514)
+
+
+def free_udp_port() -> int:
+    return free_port(socket.SOCK_DGRAM)
+
+
+def as_json(*events: Event, stream: uuid.UUID = STREAM) -> bytes:
+    (payload,) = encode_json(
+        stream, MOMENT, max((event.seq for event in events), default=0), events
+    )
+    return payload
+
+
+# ----------------------------------------------------------------------------- a listener that runs
+
+
+class RunningListener:
+    """`python -m listeners` on a port of its own, once it listens."""
+
+    def __init__(self, *arguments: str, port: int | None = None, stdout: int | None = None) -> None:
+        self.port = free_udp_port() if port is None else port
+        self.process = subprocess.Popen(
+            [*LISTENER, *ALONE, "--port", str(self.port), *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE if stdout is None else stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.output = Lines(self.process.stdout if stdout is None else io.StringIO())
+        self.remarks = Lines(self.process.stderr)
+
+    def __enter__(self) -> RunningListener:
+        self.remarks.wait_for(lambda line: line.startswith("Listening on "), "Listening on")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.process.kill()
+        self.ended()
+
+    def shows(self, text: str) -> None:
+        """Wait until a line of its output contains `text`."""
+        self.output.wait_for(lambda line: text in line, text)
+
+    def ended(self) -> tuple[int, list[str], list[str]]:
+        """Wait for its end. Returns the exit status, its output and what it said on stderr."""
+        status = self.process.wait(PATIENCE_S)
+        self.output.wait_end()
+        self.remarks.wait_end()
+        return status, self.output.lines, self.remarks.lines
+
+    def stopped(self) -> tuple[int, list[str], list[str]]:
+        """End it with SIGTERM, and see `ended`."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.ended()
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a listener to its end."""
+    return subprocess.run(
+        [*LISTENER, *ALONE, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+@pytest.fixture
+def sender() -> Iterator[socket.socket]:
+    """A socket that announces as the server does, on loopback only."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+        sock.bind(("127.0.0.1", 0))
+        yield sock
+
+
+# ------------------------------------------------------------------------------------ what is shown
+
+
+def test_the_defaults_hear_what_the_shipped_configuration_announces() -> None:
+    """Without flags a listener hears a server that was started without flags."""
+    config = yaml.safe_load((ROOT / "config.yaml").read_text("utf-8"))
+    multicast, broadcast = config["announce"]["targets"]
+    assert (multicast["address"], multicast["port"]) == (library.GROUP, library.PORT)
+    assert multicast["interfaces"] == [library.INTERFACE]
+    assert broadcast["port"] == library.PORT
+    assert str(Path(config["announce"]["signing_key"]).with_suffix(".crt")) == cli.ANNOUNCER
+
+
+def test_an_update_heard_by_multicast_and_by_broadcast_is_shown_once(
+    sender: socket.socket,
+) -> None:
+    """A check-in that arrives twice is one check-in, in exactly the documented block."""
+    with RunningListener("--group", GROUP) as listener:
+        for payload in (as_json(check_in(1)), as_json(check_in(2))):
+            sender.sendto(payload, (GROUP, listener.port))
+            sender.sendto(payload, (BROADCAST, listener.port))
+        wait_until(lambda: len(listener.output.lines) >= 16, "two blocks")
+        _, shown, remarks = listener.stopped()
+    assert shown == [
+        line
+        for number in (1, 2)
+        for line in (
+            "----------------------------------------",
+            f"Source Packet: ('127.0.0.1', {sender.getsockname()[1]})",
+            f"User Email   : user{number}@example.com",
+            "Last Seen    : 2026-01-02 03:04:05.678901+00:00",
+            "Client IP    : 127.0.0.1",
+            "Client Port  : 51514",
+            "Verified     : no",
+            "----------------------------------------",
+        )
+    ]
+    assert remarks[1:] == [
+        "Heard 4 datagrams: 2 updates shown, 2 duplicates, 0 refused, 0 of the other encoding, "
+        "0 repaired, 0 missed, lag 0."
+    ]
+
+
+def test_json_output_is_one_flat_object_a_line(sender: socket.socket) -> None:
+    """A program reads one object a line; what the binary format lacks is null."""
+    with RunningListener("--group", "", "--format", "json") as listener:
+        sender.sendto(as_json(check_in(7, "new")), (BROADCAST, listener.port))
+        sender.sendto(encode_binary(check_in(8)), (BROADCAST, listener.port))
+        listener.shows("user8")
+        _, shown, _ = listener.stopped()
+    assert shown == [
+        '{"seq":7,"event":"new","email":"user7@example.com",'
+        '"last_seen":"2026-01-02T03:04:05.678901Z","client_ip":"127.0.0.1","client_port":51514,'
+        '"verified":false}',
+        '{"seq":null,"event":null,"email":"user8@example.com",'
+        '"last_seen":"2026-01-02T03:04:05.678901Z","client_ip":"127.0.0.1","client_port":51514,'
+        '"verified":false}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"), [("json", ["user1", "user3"]), ("binary", ["user2", "user4"])]
+)
+def test_one_encoding_can_be_asked_for(
+    encoding: str, shown: list[str], sender: socket.socket
+) -> None:
+    """With --encoding the other format is counted and not shown."""
+    with RunningListener("--group", "", "--encoding", encoding, "--format", "json") as listener:
+        for payload in (as_json(check_in(1)), encode_binary(check_in(2))):
+            sender.sendto(payload, (BROADCAST, listener.port))
+        sender.sendto(as_json(check_in(3)), (BROADCAST, listener.port))
+        sender.sendto(encode_binary(check_in(4)), (BROADCAST, listener.port))
+        listener.shows(shown[1])
+        _, lines, remarks = listener.stopped()
+    assert [json.loads(line)["email"].partition("@")[0] for line in lines] == shown
+    # The signal may come before the very last datagram is read.
+    assert re.search(r" 2 updates shown, .* [12] of the other encoding", remarks[-1])
+
+
+def test_heartbeats_show_nothing(sender: socket.socket) -> None:
+    """A datagram without updates only says that the stream is alive."""
+    with RunningListener("--group", "", "--format", "json") as listener:
+        sender.sendto(as_json(), (BROADCAST, listener.port))
+        sender.sendto(as_json(check_in(1)), (BROADCAST, listener.port))
+        listener.shows("user1")
+        _, shown, remarks = listener.stopped()
+    assert len(shown) == 1
+    assert remarks[-1].startswith("Heard 2 datagrams: 1 updates shown, 0 duplicates, 0 refused")
+
+
+def test_what_is_malformed_is_one_warning_and_no_end(sender: socket.socket) -> None:
+    """A stranger's bytes cost one line a minute and reason, and hold nothing up."""
+    with RunningListener("--group", "", "--format", "json") as listener:
+        for number in range(20):
+            sender.sendto(b"garbage %d" % number, (BROADCAST, listener.port))
+            sender.sendto(b'{"v":9}', (BROADCAST, listener.port))
+            sender.sendto(b"\x00" * (MAX_DATAGRAM + 1), (BROADCAST, listener.port))
+            sender.sendto(b'{"' + b"x" * 60_000, ("127.0.0.1", listener.port))
+        sender.sendto(as_json(check_in(1)), (BROADCAST, listener.port))
+        listener.shows("user1")
+        _, _, remarks = listener.stopped()
+    _, *warnings, counts = remarks
+    assert len(warnings) == 3
+    assert all(
+        warning.startswith("Warning: dropped a datagram from 127.0.0.1: ") for warning in warnings
+    )
+    assert counts.startswith(
+        "Heard 81 datagrams: 1 updates shown, 0 duplicates, "
+        "80 refused (malformed 40, too-long 20, version 20)"
+    )
+
+
+# ------------------------------------------------------------------------------ what is listened to
+
+
+def test_any_number_of_listeners_share_a_port(sender: socket.socket) -> None:
+    """Several listeners, and the server, live on one machine."""
+    with (
+        RunningListener("--group", GROUP, "--format", "json") as first,
+        RunningListener("--group", GROUP, "--format", "json", port=first.port) as second,
+    ):
+        sender.sendto(as_json(check_in(1)), (GROUP, first.port))
+        first.shows("user1")
+        second.shows("user1")
+
+
+@linux_only
+@pytest.mark.parametrize("option", ["SO_REUSEADDR", "SO_REUSEPORT"])
+def test_a_port_is_shared_with_programs_that_ask_for_it_either_way(
+    option: str, sender: socket.socket
+) -> None:
+    """Another program's receiver needs only one of the two options."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, getattr(socket, option), 1)
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        with RunningListener("--group", "", "--format", "json", port=port) as listener:
+            sender.sendto(as_json(check_in(1)), (BROADCAST, port))
+            listener.shows("user1")
+
+
+@linux_only
+def test_a_group_is_joined_on_an_interface_given_by_name(sender: socket.socket) -> None:
+    """An interface may be called by its name."""
+    with RunningListener("--group", GROUP, "--interface", "lo", "--format", "json") as listener:
+        sender.sendto(as_json(check_in(1)), (GROUP, listener.port))
+        listener.shows("user1")
+
+
+@linux_only
+@pytest.mark.parametrize("groups", [["--group", GROUP], ["--group", ""]], ids=["other", "none"])
+def test_groups_that_were_not_joined_are_not_heard(
+    groups: list[str], sender: socket.socket
+) -> None:
+    """What another program on this machine joined is not this listener's business."""
+    foreign = "239.255.66.68"
+    with (
+        RunningListener(*groups, "--format", "json") as listener,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other,
+    ):
+        other.setsockopt(
+            socket.IPPROTO_IP,
+            socket.IP_ADD_MEMBERSHIP,
+            socket.inet_aton(foreign) + socket.inet_aton("127.0.0.1"),
+        )
+        sender.sendto(as_json(check_in(1)), (foreign, listener.port))
+        sender.sendto(as_json(check_in(2)), (BROADCAST, listener.port))
+        listener.shows("user2")
+        assert len(listener.output.lines) == 1
+
+
+@linux_only
+def test_several_groups_are_joined_on_one_socket(sender: socket.socket) -> None:
+    """Each --group is heard."""
+    second = "239.255.66.69"
+    arguments = ["--group", GROUP, "--group", second, "--group", GROUP, "--format", "json"]
+    with RunningListener(*arguments) as listener:
+        sender.sendto(as_json(check_in(1)), (second, listener.port))
+        listener.shows("user1")
+        sender.sendto(as_json(check_in(2)), (GROUP, listener.port))
+        listener.shows("user2")
+
+
+@linux_only
+def test_a_broadcast_address_can_be_bound(sender: socket.socket) -> None:
+    """A listener on the broadcast address hears the broadcast, and not what is sent to the host."""
+    arguments = ["--address", BROADCAST, "--group", "", "--format", "json"]
+    with RunningListener(*arguments) as listener:
+        sender.sendto(as_json(check_in(1)), ("127.0.0.1", listener.port))
+        sender.sendto(as_json(check_in(2)), (BROADCAST, listener.port))
+        listener.shows("user2")
+        assert len(listener.output.lines) == 1
+
+
+# ------------------------------------------------------------------------------------------ its end
+
+
+def test_it_ends_after_so_many_updates(sender: socket.socket) -> None:
+    """--count shows as many as were asked for, also from the middle of a datagram."""
+    with RunningListener("--group", "", "--format", "json", "--count", "2") as listener:
+        sender.sendto(as_json(*map(check_in, range(1, 6))), (BROADCAST, listener.port))
+        status, shown, _ = listener.ended()
+    assert status == 0
+    assert [json.loads(line)["seq"] for line in shown] == [1, 2]
+
+
+def test_it_ends_in_time() -> None:
+    """--timeout alone is an orderly end."""
+    result = run("--port", str(free_udp_port()), "--group", GROUP, "--timeout", "0.2")
+    assert (result.returncode, result.stdout) == (0, "")
+
+
+def test_too_few_updates_in_time_is_a_failure() -> None:
+    """A script that waits for an update learns that none came."""
+    result = run(
+        "--port",
+        str(free_udp_port()),
+        "--group",
+        GROUP,
+        "--timeout",
+        "0.2",
+        "--count",
+        "1",
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "0 of 1 updates after 0.2 seconds" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(number: signal.Signals) -> None:
+    """Both ways of stopping it are a success, and the counts are told."""
+    with RunningListener("--group", GROUP) as listener:
+        listener.process.send_signal(number)
+        status, shown, remarks = listener.ended()
+    assert (status, shown) == (0, [])
+    assert len(remarks) == 2
+    assert remarks[1].startswith("Heard 0 datagrams")
+
+
+def test_a_closed_stdout_ends_it_quietly(sender: socket.socket) -> None:
+    """`python -m listeners | head -1` ends as a pipe should."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as stdout:
+        with RunningListener("--group", "", "--format", "json", stdout=writing) as listener:
+            os.close(writing)
+            sender.sendto(as_json(check_in(1)), (BROADCAST, listener.port))
+            assert "user1" in stdout.readline()
+            stdout.close()
+            sender.sendto(as_json(check_in(2)), (BROADCAST, listener.port))
+            status, _, remarks = listener.ended()
+    assert status == 0
+    assert len(remarks) == 2
+    assert remarks[1].startswith("Heard 2 datagrams: 1 updates shown")
+
+
+@linux_only
+def test_a_signal_ends_it_while_nobody_reads_its_output(sender: socket.socket) -> None:
+    """A reader that stands still does not keep the listener alive."""
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x" * 4096)
+        os.set_blocking(writing, True)
+        with RunningListener("--group", "", stdout=writing) as listener:
+            sender.sendto(as_json(check_in(1)), (BROADCAST, listener.port))
+            wait_until(lambda: _waits_for_its_reader(listener), "a write that waits")
+            status, _, remarks = listener.stopped()
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert status == 0
+    assert len(remarks) == 2
+    assert remarks[1].startswith("Heard 1 datagrams: 0 updates shown")
+
+
+def _waits_for_its_reader(listener: RunningListener) -> bool:
+    """Whether it took the datagram and sleeps: it has nothing else to sleep in before the write."""
+    process = Path("/proc") / str(listener.process.pid)
+    udp = (process / "net" / "udp").read_text("ascii")
+    queued = re.search(rf":{listener.port:04X} \S+ \S+ [0-9A-F]+:([0-9A-F]+) ", udp)
+    assert queued is not None
+    state = (process / "stat").read_text("ascii").rpartition(") ")[2][0]
+    return int(queued[1], 16) == 0 and state == "S"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_a_sentence(sender: socket.socket) -> None:
+    """Updates that cannot be written are not lost in silence."""
+    with Path("/dev/full").open("w") as full:
+        with RunningListener("--group", "", stdout=full.fileno()) as listener:
+            sender.sendto(as_json(check_in(1)), (BROADCAST, listener.port))
+            status, _, remarks = listener.ended()
+    assert status == 1
+    assert remarks[1] == "status-listener: cannot write to stdout: No space left on device"
+
+
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_crash(closed: str) -> None:
+    """A supervisor that gives it no stdout or no stderr gets no traceback."""
+    port = free_udp_port()
+    result = subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'exec "$0" -m listeners --insecure --timeout 0.3 --port {port} {closed}',
+            sys.executable,
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert result.returncode == 0
+    assert "Traceback" not in result.stderr + result.stdout
+
+
+# ------------------------------------------------------------------------------ what cannot be done
+
+
+def test_a_port_taken_by_another_program_is_a_sentence() -> None:
+    """A port that is not shared is named, with what to do about it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        result = run("--port", str(port))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"status-listener: UDP port {port} on 0.0.0.0 is taken by a program that does not share "
+        f"it: end that program or choose another port with --port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--address", "192.0.2.1"], "192.0.2.1 is not an address of this machine"),
+        (
+            ["--address", "localhost"],
+            "--address: expected an IPv4 or IPv6 address, got 'localhost'",
+        ),
+        (["--address", "::1"], "--address: ::1 hears no IPv4 group"),
+        (["--interface", "192.0.2.1"], "no interface of this machine has the address 192.0.2.1"),
+        (["--interface", "nonesuch0"], "--interface: "),
+        (["--interface", WILDCARD], "0.0.0.0 names no interface"),
+        (["--interface", "192.0.2.1", "--group", "ff15::1"], "has the address 192.0.2.1"),
+        (["--group", "ff02::1%nonesuch0"], "this machine has no interface 'nonesuch0'"),
+        (["--group", "10.0.0.1"], "--group: expected a multicast group"),
+        (["--group", "fe80::1"], "--group: expected a multicast group"),
+        (["--port", "0"], "argument --port: expected 1 to 65535, got '0'"),
+        (["--port", "65536"], "argument --port: "),
+        (["--count", "-1"], "argument --count: "),
+        (["--timeout", "nan"], "argument --timeout: "),
+        (["--encoding", "xml"], "argument --encoding: "),
+        (["--format", "xml"], "argument --format: "),
+        (["--from", "0"], "argument --from: expected now, start, snapshot or a number"),
+        (["--log", "x"], "argument --log: expected a UUID, got 'x'"),
+        (["--max-skew", "0"], "argument --max-skew: "),
+        (["--state", "/nonesuch/state"], "--state: /nonesuch is no directory that can be written"),
+        (
+            ["--exec", "/nonesuch/command"],
+            "--exec: '/nonesuch/command' cannot be run (No such file",
+        ),
+        (["--url", "http://localhost"], "--url: needs a reader's certificate"),
+        (["--announcer", "x.crt", "--ca", "/nonesuch/ca.crt"], "--ca: /nonesuch/ca.crt cannot"),
+        (["stray"], "unrecognized arguments: stray"),
+    ],
+)
+def test_what_cannot_be_used_is_one_sentence(arguments: list[str], sentence: str) -> None:
+    """A wrong option or address is one line that says what to change, and exit status 2."""
+    result = run("--port", str(free_udp_port()), *arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("status-listener: ")
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_it_needs_no_server_and_no_database() -> None:
+    """A listener runs where only Python, cryptography and this package are installed."""
+    program = (
+        "import sys, listeners.cli\n"
+        "heavy = {'tornado', 'psycopg2', 'aiopg', 'pydantic', 'structlog', 'yaml'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("deliveries", "duplicates", "complaints", "intake", "keys", "output", "pace", "pages"),
+        *("receiver", "sequence", "state", "streams", "verify"),
+    ],
+)
+def test_what_judges_and_orders_knows_no_network(module: str) -> None:
+    """It is handed bytes and the time, so that tests can hand it any."""
+    program = (
+        f"import sys, listeners.{module}\n"
+        # Not sockets: before 3.13 the standard library's e-mail parser, which cryptography uses,
+        # imports them.
+        "network = {'asyncio', 'ssl', 'http'}\n"
+        "sys.exit(' '.join(network & set(sys.modules)) or 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+# ------------------------------------------------------------------------------ duplicates, in pure
+
+
+@no_deadline
+@given(st.integers(1, 6), st.lists(st.integers(0, 9), max_size=60))
+def test_the_window_knows_exactly_the_newest_keys(size: int, keys: list[int]) -> None:
+    """A key is known again as long as it is among the newest, and memory is bounded."""
+    window = Window[int](size)
+    remembered: list[int] = []
+    for key in keys:
+        assert window.add(key) == (key not in remembered)
+        if key not in remembered:
+            remembered = [*remembered, key][-size:]
+        assert len(window) == len(remembered) <= size
+
+
+@no_deadline
+@given(st.lists(st.tuples(st.sampled_from([STREAM, uuid.UUID(int=1)]), st.integers(1, 9))))
+def test_an_update_is_known_by_its_stream_and_number(heard: list[tuple[uuid.UUID, int]]) -> None:
+    """The same number of another stream is another update."""
+    receiver = Receiver()
+    shown = [
+        (stream, seq)
+        for stream, seq in heard
+        if receiver.receive(as_json(check_in(seq), stream=stream))
+    ]
+    assert shown == list(dict.fromkeys(heard))
+    assert receiver.counts.duplicates == len(heard) - len(shown)
+
+
+def test_an_update_repeated_inside_a_datagram_is_shown_once() -> None:
+    """It does not matter how the copies arrive."""
+    assert list(Receiver().receive(as_json(check_in(1), check_in(2), check_in(1)))) == [
+        check_in(1),
+        check_in(2),
+    ]
+
+
+def test_binary_updates_are_known_by_all_their_bytes() -> None:
+    """The older format has no numbers: any difference makes another update."""
+    receiver = Receiver(Encoding.AUTO)
+    first, second = encode_binary(check_in(1)), encode_binary(check_in(2))
+    shown = [update for payload in (first, second, first) for update in receiver.receive(payload)]
+    assert shown == [decode_binary(first), decode_binary(second)]
+
+
+def test_a_flood_in_one_format_does_not_bring_back_the_other() -> None:
+    """Forged binary datagrams do not push numbered updates out of the memory."""
+    receiver = Receiver(window_size=4)
+    assert receiver.receive(as_json(check_in(1)))
+    for number in range(2, 20):
+        assert receiver.receive(encode_binary(check_in(number)))
+    assert not receiver.receive(as_json(check_in(1)))
+
+
+@no_deadline
+@given(st.binary(max_size=400))
+def test_any_bytes_are_updates_or_refused(payload: bytes) -> None:
+    """A stranger's bytes end nothing."""
+    receiver = Receiver()
+    with contextlib.suppress(DatagramError):
+        assert receiver.receive(payload) or receiver.counts == type(receiver.counts)()
+
+
+# ------------------------------------------------------------------------------ complaints, in pure
+
+
+def test_a_complaint_is_made_once_a_minute_and_says_what_was_withheld() -> None:
+    """A flood of one kind from one source is one line, and the next one counts it."""
+    complaints = Complaints(interval_s=60)
+    told = [complaints.allow("a", float(second)) for second in (0, 1, 59, 60, 61, 120)]
+    assert told == [0, None, None, 2, None, 1]
+    assert complaints.allow("b", 120.0) == 0
+
+
+def test_forged_sources_cost_bounded_lines_and_memory() -> None:
+    """A thousand forged sources a minute are told, and no more remembered."""
+    complaints = Complaints(interval_s=60, max_subjects=10)
+    assert sum(complaints.allow(source, 0.0) is not None for source in range(1000)) == 10
+    assert len(complaints) == 10
+    assert complaints.allow("later", 60.0) == 0
+    assert len(complaints) == 1
+
+
+# ---------------------------------------------------------------------------------- output, in pure
+
+_KINDS = st.one_of(
+    st.sampled_from(["check-in", "new", "back", "offline"]),
+    st.from_regex(r"[a-z][a-z-]{0,31}", fullmatch=True),
+)
+_EMAILS = st.text("".join(map(chr, range(0x23, 0x7F))), min_size=1, max_size=40)
+_MOMENTS = st.datetimes(timezones=st.just(datetime.UTC))
+_ADDRESSES = st.ip_addresses().map(str)
+_PORTS = st.integers(0, 65535)
+_EVENTS = st.builds(
+    Event, st.integers(1), _KINDS, _EMAILS, _MOMENTS, _ADDRESSES, _PORTS, st.none() | _MOMENTS
+)
+_UPDATES = st.one_of(_EVENTS, st.builds(BinaryUpdate, _EMAILS, _MOMENTS, _ADDRESSES, _PORTS))
+_SOURCES = st.tuples(st.ip_addresses(v=4).map(str), _PORTS)
+
+
+@no_deadline
+@given(_UPDATES)
+def test_a_json_line_parses_and_is_flat(update: Event | BinaryUpdate) -> None:
+    """Every line is one object with the members in order, each a number, a text or null."""
+    line = json_line(update)
+    assert line.count("\n") == 1
+    assert line.endswith("\n")
+    members = json.loads(line)
+    late = ["at"] if isinstance(update, Event) and update.at is not None else []
+    assert list(members) == [*"seq event email last_seen client_ip client_port".split(), *late]
+    assert all(isinstance(value, int | str | None) for value in members.values())
+    assert (members["seq"] is None) == isinstance(update, BinaryUpdate)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", members["last_seen"])
+    assert datetime.datetime.fromisoformat(members["last_seen"]) == update.last_seen
+
+
+@no_deadline
+@given(_UPDATES, _SOURCES)
+def test_a_text_block_never_contains_control_characters(
+    update: Event | BinaryUpdate, source: tuple[str, int]
+) -> None:
+    """Nothing that arrives can steer the terminal that shows it."""
+    lines = text_block(update, source).removesuffix("\n").split("\n")
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    assert lines[0] == lines[-1] == "-" * 40
+    named = isinstance(update, Event) and update.event not in ("check-in", "new", "back")
+    assert len(lines) == 7 + named
+
+
+def test_an_event_that_is_no_check_in_is_named() -> None:
+    """Later kinds of events are told apart from a check-in; check-ins all look the same."""
+    source = ("127.0.0.1", 6666)
+    offline = text_block(check_in(event="offline"), source)
+    assert offline.splitlines()[2] == "Event        : offline"
+    plain = {text_block(check_in(event=kind), source) for kind in ("check-in", "new", "back")}
+    assert plain == {offline.replace("Event        : offline\n", "")}
+
+
+def test_an_event_that_no_client_caused_shows_no_address() -> None:
+    """For people the lines are left out; for programs they are null, and `at` says when."""
+    later = MOMENT + datetime.timedelta(seconds=187)
+    event = Event(43, "offline", "a@example.com", MOMENT, None, None, later)
+    assert text_block(event, ("127.0.0.1", 6666)).splitlines()[1:-1] == [
+        "Source Packet: ('127.0.0.1', 6666)",
+        "Event        : offline",
+        "User Email   : a@example.com",
+        "Last Seen    : 2026-01-02 03:04:05.678901+00:00",
+    ]
+    members = json.loads(json_line(event))
+    assert (members["client_ip"], members["client_port"]) == (None, None)
+    assert members["at"] == "2026-01-02T03:07:12.678901Z"
+
+
+def test_a_snapshot_says_the_state() -> None:
+    """Who is offline is known after a gap, too."""
+    record = StatusRecord(7, "a@example.com", MOMENT, "10.0.0.7", 1, "offline")
+    assert json.loads(render(Format.JSON, Snapshot(record)))["state"] == "offline"
+    assert "State        : offline\n" in render(Format.TEXT, Snapshot(record))
+
+
+def test_the_fraction_is_shown_even_where_it_is_zero() -> None:
+    """The column is as wide on the full second."""
+    update = BinaryUpdate("a@b.example", MOMENT.replace(microsecond=0), "::1", 1)
+    assert "Last Seen    : 2026-01-02 03:04:05.000000+00:00\n" in text_block(update, ("::1", 1))
+
+
+def test_help_names_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a script needs to know stands in --help."""
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    assert "exit status:" in capsys.readouterr().out

@@ -1,0 +1,327 @@
+"""`tornado-status config` and `completion`: what is set and why, and a shell that helps."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, wait_until
+from tests.support.pages import commands
+from tests.system.test_terminal_board import Terminal
+from tornado_status import config
+from tornado_status.cli import COMMANDS
+from tornado_status.commands import config_dump
+
+URL = "postgresql://somebody:s3cr3t@one.example,two.example:5433/name?sslmode=require"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tornado_status", *arguments],
+        cwd=ROOT,
+        env={**plain_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def shown(path: Path, **environment: str) -> dict[str, tuple[object, str]]:
+    """Value and origin of each key, as `config --format json` prints them."""
+    done = run("config", "--config", str(path), "--format", "json", **environment)
+    assert done.returncode == 0, done.stderr
+    return {key: (v["value"], v["origin"]) for key, v in json.loads(done.stdout).items()}
+
+
+def test_every_setting_says_where_it_comes_from(tmp_path: Path) -> None:
+    """Default, file, the platform's variables, ours: what counts in the end."""
+    path = tmp_path / "config.yaml"
+    path.write_text("server: {port: 1, host: 127.0.0.1}\nadmin: {host: '::1'}\n")
+    found = shown(
+        path,
+        PORT="2",
+        DATABASE_URL=URL,
+        TORNADO_STATUS_LOGGING__LEVEL="debug",
+        TORNADO_STATUS_ADMIN='{"port": 0}',
+    )
+    assert found["server.host"] == ("127.0.0.1", str(path))
+    assert found["server.port"] == (2, "PORT")
+    assert found["logging.level"] == ("debug", "TORNADO_STATUS_LOGGING__LEVEL")
+    assert found["logging.format"] == ("console", "default")
+    assert found["database.url"][1] == "DATABASE_URL"
+    assert found["management.port"] == (0, "TORNADO_STATUS_ADMIN")
+    assert found["management.host"] == ("127.0.0.1", "default")  # replaced as a whole
+    assert shown(path, PORT="2", TORNADO_STATUS_SERVER__PORT="3")["server.port"] == (
+        3,
+        "TORNADO_STATUS_SERVER__PORT",
+    )
+
+
+def test_every_setting_is_shown() -> None:
+    """Of all sections, with the shipped file's values."""
+    found = shown(ROOT / "config.yaml")
+    for section, value in config.Settings():
+        names = (
+            [f"{section}.{key}" for key, _ in value] if hasattr(value, "model_dump") else [section]
+        )
+        for name in names:
+            assert name in found
+
+
+def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
+    """It can be read, and leads to the same settings."""
+    done = run("config", "--config", "config.yaml")
+    assert done.returncode == 0, done.stderr
+    copy = tmp_path / "config.yaml"
+    copy.write_text(done.stdout)
+    assert config.load(copy, {}) == config.load(ROOT / "config.yaml", {})
+    assert "# config.yaml" in done.stdout
+    copy.write_text("")
+    assert "# default" in run("config", "--config", str(copy)).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("url", URL, URL.replace("s3cr3t", config_dump.MASK)),
+        (
+            "url",
+            "postgresql://h/n?user=u&password=s3cr3t",
+            f"postgresql://h/n?user=u&password={config_dump.MASK}",
+        ),
+        ("url", "postgresql://user@h/n", "postgresql://user@h/n"),
+        ("url", "https://hooks.example/T0/s3cr3t", f"https://hooks.example/{config_dump.MASK}"),
+        ("url", "https://hooks.example/?k=s3cr3t", f"https://hooks.example/?{config_dump.MASK}"),
+        ("url", "nats://u:s3cr3t@127.0.0.1:4222", f"nats://u:{config_dump.MASK}@127.0.0.1:4222"),
+        ("url", "http://[s3cr3t/x", config_dump.MASK),
+        ("url", "nats://s3cr3t@127.0.0.1:4222", f"nats://{config_dump.MASK}@127.0.0.1:4222"),
+        ("secret", "s3cr3t", config_dump.MASK),
+        ("signing_key", "-----BEGIN PRIVATE KEY-----\ns3cr3t", config_dump.MASK),
+        ("note", "-----BEGIN EC PRIVATE KEY-----\ns3cr3t", config_dump.MASK),
+        ("keep_alive_s", 15.0, 15.0),
+        ("key_id", "a", "a"),
+        ("bot_token", "s3cr3t", config_dump.MASK),
+        ("secret_file", "/run/secrets/x", "/run/secrets/x"),
+        ("private_key", Path("/k"), "/k"),
+        ("url", "embedded", "embedded"),
+    ],
+)
+def test_secrets_are_masked(name: str, value: object, expected: str) -> None:
+    """Wherever a setting may hold one, in lists of sections too."""
+    plain = config_dump._plain("", {"section": [{name: value}]})
+    assert plain == {"section": [{name: expected}]}
+
+
+WORDS = ("secret", "password", "passwd", "passphrase", "token", "key", "api_key", "credentials")
+
+
+@given(
+    st.sampled_from(WORDS),
+    st.sampled_from(["", "smtp_", "client_"]),
+    st.sampled_from([str, str.upper, str.title]),
+    st.recursive(
+        st.just("s3cr3t"),
+        lambda inner: (
+            st.lists(inner, min_size=1, max_size=2)
+            | st.dictionaries(st.sampled_from(["a", "file"]), inner, min_size=1)
+        ),
+        max_leaves=4,
+    ),
+)
+def test_whatever_is_named_like_a_secret_is_masked(
+    word: str, before: str, write: Callable[[str], str], value: object
+) -> None:
+    """In any setting that there may ever be, also where it is a list or a map."""
+    name = write(f"{before}{word}")
+    assert "s3cr3t" not in repr(config_dump._plain("", {"section": {name: value}}))
+    assert "s3cr3t" in repr(config_dump._plain("", {"section": {"note": value}}))
+
+
+def test_a_password_in_any_url_setting_is_masked() -> None:
+    """Every text that can be set, in every section: as a URL with a password in it."""
+    replaced = 0
+
+    def with_urls(value: object) -> object:
+        nonlocal replaced
+        if isinstance(value, dict):
+            return {key: with_urls(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [with_urls(inner) for inner in value]
+        if isinstance(value, str):
+            replaced += 1
+            return "scheme://user:s3cr3t@host/path?password=s3cr3t&n=1"
+        return value
+
+    settings = config.load(ROOT / "config.yaml", {}).model_dump()
+    shown = config_dump._plain("", with_urls(settings))
+    assert replaced > 10
+    assert "s3cr3t" not in repr(shown)
+    assert repr(shown).count("scheme://user:") == replaced
+
+
+def test_a_password_is_not_printed() -> None:
+    """In neither format."""
+    for chosen in ("yaml", "json"):
+        done = run("config", "--format", chosen, DATABASE_URL=URL)
+        assert done.returncode == 0
+        assert "somebody" in done.stdout
+        assert "s3cr3t" not in done.stdout + done.stderr
+
+
+def test_a_wrong_setting_is_one_line() -> None:
+    """As when serving."""
+    done = run("config", PORT="none")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "server.port" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [("completion", "zsh"), ("config",), ("version",)])
+def test_a_reader_that_has_gone_is_no_traceback(command: tuple[str, ...]) -> None:
+    """As with `| head`: nothing is said, and the status is not 0."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "tornado_status", *command],
+            cwd=ROOT,
+            env=plain_environment(),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def completed(shell: str, script: str, *words: str) -> list[str]:
+    """What bash offers for the last of `words`."""
+    given = " ".join(f"'{word}'" for word in words)
+    program = f"""
+source /dev/stdin <<'SCRIPT'
+{script}
+SCRIPT
+COMP_WORDS=({given}) COMP_CWORD={len(words) - 1}
+function=$(complete -p tornado-status | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+$function tornado-status '{words[-1]}' '{words[-2]}'
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run(
+        [shell, "--norc"],
+        input=program,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    return done.stdout.split()
+
+
+@pytest.mark.once
+def test_bash_completes_the_command_line() -> None:
+    """Commands, what they take, and files where a file is meant."""
+    script = run("completion", "bash").stdout
+    names = {command.name for command in COMMANDS}
+    assert names <= set(completed("bash", script, "tornado-status", ""))
+    assert completed("bash", script, "tornado-status", "comple") == ["completion"]
+    assert set(completed("bash", script, "tornado-status", "completion", "")) >= {"bash", "zsh"}
+    assert "--format" in completed("bash", script, "tornado-status", "config", "--f")
+    assert "config.yaml" in completed("bash", script, "tornado-status", "--config", "config")
+
+
+# Terminal starts Python: this one becomes the shell.
+BECOME = "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])"
+
+
+@contextlib.contextmanager
+def interactive(shell: str, home: Path, startup: str) -> Iterator[Terminal]:
+    """A shell in a terminal, as a user has it who has `startup` in its file."""
+    require(shell, shutil.which(shell) is not None, f"Debian's package {shell}")
+    (home / f".{shell}rc").write_text(f"PS1='ready> '\n{startup}")
+    path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
+    # zsh -d: not what the distribution has for everybody, which may run compinit.
+    started = {"bash": ("bash", "--rcfile", home / ".bashrc", "-i"), "zsh": ("zsh", "-d", "-i")}
+    variables = (f"HOME={home}", f"ZDOTDIR={home}", path, "TERM=xterm-256color")
+    command = ("env", *variables, *started[shell])
+    terminal = Terminal("-c", BECOME, *command, size=(80, 24))
+    try:
+        terminal.wait("(?m)^ready>")
+        yield terminal
+    finally:
+        terminal.close()
+
+
+def startups() -> dict[str, tuple[str, str]]:
+    """The ways in docs/operation.md: the shell, and what is in its file."""
+    page = (
+        (ROOT / "docs" / "operation.md")
+        .read_text()
+        .partition("\n## Completion\n")[2]
+        .partition("\n## ")[0]
+    )
+    bash, evaluated, once, found = commands("", page)
+    return {
+        "bash": ("bash", bash.commands),
+        "zsh": ("zsh", evaluated.commands),
+        "zsh-file": ("zsh", f"{once.commands}{found.commands}"),
+    }
+
+
+TAB, KILL_LINE = "\t", "\x15"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("way", ["bash", "zsh", "zsh-file"])
+def test_a_shell_completes_as_the_page_says(way: str, tmp_path: Path) -> None:
+    """Commands, what they take, options and files, where somebody types and presses Tab."""
+    shell, startup = startups()[way]
+    with interactive(shell, tmp_path, startup) as terminal:
+        for typed, completed in (
+            ("tornado-status comple", "completion"),
+            ("tornado-status completion z", "zsh"),
+            ("tornado-status config --for", "--format"),
+            ("tornado-status --config conf", "config.yaml"),
+            ("tornado-status users era", "erase"),
+        ):
+            terminal.type(f"{typed}{TAB}")
+            whole = f"{typed.rpartition(' ')[0]} {completed}"
+            terminal.wait(rf"(?m)ready> {whole}( |$)")
+            terminal.type(f"{KILL_LINE}clear\r")
+            wait_until(lambda: "tornado" not in terminal.screen, "an empty screen")
+        terminal.type(f"tornado-status {TAB}{TAB}")
+        for command in COMMANDS:
+            terminal.wait(rf"(^|\s){command.name}\b")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_a_shell_that_was_told_nothing_completes_nothing(shell: str, tmp_path: Path) -> None:
+    """The test above can fail."""
+    startup = {"bash": "", "zsh": f"{startups()['zsh'][1].partition(chr(10))[0]}\n"}[shell]
+    with interactive(shell, tmp_path, startup) as terminal:
+        terminal.type(f"tornado-status comple{TAB}{TAB}")
+        terminal.type("x")
+        terminal.wait(r"(?m)ready> tornado-status complex$")
+
+
+def test_yaml_of_the_shown_settings_keeps_types() -> None:
+    """Text stays text, though it looks like a number."""
+    text = config_dump.as_yaml(config.load(ROOT / "config.yaml", {}), {})
+    assert yaml.safe_load(text)["tls"]["minimum_version"] == "1.3"

@@ -1,0 +1,787 @@
+"""The live stream: every event once and in order, whatever restarts, for those who may see it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime
+import http.client
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import psycopg2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+from certs_gen.authority import Authority
+from tests.server.test_trust import Site, now, replace, site
+from tests.support.follow import Follow
+from tests.support.harness import PATIENCE_S, Postgres, Server, StartServer, exchange, wait_until
+from tests.support.with_constants import KEEP_ALIVE_S
+from tornado_status.api.live import event_filter
+from tornado_status.model.records import Event
+from tornado_status.store.follow import notify_channel
+
+__all__ = ["site"]  # a fixture
+
+VALID = "valid_user@example.com"
+OPERATOR = "operator@example.com"
+
+
+def check_in(server: Server, times: int = 1, cert: str = "client") -> None:
+    connection = server.connect(cert)
+    for _ in range(times):
+        assert exchange(connection, "POST", "/api/client").status == 204
+    connection.close()
+
+
+def log(server: Server, after: int = 0) -> list[dict[str, Any]]:
+    """The log as its readers get it, and as it stands in the table."""
+    page = server.request("GET", f"/api/events?after={after}&limit=100000", cert="operator")
+    events: list[dict[str, Any]] = page.json["events"]
+    stored = server.rows("SELECT seq, event, email FROM check_in WHERE seq > %s ORDER BY 1", after)
+    assert [(e["seq"], e["event"], e["email"]) for e in events] == stored
+    return events
+
+
+def fill(server: Server, count: int) -> int:
+    """Write events as another server would that rings no bell; return the head."""
+    ((head,),) = server.rows(
+        "WITH h AS (UPDATE head SET seq = seq + %s, at = now() RETURNING seq), l AS ("
+        "INSERT INTO check_in (seq, at, event, email, client_ip, client_port)"
+        " SELECT h.seq - %s + n, now(), 'check-in', 'user' || n || '@example.com', '10.0.0.1', 5"
+        " FROM h, generate_series(1, %s) n) SELECT seq FROM h",
+        count,
+        count,
+        count,
+    )
+    return int(head)
+
+
+def metric(server: Server, name: str) -> float:
+    found = re.search(
+        rf"^tornado_status_{re.escape(name)} (\S+)$",
+        server.management("/metrics").body.decode(),
+        re.MULTILINE,
+    )
+    return float(found[1]) if found else 0.0
+
+
+@contextlib.contextmanager
+def checking_in(*servers: Server) -> Iterator[Callable[[], int]]:
+    """Check in at servers, again and again, also over restarts; gives how many succeeded."""
+    stop = threading.Event()
+    acknowledged = [0] * len(servers)
+
+    def run(number: int) -> None:
+        server, connection = servers[number], None
+        while not stop.is_set():
+            try:
+                connection = connection or server.connect()
+                acknowledged[number] += exchange(connection, "POST", "/api/client").status == 204
+            except (OSError, http.client.HTTPException):
+                connection = None
+                stop.wait(0.05)
+        if connection is not None:
+            connection.close()
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(servers))]
+    for thread in threads:
+        thread.start()
+    try:
+        yield lambda: sum(acknowledged)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+
+
+def await_more(count: Callable[[], int], more: int) -> None:
+    before = count()
+    wait_until(lambda: count() >= before + more, f"{more} more check-ins")
+
+
+# --------------------------------------------------------------------------------------- following
+
+
+def test_the_stream_starts_at_now_with_one_message_an_event(server: Server) -> None:
+    """Its id is the number, its event the kind, its data the event as in a datagram."""
+    check_in(server, 2)
+    with Follow(server) as follow:
+        assert follow.status == 200
+        assert follow.headers["Content-Type"] == "text/event-stream"
+        hello = follow.expect("position")
+        assert (hello.id, hello.data["seq"]) == (2, 2)
+        assert hello.data["log"] == str(server.rows("SELECT stream::text FROM head")[0][0])
+        check_in(server, cert="operator")
+        check_in(server)
+        first, second = follow.expect(), follow.expect()
+    assert (first.id, first.kind, second.id, second.kind) == (3, "new", 4, "check-in")
+    assert [first.data, second.data] == log(server, 2)
+
+
+@pytest.mark.parametrize("how", ["header", "query"])
+def test_a_reader_resumes_where_it_was(server: Server, how: str) -> None:
+    """By Last-Event-ID or `after`, out of the log, without a hole; then it goes on live."""
+    check_in(server, 5)
+    query, last = ("", 2) if how == "header" else ("?after=2", None)
+    with Follow(server, query, last=last) as follow:
+        assert follow.expect("position").id == 2
+        assert follow.events(3) == log(server, 2)
+        check_in(server)
+        assert follow.events(1) == log(server, 5)
+
+
+def test_a_hole_or_a_repetition_would_show(server: Server) -> None:
+    """The control of all tests here that compare with the log."""
+    check_in(server, 5)
+    for wrong in (1, 3):
+        with Follow(server, last=wrong) as follow:
+            assert follow.until(5) != log(server, 2)
+
+
+def test_last_event_id_wins_over_the_url(server: Server) -> None:
+    """A browser that connects again sends the URL of before, and the header with where it is."""
+    check_in(server, 3)
+    with Follow(server, "?after=0", last=2) as follow:
+        assert follow.events(1) == log(server, 2)
+
+
+def test_events_of_all_servers_come_in_order_and_once(start_server: StartServer) -> None:
+    """Followers at either server, while both are checked in at."""
+    first, second = start_server(), start_server()
+    check_in(first)
+    follows = [Follow(server, last=0) for server in (first, second) for _ in range(3)]
+    with checking_in(first, second) as count:
+        await_more(count, 200)
+    head = first.rows("SELECT seq FROM head")[0][0]
+    expected = log(first)
+    assert [event["seq"] for event in expected] == list(range(1, head + 1))
+    for follow in follows:
+        assert follow.until(head) == expected
+        follow.close()
+
+
+def test_a_stream_survives_the_end_of_its_server(start_server: StartServer) -> None:
+    """kill -9 amid check-ins: resumed at another server, nothing is missing or twice."""
+    first, second = start_server(), start_server()
+    follow = Follow(first, last=0)
+    with checking_in(first, second) as count:
+        await_more(count, 50)
+        got = follow.events(20)
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait(PATIENCE_S)
+        got += follow.rest()
+        assert not follow.ended_well
+        await_more(count, 20)
+        follow.close()
+        follow = Follow(second, last=follow.last)
+        await_more(count, 20)
+    head = second.rows("SELECT seq FROM head")[0][0]
+    got += follow.until(head)
+    follow.close()
+    assert got == log(second)
+
+
+def test_a_stream_survives_a_restart_of_the_database(
+    own_postgres: Postgres, start_server: StartServer
+) -> None:
+    """The connection stays, and the log goes on where it was."""
+    server = start_server(url=own_postgres.url)
+    with Follow(server, last=0) as follow, contextlib.ExitStack() as stack:
+        count = stack.enter_context(checking_in(server))
+        await_more(count, 20)
+        got = follow.events(10)
+        own_postgres.stop()
+        wait_until(lambda: server.management("/readyz").status == 503, "a database that is away")
+        own_postgres.start()
+        await_more(count, 20)
+        late = Follow(server, last=3)
+        stack.close()
+        head = server.rows("SELECT seq FROM head")[0][0]
+        got += follow.until(head)
+        assert got == log(server)
+        assert late.until(head) == log(server, 3)
+        late.close()
+
+
+def test_events_of_another_server_come_though_the_bell_is_cut(start_server: StartServer) -> None:
+    """The log is the truth; the bell connects again."""
+    first, second = start_server(), start_server()
+    with Follow(second) as follow:
+        check_in(first)
+        assert follow.events(1) == log(first)
+        for _ in range(3):
+            second.rows(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
+                " AND objid = %s",
+                notify_channel.FOLLOWING,
+            )
+            head = log(first)[-1]["seq"]
+            check_in(first)
+            assert follow.events(1) == log(first, head)
+
+
+def test_the_bell_is_rung_only_where_another_server_follows(start_server: StartServer) -> None:
+    """Else check-ins pay nothing for it; who begins to follow is told where the log is."""
+    server = start_server()
+    check_in(server)
+    connection = psycopg2.connect(server.database_url)
+    connection.autocommit = True
+    cursor = connection.cursor()
+
+    def ring() -> int:
+        def heard() -> bool:
+            connection.poll()
+            return bool(connection.notifies)
+
+        wait_until(heard, "a ring")
+        return int(connection.notifies.pop(0).payload)
+
+    cursor.execute(f"LISTEN {notify_channel.HEAD}")
+    check_in(server, 3)
+    cursor.execute(f"SELECT pg_advisory_lock_shared({notify_channel.FOLLOWING})")
+    cursor.execute(f"NOTIFY {notify_channel.FOLLOW}")
+    assert ring() == 4  # and no ring of the three before
+    check_in(server)
+    while (head := ring()) == 4:
+        pass  # seen in pg_locks and heard of by NOTIFY, a follower may be told twice
+    assert head == 5
+    connection.close()
+
+
+def test_a_ring_that_lies_changes_nothing(server: Server) -> None:
+    """Anybody with an account in the database may NOTIFY."""
+    with Follow(server) as follow:
+        for lie in ("9223372036854775807", "99999999999999999999", "-1", "x", ""):
+            server.rows(f"SELECT pg_notify('{notify_channel.HEAD}', %s)", lie)
+        check_in(server, 3)
+        assert follow.events(3) == log(server)
+
+
+# ----------------------------------------------------------------------------------------- bounds
+
+
+def test_a_slow_reader_is_cut_off_and_loses_nothing(server: Server) -> None:
+    """Another, at the same time, is not; and what was cut off resumes from the log."""
+    slow, quick = Follow(server, receive_buffer=4096), Follow(server)
+    assert slow.expect("position").id == quick.expect("position").id == 0
+    head = fill(server, 60_000)
+    seen: list[int] = []
+    reader = threading.Thread(target=lambda: seen.extend(e["seq"] for e in quick.until(head)))
+    reader.start()
+    wait_until(lambda: metric(server, 'streams_ended_total{reason="slow"}') == 1, "a cut")
+    reader.join(PATIENCE_S)
+    assert seen == list(range(1, head + 1))
+    got = [event["seq"] for event in slow.rest()]
+    assert got
+    assert not slow.ended_well
+    assert len(got) < head
+    with Follow(server, last=slow.last) as resumed:
+        got += [event["seq"] for event in resumed.until(head)]
+    assert got == list(range(1, head + 1))
+    assert metric(server, "streams") == 1
+    slow.close()
+    quick.close()
+    check_in(server)
+
+
+def test_a_slow_reader_is_served_from_the_log_at_its_own_pace(server: Server) -> None:
+    """Catching up waits for the reader, and never holds more than a page for it."""
+    head = fill(server, 60_000)
+    with Follow(server, last=0, receive_buffer=4096) as follow:
+        assert follow.expect("position").id == 0
+        check_in(server, 3)  # meanwhile
+        assert [e["seq"] for e in follow.until(head + 3)] == list(range(1, head + 4))
+    assert metric(server, 'streams_ended_total{reason="slow"}') == 0
+
+
+def test_streams_have_a_limit(start_server: StartServer) -> None:
+    """503 with Retry-After, and the place of who leaves is free again."""
+    server = start_server(live={"max_streams": 2})
+    follows = [Follow(server), Follow(server)]
+    refused = Follow(server)
+    assert refused.headers["Retry-After"] == "10"
+    assert refused.answer() == (503, "As many streams as allowed are open")
+    assert metric(server, "streams") == 2
+    follows[0].close()
+    wait_until(lambda: metric(server, "streams") == 1, "a free place")
+    with Follow(server) as again:
+        assert again.status == 200
+    follows[1].close()
+
+
+def test_an_ordinary_user_cannot_take_all_places(server: Server) -> None:
+    """A user has twenty, a reader as many as there are."""
+    follows = [Follow(server, f"?email={VALID}", cert="client") for _ in range(20)]
+    assert {follow.status for follow in follows} == {200}
+    refused = Follow(server, f"?email={VALID}", cert="client")
+    assert refused.answer() == (503, "You have as many streams as allowed")
+    more = [Follow(server) for _ in range(21)]
+    assert {follow.status for follow in more} == {200}
+    for follow in follows + more:
+        follow.close()
+
+
+def test_silence_is_broken_and_no_idle_timeout_cuts_a_stream(start_server: StartServer) -> None:
+    """A position comes again and again, and moves on for who wants few events."""
+    server = start_server(server={"idle_timeout_s": 0.5}, constants={KEEP_ALIVE_S: 0.3})
+    began = time.monotonic()
+    with Follow(server, "?email=nobody@example.com") as follow:
+        check_in(server)
+        while time.monotonic() - began < 2:
+            said = follow.expect("position")
+        assert said.id == follow.last == 1
+    with Follow(server) as follow:
+        assert follow.expect("position").id == 1
+        check_in(server)
+        assert follow.expect().id == 2
+    wait_until(lambda: metric(server, "streams") == 0, "the clients' ends to be noticed")
+
+
+def test_a_client_that_talks_is_hung_up_on(server: Server) -> None:
+    """There is nothing to say to a stream."""
+    with server.connect_raw("operator") as raw:
+        raw.sendall(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 200")
+        with contextlib.suppress(OSError):
+            raw.sendall(b"x" * 10_000)
+            while raw.recv(4096):
+                pass
+    wait_until(lambda: metric(server, "streams") == 0, "the end of the stream")
+    assert server.request("POST", "/api/client").status == 204
+
+
+# ----------------------------------------------------------------------------------------- filters
+
+
+def test_readers_filter_by_pattern_and_kind(server: Server) -> None:
+    """As access.readers is written; terms of one kind are alternatives."""
+    follows = {
+        query: Follow(server, query)
+        for query in (
+            "?email=OPERATOR@*",
+            "?email=valid_user@example.com",
+            "?email=nobody@example.com&email=*_user@example.com",
+            "?event=new",
+            "?event=new&email=valid*",
+            "?event=check-in&event=offline",
+        )
+    }
+    for cert in ("client", "operator", "client", "operator", "client"):
+        check_in(server, cert=cert)
+    everything = log(server)
+    expected = {
+        "?email=OPERATOR@*": [2, 4],
+        "?email=valid_user@example.com": [1, 3, 5],
+        "?email=nobody@example.com&email=*_user@example.com": [1, 3, 5],
+        "?event=new": [1, 2],
+        "?event=new&email=valid*": [1],
+        "?event=check-in&event=offline": [3, 4, 5],
+    }
+    for query, numbers in expected.items():
+        wanted_events = [everything[number - 1] for number in numbers]
+        assert follows[query].events(len(numbers)) == wanted_events, query
+        follows[query].close()
+        with Follow(server, query, last=0) as resumed:
+            assert resumed.events(len(numbers)) == wanted_events, query
+
+
+def test_everyone_may_stream_their_own_events_and_no_others(server: Server) -> None:
+    """403 for more; also where the own e-mail is only among those asked for."""
+    follow = Follow(server, f"?email={VALID.upper()}", cert="client")
+    for cert in ("operator", "client", "operator", "client"):
+        check_in(server, cert=cert)
+    assert [event["seq"] for event in follow.events(2)] == [2, 4]
+    follow.close()
+    with Follow(server, f"?email={VALID}", cert="client", last=2) as resumed:
+        assert [event["seq"] for event in resumed.events(1)] == [4]
+    for query in ("", "?email=*", f"?email={OPERATOR}", f"?email={VALID}&email={OPERATOR}"):
+        refused = Follow(server, query, cert="client")
+        assert refused.answer() == (403, "Only readers may see this"), query
+        refused.close()
+
+
+def test_an_email_that_looks_like_a_pattern_is_only_itself() -> None:
+    """`*@example.com` is a valid address: its owner sees nobody else's events."""
+    moment = datetime.datetime.now(datetime.UTC)
+    events = [
+        Event(n, "check-in", email, moment, "10.0.0.1", 5)
+        for n, email in enumerate(("*@example.com", "somebody@example.com"), start=1)
+    ]
+    assert event_filter.own("*@example.com", ()).select(events) == events[:1]
+    assert event_filter.parse(["*@example.com"], ()).select(events) == events
+    both = event_filter.Wanted(frozenset(["*@example.com"]), frozenset(["x*"]))
+    assert both.select(events) == events[:1]
+
+
+@pytest.mark.parametrize(
+    ("query", "last", "detail"),
+    [
+        ("?after=-1", None, "after: expected a whole number"),
+        ("?after=99999999999999999999", None, "after: expected a whole number"),
+        ("", "x", "Last-Event-ID: expected the number of an event"),
+        ("", "9" * 30, "Last-Event-ID: expected the number of an event"),
+        ("?log=x", None, "log: expected a UUID"),
+        ("?event=No+Kind", None, "event: expected up to 20 kinds"),
+        ("?email=", None, "email: expected up to 20 patterns"),
+        ("?" + "&".join(f"email={n}@example.com" for n in range(21)), None, "email: expected"),
+    ],
+)
+def test_nonsense_is_a_400_in_a_sentence(
+    server: Server, query: str, last: str | None, detail: str
+) -> None:
+    headers = {"Last-Event-ID": last} if last is not None else {}
+    refused = Follow(server, query, headers=headers)
+    status, sentence = refused.answer()
+    assert status == 400
+    assert sentence is not None
+    assert sentence.startswith(detail)
+
+
+def test_other_protocols_are_told_so(server: Server) -> None:
+    """HTTP/1.0 has no chunks, and a plain GET is no WebSocket."""
+    with server.connect_raw("operator") as raw:
+        raw.sendall(b"GET /api/stream HTTP/1.0\r\n\r\n")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 505")
+    answer = server.request("GET", "/api/socket", cert="operator")
+    assert (answer.status, answer.headers["Upgrade"]) == (426, "websocket")
+    assert server.request("POST", "/api/stream", cert="operator").status == 405
+    assert server.request("GET", "/api/socket").status == 426
+    assert metric(server, "streams") == 0
+
+
+def test_other_web_sites_cannot_follow(server: Server) -> None:
+    """Neither way; their pages could open both with the visitor's certificate."""
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        refused = Follow(server, headers=headers)
+        assert refused.answer() == (403, "Requests from other web sites are not served")
+    with Follow(server, headers={"Origin": f"https://localhost:{server.port}"}) as follow:
+        assert follow.status == 200
+
+    async def talk() -> None:
+        for origin, status in (("https://evil.example", 403), ("null", 403)):
+            with pytest.raises(HTTPClientError) as refused:
+                await socket_to(server, headers={"Origin": origin})
+            assert refused.value.code == status
+        allowed = await socket_to(server, headers={"Origin": f"https://localhost:{server.port}"})
+        assert (await say(allowed))["event"] == "position"
+        allowed.close()
+        await ended(allowed)
+
+    run(talk())
+
+
+# ------------------------------------------------------------------------------------------- gaps
+
+
+def test_what_is_pruned_is_told_as_a_gap(server: Server) -> None:
+    """As a listener shows it; then the stream goes on with the oldest that is kept."""
+    check_in(server, 6)
+    server.rows("DELETE FROM check_in WHERE seq <= 3")
+    for query in ("", "?email=*", f"?email={VALID}"):
+        with Follow(server, query, last=1) as follow:
+            gap = follow.expect()
+            assert (gap.kind, gap.id) == ("gap", 3)
+            assert gap.data == {"event": "gap", "from": 2, "to": 3}
+            assert [event["seq"] for event in follow.events(3)] == [4, 5, 6]
+    with Follow(server, last=3) as follow:  # the other side of the edge: nothing is missing
+        assert [event["seq"] for event in follow.events(3)] == [4, 5, 6]
+    server.rows("DELETE FROM check_in")
+    with Follow(server, last=1) as follow:
+        assert follow.expect().data == {"event": "gap", "from": 2, "to": 6}
+        check_in(server)
+        assert follow.expect().id == 7
+
+
+def test_numbers_that_went_back_are_told_as_a_gap(server: Server) -> None:
+    """`to` is below `from`."""
+    check_in(server, 2)
+    with Follow(server, last=9) as follow:
+        assert follow.expect().data == {"event": "gap", "from": 10, "to": 2}
+        check_in(server)
+        assert follow.expect().id == 3
+
+
+def test_a_new_stream_of_numbers_is_told_as_a_gap(server: Server) -> None:
+    """To those who follow, and to who comes with the old one's name."""
+    check_in(server, 2)
+    with Follow(server) as follow:
+        old = follow.expect("position").data["log"]
+        server.rows("UPDATE head SET stream = gen_random_uuid(), seq = 1")
+        server.rows("DELETE FROM check_in WHERE seq > 1")
+        new = server.rows("SELECT stream::text FROM head")[0][0]
+        assert follow.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
+        with Follow(server, f"?log={old}&after=2") as other:
+            assert other.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
+        with Follow(server, f"?log={new}&after=0") as other:
+            assert other.expect().data["seq"] == 1
+
+
+# -------------------------------------------------------------------------------------- the end
+
+
+def test_a_revoked_certificate_ends_its_streams(site: Site) -> None:
+    """With the reason, and those of others go on."""
+    site.start()
+    theirs = Follow(site.server, f"?email={VALID}", cert="client")
+    ours = Follow(site.server)
+    assert theirs.expect("position").id == 0
+    site.revoke("client")
+    assert theirs.rest() == []
+    assert theirs.comments == ["The certificate is revoked"]
+    assert theirs.ended_well
+    assert Follow(site.server, cert="client").answer()[0] == 403
+    check_in(site.server, cert="operator")
+    assert ours.expect().id == 1
+    theirs.close()
+    ours.close()
+
+
+@pytest.mark.parametrize(
+    ("stays", "reason"),
+    [
+        (True, "The trusted CAs have changed: connect anew"),
+        (False, "The certificate's CA is not trusted any more"),
+    ],
+)
+def test_another_bundle_of_cas_ends_the_streams_of_the_old_one(
+    site: Site, stays: bool, reason: str
+) -> None:
+    """Whether their CA is in the new one or not: all come anew, and are verified by it."""
+    site.start(crl=None)
+    theirs = Follow(site.server, f"?email={VALID}", cert="client")
+    assert theirs.expect("position").id == 0
+    other = Authority.create(name="another CA").certificate_pem()
+    before = (site.certs / "ca.crt").read_bytes() if stays else b""
+    replace(site.certs / "ca.crt", before + other)
+    assert theirs.rest() == []
+    assert theirs.comments == [reason]
+    assert theirs.ended_well
+    theirs.close()
+    if stays:
+        with Follow(site.server, f"?email={VALID}", cert="client") as again:
+            assert again.expect("position").id == 0
+
+
+def test_an_expired_certificate_ends_its_streams(site: Site) -> None:
+    """When its time is over, and not before."""
+    site.start()
+    brief = site.issue_brief()
+    with Follow(site.server, "?email=brief@example.com", cert="brief") as follow:
+        check_in(site.server, cert="brief")
+        assert follow.expect().id == 1
+        assert follow.rest() == []
+        assert now() > brief.not_valid_after_utc
+        assert follow.comments == ["The certificate has expired"]
+
+
+def test_a_drain_delivers_what_is_committed_and_ends_all_streams(server: Server) -> None:
+    """Nobody has to wait for a timeout, the server neither."""
+    follows = [Follow(server), Follow(server, f"?email={VALID}", cert="client")]
+    check_in(server, 5)
+    assert server.stop() == 0
+    for follow in follows:
+        assert [event["seq"] for event in follow.rest()] == [1, 2, 3, 4, 5]
+        assert follow.comments == ["The server is stopping"]
+        assert follow.ended_well
+        follow.close()
+    assert not server.events("drain timed out")
+
+
+def test_a_drain_does_not_wait_for_who_reads_nothing(server: Server) -> None:
+    """Bounded, whatever waits for a reader."""
+    follow = Follow(server, last=0, receive_buffer=4096)
+    fill(server, 20_000)
+    assert follow.expect().id == 1
+    assert server.stop() == 0
+    follow.close()
+
+
+def test_the_database_away_is_a_503(own_postgres: Postgres, start_server: StartServer) -> None:
+    """For who would be the first to follow; the place is free again."""
+    server = start_server(url=own_postgres.url, live={"max_streams": 1})
+    own_postgres.stop()
+    refused = Follow(server)
+    assert refused.status == 503
+    assert refused.headers["Retry-After"] == "1"
+    refused.close()
+    own_postgres.start()
+    wait_until(lambda: server.management("/readyz").status == 200, "the database")
+    with Follow(server) as follow:
+        assert follow.status == 200
+
+
+# ----------------------------------------------------------------------------------- WebSocket
+
+
+def run(talk: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            await talk
+
+    asyncio.run(bounded())
+
+
+async def socket_to(
+    server: Server,
+    query: str = "",
+    *,
+    cert: str = "operator",
+    headers: dict[str, str] | None = None,
+) -> WebSocketClientConnection:
+    return await websocket_connect(
+        HTTPRequest(
+            f"wss://localhost:{server.port}/api/socket{query}",
+            ssl_options=server.client_context(cert),
+            headers=headers or {},
+        )
+    )
+
+
+async def say(connection: WebSocketClientConnection) -> dict[str, Any]:
+    message = await connection.read_message()
+    assert isinstance(message, str), (connection.close_code, connection.close_reason)
+    found: dict[str, Any] = json.loads(message)
+    return found
+
+
+async def ended(connection: WebSocketClientConnection) -> tuple[int | None, str | None]:
+    while await connection.read_message() is not None:
+        pass
+    connection.close()  # our side of it
+    return connection.close_code, connection.close_reason
+
+
+def test_a_web_socket_brings_the_same_messages(server: Server) -> None:
+    """Resumed or live, filtered or not."""
+    check_in(server, 3)
+    follow = Follow(server, last=1)
+
+    async def talk() -> None:
+        everything = await socket_to(server, "?after=1")
+        own = await socket_to(server, f"?after=1&email={VALID}", cert="client")
+        first = await say(everything)
+        assert first == follow.expect("position").data == await say(own)
+        for _ in range(2):
+            expected = follow.expect().data
+            assert expected == await say(everything) == await say(own)
+        await asyncio.to_thread(check_in, server, cert="operator")
+        await asyncio.to_thread(check_in, server)
+        assert [await say(everything), await say(everything)] == follow.events(2)
+        assert (await say(own))["seq"] == 5
+        for connection in (everything, own):
+            connection.close()
+            await ended(connection)
+
+    run(talk())
+    follow.close()
+    wait_until(lambda: metric(server, "streams") == 0, "the end of all streams")
+
+
+def test_a_web_socket_is_kept_alive_and_refused_like_the_stream(start_server: StartServer) -> None:
+    """Pings that the client answers, positions for scripts, which see no pings."""
+    server = start_server(
+        server={"idle_timeout_s": 0.5}, live={"max_streams": 1}, constants={KEEP_ALIVE_S: 3}
+    )
+
+    async def talk() -> None:
+        connection = await socket_to(server)
+        for _ in range(3):
+            assert (await say(connection))["event"] == "position"
+        for cert, query, status in (
+            ("client", "", 403),
+            ("operator", "?after=x", 400),
+            ("operator", "", 503),
+        ):
+            with pytest.raises(HTTPClientError) as refused:
+                await socket_to(server, query, cert=cert)
+            assert refused.value.code == status
+        connection.close()
+        await ended(connection)
+
+    run(talk())
+    wait_until(lambda: metric(server, "streams") == 0, "a free place")
+    with Follow(server) as follow:
+        assert follow.status == 200
+
+
+def test_a_web_socket_ends_with_its_certificate_and_its_server(site: Site) -> None:
+    """1008 with the reason, 1001 where the server stops."""
+    site.start()
+
+    async def talk() -> None:
+        theirs = await socket_to(site.server, f"?email={VALID}", cert="client")
+        ours = await socket_to(site.server)
+        await asyncio.to_thread(site.revoke, "client")
+        assert await ended(theirs) == (1008, "The certificate is revoked")
+        told = site.server.wait_event("identity refused")
+        assert (told["reason"], told["email"]) == ("revoked", VALID)
+        stopping = asyncio.create_task(asyncio.to_thread(site.server.stop))
+        assert await ended(ours) == (1001, "The server is stopping")
+        assert await stopping == 0
+
+    run(talk())
+
+
+def test_a_web_socket_that_answers_no_ping_is_closed(start_server: StartServer) -> None:
+    """TCP goes on acknowledging for a program that hangs."""
+    server = start_server(constants={KEEP_ALIVE_S: 0.5})
+    with server.connect_raw("operator") as raw:
+        raw.sendall(
+            b"GET /api/socket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert raw.recv(4096).startswith(b"HTTP/1.1 101")
+        wait_until(lambda: metric(server, "streams") == 0, "the end of the stream")
+
+
+def test_what_is_no_web_socket_handshake_takes_no_place(start_server: StartServer) -> None:
+    """An Upgrade without the rest of it."""
+    server = start_server(live={"max_streams": 1})
+    for _ in range(3):
+        connection = server.connect("operator")
+        connection.request("GET", "/api/socket", headers={"Upgrade": "websocket"})
+        assert connection.getresponse().status == 400
+        connection.close()
+    with Follow(server) as follow:
+        assert follow.status == 200
+
+
+def test_a_stream_through_a_proxy_ends_with_its_certificate(
+    site: Site, start_server: StartServer
+) -> None:
+    """Where a proxy terminates TLS, and one certificate is among many on its connections."""
+    server = site.server = start_server(
+        ingress={"mode": "proxy", "trusted_proxies": ["127.0.0.1"]},
+        tls={"client_ca": str(site.certs / "ca.crt"), "crl": str(site.certs / "ca.crl")},
+    )
+
+    def follow(cert: str, query: str) -> http.client.HTTPResponse:
+        certificate = x509.load_pem_x509_certificate((site.certs / f"{cert}.crt").read_bytes())
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
+        headers = {
+            "Client-Cert": f":{base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()}:",
+            "X-Forwarded-For": "10.0.0.7",
+        }
+        connection.request("GET", f"/api/stream{query}", headers=headers)
+        return connection.getresponse()
+
+    theirs, ours = follow("client", f"?email={VALID}"), follow("operator", "")
+    assert (theirs.status, ours.status) == (200, 200)
+    site.revoke("client")
+    assert theirs.read().decode().endswith("\n\n: The certificate is revoked\n\n")
+    assert metric(server, "streams") == 1
+    told = server.wait_event("identity refused")
+    assert (told["reason"], told["email"], told["client_ip"]) == ("revoked", VALID, "10.0.0.7")
+    ours.close()

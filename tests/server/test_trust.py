@@ -1,0 +1,786 @@
+"""Revocation, expiry and hot reload: who is let in changes while the server runs."""
+
+from __future__ import annotations
+
+import datetime
+import http.client
+import re
+import shutil
+import signal
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
+
+from certs_gen.authority import CA_NAME, Authority, Credential, common_name, new_key
+from certs_gen.cli import main as certs_gen
+from tests.support.harness import (
+    LOOPBACK,
+    PATIENCE_S,
+    Answer,
+    Heard,
+    Server,
+    StartServer,
+    exchange,
+    wait_until,
+)
+from tornado_status.errors import RevocationListError
+from tornado_status.ingress.trust import REVOKED, Trust
+from tornado_status.pki.crl import read_lists, replace_lists
+from tornado_status.pki.trust_anchors import Anchors
+from tornado_status.wire.datagram import decode_json
+
+DAY = datetime.timedelta(days=1)
+GET = ("GET", "/api/client")
+POST = ("POST", "/api/client")
+
+
+def now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+def revocation_list(
+    authority: Credential,
+    serials: Sequence[int] = (),
+    *,
+    number: int | None = 2,
+    this_update: datetime.datetime | None = None,
+    next_update: datetime.datetime | None = None,
+    extra: Sequence[tuple[x509.ExtensionType, bool]] = (),
+) -> bytes:
+    """Return a list in PEM, of any kind."""
+    start = this_update or now() - DAY
+    builder = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(authority.certificate.subject)
+        .last_update(start)
+        .next_update(next_update or now() + DAY)
+    )
+    if number is not None:
+        builder = builder.add_extension(x509.CRLNumber(number), critical=False)
+    for extension, critical in extra:
+        builder = builder.add_extension(extension, critical=critical)
+    for serial in serials:
+        builder = builder.add_revoked_certificate(
+            x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(start).build()
+        )
+    key = authority.key
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Put a file in the place of another, as whoever renews certificates does."""
+    fresh = path.with_suffix(".new")
+    fresh.write_bytes(content)
+    fresh.chmod(0o600)
+    fresh.replace(path)
+
+
+class Site:
+    """A server whose certificates a test may change, and the CA that it trusts."""
+
+    def __init__(self, start: Callable[..., Server], certs: Path) -> None:
+        self.certs = certs
+        self.authority = Authority.load(certs)
+        self._start = start
+        self._reloads = 0
+        first = x509.load_pem_x509_crl((certs / "ca.crl").read_bytes())
+        number = first.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+        self._first_number = number
+
+    def start(self, **tls: object) -> Server:
+        self.server = self._start(
+            tls={
+                **{key: str(self.certs / name) for key, name in FILES.items()},
+                "crl": str(self.certs / "ca.crl"),
+                **tls,
+            },
+            announce={"signing_key": str(self.certs / "announcer.key")},
+        )
+        return self.server
+
+    def wait_reloaded(self) -> None:
+        self._reloads += 1
+        count = self._reloads
+        wait_until(
+            lambda: len(self.server.events("certificates and keys reloaded")) >= count, "a reload"
+        )
+
+    def revoke(self, *names: str, number: int = 2) -> None:
+        serials = [
+            x509.load_pem_x509_certificate((self.certs / f"{n}.crt").read_bytes()).serial_number
+            for n in names
+        ]
+        self.put_list(serials, number)
+        self.wait_reloaded()
+
+    def put_list(self, serials: Sequence[int], number: int) -> None:
+        """Put a list in place whose number is so much above that of the development set's."""
+        number += self._first_number
+        replace(self.certs / "ca.crl", revocation_list(self.authority, serials, number=number))
+
+    def issue_brief(self) -> x509.Certificate:
+        """Issue `brief` to brief@example.com: a client's certificate, good for ten seconds."""
+        key = new_key("ec")
+        template = self.authority.issue_client("brief@example.com").certificate
+        by_issuing = x509.SubjectKeyIdentifier | x509.AuthorityKeyIdentifier
+        brief = self.authority.certify(
+            key.public_key(),
+            template.subject,
+            [
+                (e.value, e.critical)
+                for e in template.extensions
+                if not isinstance(e.value, by_issuing)
+            ],
+            not_before=now() - DAY,
+            not_after=now() + datetime.timedelta(seconds=10),
+        )
+        credential = Credential(brief, key)
+        (self.certs / "brief.key").write_bytes(credential.key_pem())
+        (self.certs / "brief.crt").write_bytes(credential.certificate_pem())
+        return brief
+
+    def request(self, cert: str = "client", how: tuple[str, str] = POST) -> Answer:
+        return self.server.request(*how, cert=cert)
+
+
+FILES = {"certificate": "server.crt", "private_key": "server.key", "client_ca": "ca.crt"}
+
+
+@pytest.fixture
+def site(certs: Path, tmp_path: Path, start_server: StartServer) -> Site:
+    own = Path(shutil.copytree(certs, tmp_path / "certs"))
+
+    def start(**settings: object) -> Server:
+        server = start_server(**settings)
+        server.certs = own
+        return server
+
+    return Site(start, own)
+
+
+# ------------------------------------------------------------------------------------ revocation
+
+
+def test_a_revoked_certificate_is_refused_everywhere_at_once(site: Site) -> None:
+    """At new handshakes, in a resumed session, and on connections already open: 403 and close."""
+    site.start()
+    context = site.server.client_context()
+    plain, ordinary = site.server.connect(), site.server.connect()
+    assert exchange(plain, *POST).status == 204
+    assert exchange(ordinary, *GET).status == 200
+    with site.server.connect_raw() as first:
+        first.sendall(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert first.recv(4096).startswith(b"HTTP/1.1 204")
+        session = first.session
+    site.revoke("client")
+
+    for connection in (plain, ordinary):
+        answer = exchange(connection, *POST)
+        assert (answer.status, answer.detail) == (403, "The certificate is revoked")
+        assert answer.headers["Connection"] == "close"
+        assert connection.sock is None  # closed: http.client has read its end
+    assert site.request().detail == "The certificate is revoked"
+    raw = socket.create_connection((LOOPBACK, site.server.port), timeout=PATIENCE_S)
+    with context.wrap_socket(raw, server_hostname="localhost", session=session) as resumed:
+        resumed.sendall(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert resumed.recv(4096).startswith(b"HTTP/1.1 403")
+    assert site.request("operator").status == 204
+    assert site.server.rows("SELECT count(*) FROM check_in WHERE email LIKE 'valid%%'") == [(2,)]
+
+
+NEW_SESSION_TICKET = 4  # the type of a handshake message (RFC 8446, 4)
+
+
+def test_a_handshake_gives_one_ticket_which_dies_with_its_context(site: Site) -> None:
+    """It is good for as long as nothing is reloaded; then the next handshake is a whole one."""
+    site.start()
+    context = ssl.create_default_context(cafile=str(site.certs / "ca.crt"))
+    context.load_cert_chain(site.certs / "client.crt", site.certs / "client.key")
+    tickets = 0
+
+    def on_message(
+        connection: object, direction: str, version: int, kind: int, message: int, data: bytes
+    ) -> None:
+        nonlocal tickets
+        tickets += direction == "read" and message == NEW_SESSION_TICKET
+
+    # Nobody else tells how many there are: a connection keeps the last one.
+    context._msg_callback = on_message  # type: ignore[attr-defined]
+
+    def check_in(session: ssl.SSLSession | None) -> tuple[bool | None, ssl.SSLSession | None]:
+        raw = socket.create_connection((LOOPBACK, site.server.port), timeout=PATIENCE_S)
+        with context.wrap_socket(raw, server_hostname="localhost", session=session) as connection:
+            connection.sendall(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 204")
+            return connection.session_reused, connection.session
+
+    reused, session = check_in(None)
+    assert (reused, tickets) == (False, 1)
+    assert check_in(session)[0] is True
+    site.server.process.send_signal(signal.SIGHUP)
+    site.wait_reloaded()
+    assert check_in(session)[0] is False
+
+
+def test_all_connections_of_a_revoked_certificate_are_refused(site: Site) -> None:
+    """They share one verdict: that it was made anew for one of them lets no other one through."""
+    site.start()
+    connections = [site.server.connect() for _ in range(3)]
+    for connection in connections:
+        assert exchange(connection, *POST).status == 204
+    site.revoke("client")
+    assert site.request().status == 403
+    assert [exchange(connection, *POST).status for connection in connections] == [403] * 3
+
+
+def refusals(server: Server, reason: str) -> int:
+    metrics = server.management("/metrics").body.decode()
+    found = re.search(rf'connections_refused_total{{reason="{reason}"}} (\S+)', metrics)
+    return int(float(found[1])) if found else 0
+
+
+def test_refusals_on_open_connections_are_counted_and_told(site: Site) -> None:
+    """By their reason, once a connection, with whose they are: like those at the start."""
+    site.start()
+    plain, ordinary, idle = (site.server.connect() for _ in range(3))
+    assert exchange(plain, *POST).status == 204
+    assert exchange(ordinary, *GET).status == 200
+    assert exchange(idle, *POST).status == 204
+    stream = site.server.connect_raw()
+    stream.sendall(
+        b"GET /api/stream?email=valid_user@example.com HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    )
+    assert stream.recv(4096).startswith(b"HTTP/1.1 200")
+    site.revoke("client")
+    with stream:
+        while stream.recv(4096):
+            pass
+    assert refusals(site.server, "revoked") == 1
+    assert exchange(plain, *POST).status == 403
+    assert refusals(site.server, "revoked") == 2
+    assert exchange(ordinary, *GET).status == 403
+    assert refusals(site.server, "revoked") == 3
+    site.server.wait_event("identity refused")
+    told = site.server.events("identity refused")
+    assert [(line["reason"], line["email"], line["client_ip"]) for line in told] == [
+        ("revoked", "valid_user@example.com", LOOPBACK)
+    ]
+    assert site.request().status == 403  # at the start: nobody is named that let nobody in
+    assert refusals(site.server, "revoked") == 4
+    wait_until(lambda: len(site.server.events("identity refused")) > 1, "the second line")
+    assert "email" not in site.server.events("identity refused")[1]
+    assert exchange(idle, *POST).status == 403
+    assert site.request("operator").status == 204
+    assert refusals(site.server, "revoked") == 5
+
+
+def test_who_is_not_revoked_notices_nothing(site: Site) -> None:
+    """An open connection goes on, over any number of new lists."""
+    site.start()
+    connection = site.server.connect("operator")
+    for number in range(2, 6):
+        assert exchange(connection, *POST).status == 204
+        site.revoke("client", number=number)
+    assert exchange(connection, *POST).status == 204
+    connection.close()
+
+
+def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
+    """Who was revoked does not come back with an old file."""
+    site.start()
+    site.revoke("client", number=7)
+    site.put_list([], 6)
+    failure = site.server.wait_event("reload failed, the old state stays")
+    assert re.search(r"tls\.crl: .* number \d+ is older than \d+, which is", failure["reason"])
+    assert site.request().status == 403
+
+
+def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> None:
+    """Both have the same name. A file without one of the lists is refused, and says what to do."""
+    renewed = Authority.create()
+    fresh = renewed.issue_client("fresh@example.com")
+    (site.certs / "fresh.key").write_bytes(fresh.key_pem())
+    (site.certs / "fresh.crt").write_bytes(fresh.certificate_pem())
+    bundle = site.authority.certificate_pem() + renewed.certificate_pem()
+    replace(site.certs / "ca.crt", bundle)
+    client = x509.load_pem_x509_certificate((site.certs / "client.crt").read_bytes())
+    old_list = revocation_list(site.authority, [client.serial_number], number=9)
+    new_list = revocation_list(renewed, [fresh.certificate.serial_number], number=3)
+    replace(site.certs / "ca.crl", old_list + new_list)
+    site.start()
+    revoked = [site.request(name).detail for name in ("client", "fresh")]
+    assert revoked == ["The certificate is revoked"] * 2
+    assert site.request("operator").status == 204
+    listed = site.server.management("/metrics").body.decode()
+    samples = re.findall(r"^tornado_status_crl_days_left\{.*\}", listed, re.MULTILINE)
+    assert len(samples) == len(set(samples)) == 2
+
+    replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10))
+    failure = site.server.wait_event("reload failed, the old state stays")
+    assert re.search(r"tls\.crl: .* is left out, whose number 3 is in force", failure["reason"])
+    assert [site.request(name).status for name in ("client", "fresh")] == [403] * 2
+    replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10) + new_list)
+    site.wait_reloaded()
+    assert [site.request(name).status for name in ("client", "fresh")] == [204, 403]
+
+
+@pytest.mark.parametrize(
+    ("policy", "renewed", "status", "ready_status", "said_as"),
+    [
+        ("warn", False, 204, 200, "warnings"),
+        ("refuse", False, 403, 503, "problems"),
+        ("refuse", True, 403, 503, "problems"),
+    ],
+)
+def test_a_late_list_is_the_operators_choice(
+    site: Site, policy: str, renewed: bool, status: int, ready_status: int, said_as: str
+) -> None:
+    """By default it locks nobody out, but is told in the log and in readiness.
+
+    Where it locks out everybody there is, the server cannot serve, and says so; also where the CA
+    has two certificates, as one that is renewed with its key.
+    """
+    if renewed:
+        second = site.authority.certify(
+            site.authority.certificate.public_key(),
+            site.authority.certificate.subject,
+            [(x509.BasicConstraints(ca=True, path_length=None), True)],
+            not_before=now() - DAY,
+            not_after=now() + 300 * DAY,
+        )
+        with (site.certs / "ca.crt").open("ab") as file:
+            file.write(second.public_bytes(Encoding.PEM))
+    late = revocation_list(site.authority, next_update=now() - DAY / 2)
+    replace(site.certs / "ca.crl", late)
+    site.start(on_expired_crl=policy)
+    assert site.request().status == status
+    ready = site.server.management("/readyz")
+    assert ready.status == ready_status
+    [said] = ready.json[said_as]
+    assert re.fullmatch(r"tls\.crl: the list of .* is out of date for 0\.5 days", said)
+    assert site.server.events(said)
+
+
+def test_a_list_is_warned_of_before_it_is_late(site: Site) -> None:
+    """In readiness and in the log, in time to issue it anew; with that the warning ends."""
+    soon = revocation_list(site.authority, number=2, next_update=now() + 2 * DAY)
+    replace(site.certs / "ca.crl", soon)
+    site.start()
+    said = f"tls.crl: the list of {CA_NAME} is out of date in 2.0 days"
+    assert site.server.management("/readyz").json["warnings"] == [said]
+    assert site.server.events(said)
+    later = revocation_list(site.authority, number=3, next_update=now() + 20 * DAY)
+    replace(site.certs / "ca.crl", later)
+    site.wait_reloaded()
+    assert site.server.management("/readyz").json["warnings"] == []
+
+
+def test_a_revoked_intermediate_takes_its_clients_along(site: Site) -> None:
+    """Lists are judged for every CA in the chain."""
+    key = new_key("ec")
+    certificate = site.authority.certify(
+        key.public_key(),
+        common_name("intermediate"),
+        [
+            (x509.BasicConstraints(ca=True, path_length=0), True),
+            (
+                x509.KeyUsage(
+                    digital_signature=False,
+                    content_commitment=False,
+                    key_encipherment=False,
+                    data_encipherment=False,
+                    key_agreement=False,
+                    key_cert_sign=True,
+                    crl_sign=True,
+                    encipher_only=False,
+                    decipher_only=False,
+                ),
+                True,
+            ),
+        ],
+        not_before=now() - DAY,
+        not_after=now() + DAY,
+    )
+    intermediate = Authority(certificate, key)
+    leaf = intermediate.issue_client("below@example.com", days=1)
+    (site.certs / "below.key").write_bytes(leaf.key_pem())
+    (site.certs / "below.crt").write_bytes(leaf.certificate_pem() + intermediate.certificate_pem())
+    (site.certs / "intermediate.crt").write_bytes(intermediate.certificate_pem())
+    site.start()
+    connection = site.server.connect("below")
+    assert exchange(connection, *POST).status == 204
+    site.revoke("intermediate")
+    assert exchange(connection, *POST).status == 403
+    assert site.request("below").detail == "The certificate is revoked"
+    assert site.request("client").status == 204
+
+
+def test_another_cas_list_is_refused_at_the_start(site: Site) -> None:
+    """One line, exit 2."""
+    replace(site.certs / "ca.crl", revocation_list(Authority.create(name="somebody else")))
+    with pytest.raises(AssertionError, match=r"tls\.crl: .*issued by none of the client CAs"):
+        site.start()
+
+
+def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> None:
+    """403 and close, when its time is over."""
+    site.start()
+    site.issue_brief()
+    connection = site.server.connect("brief")
+    last: list[Answer] = []
+
+    def refused() -> bool:
+        last.append(exchange(connection, *POST))
+        return last[-1].status != 204
+
+    wait_until(refused, "the certificate to expire")
+    assert len(last) > 1
+    assert last[-1].detail == "The certificate has expired"
+    assert connection.sock is None
+    assert refusals(site.server, "expired") == 1
+
+
+# ---------------------------------------------------------------------------------------- reload
+
+
+def renew_server(site: Site, name: str) -> bytes:
+    """Put a new server certificate in place, key first; return it in DER."""
+    credential = site.authority.issue_server([name, "localhost"], ["127.0.0.1"])
+    # Between the two renames key and certificate do not match: the server must wait for both.
+    replace(site.certs / "server.key", credential.key_pem())
+    replace(site.certs / "server.crt", credential.certificate_pem())
+    return credential.certificate.public_bytes(Encoding.DER)
+
+
+def served_certificate(server: Server) -> bytes:
+    with server.connect_raw() as connection:
+        certificate = connection.getpeercert(binary_form=True)
+        assert certificate is not None
+        return certificate
+
+
+def wait_served(server: Server, certificate: bytes) -> None:
+    wait_until(lambda: served_certificate(server) == certificate, "the new certificate")
+
+
+def test_a_renewed_server_certificate_is_served_without_a_failed_handshake(site: Site) -> None:
+    """Swapped five times under new connections and requests: not one of them fails."""
+    site.start()
+    stop = threading.Event()
+    problems: list[Exception] = []
+    done = [0, 0]
+
+    def connect_anew() -> None:
+        while not stop.is_set():
+            try:
+                assert site.request().status == 204
+                done[0] += 1
+            except Exception as error:
+                problems.append(error)
+
+    def stay() -> None:
+        connection = site.server.connect("operator")
+        try:
+            while not stop.is_set():
+                assert exchange(connection, *POST).status == 204
+                done[1] += 1
+        except Exception as error:
+            problems.append(error)
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=target) for target in (connect_anew, stay)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(5):
+            fresh = renew_server(site, f"renewed{number}.example.com")
+            wait_served(site.server, fresh)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    assert problems == []
+    assert min(done) > 5
+
+
+def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
+    """The old certificate goes on being served; the next good one is taken."""
+    site.start()
+    before = served_certificate(site.server)
+    replace(site.certs / "server.crt", b"nonsense")
+    failure = site.server.wait_event("reload failed, the old state stays")
+    assert failure["reason"].startswith("tls.certificate: ")
+    assert served_certificate(site.server) == before
+    assert site.request().status == 204
+    ready = site.server.management("/readyz")
+    assert (ready.status, ready.json["checks"]["files"]["status"]) == (200, "warning")
+    assert ready.json["warnings"][-1].endswith(failure["reason"])
+    fresh = renew_server(site, "mended.example.com")
+    wait_served(site.server, fresh)
+    assert site.server.management("/readyz").json["checks"]["files"] == {
+        "status": "ok",
+        "reasons": [],
+    }
+
+
+def test_sighup_reloads(site: Site) -> None:
+    """For those who would rather say when."""
+    site.start()
+    site.server.process.send_signal(signal.SIGHUP)
+    site.wait_reloaded()
+    assert site.request().status == 204
+
+
+def test_a_new_announcer_key_signs_from_then_on(site: Site) -> None:
+    """Without a restart, and published at once."""
+    site.start()
+    with Heard(site.server.announce_port) as listener:
+        assert site.request().status == 204
+        first = decode_json(listener.one()[0]).kid
+        assert certs_gen(["announcer", "--force", "--out", str(site.certs)]) == 0
+        site.wait_reloaded()
+        assert site.request().status == 204
+        second = decode_json(listener.one()[0]).kid
+    assert first != second
+
+    def published() -> bool:
+        page = site.request("operator", ("GET", "/api/announcers")).json
+        return len(page["announcers"]) == 2
+
+    wait_until(published, "both to be published")
+
+
+def test_another_ca_drains_what_the_old_one_let_in(site: Site, tmp_path: Path) -> None:
+    """With both in the bundle all go on; without the old one its clients are out, everywhere."""
+    other = tmp_path / "other"
+    assert certs_gen(["--out", str(other)]) == 0
+    site.start(crl=None)
+    server = site.server
+    staying, leaving = server.connect(), server.connect()
+    for connection in (staying, leaving):
+        assert exchange(connection, *POST).status == 204
+
+    both = (site.certs / "ca.crt").read_bytes() + (other / "ca.crt").read_bytes()
+    replace(tmp_path / "certs" / "ca.crt", both)
+    site.wait_reloaded()
+    answer = exchange(staying, *POST)  # judged anew, answered, and then closed
+    assert answer.status == 204
+    assert answer.headers["Connection"] == "close"
+    assert site.request().status == 204
+
+    late = server.connect()
+    assert exchange(late, *POST).status == 204
+    replace(tmp_path / "certs" / "ca.crt", (other / "ca.crt").read_bytes())
+    site.wait_reloaded()
+    try:
+        answer = exchange(late, *POST)
+        assert answer.detail == "The certificate's CA is not trusted any more"
+    except http.client.RemoteDisconnected:
+        pass  # idle for so long that it was closed already
+    with pytest.raises(ssl.SSLError, match="unknown ca"):
+        old = ssl.create_default_context(cafile=str(other / "ca.crt"))
+        old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
+        old.load_cert_chain(site.certs / "client.crt", site.certs / "client.key")
+        raw = socket.create_connection((LOOPBACK, server.port), timeout=PATIENCE_S)
+        with old.wrap_socket(raw) as refused:
+            refused.recv(1)
+    staying.close()
+    leaving.close()
+    late.close()
+
+
+def other_authority(directory: Path) -> bytes:
+    """Make another CA; return its certificate."""
+    assert certs_gen(["--out", str(directory)]) == 0
+    return (directory / "ca.crt").read_bytes()
+
+
+@pytest.mark.parametrize("how", [POST, GET], ids=["check-in", "ordinary"])
+def test_an_idle_connection_of_old_cas_is_closed(
+    site: Site, tmp_path: Path, how: tuple[str, str]
+) -> None:
+    """Without waiting for its next request; whatever it was used for, and no other."""
+    site.start(crl=None)
+    idle = site.server.connect_raw()
+    with idle:
+        idle.sendall(f"{how[0]} {how[1]} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        assert idle.recv(4096).startswith((b"HTTP/1.1 20", b"HTTP/1.1 404"))
+        site.server.process.send_signal(signal.SIGHUP)
+        site.wait_reloaded()
+        idle.settimeout(3)  # nothing has changed: it stays
+        with pytest.raises(TimeoutError):
+            while idle.recv(4096):
+                pass
+        idle.settimeout(PATIENCE_S)
+        both = (site.certs / "ca.crt").read_bytes() + other_authority(tmp_path / "other")
+        replace(site.certs / "ca.crt", both)
+        site.wait_reloaded()
+        assert idle.recv(4096) == b""
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_a_handshake_is_judged_by_the_cas_in_force_at_its_end(
+    site: Site, tmp_path: Path, changed: bool
+) -> None:
+    """Begun under the old CAs, ended under the new: what OpenSSL has accepted is not enough."""
+    site.start(crl=None)
+    context = site.server.client_context()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    with socket.create_connection((LOOPBACK, site.server.port), timeout=PATIENCE_S) as raw:
+        while True:
+            try:
+                client.do_handshake()
+                break  # our certificate and Finished are still in `outgoing`
+            except ssl.SSLWantReadError:
+                raw.sendall(outgoing.read())
+                incoming.write(raw.recv(65536))
+        if changed:
+            replace(site.certs / "ca.crt", other_authority(tmp_path / "other"))
+            site.wait_reloaded()
+        client.write(b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        raw.sendall(outgoing.read())
+        answer = b""
+        while not answer:
+            incoming.write(raw.recv(65536))
+            try:
+                answer = client.read(4096)
+            except ssl.SSLWantReadError:
+                continue
+    assert answer.startswith(b"HTTP/1.1 403" if changed else b"HTTP/1.1 204")
+    assert (b"not trusted any more" in answer) == changed
+
+
+# ------------------------------------------------------------------------------------- in memory
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority.create()
+
+
+def test_only_whole_lists_of_our_cas_are_read(authority: Authority) -> None:
+    """Not another CA's, not forged, not from the future, not a delta."""
+    cas = [authority.certificate]
+    epoch = now().timestamp()
+    [found] = read_lists(revocation_list(authority, [5, 6], number=3), cas, epoch)
+    assert (found.number, found.serials) == (3, frozenset({5, 6}))
+    [unnumbered] = read_lists(revocation_list(authority, number=None), cas, epoch)
+    assert unnumbered.number == 0
+    two = revocation_list(authority, [1], number=3) + revocation_list(authority, [2], number=4)
+    assert [each.number for each in read_lists(two, cas, epoch)] == [4]
+
+    namesake = Authority.create()
+    delta = revocation_list(authority, extra=[(x509.DeltaCRLIndicator(1), True)])
+    future = revocation_list(authority, this_update=now() + DAY, next_update=now() + 2 * DAY)
+    for pem, message in (
+        (revocation_list(Authority.create(name="other")), "issued by none of the client CAs"),
+        (revocation_list(namesake), "not that of the CA it names"),
+        (delta, "a delta or partial list"),
+        (future, "from the future"),
+        (b"", "no certificate revocation list"),
+        (authority.certificate_pem(), "no certificate revocation list"),
+        (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "not a certificate"),
+    ):
+        with pytest.raises(RevocationListError, match=message):
+            read_lists(pem, cas, epoch)
+
+
+@given(st.binary(max_size=200), st.integers(0, 2000), st.integers(0, 255))
+def test_any_bytes_are_a_list_or_an_error(
+    authority: Authority, junk: bytes, position: int, value: int
+) -> None:
+    """Never anything else, and a changed list is never believed."""
+    cas, epoch = [authority.certificate], now().timestamp()
+    pem = bytearray(revocation_list(authority, [5]))
+    pem[position % len(pem)] = value
+    for data in (junk, bytes(pem)):
+        try:
+            [found] = read_lists(data, cas, epoch)
+        except RevocationListError:
+            continue
+        assert found.serials == {5}
+
+
+def test_numbers_never_go_back(authority: Authority) -> None:
+    """The same number again is no harm; a lower one is."""
+    cas, epoch = [authority.certificate], now().timestamp()
+    older, newer = (read_lists(revocation_list(authority, number=n), cas, epoch) for n in (3, 4))
+    assert replace_lists(older, newer, cas)
+    assert replace_lists(newer, newer, cas)
+    with pytest.raises(RevocationListError, match="number 3 is older than 4"):
+        replace_lists(newer, older, cas)
+
+
+def test_each_ca_of_one_name_has_its_own_list(authority: Authority) -> None:
+    """A CA that is renewed with a new key has the old one's name: neither list hides the other."""
+    renewed = Authority.create()
+    assert renewed.certificate.subject == authority.certificate.subject
+    cas, epoch = [authority.certificate, renewed.certificate], now().timestamp()
+    pem = revocation_list(authority, [5], number=9) + revocation_list(renewed, [6], number=3)
+    lists = replace_lists((), read_lists(pem, cas, epoch), cas)
+    assert sorted(known.serials for known in lists.values()) == [{5}, {6}]
+
+
+def test_a_number_of_one_ca_is_none_of_its_namesake(authority: Authority) -> None:
+    """The same serial number of another CA of that name is another certificate."""
+    renewed = Authority.create()
+    cas, epoch = (authority.certificate, renewed.certificate), now().timestamp()
+    old, new = (ca.issue_client("a@example.com", days=1) for ca in (authority, renewed))
+    both = [old.certificate.serial_number, new.certificate.serial_number]
+    lists = replace_lists((), read_lists(revocation_list(renewed, both), cas, epoch), cas)
+    trust = Trust(Anchors(cas, lists))
+    assert trust.judge([der(old)]).refusal is None
+    assert trust.judge([der(new)]).refusal is REVOKED
+
+
+def test_a_list_that_is_left_out_is_refused(authority: Authority) -> None:
+    """Whom it revoked must not come back; with its CA it may go."""
+    other = Authority.create(name="another CA")
+    cas, epoch = [authority.certificate, other.certificate], now().timestamp()
+    one, two = revocation_list(authority, [5]), revocation_list(other, [6])
+    both = read_lists(one + two, cas, epoch)
+    with pytest.raises(RevocationListError, match=r"CN=another CA is left out.*number 2 is in"):
+        replace_lists(both, read_lists(one, cas, epoch), cas)
+    assert len(replace_lists(both, read_lists(one, cas, epoch), [authority.certificate])) == 1
+    assert len(replace_lists(read_lists(one, cas, epoch), both, cas)) == 2
+
+
+def test_a_file_that_ends_in_a_list_is_refused(authority: Authority) -> None:
+    """It must not be taken for a file with fewer lists."""
+    other = Authority.create(name="another CA")
+    cas, epoch = [authority.certificate, other.certificate], now().timestamp()
+    pem = revocation_list(authority, [5]) + revocation_list(other, [6])
+    assert len(read_lists(pem, cas, epoch)) == 2
+    with pytest.raises(RevocationListError, match="cut off"):
+        read_lists(pem[:-40], cas, epoch)
+
+
+def der(credential: Credential) -> bytes:
+    return credential.certificate.public_bytes(Encoding.DER)
+
+
+def test_a_verdict_is_renewed_when_its_time_is_over(authority: Authority) -> None:
+    """By the clock alone, without a reload: first good, then expired."""
+    clock = [now().timestamp()]
+    trust = Trust(Anchors((authority.certificate,)), clock=lambda: clock[0])
+    der = authority.issue_client("a@example.com", days=1).certificate.public_bytes(Encoding.DER)
+    standing = trust.standing(der, lambda: [der], trust.bundle)
+    assert standing.refusal is None
+    assert trust.standing(der, lambda: [], trust.bundle) is standing  # resumed: known from before
+    clock[0] += 2 * 86400
+    refusal = trust.renew(standing)
+    assert refusal is not None
+    assert refusal.reason == "expired"

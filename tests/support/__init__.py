@@ -1,0 +1,1 @@
+"""Helpers for the tests: the real server as a process, clients, hosts, PostgreSQL, proxies."""

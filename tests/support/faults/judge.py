@@ -1,0 +1,254 @@
+"""The judge: compares a ledger with the database and with what a listener heard."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import json
+import os
+import socket
+import threading
+from collections import Counter, defaultdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.x509 import load_pem_x509_certificate
+
+from tests.support.faults.ledger import Ledger
+from tests.support.harness import GROUP, LOOPBACK, PATIENCE_S, Heard, rows
+from tornado_status.wire.datagram import decode_json, split_signature
+
+QUIET_S = 0.3  # after which nothing more is on its way over loopback
+
+_SO_RCVBUFFORCE = 33  # socket(7): beyond the machine's limit, for root
+
+LOG = "SELECT seq, at, event, email, host(client_ip), client_port FROM check_in ORDER BY seq"
+
+
+class Listener:
+    """Hears everything that is announced, from the beginning to `stop`: to the group, or broadcast.
+
+    With `certs`, what the announcer there has not signed is counted in `unsigned`.
+    """
+
+    def __init__(self, port: int, *, certs: Path | None = None, group: str | None = GROUP) -> None:
+        self.name = "group" if group is not None else "broadcast"
+        self.unsigned = 0
+        self._key: Ed25519PublicKey | None = None
+        if certs is not None:
+            certificate = load_pem_x509_certificate((certs / "announcer.crt").read_bytes())
+            key = certificate.public_key()
+            assert isinstance(key, Ed25519PublicKey)
+            self._key = key
+        self.updates: list[tuple[str, dict[str, Any]]] = []  # with their stream
+        self.heads: Counter[str] = Counter()
+        self._heard = Heard(port, group=group)
+        if os.geteuid() == 0:
+            sock = self._heard.socket
+            sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 * 1024 * 1024)
+        self._heard.socket.settimeout(QUIET_S)
+        self._stopping = threading.Event()
+        self._silent = threading.Event()
+        self._payloads: list[bytes] = []
+        self._thread = threading.Thread(target=self._listen)
+
+    def __enter__(self) -> Listener:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Hear what is still on its way, then end."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            self._thread.join()
+            lost = self._lost()
+            self._heard.socket.close()
+            assert not lost, f"the test's own listener was too slow for {lost} datagrams"
+            self._decode()
+
+    def catch_up(self) -> None:
+        """Hear what is still on its way, and go on. Nobody may be checking in meanwhile."""
+        self._silent.clear()
+        assert self._silent.wait(PATIENCE_S), "announcements without a pause"
+        self._decode()
+
+    def _decode(self) -> None:
+        payloads = self._payloads[:]
+        del self._payloads[: len(payloads)]
+        for payload in payloads:
+            decode_json(payload)  # what others refuse is no announcement
+            self.unsigned += not self._is_signed(payload)
+            datagram = json.loads(payload)
+            stream = datagram["log"]
+            self.heads[stream] = max(self.heads[stream], datagram["head"])
+            self.updates += [(stream, update) for update in datagram["updates"]]
+
+    def _is_signed(self, payload: bytes) -> bool:
+        if self._key is None:
+            return True
+        parts = split_signature(payload)
+        if parts is None:
+            return False
+        _, signed, signature = parts
+        try:
+            self._key.verify(signature, signed)
+        except InvalidSignature:
+            return False
+        return True
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                self._payloads.append(self._heard.socket.recv(65536))
+            except TimeoutError:
+                self._silent.set()
+                if self._stopping.is_set():
+                    return
+
+    def _lost(self) -> int:
+        inode = str(os.fstat(self._heard.socket.fileno()).st_ino)
+        for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[9] == inode:
+                return int(fields[12])
+        return 0
+
+
+def judge(ledger: Ledger, database_url: str, *listeners: Listener) -> list[str]:
+    """Return what is wrong, in sentences; empty where every promise was kept."""
+    for listener in listeners:
+        listener.stop()
+    return examine(ledger, database_url, *listeners)
+
+
+def examine(ledger: Ledger, database_url: str, *listeners: Listener) -> list[str]:
+    """The same at a still moment: the load is paused, and the listeners have caught up."""
+    log = rows(database_url, LOG)
+    return [
+        *_statuses(ledger),
+        *_numbers(log, database_url),
+        *_recorded(ledger, log),
+        *_users(log, database_url),
+        *(each for listener in listeners for each in _announced(ledger, log, listener)),
+    ]
+
+
+def _statuses(ledger: Ledger) -> list[str]:
+    strange = {status: n for status, n in ledger.statuses.items() if status not in (204, 503, None)}
+    return [f"answers other than 204 and 503: {strange}"] if strange else []
+
+
+def _numbers(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
+    """Gapless from 1 to the head, and the time never falls along them."""
+    found = []
+    numbers = [row[0] for row in log]
+    if numbers != list(range(1, len(log) + 1)):
+        missing = set(range(1, numbers[-1] + 1)) - set(numbers)
+        found.append(f"numbers with gaps: {sorted(missing)[:5]} of {len(missing)} missing")
+    [(head,)] = rows(database_url, "SELECT seq FROM head")
+    if numbers and head != numbers[-1]:
+        found.append(f"the head is {head}, the last number {numbers[-1]}")
+    for before, after in itertools.pairwise(log):
+        if after[1] < before[1]:
+            found.append(f"the time falls from number {before[0]} to {after[0]}")
+            break
+    return found
+
+
+def _recorded(ledger: Ledger, log: list[tuple[Any, ...]]) -> list[str]:
+    """Each 204 is a row of its own, and there is no row that nobody sent."""
+    found = []
+    recorded = Counter((row[3], row[5]) for row in log)
+    for key in recorded.keys() | ledger.tallies.keys():
+        tally = ledger.tallies[key]
+        if recorded[key] < tally.acknowledged:
+            found.append(f"missing: {key} has {recorded[key]} of {tally.acknowledged} acknowledged")
+        if recorded[key] > tally.acknowledged + tally.unknown:
+            found.append(
+                f"recorded twice: {key} has {recorded[key]} rows for "
+                f"{tally.acknowledged} acknowledged and {tally.unknown} others"
+            )
+    strangers = {row[4] for row in log} - {LOOPBACK}
+    if strangers:
+        found.append(f"recorded from elsewhere: {strangers}")
+    return found
+
+
+def _users(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
+    """A user's status is their newest row, and their first one is their only `new`."""
+    newest = {row[3]: (row[0], row[1]) for row in log}
+    status = {
+        email: (seq, last_seen)
+        for email, seq, last_seen in rows(
+            database_url, "SELECT email, seq, last_seen FROM user_status"
+        )
+    }
+    found = [] if status == newest else ["user_status is not what the log ends with"]
+    first: dict[str, int] = {}
+    for row in log:
+        first.setdefault(row[3], row[0])
+    new = [(row[3], row[0]) for row in log if row[2] == "new"]
+    if sorted(new) != sorted(first.items()):
+        found.append("not exactly the first check-in of a user is `new`")
+    return found
+
+
+def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -> list[str]:
+    """What is announced is recorded, and what is acknowledged was announced before."""
+    found: list[str] = []
+    recorded = {row[0]: row for row in log}
+    heard: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+    for _, update in listener.updates:
+        seq = update["seq"]
+        row = recorded.get(seq)
+        if row is None or _as_announced(row) != update:
+            if len(found) < 5:
+                found.append(f"announced and not recorded: {update}")
+            continue
+        heard[update["email"], update["client_port"]].add(seq)
+    for stream, head in listener.heads.items():
+        if head > len(log):
+            found.append(f"announced head {head} of {stream} is above {len(log)}")
+    for key, tally in ledger.tallies.items():
+        if len(heard[key]) < tally.acknowledged:
+            found.append(
+                f"not announced ({listener.name}): {key} has {tally.acknowledged} acknowledged, "
+                f"{len(heard[key])} heard"
+            )
+    if listener.unsigned:
+        found.append(f"not signed ({listener.name}): {listener.unsigned} datagrams")
+    return found
+
+
+def _as_announced(row: tuple[Any, ...]) -> dict[str, Any]:
+    seq, at, event, email, client_ip, client_port = row
+    moment = at.astimezone(datetime.UTC)
+    return {
+        "seq": seq,
+        "event": event,
+        "email": email,
+        "last_seen": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "client_ip": client_ip,
+        "client_port": client_port,
+    }
+
+
+def peak_memory_kb(pid: int) -> int:
+    """The most physical memory that a process ever had."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    raise AssertionError(f"no process {pid}")

@@ -1,0 +1,56 @@
+"""A PostgreSQL for the tests: `python -m tests.support.postgres DIRECTORY` until its input ends.
+
+The project's own embedded PostgreSQL, so it runs as root too, ends with the tests and is started
+again where it dies; with `--binaries` that of another version, with `--set` other settings. Prints
+its connection URL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from tornado_status.config import LoggingSettings
+from tornado_status.observe import logging_setup
+from tornado_status.store.embedded import postgres
+from tornado_status.store.embedded.postgres import EmbeddedPostgres
+
+
+async def main(directory: Path, binaries: Path | None, settings: list[str]) -> None:
+    logging_setup.configure(LoggingSettings(level="warning"))
+    if binaries is not None:
+        major = int(binaries.parent.name)
+        postgres.find_binaries = lambda: (binaries, major)
+    server = EmbeddedPostgres(directory)
+    spawn = server._spawn
+    options = [option for setting in settings for option in ("-c", setting)]
+    server._spawn = lambda command, output: spawn(  # type: ignore[method-assign]
+        [*command, *options] if command[0].endswith("/postgres") else command, output
+    )
+    server._accepts = lambda: (  # type: ignore[method-assign]
+        _state(directory, server.pid) in ("ready", "standby")
+    )
+    await server.start()
+    parameters = server.parameters
+    print(f"postgresql://{parameters['user']}@/postgres?host={parameters['host']}", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop()
+
+
+def _state(directory: Path, pid: int | None) -> str:
+    try:
+        lines = (directory / "postmaster.pid").read_text().splitlines()
+        return lines[7].strip() if lines[0] == str(pid) else ""  # not who was killed
+    except (OSError, IndexError):
+        return ""
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--binaries", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    given = parser.parse_args()
+    asyncio.run(main(given.directory, given.binaries, given.set))

@@ -1,0 +1,35 @@
+"""The server with other constants: `python -m tests.support.with_constants JSON ARGUMENT...`.
+
+JSON maps full names, as `tornado_status.ingress.acceptor.MAX_HANDSHAKES`, to values. It is for
+limits that no setting changes and that a test cannot reach otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+
+from tornado_status.cli import main
+
+MAX_HANDSHAKES = "tornado_status.ingress.acceptor.MAX_HANDSHAKES"
+KNOWN_SOURCES = "tornado_status.ingress.iostream.KNOWN_SOURCES"  # {}: through Tornado's buffers
+BODY_TIMEOUT_S = "tornado_status.runtime.http_timeouts.BODY_TIMEOUT_S"
+MAX_PENDING = "tornado_status.store.group_commit.MAX_PENDING"
+KEEP_ALIVE_S = "tornado_status.api.live.subscriptions.KEEP_ALIVE_S"
+MAX_UNREAD_BYTES = "tornado_status.api.live.subscriptions.MAX_UNREAD_BYTES"
+MAX_QUEUED = "tornado_status.announce.nats_sink.MAX_QUEUED"
+
+
+def replace_constants(constants: dict[str, object]) -> None:
+    """Set each; a name that is not there raises `AttributeError`."""
+    for name, value in constants.items():
+        module_name, _, constant = name.rpartition(".")
+        module = importlib.import_module(module_name)
+        getattr(module, constant)
+        setattr(module, constant, value)
+
+
+if __name__ == "__main__":
+    replace_constants(json.loads(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))

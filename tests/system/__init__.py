@@ -1,0 +1,1 @@
+"""With other programs: browsers, brokers, proxies, containers, systemd, PostgreSQL's tools."""

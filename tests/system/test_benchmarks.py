@@ -1,0 +1,911 @@
+"""The benchmark: it counts what happened, and refuses who does not do the job."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+import pytest
+
+from benchmarks import (
+    capacity,
+    cost_of_listening,
+    counted,
+    gate,
+    hearing,
+    identities,
+    load,
+    ours,
+    pages,
+    processes,
+    report,
+    results,
+    scaling,
+    scaling_report,
+    wire,
+)
+from benchmarks.__main__ import main
+from benchmarks.campaign import Plan
+from benchmarks.campaign import run as run_campaign
+from benchmarks.database import STATUS_SCHEMA
+from benchmarks.errors import Refused, Unavailable
+from benchmarks.identities import Identities
+from benchmarks.load import Load, Mode, run
+from benchmarks.peers.base import find_program
+from benchmarks.peers.this_server.peer import ThisServer
+from benchmarks.results import Results, Row, summarise
+from benchmarks.rig import AtWork, Rig, rig
+from benchmarks.watch import SHARES, classify
+from tests.support.harness import (
+    BROADCAST,
+    GROUP,
+    LOOPBACK,
+    PATIENCE_S,
+    ROOT,
+    free_port,
+    require,
+    rows,
+    wait_until,
+)
+from tornado_status.store.group_commit import PREPARE_RECORD
+
+pytestmark = pytest.mark.once
+
+CLIENTS = 4
+RESULTS = ROOT / "benchmarks/results"
+OK = b"HTTP/1.1 204 No Content\r\n\r\n"
+BAD_NAME = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 3\r\n\r\nbad"
+
+Answer = Callable[[str, tuple[str, int]], bytes]
+
+
+@pytest.fixture(scope="session")
+def load_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("a C compiler", shutil.which("cc") is not None, "Debian: gcc libc6-dev")
+    header = Path("/usr/include/openssl/ssl.h")
+    require("OpenSSL's headers", header.exists(), "Debian: libssl-dev")
+    return load.compile_load(tmp_path_factory.mktemp("load"))
+
+
+@pytest.fixture(scope="session")
+def clients(tmp_path_factory: pytest.TempPathFactory) -> Identities:
+    return identities.make(tmp_path_factory.mktemp("identities"), CLIENTS)
+
+
+class TlsServer(socketserver.ThreadingTCPServer):
+    """Answers each request with what `answer(common name, address)` returns; b"" hangs up."""
+
+    daemon_threads = False  # so that server_close waits for them
+    allow_reuse_address = True
+    request_queue_size = 64
+
+    def __init__(self, clients: Identities, answer: Answer) -> None:
+        super().__init__((LOOPBACK, 0), _Handler)
+        self.answer = answer
+        self.connections = 0
+        self.requests = 0
+        self.open = 0
+        self.lock = threading.Lock()
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        self.context.verify_mode = ssl.CERT_REQUIRED
+        self.context.load_cert_chain(clients.server_certificate, clients.server_key)
+        self.context.load_verify_locations(clients.ca)
+
+    @property
+    def port(self) -> int:
+        return int(self.server_address[1])
+
+
+class _Handler(socketserver.BaseRequestHandler):
+    server: TlsServer
+
+    def handle(self) -> None:
+        self.request.settimeout(PATIENCE_S)
+        # Refused certificates and clients that hang up are none of this server's business.
+        with contextlib.suppress(OSError):
+            secure = self.server.context.wrap_socket(self.request, server_side=True)
+            with secure:
+                self._converse(secure)
+
+    def _converse(self, secure: ssl.SSLSocket) -> None:
+        with self.server.lock:
+            self.server.connections += 1
+            self.server.open += 1
+        try:
+            certificate = secure.getpeercert() or {}
+            subject: Any = certificate["subject"]
+            while secure.recv(4096):  # a request of this client is one small record
+                with self.server.lock:
+                    self.server.requests += 1
+                answer = self.server.answer(subject[0][0][1], self.client_address)
+                if not answer:
+                    return
+                for byte in range(0, len(answer), 20):  # in pieces: to be put together again
+                    secure.sendall(answer[byte : byte + 20])
+        finally:
+            with self.server.lock:
+                self.server.open -= 1
+
+
+@contextlib.contextmanager
+def serving(clients: Identities, answer: Answer) -> Iterator[TlsServer]:
+    with TlsServer(clients, answer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def always(answer: bytes) -> Answer:
+    return lambda name, address: answer
+
+
+StartLoad = Callable[..., Load]
+
+
+@pytest.fixture
+def start_load(load_program: Path, clients: Identities) -> StartLoad:
+    def start(server: TlsServer, mode: Mode, **options: Any) -> Load:
+        options = {"connections": CLIENTS, "seconds": PATIENCE_S, **options}
+        return Load(load_program, mode, server.port, clients.listed, **options)
+
+    return start
+
+
+# -------------------------------------------------------------------------------- the generator
+
+
+def test_standing_connections_count_each_answered_request(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """A hundred requests over four connections, besides the first one of each."""
+    with serving(clients, always(OK)) as server:
+        counted = run(start_load(server, "keep-alive", requests=100))
+    assert (counted.count, counted.errors, counted.reconnects) == (100, 0, 0)
+    assert (server.connections, server.requests) == (CLIENTS, CLIENTS + 100)
+
+
+def test_fresh_connections_carry_one_request_each(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """Each identity in turn, nothing resumed."""
+    with serving(clients, always(OK)) as server:
+        counted = run(start_load(server, "handshake", requests=30))
+    assert (counted.count, counted.errors, counted.resumed) == (30, 0, 0)
+    assert (server.connections, server.requests) == (30, 30)
+
+
+def test_resumed_connections_use_tickets_from_the_second_on(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """The first connection of each identity has no ticket yet."""
+    with serving(clients, always(OK)) as server:
+        counted = run(start_load(server, "resumed", requests=30, connections=1))
+    assert (counted.count, counted.errors) == (30, 0)
+    assert counted.resumed == 30 - CLIENTS
+
+
+def test_an_answer_is_read_to_the_end_of_its_body(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """Otherwise the rest of it would be taken for the next answer."""
+    body = b"HTTP/1.1 200 OK\r\nX: y\r\ncontent-length: 9000\r\n\r\n" + bytes(9000)
+    with serving(clients, always(body)) as server:
+        counted = run(start_load(server, "keep-alive", requests=40, expect=200))
+    assert (counted.count, counted.errors) == (40, 0)
+
+
+def test_another_status_is_an_error_and_no_answer(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """A server that refuses quickly must not look fast."""
+    with serving(clients, always(BAD_NAME)) as server:
+        counted = run(start_load(server, "handshake", requests=8))
+    assert (counted.count, counted.errors) == (0, 8)
+    assert counted.errors_by_kind["status"] == 8
+    assert counted.first_error == "status: the answer was 400 Bad Request"
+
+
+def test_a_connection_that_closes_without_an_answer_is_an_error(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    with serving(clients, always(b"")) as server:
+        counted = run(start_load(server, "handshake", requests=4))
+    assert (counted.count, counted.errors_by_kind["closed"]) == (0, 4)
+
+
+def test_idle_connections_stay_until_they_are_released(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """Each has checked in once, more of them than there are identities."""
+    with serving(clients, always(OK)) as server:
+        with start_load(server, "idle", connections=12) as holding:
+            holding.wait_event("holding")
+            assert (server.open, server.requests) == (12, 12)
+            holding.release()
+            assert holding.result().errors == 0
+        wait_until(lambda: server.open == 0, "the connections to be closed")
+
+
+def test_paced_requests_begin_when_they_are_due_whoever_is_late(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    """A server that stalls is charged with those who would have come meanwhile."""
+
+    def slow(name: str, address: tuple[str, int]) -> bytes:
+        time.sleep(0.1)
+        return OK
+
+    with serving(clients, slow) as server:
+        options = {"connections": 1, "requests": 10}
+        waiting = run(start_load(server, "keep-alive", **options))
+        paced = run(start_load(server, "keep-alive", rate=1000, **options))
+    assert (waiting.count, paced.count, paced.errors) == (10, 10, 0)
+    # Ten were due within moments, and each had to wait for those before it.
+    assert paced.latency_us["max"] > 700_000
+    assert paced.latency_us["p50"] > waiting.latency_us["p50"] * 2
+
+
+def test_a_paced_run_offers_no_more_than_it_was_told(
+    clients: Identities, start_load: StartLoad
+) -> None:
+    with serving(clients, always(OK)) as server:
+        paced = run(start_load(server, "keep-alive", seconds=1.0, warmup_s=0.0, rate=50))
+    assert paced.errors == 0
+    assert 10 <= paced.count <= 120  # at random moments, fifty in a second
+
+
+def test_only_standing_connections_can_be_paced(load_program: Path, clients: Identities) -> None:
+    command = [str(load_program), "handshake", "--port", "1", "--identities", str(clients.listed)]
+    done = subprocess.run([*command, "--rate", "5"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "load: --rate goes with keep-alive\n")
+
+
+@pytest.mark.parametrize(
+    ("latencies", "expected"),
+    [
+        (range(1000, 0, -1), {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 1000}),
+        ([7], {"p50": 7, "p90": 7, "p99": 7, "p99.9": 7, "max": 7}),
+        ([1, 2, 3], {"p50": 2, "p90": 3, "p99": 3, "p99.9": 3, "max": 3}),
+        ([], {"p50": 0, "p90": 0, "p99": 0, "p99.9": 0, "max": 0}),
+    ],
+)
+def test_percentiles_are_the_nearest_rank(
+    load_program: Path, latencies: list[int], expected: dict[str, int]
+) -> None:
+    text = "\n".join(map(str, latencies))
+    done = subprocess.run(
+        [load_program, "percentiles"], input=text, capture_output=True, text=True, check=True
+    )
+    printed = json.loads(done.stdout)
+    assert (printed["count"], printed["latency_us"]) == (len(latencies), expected)
+
+
+# ------------------------------------------------------------------------------------- the gate
+
+
+class Peer:
+    """A small server that does the whole job, unless told to leave out a part of it."""
+
+    def __init__(self, database_url: str, leaves_out: str) -> None:
+        self._url = database_url
+        self._leaves_out = leaves_out
+        self.announce_port = free_port(socket.SOCK_DGRAM)
+
+    def answer(self, name: str, address: tuple[str, int]) -> bytes:
+        if "@" not in name and self._leaves_out != "refusal":
+            return BAD_NAME
+        if self._leaves_out != "commit":
+            self._commit(name, address)
+        message = {"email": name, "client_ip": address[0], "client_port": address[1]}
+        for target in (GROUP, BROADCAST):
+            if target != self._leaves_out:
+                self._send(json.dumps(message).encode(), target)
+        return OK
+
+    def _commit(self, name: str, address: tuple[str, int]) -> None:
+        with contextlib.closing(psycopg2.connect(self._url)) as connection:
+            with connection, connection.cursor() as cursor:
+                if self._leaves_out == "flush":
+                    cursor.execute("SET synchronous_commit = off")
+                cursor.execute(
+                    "INSERT INTO user_status VALUES (%s, now(), %s, %s) ON CONFLICT (email)"
+                    " DO UPDATE SET last_seen = excluded.last_seen,"
+                    " client_port = excluded.client_port",
+                    [name, *address],
+                )
+
+    def _send(self, payload: bytes, target: str) -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            loopback = socket.inet_aton(LOOPBACK)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sock.sendto(payload, (target, self.announce_port))
+
+
+def go_through_gate(peer: Peer, url: str, clients: Identities, load_program: Path) -> None:
+    rows(url, STATUS_SCHEMA)
+    with serving(clients, peer.answer) as server:
+        gate.check(
+            gate.Candidate(
+                port=server.port,
+                announce_port=peer.announce_port,
+                identities=clients,
+                query=lambda sql, *parameters: rows(url, sql, *parameters),
+                load_program=load_program,
+            )
+        )
+
+
+def test_the_gate_lets_through_who_does_the_job(
+    database_url: str, clients: Identities, load_program: Path
+) -> None:
+    go_through_gate(Peer(database_url, ""), database_url, clients, load_program)
+
+
+@pytest.mark.parametrize(
+    ("leaves_out", "reason"),
+    [
+        ("commit", "204 without a committed row"),
+        ("flush", "204 before the commit is on the disk"),
+        ("refusal", "a CN that is no e-mail address is answered 204"),
+        (GROUP, "no announcement of the check-in by multicast"),
+        (BROADCAST, "no announcement of the check-in by broadcast"),
+    ],
+)
+def test_the_gate_refuses_who_leaves_out_a_part_of_the_job(
+    database_url: str,
+    clients: Identities,
+    load_program: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    leaves_out: str,
+    reason: str,
+) -> None:
+    """Whoever answers before the work is done would be the fastest."""
+    monkeypatch.setattr(gate, "DATAGRAM_TIMEOUT_S", 1.0)  # it will not come
+    with pytest.raises(Refused, match=reason):
+        go_through_gate(Peer(database_url, leaves_out), database_url, clients, load_program)
+
+
+# ---------------------------------------------------------------------------------- what is used
+
+
+def test_the_cpu_time_of_ended_children_still_counts() -> None:
+    """PostgreSQL's backends and a server's workers come and go."""
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    parent = (
+        "import subprocess, sys\n"
+        f"subprocess.run([sys.executable, '-c', {burn!r}], check=True)\n"
+        "print('ended', flush=True)\n"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ended\n"
+        assert processes.tree([process.pid]) == [process.pid]
+        assert processes.cpu_s([process.pid]) >= 0.28  # the kernel counts in hundredths
+        assert processes.pss_kib([process.pid]) > 1000
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+# --------------------------------------------------------------------------------------- scaling
+
+
+@pytest.fixture(scope="module")
+def surroundings(load_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    with rig(CLIENTS, tmp_path_factory.mktemp("rig")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def this_server() -> ThisServer:
+    return ThisServer()
+
+
+@pytest.fixture(scope="module")
+def working(surroundings: Rig, this_server: ThisServer) -> Iterator[AtWork]:
+    """This server, past the gate."""
+    with surroundings.at_work(this_server) as at_work:
+        yield at_work
+
+
+def test_what_a_server_counts_is_what_was_done(
+    surroundings: Rig, this_server: ThisServer, working: AtWork, start_load: StartLoad
+) -> None:
+    """Its metrics, the log, and an ear that only counts say the same."""
+    before = counted.read(this_server.management_ports)
+    with wire.Ear(working.site.announce_port) as ear:
+        done = run(
+            Load(
+                surroundings.load_program,
+                "keep-alive",
+                working.site.port,
+                surroundings.identities.listed,
+                connections=CLIENTS,
+                requests=100,
+                seconds=PATIENCE_S,
+            )
+        )
+    happened = counted.read(this_server.management_ports) - before
+    assert done.count == 100
+    assert happened.check_ins == 100 + CLIENTS  # and the first one of each connection
+    assert 1 <= happened.batches <= happened.check_ins
+    assert ear.datagrams == happened.datagrams
+    assert ear.bytes > 200 * ear.datagrams
+
+
+def test_a_measured_rate_has_all_its_numbers(
+    surroundings: Rig, this_server: ThisServer, working: AtWork
+) -> None:
+    plan = dataclasses.replace(scaling.QUICK_PLAN, seconds=0.3, idle_connections=8)
+    made = Results("now", {}, {}, [])
+    at_work = scaling.Working(surroundings, this_server, working, plan, made)
+    numbers = at_work.check_ins("keep-alive", CLIENTS)
+    assert numbers["batch"] >= 1
+    assert numbers["updates_per_datagram"] >= 1
+    assert numbers["wal_bytes"] > 100
+    assert sum(numbers[f"share_{name}"] for name in SHARES) == pytest.approx(1)
+    sizes = at_work.sizes()
+    assert sizes["log_bytes"] > 100
+    assert sizes["status_bytes"] > 100
+    assert at_work.idle()["kib_before"] > 1000
+
+
+def test_a_resumed_connection_moves_less_than_a_new_one(surroundings: Rig, working: AtWork) -> None:
+    """And a check-in on an open one is a request, an answer, and what acknowledges them."""
+    traffic = wire.measure(working.site.port, surroundings.identities)
+    assert traffic["check-in"].bytes > len(wire.REQUEST) + len(OK)
+    assert 2 <= traffic["check-in"].segments <= 6
+    assert traffic["check-in"].bytes < traffic["resumed"].bytes < traffic["handshake"].bytes
+    assert traffic["check-in"].on_ethernet > traffic["check-in"].bytes + 2 * wire.TCP_HEADERS
+
+
+def test_stores_on_one_database_share_its_numbers_and_others_do_not(surroundings: Rig) -> None:
+    """Which is what one stream, and a stream each, are."""
+    postgres = surroundings.postgres
+    names = ("one_stream", "another_stream")
+    for name in names:
+        ours.fill(postgres, name, 10)
+    for driven in (names[:1] * 2, names):
+        before = [postgres.execute(name, "SELECT seq FROM head")[0][0] for name in names]
+        numbers = ours.drive_stores(postgres, driven, 10, 0.3, 4)
+        after = [postgres.execute(name, "SELECT seq FROM head")[0][0] for name in names]
+        moved = [new > old for new, old in zip(after, before, strict=True)]
+        assert moved == [True, len(set(driven)) == 2]
+        assert 1 <= numbers["batch"] <= 4
+    for name in names:
+        ((head, entries),) = postgres.execute(
+            name, "SELECT seq, (SELECT count(*) FROM check_in) FROM head"
+        )
+        assert head == entries + 10  # the users who are there from the start
+        postgres.drop(name)
+
+
+def test_a_listener_hears_and_repairs_what_is_announced_to_it(
+    surroundings: Rig, working: AtWork
+) -> None:
+    """Nothing is counted as heard that was not: what is withheld is fetched, and no more."""
+    site = working.site
+    with hearing.listening(working) as listener:
+        sender = hearing.Sender(
+            surroundings.postgres, site.database, site.identities, listener.port
+        )
+        at_work = cost_of_listening.Hearing(listener, sender, working, surroundings.postgres.pid)
+        heard = at_work.run(300, 0.3)
+        assert (heard.heard.shown, heard.heard.repaired, heard.heard.missed) == (300, 0, 0)
+        assert heard.datagrams == heard.heard.datagrams < 300
+        alone = at_work.run(20, 0.1, batch=1)
+        assert (alone.datagrams, alone.heard.datagrams, alone.heard.shown) == (20, 20, 20)
+        partly = at_work.run(20, 0.1, batch=1, withheld=slice(5, 12))
+        assert (partly.heard.datagrams, partly.heard.shown) == (13, 20)
+        assert (partly.heard.repaired, partly.heard.missed) == (7, 0)
+        last = listener.stop()
+    assert (last.shown, last.repaired, last.refused) == (340, 7, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            "Heard 35 datagrams: 20 updates shown, 12 duplicates, 3 refused (signature 3), "
+            "0 of the other encoding, 2 repaired, 1 missed, lag 4.",
+            hearing.Heard(35, 20, 3, 0, 2, 1, 4),
+        ),
+        (
+            "Heard 9 datagrams: 2 updates shown, 0 duplicates, 0 refused, 7 dropped in a flood, "
+            "0 of the other encoding, 0 repaired, 0 missed, lag 0.",
+            hearing.Heard(9, 2, 0, 7, 0, 0, 0),
+        ),
+        ("Listening on 0.0.0.0 port 6667", None),
+    ],
+)
+def test_a_listeners_summary_is_read(line: str, expected: hearing.Heard | None) -> None:
+    assert hearing.parse_summary(line) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "kind", "event", "expected"),
+    [
+        ("idle", "Client", "ClientRead", "idle"),
+        ("active", None, None, "running"),
+        ("active", "Lock", "transactionid", "head_lock"),
+        ("active", "Lock", "tuple", "head_lock"),
+        ("active", "IO", "WalSync", "flush"),
+        ("active", "IO", "WALSync", "flush"),
+        ("active", "LWLock", "WALWrite", "flush"),
+        ("active", "IO", "DataFileRead", "other"),
+    ],
+)
+def test_what_a_commit_waits_for_has_a_name(
+    state: str, kind: str | None, event: str | None, expected: str
+) -> None:
+    """In PostgreSQL's words, which changed their spelling in version 17."""
+    assert classify(state, kind, event) == expected
+
+
+def scaling_results() -> Results:
+    """Round numbers, to reckon with."""
+    made = Results("2026-01-02T03:04+00:00", {"CPU": "A"}, {"seconds": 1.0, "rounds": 1}, [])
+    shares = dict.fromkeys((f"share_{name}" for name in SHARES), 0.2)
+    store = {"rate": 20_000.0, "server_cpu_ms": 0.01, "database_cpu_ms": 0.02, "batch": 50.0}
+    store |= {"commit_ms": 2.0, "commits_rate": 400.0, "wal_bytes": 400.0} | shares
+    check_ins = store | {"rate": 10_000.0, "server_cpu_ms": 0.1, "p50_ms": 1.0, "p99_ms": 2.0}
+    check_ins |= {"updates_per_datagram": 5.0, "datagram_bytes": 1184.0, "datagrams_rate": 2000.0}
+    for row in ("100", "full", "handshake", "resumed"):
+        made.add("rates", row, check_ins | ({"server_cpu_ms": 1.0} if row[0] in "hr" else {}))
+    for row, database in (("1", 0.02), ("2", 0.05), ("3", 0.04)):
+        made.add("servers", row, check_ins | {"database_cpu_ms": database})
+    for row, rate in (("8", 9_000.0), ("64", 50_000.0)):
+        made.add("in_flight", row, store | {"rate": rate})
+    made.add("one_stream", "2", store)
+    made.add("own_streams", "2", store)
+    made.add("idle", "connection", {"kib": 32.0, "kib_before": 70_000})
+    made.add("disk", "row", {"log_bytes": 200.0, "status_bytes": 300.0, "entries": 100})
+    for row in ("check-in", "handshake", "resumed"):
+        made.add("tcp", row, {"bytes": 200.0, "segments": 3, "on_ethernet": 500.0})
+    for pace, repaired, in_time in (("1000", 0, 1.0), ("5000", 0, 0.99), ("9000", 1, 1.0)):
+        heard = {"rate": float(pace), "in_time": in_time, "repaired": repaired, "dropped": 0}
+        heard |= {"kernel_drops": 0, "cpu_us_per_update": 30.0, "cpu_us_per_datagram": 200.0}
+        heard |= {"heard_rate": 1.0, "server_us_per_update": 5.0, "database_us_per_update": 1.0}
+        made.add("listening", pace, heard)
+    made.add("burst", "100", heard)
+    made.add("fetching", "100", heard)
+    return made
+
+
+def test_what_a_million_need_follows_from_what_was_measured() -> None:
+    need = capacity.needs(scaling_results(), 600_000, 60)
+    assert need.rate == 10_000
+    assert need.server_cores == pytest.approx(1.0)  # 10,000 times 0.1 ms
+    assert need.servers == 2
+    assert need.database_cores == pytest.approx(0.5)  # at the dearest, two servers
+    assert need.handshake_cores == pytest.approx(10)
+    assert need.stream_share == pytest.approx(0.2)  # of 50,000, with the largest batches
+    assert need.wal_mb_s == pytest.approx(4.0)
+    assert need.log_gb_day == pytest.approx(172.8)
+    assert need.log_gb == pytest.approx(7 * 172.8)
+    assert need.status_gb == pytest.approx(0.18)
+    assert need.connections_gib == pytest.approx(600_000 * 32 / 2**20)
+    assert need.check_ins_mbit_s == pytest.approx(40)
+    assert need.datagrams_s == 2000
+    assert need.announcements_mbit_s == pytest.approx(2000 * (1184 + 66) * 8 / 1e6)
+    assert need.listener_cores == pytest.approx(0.3)
+
+
+def test_a_listener_keeps_up_only_where_nothing_had_to_be_repaired() -> None:
+    made = scaling_results()
+    assert cost_of_listening.keeps_up(made) == 5000
+    made.rounds["listening"]["5000"].append(made.rounds["listening"]["9000"][0])
+    assert cost_of_listening.keeps_up(made) == 1000  # not in every round
+
+
+def marked(names: list[str]) -> str:
+    parts = [
+        f"{pages.begin(name, scaling_report.COMMAND)}\nold\n{pages.end(name)}" for name in names
+    ]
+    return "before\n" + "\nbetween\n".join(parts) + "\nafter\n"
+
+
+def test_a_page_is_filled_where_it_is_marked_and_nowhere_else() -> None:
+    made = scaling_results()
+    names = list(scaling_report.blocks(made))
+    page = scaling_report.fill(marked(names), made)
+    assert page.startswith("before\n")
+    assert page.endswith("\nafter\n")
+    assert page.count("\nbetween\n") == len(names) - 1
+    assert "old" not in page
+    assert all(text in page for text in scaling_report.blocks(made).values())
+    assert scaling_report.fill(page, made) == page
+    for wrong in (names[1:], [*names, "another"]):
+        with pytest.raises(ValueError, match="the page has the blocks"):
+            scaling_report.fill(marked(wrong), made)
+
+
+def test_the_page_on_scaling_has_the_numbers_that_were_measured() -> None:
+    """`python -m benchmarks.scaling` writes results and page together."""
+    page = scaling.PAGE.read_text()
+    made = results.load(scaling.RESULTS / "scaling.json")
+    assert scaling_report.fill(page, made) == page
+    assert (scaling.RESULTS / "scaling.md").read_text() == scaling_report.markdown(made)
+    made.rounds["disk"]["row"] = [{"log_bytes": 1.0, "status_bytes": 1.0, "entries": 1}]
+    assert scaling_report.fill(page, made) != page
+
+
+def test_the_walls_come_in_the_order_that_the_page_says() -> None:
+    """Its words must still be true of the numbers beside them."""
+    made = results.load(scaling.RESULTS / "scaling.json")
+
+    def cpu(row: str, part: str) -> float:
+        summary = made.summary("rates", row, f"{part}_cpu_ms")
+        assert summary is not None
+        return summary.median
+
+    assert cpu("handshake", "server") > 5 * cpu("full", "server")
+    assert cpu("handshake", "server") > cpu("resumed", "server")
+    assert cpu("full", "server") > cpu("full", "database")
+    assert cpu("100", "server") > cpu("full", "server")  # batches make it cheaper
+    need = capacity.needs(made, scaling_report.MILLION, scaling_report.EVERY_S)
+    assert need.log_gb > need.status_gb
+
+
+def test_a_filled_database_is_one_in_which_all_have_checked_in(surroundings: Rig) -> None:
+    """With the certificates that the driver uses: a change of certificate costs more."""
+    postgres = surroundings.postgres
+    ours.fill(postgres, "filled", 20)
+    known = "SELECT email, issuer, serial, devices FROM user_status ORDER BY email"
+    before = postgres.execute("filled", known)
+    ours.drive_stores(postgres, ["filled"], 20, 0.2, 4)
+    assert postgres.execute("filled", known) == before
+    assert len(before) == 20
+    kinds = postgres.execute("filled", "SELECT DISTINCT event FROM check_in")
+    assert kinds == [("check-in",)]
+    postgres.drop("filled")
+
+
+def test_pages_that_were_changed_already_need_no_image(surroundings: Rig) -> None:
+    """Right after a checkpoint the first change of a page writes all of it, the second does not."""
+    postgres = surroundings.postgres
+    ours.fill(postgres, "images", 1000)
+    wal = {}
+    for touched in (False, True):
+        postgres.execute("postgres", "CHECKPOINT")
+        if touched:
+            ours.touch(postgres, "images")
+        before = postgres.execute("images", "SELECT pg_current_wal_insert_lsn()::text")[0][0]
+        postgres.execute(
+            "images",
+            "UPDATE user_status SET client_port = 1 WHERE email = %s",
+            identities.email(500),
+        )
+        ((wal[touched],),) = postgres.execute(
+            "images", "SELECT pg_current_wal_insert_lsn() - %s::pg_lsn", before
+        )
+    postgres.drop("images")
+    assert wal[False] > 4000
+    assert wal[True] < 1500
+
+
+def test_a_quick_run_ends_with_the_round_that_its_time_allows(
+    monkeypatch: pytest.MonkeyPatch, load_program: Path
+) -> None:
+    """And says so. Of the users, each number is measured, and the largest after a checkpoint."""
+    monkeypatch.setattr(ours, "USERS", (10, 20))
+    made = run_campaign(Plan([], ["users"], 50, 0.2, 8, budget_s=0.0))
+    assert list(made.rounds["users"]) == ["10", "20", f"20 {ours.AFTER_CHECKPOINT}"]
+    assert made.settings["rounds"] == 1
+    assert made.notes == ["1 of 50 rounds: no time for more"]
+    assert made.summary("users", "10", "wal_bytes") is not None
+
+
+@pytest.mark.parametrize("less", [["--quick"], ["--only", "go"], ["--workloads", "idle"]])
+def test_only_a_run_of_everything_is_written_where_it_is_committed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, less: list[str]
+) -> None:
+    """A first look must not stand in README.md."""
+    committed = {path: path.read_bytes() for path in (ROOT / "README.md", *RESULTS.iterdir())}
+    monkeypatch.setattr("benchmarks.__main__.BUILD", tmp_path)
+    monkeypatch.setattr("benchmarks.__main__.run", lambda plan: fixed_results())
+    assert main(less) == 0
+    assert "tornado_status" in (tmp_path / "results/results.md").read_text()
+    assert main([*less, "--out", str(tmp_path / "elsewhere")]) == 0
+    assert (tmp_path / "elsewhere/results.svg").exists()
+    assert {path: path.read_bytes() for path in committed} == committed
+
+
+def test_no_round_begins_that_would_end_too_late(
+    monkeypatch: pytest.MonkeyPatch, load_program: Path
+) -> None:
+    """A busy machine gives fewer rounds, and they are told."""
+    monkeypatch.setattr(scaling.Scaling, "everything", lambda self: [lambda: time.sleep(0.2)])
+    monkeypatch.setattr(scaling, "USERS", 10)
+    plan = dataclasses.replace(scaling.QUICK_PLAN, rounds=50, streams=(1,), budget_s=0.0)
+    made = scaling.run(plan)
+    assert made.settings["rounds"] == 1
+    assert made.notes == ["1 of 50 rounds: there was no time for more"]
+
+
+def test_cpu_time_never_falls_while_children_come_and_go() -> None:
+    """A child that is reaped between two looks must be in its own number or in its parent's."""
+    burn = "import time\nwhile time.process_time() < 0.05: pass"
+    parent = (
+        "import subprocess, sys, threading\n"
+        "ended = threading.Event()\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), ended.set())).start()\n"
+        "print('begun', flush=True)\n"
+        "while not ended.is_set():\n"
+        f"    subprocess.run([sys.executable, '-S', '-c', {burn!r}], check=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        looks = []
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            looks.append(processes.cpu_s([process.pid]))
+        assert process.stdin is not None
+        process.stdin.close()
+    assert looks == sorted(looks)
+    assert looks[-1] > looks[0]
+
+
+# ------------------------------------------------------------------------------------ the report
+
+
+def fixed_results() -> Results:
+    made = Results(
+        date="2026-01-02T03:04+00:00",
+        machine={"CPU": "A & B <C>", "kernel": "Linux 6"},
+        settings={"rounds": 3, "seconds": 5.0, "idle_connections": 2000},
+        rows=[
+            Row("django", "Slow & <old>", "status row", True),
+            Row("tornado_status", "tornado_status", "everything", True),
+            Row("nginx", "ceiling", "nothing", False),
+        ],
+        left_out={"Go": "go is not installed (Debian: golang-go)"},
+    )
+    for name, rates in {"django": [900, 1100, 1000], "tornado_status": [20000] * 3}.items():
+        for rate in rates:
+            made.add("keep-alive", name, keep_alive(rate))
+    made.add("keep-alive", "nginx", keep_alive(88000))
+    made.add("idle", "tornado_status", {"kib_per_connection": 35.25})
+    made.add("users", "1000", keep_alive(50000))
+    made.add("users", "1000000", keep_alive(40000) | {"database_cpu_ms": 0.048})
+    made.note("a note")
+    return made
+
+
+def keep_alive(rate: float) -> dict[str, float]:
+    latencies = {"p50_ms": 0.6834, "p99_ms": 12.34}
+    return {"rate": rate, "server_cpu_ms": 0.03, "database_cpu_ms": 0.009, **latencies}
+
+
+def squeezed(text: str) -> str:
+    return re.sub(" +", " ", text)
+
+
+def test_a_summary_is_the_median_with_its_range() -> None:
+    summary = summarise([3.0, 1.0, 2.5])
+    assert (summary.median, summary.low, summary.high) == (2.5, 1.0, 3.0)
+    assert summary.spread == pytest.approx(0.4)
+
+
+def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
+    """What was not measured is a dash, ratios refer to the first row, notes stand below."""
+    text = report.markdown(fixed_results())
+    lines = text.splitlines()
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5]]
+    titles, _, django, ours, nginx = table
+    assert titles == ["server", "keep-alive: check-ins/s", "p50 / p99 ms", "CPU ms", "idle: KiB"]
+    x, dash = report.TIMES, report.NOTHING
+    cpu = f"0.030 ±0% (0.77{x})"
+    ceiling = ["ceiling", f"88,000 ±0% (88.0{x})", "0.683 / 12.3", cpu, dash]
+    same = ["0.683 / 12.3", f"0.030 + 0.009 ±0% (1.00{x})"]
+    assert django == ["Slow & <old>", f"1,000 ±10% (1.0{x})", *same, dash]
+    assert ours == ["tornado_status", f"20,000 ±0% (20.0{x})", *same, "35.2"]
+    assert nginx == ceiling
+    assert f"| 1,000 | 50,000 ±0% (1.00{x}) | 0.0300 + 0.0090 ±0% (1.00{x}) |" in squeezed(text)
+    assert f"| 1,000,000 | 40,000 ±0% (0.80{x}) | 0.0300 + 0.0480 ±0% (2.00{x}) |" in squeezed(text)
+    assert "- Left out: Go: go is not installed (Debian: golang-go)" in lines
+    assert "- Note: a note" in lines
+
+
+def test_a_column_that_an_older_run_did_not_measure_is_left_out() -> None:
+    """What one row lacks is a dash, what all lack is no column."""
+    made = fixed_results()
+    assert "WAL" not in report.markdown(made)
+    after = f"1000000 {ours.AFTER_CHECKPOINT}"
+    made.add("users", after, keep_alive(25000) | {"wal_bytes": 4000.0})
+    text = squeezed(report.markdown(made))
+    assert (
+        "| users in the database | check-ins/s | CPU ms: server + PostgreSQL | WAL bytes |" in text
+    )
+    assert f"| 1,000,000, {ours.AFTER_CHECKPOINT} | 25,000 ±0% (0.50{report.TIMES}) |" in text
+    assert text.count("| 4,000 |") == 1
+
+
+def test_the_committed_table_is_that_of_the_committed_numbers() -> None:
+    """The same for the plot, and for the block of README.md."""
+    made = results.load(RESULTS / "results.json")
+    assert (RESULTS / "results.md").read_text() == report.markdown(made)
+    assert (RESULTS / "results.svg").read_text() == report.svg(made)
+    readme = (ROOT / "README.md").read_text()
+    assert pages.fill(readme, report.summary(made), report.COMMAND) == readme
+    made.rounds["keep-alive"]["tornado_status"] = [keep_alive(1.0)]
+    assert pages.fill(readme, report.summary(made), report.COMMAND) != readme
+
+
+def test_the_plot_is_well_formed_and_shows_every_row() -> None:
+    plot = report.svg(fixed_results())
+    root = ElementTree.fromstring(plot)  # noqa: S314 - our own
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"Slow & <old>", "tornado_status", "ceiling", "20,000"} <= set(texts)
+    width, height = float(root.attrib["width"]), float(root.attrib["height"])
+    for bar in root.iter("{http://www.w3.org/2000/svg}rect"):
+        assert 0 <= float(bar.attrib["x"]) + float(bar.attrib["width"]) <= width
+        assert 0 <= float(bar.attrib["y"]) + float(bar.attrib["height"]) <= height
+
+
+def test_results_survive_their_file(tmp_path: Path) -> None:
+    """A table can be made again from results.json, to the letter."""
+    path = tmp_path / "results.json"
+    path.write_text(fixed_results().to_json())
+    assert report.markdown(results.load(path)) == report.markdown(fixed_results())
+
+
+def test_a_row_that_is_left_out_takes_its_numbers_along() -> None:
+    made = fixed_results()
+    made.leave_out(made.rows[0], "refused by the gate: 204 without a committed row")
+    text = report.markdown(made)
+    assert "Left out: Slow & <old>: refused by the gate" in text
+    assert f"20,000 ±0% (1.0{report.TIMES})" in text  # the first row is another now
+
+
+# ------------------------------------------------------------------------------ the command line
+
+
+def test_a_missing_program_is_named_with_its_package() -> None:
+    with pytest.raises(Unavailable, match=r"no-such-program is not installed \(Debian: its-name\)"):
+        find_program("no-such-program", "its-name")
+
+
+def test_an_unknown_peer_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--only", "apache"])
+    assert exit_.value.code == 2
+    assert "invalid choice: 'apache'" in capsys.readouterr().err
+
+
+def test_the_go_server_commits_with_this_servers_own_statement() -> None:
+    """It is a copy, so that Go builds alone; it leaves out only what closed enrolment needs."""
+    copy = (ROOT / "benchmarks/peers/go_net_http/record.sql").read_text()
+    statement = "\n".join(line for line in copy.splitlines() if not line.startswith("--"))
+    for_closed_enrolment = (
+        ",\n       CASE WHEN $8 THEN ARRAY(SELECT n FROM accepted ORDER BY n) END"
+    )
+    assert for_closed_enrolment in PREPARE_RECORD
+    ours = PREPARE_RECORD.replace(for_closed_enrolment, "")
+    assert statement.split() == ours.split()

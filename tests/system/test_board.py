@@ -1,0 +1,407 @@
+"""The board in a real browser, with client certificates; and what pages elsewhere cannot do."""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+
+from tests.support.harness import LOOPBACK, Server, StartServer, free_port, require
+
+pytestmark = pytest.mark.once  # a browser, not our Python
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+PATIENCE_MS = 15_000
+EVIL = "<img src=x onerror=alert(1)>@example.com"
+Visit = Callable[..., Page]
+
+# Where the pictures of the documentation are made anew: STATUS_TESTS_SCREENSHOTS=docs/images
+SCREENSHOTS = os.environ.get("STATUS_TESTS_SCREENSHOTS")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    require("a browser", CHROMIUM is not None, "Debian: chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser: Browser, certs: Path) -> Iterator[Visit]:
+    """Open a server's board as somebody. Nothing in the page may go wrong, nor be blocked."""
+    contexts: list[BrowserContext] = []
+    complaints: list[str] = []
+
+    def visit(server: Server, name: str = "operator", **settings: Any) -> Page:
+        context = browser.new_context(
+            ignore_https_errors=True,  # the browser does not know our CA; the server knows theirs
+            client_certificates=[
+                {
+                    "origin": server.url,
+                    "certPath": certs / f"{name}.crt",
+                    "keyPath": certs / f"{name}.key",
+                }
+            ],
+            locale="en-GB",
+            timezone_id="UTC",
+            **settings,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "console",
+            lambda said: (
+                complaints.append(said.text)
+                if said.location["url"].startswith(server.url) and is_fault(said)
+                else None
+            ),
+        )
+        page.goto(server.url + "/")
+        return page
+
+    expect.set_options(timeout=PATIENCE_MS)
+    yield visit
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def is_fault(said: Any) -> bool:
+    """Say whether a message on the console is one; a lost connection is told there, too."""
+    if said.location["url"].endswith("/favicon.ico"):
+        return False  # which a browser looks for beside an answer that is no page
+    lost = ("net::ERR_", "503", "status of 403")
+    return said.type in ("error", "warning") and not any(text in said.text for text in lost)
+
+
+def is_live(page: Page) -> None:
+    expect(page.locator("#connection")).to_have_text("Live")
+
+
+def row(page: Page, email: str) -> Any:
+    return page.locator(f'#rows tr[data-email="{email}"]')
+
+
+def fill(server: Server, count: int, minutes: int = 1) -> None:
+    """Record users who check in once a minute, but for some who stopped two minutes ago.
+
+    Every ninth is offline. The last one was seen last.
+    """
+    server.rows(
+        "WITH given AS (SELECT %s::int AS count, %s::int AS minutes), moments AS ("
+        " SELECT n, row_number() OVER (ORDER BY m, n) AS seq,"
+        " now() - (minutes - m - n / count::float) * interval '1 minute' AS at"
+        " FROM given, generate_series(1, count) n, generate_series(0, minutes - 1) m"
+        " WHERE n %% 9 <> 0 AND n %% 13 <> 0 OR m < greatest(1, minutes - 2)"
+        "), entries AS ("
+        " SELECT *, 'user' || lpad(n::text, 5, '0') || '@example.com' AS email,"
+        " ('192.0.2.' || n %% 250)::inet AS ip, 40000 + n %% 20000 AS port FROM moments"
+        "), log AS ("
+        " INSERT INTO check_in (seq, at, event, email, client_ip, client_port, issuer, serial)"
+        " SELECT seq, at, 'check-in', email, ip, port, '', '' FROM entries"
+        "), newest AS (SELECT DISTINCT ON (email) * FROM entries ORDER BY email, seq DESC"
+        "), status AS ("
+        " INSERT INTO user_status (email, seq, last_seen, first_seen, client_ip, client_port,"
+        " issuer, serial, offline)"
+        " SELECT email, seq, at, at - interval '3 days', ip, port, '', '', n %% 9 = 0 FROM newest"
+        "), last AS (SELECT max(seq) AS seq FROM entries)"
+        " UPDATE head SET seq = last.seq, swept = last.seq FROM last RETURNING head.seq",
+        count,
+        minutes,
+    )
+
+
+def test_a_check_in_appears_by_itself(start_server: StartServer, visit: Visit) -> None:
+    """With who it was, from where, and how long ago, which goes on counting."""
+    server = start_server()
+    page = visit(server)
+    is_live(page)
+    expect(page.locator("#nobody")).to_have_text("Nobody has checked in yet.")
+    assert server.request("POST", "/api/client").status == 204
+    client = row(page, "valid_user@example.com")
+    expect(client.locator("td").nth(0)).to_have_text("new")
+    expect(client.locator("td").nth(3)).to_contain_text(f"{LOOPBACK}:")
+    expect(client.locator("td").nth(2)).to_have_text(re.compile(r"[2-9] s ago"))
+    expect(page.locator('[data-filter="all"] b')).to_have_text("1")
+    assert server.request("POST", "/api/client").status == 204
+    expect(client.locator("td").nth(0)).to_have_text("online")
+
+
+def test_offline_and_back_are_seen(start_server: StartServer, visit: Visit) -> None:
+    """A user goes silent: late, then offline; one check-in later online."""
+    server = start_server(presence={"interval_s": 2, "offline_after_s": 6})
+    assert server.request("POST", "/api/client").status == 204
+    page = visit(server)
+    client = row(page, "valid_user@example.com")
+    expect(client.locator("td").nth(0)).to_have_text("late")
+    expect(client.locator("td").nth(0)).to_have_text("offline")
+    expect(page.locator('[data-filter="offline"] b')).to_have_text("1")
+    expect(page.locator("#said")).to_contain_text("valid_user@example.com offline")
+    client.click()
+    assert server.request("POST", "/api/client").status == 204
+    history = page.locator("#history li b")
+    expect(history).to_have_text(["back", "offline", "new"])
+    expect(page.locator("#line span")).to_have_count(2)  # here, away, here again
+    expect(page.locator("#line")).to_have_attribute("aria-label", re.compile("^Here from .*; "))
+    page.keyboard.press("Escape")
+    expect(client.locator("td").nth(0)).to_have_text("online")
+
+
+def test_people_come_and_go(start_server: StartServer, visit: Visit) -> None:
+    """Who is enrolled is there before the first check-in; who is removed is gone."""
+    server = start_server(access={"admins": ["operator@example.com"]})
+    page = visit(server)
+    is_live(page)
+    somebody = row(page, "somebody@example.com")
+    assert server.request("PUT", "/api/users/somebody@example.com", cert="operator").status == 201
+    expect(somebody.locator("td")).to_have_text(["new", "somebody@example.com", "never", ""])
+    page.reload()  # from the snapshot
+    expect(somebody.locator("td")).to_have_text(["new", "somebody@example.com", "never", ""])
+    is_live(page)
+    gone = server.request("DELETE", "/api/users/somebody@example.com", cert="operator")
+    assert gone.status == 204
+    expect(somebody).to_have_count(0)
+    expect(page.locator('[data-filter="all"] b')).to_have_text("0")
+
+
+def test_a_crowd_is_searched_sorted_and_walked_by_keyboard(
+    start_server: StartServer, visit: Visit
+) -> None:
+    """Ten thousand users: few rows are in the page, and every one can be reached."""
+    server = start_server()
+    fill(server, 10_000)
+    page = visit(server)
+    expect(page.locator('[data-filter="all"] b')).to_have_text("10,000")
+    expect(page.locator("#table")).to_have_attribute("aria-rowcount", "10001")
+    assert page.locator("#rows tr").count() < 100
+    page.keyboard.press("/")
+    page.keyboard.type("user0777")
+    expect(page.locator("#shown")).to_have_text("10 of 10,000")
+    page.keyboard.press("ArrowDown")
+    expect(row(page, "user07770@example.com")).to_be_focused()
+    page.keyboard.press("End")
+    expect(row(page, "user07779@example.com")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#user-title")).to_have_text("user07779@example.com")
+    page.keyboard.press("Escape")
+    page.locator("#search").fill("")
+    page.locator('[data-filter="offline"]').click()
+    expect(page.locator("#shown")).to_have_text("1,111 of 10,000")
+    page.locator('[data-filter="all"]').click()
+    page.locator('th[data-sort="seen"] button').click()
+    expect(page.locator("#rows tr[data-email]").first).to_have_attribute(
+        "data-email", "user10000@example.com"
+    )
+    page.locator('th[data-sort="seen"] button').click()
+    expect(page.locator('th[data-sort="seen"]')).to_have_attribute("aria-sort", "descending")
+    expect(page.locator("#rows tr[data-email]").first).to_have_attribute(
+        "data-email", "user00001@example.com"
+    )
+    page.locator("#rows tr[data-email]").first.focus()
+    page.keyboard.press("End")
+    expect(row(page, "user10000@example.com")).to_be_focused()
+    expect(row(page, "user10000@example.com")).to_be_in_viewport()
+
+
+def test_the_connection_is_lost_and_regained(start_server: StartServer, visit: Visit) -> None:
+    """What happened meanwhile is there afterwards."""
+    port = free_port()
+    first = start_server(server={"port": port})
+    page = visit(first)
+    is_live(page)
+    assert first.stop() == 0
+    expect(page.locator("#connection")).to_contain_text("trying again")
+    elsewhere = start_server(url=first.database_url)
+    assert elsewhere.request("POST", "/api/client").status == 204
+    again = start_server(url=first.database_url, server={"port": port})
+    is_live(page)
+    expect(row(page, "valid_user@example.com")).to_be_visible()
+    assert again.request("POST", "/api/client").status == 204
+    expect(row(page, "valid_user@example.com").locator("td").nth(0)).to_have_text("online")
+
+
+def test_an_ordinary_user_is_told_no(server: Server, visit: Visit) -> None:
+    """In words, with what they may see; and the page's files are not for them either."""
+    page = visit(server, "client")
+    expect(page.locator("h1")).to_have_text("Only readers may see the board")
+    assert violations(page) == []
+    expect(page.locator("b")).to_have_text("valid_user@example.com")
+    assert server.request("GET", "/").status == 403
+    assert server.request("GET", "/board/board.js").status == 403
+    assert server.request("GET", "/board/board.js", cert="operator").status == 200
+    for nothing in ("nothing.js", "index.html", "../board.py", "..%2fboard.py", "vendor/"):
+        assert server.request("GET", f"/board/{nothing}", cert="operator").status == 404
+
+
+def test_names_are_text(start_server: StartServer, visit: Visit) -> None:
+    """Whatever stands in the database is shown, and is never markup."""
+    server = start_server()
+    fill(server, 1)
+    server.rows("UPDATE user_status SET email = %s RETURNING email", EVIL)
+    page = visit(server)
+    expect(page.locator("#rows td").nth(2)).to_have_text(EVIL)
+    assert page.locator("#rows img").count() == 0
+
+
+@pytest.mark.parametrize("look", ["light", "dark", "narrow"])
+def test_it_looks_right_and_is_accessible(
+    start_server: StartServer, visit: Visit, tmp_path: Path, look: str
+) -> None:
+    """Nothing sticks out at any size, and axe finds nothing. Takes the pictures of the docs."""
+    server = start_server()
+    fill(server, 250, minutes=6)
+    for _ in range(3):
+        assert server.request("POST", "/api/client").status == 204
+    page = visit(
+        server,
+        color_scheme="dark" if look == "dark" else "light",
+        viewport={"width": 390, "height": 844}
+        if look == "narrow"
+        else {"width": 1280, "height": 800},
+        reduced_motion="reduce",
+    )
+    is_live(page)
+    page.locator('th[data-sort="seen"] button').click()
+    expect(row(page, "valid_user@example.com").locator("td").nth(0)).to_have_text("online")
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (background == "rgb(15, 18, 22)") == (look == "dark")
+    expect(page.locator("#chart canvas")).to_have_count(1)
+    expect(page.locator("#rate-now")).to_have_text(re.compile(r"\d+"))
+    folder = Path(SCREENSHOTS) if SCREENSHOTS else tmp_path
+    page.screenshot(path=folder / f"board-{look}.png")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert violations(page) == []
+    row(page, "valid_user@example.com").click()
+    expect(page.locator("#history li")).to_have_count(3)
+    page.screenshot(path=folder / f"board-{look}-user.png")
+    assert violations(page) == []
+
+
+def violations(page: Page) -> list[str]:
+    """Return what axe says is wrong."""
+    found = Axe().run(page).response["violations"]
+    return [f"{one['impact']}: {one['id']}: {one['nodes'][0]['html']}" for one in found]
+
+
+def test_the_chart_shows_what_was_checked_in(server: Server, visit: Visit) -> None:
+    """Each event in its second, nothing of `offline`, and a gap where nothing is known."""
+    page = visit(server)
+    is_live(page)
+    times, counts = page.evaluate(
+        """async () => {
+            const { Rate } = await import("/board/model.js");
+            const rate = new Rate(5);
+            rate.knownFrom = 97;
+            const event = (event, second) =>
+                rate.add({ event, last_seen: new Date(second * 1000).toISOString() });
+            event("check-in", 98), event("new", 98), event("back", 99), event("offline", 99);
+            return rate.series(101_500);
+        }"""
+    )
+    assert times == [96, 97, 98, 99, 100]
+    assert counts == [None, 0, 2, 1, 0]
+
+
+def test_nothing_but_the_boards_own_files_runs(server: Server, visit: Visit) -> None:
+    """The policy goes with the page, the refusal and each file, and the browser keeps to it."""
+    for path, cert in (("/", "operator"), ("/board/board.js", "operator"), ("/", "client")):
+        connection = server.connect(cert)
+        connection.request("GET", path, headers={"Accept": "text/html"})
+        headers = connection.getresponse().headers
+        connection.close()
+        policy = headers["Content-Security-Policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["X-Content-Type-Options"] == "nosniff"
+    page = visit(server)
+    is_live(page)
+    allowed = page.evaluate(
+        """() => new Promise((done) => {
+            document.addEventListener("securitypolicyviolation", () => done("blocked"));
+            const script = document.createElement("script");
+            try { script.text = "document.title = 'run'"; } catch { done("blocked"); }
+            document.head.append(script);
+            setTimeout(() => done(document.title), 2000);
+        })"""
+    )
+    assert allowed == "blocked"
+    assert page.title() == "Who is here"
+
+
+def test_axe_can_find_something(server: Server, visit: Visit) -> None:
+    """A button without a name is found."""
+    page = visit(server)
+    is_live(page)
+    page.evaluate("document.body.append(document.createElement('button'))")
+    assert any("button-name" in one for one in violations(page))
+
+
+@contextlib.contextmanager
+def elsewhere(html: str) -> Iterator[str]:
+    """Serve one page on another origin; give its URL."""
+
+    class Page(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(html.encode())
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer((LOOPBACK, 0), Page) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://{LOOPBACK}:{server.server_port}/"
+        finally:
+            server.shutdown()
+
+
+def test_a_page_elsewhere_gets_nothing_done(start_server: StartServer, visit: Visit) -> None:
+    """Its requests bear the user's certificate: they are refused, whichever way it sends them."""
+    server = start_server()
+    page = visit(server)
+    is_live(page)
+    # What the page below does, the board's own may do: so the certificate is not what is missing.
+    own = page.evaluate("fetch('/api/client', {method: 'POST'}).then((answer) => answer.status)")
+    assert own == 204
+    page.goto("about:blank")
+    before = server.rows("SELECT count(*) FROM check_in")
+    form = f'<form method="post" action="{server.url}/api/client"></form>'
+    with elsewhere(form) as url:
+        page.goto(url)
+        for mode in ("cors", "no-cors"):
+            answered = page.evaluate(
+                "([url, mode]) => fetch(url, {method: 'POST', mode, credentials: 'include'})"
+                ".then((answer) => answer.type, (error) => 'blocked')",
+                [server.url + "/api/client", mode],
+            )
+            assert answered == ("blocked" if mode == "cors" else "opaque")
+        heard = page.evaluate(
+            "(url) => new Promise((done) => { const socket = new WebSocket(url);"
+            " socket.onopen = () => done('open'); socket.onerror = () => done('refused'); })",
+            server.url.replace("https:", "wss:") + "/api/socket",
+        )
+        assert heard == "refused"
+        with page.expect_navigation() as navigation:
+            page.evaluate("document.forms[0].submit()")
+        assert navigation.value.status == 403
+        page.goto("about:blank")
+    refused = [event for event in server.events("refused") if "other web sites" in event["why"]]
+    assert {event["what"].split()[0] for event in refused} >= {"POST", "GET"}
+    assert server.rows("SELECT count(*) FROM check_in") == before

@@ -1,0 +1,126 @@
+"""The wheel: what is in it, and that it works where nothing else of the checkout is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tornado_status import __version__
+
+PACKAGES = ("certs_gen", "clients", "listeners", "tornado_status")
+PACKAGES_BELOW = tuple(f"{package}/" for package in PACKAGES)
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**plain_environment(), "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def checkout() -> list[str]:
+    """Return what git has, or would take."""
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    # Not what is deleted, but still known to git.
+    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy of the checkout: a build leaves files behind."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in checkout():
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name)
+    out = tmp_path_factory.mktemp("wheel")
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
+    run(*pip, "--wheel-dir", out, ".", cwd=copy)
+    (built,) = out.iterdir()
+    return built
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the console scripts, in an environment that has the wheel installed.
+
+    Its dependencies are the test environment's: on the path, but without what an editable install
+    adds to it, since a .pth file counts only in a directory for packages.
+    """
+    environment = tmp_path_factory.mktemp("installed")
+    run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment)
+    python = environment / "bin" / "python"
+    install = ("install", "--no-deps", "--no-index", wheel)
+    run(sys.executable, "-m", "pip", "--python", python, *install, cwd=environment)
+    site = Path(
+        run(
+            python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=environment
+        ).strip()
+    )
+    dependencies = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "dependencies.pth").write_text("\n".join(sorted(dependencies)))
+    return environment / "bin"
+
+
+def test_the_wheel_has_all_packages_and_nothing_else(wheel: Path) -> None:
+    """Every file of the packages is in it, and no test."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert names == {name for name in checkout() if name.startswith(PACKAGES_BELOW)}
+    assert {name.split("/")[0] for name in names} == set(PACKAGES)
+    assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert any(name.startswith("clients/") and name.endswith(".sh") for name in names)
+    assert any(name.startswith("tornado_status/store/migrations/versions/v") for name in names)
+
+
+def test_the_wheel_carries_licence_version_and_dependencies(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        text = archive.read(metadata).decode()
+        assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())
+    assert f"\nVersion: {__version__}\n" in text
+    assert __version__ == PROJECT["version"]
+    optional = PROJECT["optional-dependencies"]
+    assert text.count("\nRequires-Dist: ") == len(sum(optional.values(), PROJECT["dependencies"]))
+    for extra in optional:
+        assert f"\nProvides-Extra: {extra}\n" in text
+
+
+@pytest.mark.parametrize("script", sorted(PROJECT["scripts"]))
+def test_each_console_script_runs_from_anywhere(scripts: Path, script: str, tmp_path: Path) -> None:
+    assert "usage: " in run(scripts / script, "--help", cwd=tmp_path)
+
+
+def test_the_installed_server_tells_the_version(scripts: Path, tmp_path: Path) -> None:
+    assert run(scripts / "tornado-status", "version", cwd=tmp_path).split()[-1] == __version__
+
+
+def test_the_installed_packages_are_the_wheels(scripts: Path, tmp_path: Path) -> None:
+    """All of them import from where they were installed, and the bash scripts can be run there."""
+    program = (
+        f"import pathlib, {', '.join(PACKAGES)}, tornado_status.server, tornado_status.store\n"
+    )
+    program += f"for m in {', '.join(PACKAGES)}: print(pathlib.Path(m.__file__).parent)"
+    found = [Path(line) for line in run(scripts / "python", "-c", program, cwd=tmp_path).split()]
+    assert [path.name for path in found] == list(PACKAGES)
+    assert all(path.is_relative_to(scripts.parent) for path in found)
+    for source in (ROOT / "clients").glob("*.sh"):
+        installed = found[1] / source.name
+        assert os.access(installed, os.X_OK) == os.access(source, os.X_OK), source.name

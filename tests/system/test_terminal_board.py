@@ -1,0 +1,568 @@
+"""The board: who is online, late or offline, drawn live in a real terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import fcntl
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyte
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Static
+
+from listeners.board import roster as people_module
+from listeners.board.app import Board, ago, columns, heads
+from listeners.board.roster import Order, People, State
+from listeners.events import Gap, Snapshot, Update
+from listeners.listener import Listener, Settings
+from tests.server.test_listener_cli import Announcing, Relay, check_in, reading, verifying
+from tests.support.harness import (
+    LOOPBACK,
+    PATIENCE_S,
+    ROOT,
+    StartServer,
+    free_port,
+    plain_environment,
+    require,
+    wait_until,
+)
+from tornado_status.model.records import Event, StatusRecord
+from tornado_status.wire.datagram import BinaryUpdate, encode_json
+
+pytestmark = pytest.mark.once
+
+NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.UTC)
+
+
+def before(seconds: float) -> datetime.datetime:
+    return NOW - datetime.timedelta(seconds=seconds)
+
+
+def event(email: str, age_s: float, kind: str = "check-in", seq: int = 1, ip: str = "") -> Event:
+    if kind == "offline":
+        return Event(seq, kind, email, before(age_s), None, None, NOW)
+    return Event(seq, kind, email, before(age_s), ip or "10.0.0.7", 51514)
+
+
+def heard(*events: Event, repairs: bool = True) -> People:
+    people = People(60, 180, repairs=repairs)
+    for each in events:
+        people.take(Update(each, None))
+    return people
+
+
+def states(people: People, now: datetime.datetime = NOW) -> dict[str, str]:
+    return {person.email: people.state(person, now) for person in people.rows(now)}
+
+
+def emails(people: People, **how: Any) -> list[str]:
+    return [person.email.partition("@")[0] for person in people.rows(NOW, **how)]
+
+
+# --------------------------------------------------------------------------------- who is here
+
+
+def test_age_makes_late_and_offline() -> None:
+    """One and a half intervals, then the time that makes offline; clocks that differ do not."""
+    people = heard(
+        event("a@example.com", -5), event("b@example.com", 90), event("c@example.com", 91)
+    )
+    assert states(people) == {
+        "a@example.com": "online",
+        "b@example.com": "online",
+        "c@example.com": "late",
+    }
+    assert set(states(people, NOW + datetime.timedelta(seconds=200)).values()) == {"offline"}
+    assert people.count(NOW) == {State.ONLINE: 2, State.LATE: 1}
+
+
+def test_the_servers_word_goes_before_age() -> None:
+    """Offline by its event, back by the check-in's; the last check-in is not forgotten."""
+    people = heard(event("a@example.com", 30), event("a@example.com", 1, "offline", 2))
+    assert states(people) == {"a@example.com": "offline"}
+    assert people.rows(NOW)[0].last_seen == before(30)
+    people.take(Update(event("a@example.com", 0, "back", 3), None))
+    assert states(people) == {"a@example.com": "online"}
+    people.take(Update(event("a@example.com", 0, "removed", 4), None))
+    assert states(people) == {}
+
+
+def test_kinds_of_events_that_are_not_known_are_shown_and_change_nothing() -> None:
+    """A later server may announce more."""
+    people = heard(event("a@example.com", 100), event("a@example.com", 1, "promoted", 2))
+    [person] = people.rows(NOW)
+    assert (person.event, person.last_seen) == ("promoted", before(100))
+    people.take(Update(event("b@example.com", 3, "offline", 3), None))
+    assert states(people) == {"a@example.com": "late", "b@example.com": "offline"}
+
+
+def test_rows_are_sorted_searched_and_filtered() -> None:
+    """Equals by their e-mail, addresses by their numbers."""
+    people = heard(
+        event("b@example.com", 1, ip="10.0.0.10"),
+        event("a@example.com", 100, ip="2001:db8::1"),
+        event("d@other.example", 200, ip="10.0.0.9"),
+        event("c@example.com", 2, ip="10.0.0.10"),
+    )
+    assert emails(people) == ["a", "b", "c", "d"]
+    assert emails(people, descending=True) == ["d", "c", "b", "a"]
+    assert emails(people, order=Order.SEEN) == ["b", "c", "a", "d"]
+    assert emails(people, order=Order.STATE) == ["d", "a", "b", "c"]
+    assert emails(people, order=Order.STATE, descending=True) == ["b", "c", "a", "d"]
+    assert emails(people, order=Order.ADDRESS) == ["d", "b", "c", "a"]
+    assert emails(people, search=" OTHER.") == ["d"]
+    assert emails(people, search="10.0.0.1") == ["b", "c"]
+    assert emails(people, only=State.LATE) == ["a"]
+
+
+def test_a_snapshot_replaces_everybody() -> None:
+    """Who is not in it was removed while we did not hear; without repair nobody is forgotten."""
+    for repairs, left in ((True, {"b@example.com", "c@example.com"}), (False, None)):
+        people = heard(event("a@example.com", 1), event("b@example.com", 1), repairs=repairs)
+        people.take(Gap(2, 9))
+        if repairs:
+            people.take(Snapshot(StatusRecord(9, "b@example.com", before(7), "10.0.0.8", 1)))
+        assert "a@example.com" in states(people)  # until it is known to be whole
+        people.take(Update(event("c@example.com", 0, "new", 10), None))
+        assert set(states(people)) == (left or {"a@example.com", "b@example.com", "c@example.com"})
+
+
+def test_what_nothing_proves_is_marked_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked for it gets it; memory and newer knowledge are not given up for it."""
+    monkeypatch.setattr(people_module, "MAX_UNVERIFIED", 2)
+    people = heard(event("a@example.com", 10))
+    for email, age_s in (("a@example.com", 20), ("b@example.com", 1), ("c@example.com", 1)):
+        update = BinaryUpdate(email, before(age_s), "10.0.0.9", 1)
+        people.take(Update(update, ("10.0.0.1", 6666), verified=False))
+    assert [(p.email, p.verified) for p in people.rows(NOW)] == [
+        ("a@example.com", True),
+        ("b@example.com", False),
+    ]
+
+
+@pytest.mark.parametrize("width", [1, 12, 20, 30, 45, 46, 75, 76, 89, 90, 119, 120, 300])
+def test_columns_fit_into_any_width(width: int) -> None:
+    """The e-mail is always there, and lines are never longer than the terminal."""
+    found = columns(width)
+    assert found[1].name == "e-mail"
+    if width >= 20:
+        assert len(heads(width)) <= width
+        assert found[1].width >= 5
+
+
+def test_ages_are_told_in_their_largest_unit() -> None:
+    assert [ago(s) for s in (0.9, 59.9, 60, 7199, 7200, 86399, 172800)] == [
+        "0 s ago",
+        "59 s ago",
+        "1 min ago",
+        "1 h ago",
+        "2 h ago",
+        "23 h ago",
+        "2 d ago",
+    ]
+
+
+# ---------------------------------------------------------------------------- a board, driven
+
+
+class Driven:
+    """A board without a terminal, fed by real datagrams, its clock standing still at `NOW`."""
+
+    def __init__(self, certs: Path, board: Board, pilot: Pilot[None], announcing: Announcing):
+        self.board = board
+        self.pilot = pilot
+        self._announcing = announcing
+
+    async def announce(self, *events: Event) -> None:
+        sent = datetime.datetime.now(datetime.UTC)
+        for payload in encode_json(
+            self._announcing.stream, sent, events[-1].seq, events, self._announcing.signer
+        ):
+            self._announcing.send(payload)
+        async with asyncio.timeout(PATIENCE_S):
+            while self.board.shown < events[-1].seq:
+                await self.pilot.pause(0.02)
+        self.board.draw()
+        await self.pilot.pause()
+
+    def text(self, where: str) -> str:
+        return str(self.board.query_one(where, Static).content)
+
+    def screen(self) -> list[str]:
+        """The lines as they are drawn."""
+        width, height = self.board.size
+        lines = self.board.screen._compositor.render_strips(self.board.size)
+        assert len(lines) == height
+        return [line.text[:width].rstrip() for line in lines]
+
+
+@contextlib.asynccontextmanager
+async def _driven(certs: Path, size: tuple[int, int]) -> Any:
+    port = free_port(socket.SOCK_DGRAM)
+    settings = Settings(port=port, ca=certs / "ca.crt", announcers=[certs / "announcer.crt"])
+    with Announcing(port, certs / "announcer.key") as announcing:
+        async with Listener(settings, warn=lambda sentence: None) as listener:
+            people = People(60, 180, repairs=False)
+            board = Board(listener, people, "listening on 0.0.0.0 port 6667", now=lambda: NOW)
+            async with board.run_test(size=size) as pilot:
+                yield Driven(certs, board, pilot, announcing)
+
+
+def driven(certs: Path, size: tuple[int, int], act: Callable[[Driven], Any]) -> None:
+    async def run() -> None:
+        async with _driven(certs, size) as found:
+            await act(found)
+
+    asyncio.run(run())
+
+
+PEOPLE = [
+    event("ada@example.com", 3, "check-in", 1, "10.0.0.7"),
+    event("bea@example.com", 61, "check-in", 2, "10.0.0.21"),
+    event("press-4@plant.example", 0, "back", 3, "10.0.3.4"),
+    event("press-5@plant.example", 118, "check-in", 4, "10.0.3.5"),
+    event("tug@harbour.example", 8000, "check-in", 5, "2001:db8::17"),
+    event("valid_user@example.com", 12, "new", 6, "10.0.0.7"),
+]
+
+
+def test_the_board_shows_everybody(certs: Path) -> None:
+    """As docs/listeners.md shows it, in text and in colours. STATUS_UPDATE_DOCS=1 draws it anew."""
+    page, picture = ROOT / "docs" / "listeners.md", ROOT / "docs" / "board.svg"
+
+    async def act(shown: Driven) -> None:
+        await shown.announce(*PEOPLE)
+        drawn = "\n".join(shown.screen())
+        svg = shown.board.export_screenshot(title="status-listener --board")
+        svg = re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # nothing is fetched
+        svg = re.sub(r"\s*<!--.*?-->", "", svg)
+        assert "http" not in svg.replace("http://www.w3.org/2000/svg", "")
+        svg = "".join(f"{line.rstrip()}\n" for line in svg.splitlines())
+        if os.environ.get("STATUS_UPDATE_DOCS"):
+            block = re.compile(r"```text\n.*?\n```", re.DOTALL)
+            page.write_text(
+                block.sub(lambda _: f"```text\n{drawn}\n```", page.read_text(), count=1)
+            )
+            picture.write_text(svg)
+        assert f"```text\n{drawn}\n```" in page.read_text(), drawn
+        assert svg == picture.read_text()
+
+    driven(certs, (92, 14), act)
+
+
+def test_keys_sort_search_and_filter(certs: Path) -> None:
+    """And the last line says which of it is on."""
+
+    def rows(shown: Driven) -> list[str]:
+        return [line.split()[2] for line in shown.screen() if line[:1] in tuple("●◐○")][:-1]
+
+    async def act(shown: Driven) -> None:
+        await shown.announce(*PEOPLE)
+        assert rows(shown) == [person.email for person in PEOPLE]
+        await shown.pilot.press("r")
+        assert rows(shown) == [person.email for person in reversed(PEOPLE)]
+        await shown.pilot.press("s")
+        assert rows(shown)[0] == "press-4@plant.example"
+        assert "sort: last seen" in shown.text("#keys")
+        await shown.pilot.press("s")
+        assert rows(shown)[0] == "tug@harbour.example"
+        await shown.pilot.press("slash", *"plant")
+        assert set(rows(shown)) == {"press-4@plant.example", "press-5@plant.example"}
+        assert "2 shown" in shown.text("#counts")
+        await shown.pilot.press("enter", "f")
+        assert rows(shown) == ["press-4@plant.example"]
+        assert "search [plant]" in shown.text("#keys")
+        await shown.pilot.press("escape")
+        assert len(rows(shown)) == len(PEOPLE)
+        await shown.pilot.press("slash", "q", "escape")
+        assert len(rows(shown)) == len(PEOPLE)
+        await shown.pilot.press("q")
+        assert shown.board._exit
+
+    driven(certs, (92, 16), act)
+
+
+def test_a_narrow_terminal_shows_what_matters(certs: Path) -> None:
+    """State, e-mail and age, down to thirty columns, also after a change of size."""
+
+    async def act(shown: Driven) -> None:
+        await shown.announce(*PEOPLE)
+        await shown.pilot.resize_terminal(30, 13)
+        await shown.pilot.pause()
+        shown.board.draw()
+        await shown.pilot.pause()
+        lines = shown.screen()
+        assert lines[1] == "   E-MAIL            LAST SEEN"
+        assert lines[2] == "●  ada@example.com     3 s ago"
+        assert lines[4] == "●  press-4@plant.…     0 s ago"
+        assert lines[6] == "○  tug@harbour.ex…     2 h ago"
+
+    driven(certs, (92, 14), act)
+
+
+def test_ten_thousand_people_cost_what_a_screenful_does(certs: Path) -> None:
+    """Only the rows in view are drawn."""
+
+    async def act(shown: Driven) -> None:
+        for number in range(10_000):
+            shown.board._people.take(Update(event(f"u{number:05}@example.com", 1), None))
+        shown.board.draw()
+        await shown.pilot.pause()
+        drawn: list[int] = []
+        table = shown.board._table
+        original = table.render_line
+
+        def counted(y: int) -> Any:
+            drawn.append(y)
+            return original(y)
+
+        table.render_line = counted  # type: ignore[method-assign] # counts, and draws all the same
+        shown.board.draw()
+        await shown.pilot.pause()
+        assert 0 < len(drawn) <= 5 * table.size.height
+        await shown.pilot.press("end")
+        await shown.pilot.pause(1)
+        assert "u09999@example.com" in "\n".join(shown.screen())
+
+    driven(certs, (92, 14), act)
+
+
+# ------------------------------------------------------------------------------ a real terminal
+
+
+class Terminal:
+    """A program in a pseudo-terminal of its own, and what is on its screen."""
+
+    def __init__(self, *command: object, size: tuple[int, int] = (100, 20)) -> None:
+        setsid = shutil.which("setsid")
+        require("setsid", setsid is not None, "Debian: util-linux")
+        self.master, slave = os.openpty()
+        self._lock = threading.Lock()
+        self._screen = pyte.Screen(*size)
+        self._stream = pyte.ByteStream(self._screen)
+        self.raw = b""
+        self.resize(*size)
+        self.before = termios.tcgetattr(slave)
+        self._slave = slave
+        self.process = subprocess.Popen(
+            [str(setsid), "--ctty", sys.executable, "-W", "error", *map(str, command)],
+            cwd=ROOT,
+            env={**plain_environment(), "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"},
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+        )
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        with contextlib.suppress(OSError):
+            while payload := os.read(self.master, 65536):
+                with self._lock:
+                    self.raw += payload
+                    # Sequences that ask or set what pyte does not have: nothing is drawn by them.
+                    self._stream.feed(re.sub(rb"\x1b\[[<>=?][0-9;]*[a-zA-Z$]p?", b"", payload))
+
+    def resize(self, columns: int, lines: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        with self._lock:
+            self._screen.resize(lines, columns)
+
+    def type(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    @property
+    def screen(self) -> str:
+        with self._lock:
+            return "\n".join(line.rstrip() for line in self._screen.display)
+
+    def wait(self, pattern: str) -> str:
+        """Return the screen once a line matches."""
+        try:
+            wait_until(lambda: re.search(pattern, self.screen), pattern)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.screen}") from None
+        return self.screen
+
+    def wait_said(self, pattern: str) -> None:
+        """Wait for text that is left when the board is gone."""
+        wait_until(
+            lambda: re.search(pattern, self.raw.rpartition(b"\x1b[?1049l")[2].decode()), pattern
+        )
+
+    def ended(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(PATIENCE_S)
+        with contextlib.suppress(OSError):
+            os.close(self._slave)
+        self._thread.join(PATIENCE_S)
+        with contextlib.suppress(OSError):
+            os.close(self.master)
+
+    @property
+    def restored(self) -> bool:
+        """Whether the terminal is as it was: its modes, its screen, its cursor."""
+        entered, left = self.raw.rfind(b"\x1b[?1049h"), self.raw.rfind(b"\x1b[?1049l")
+        modes = termios.tcgetattr(self._slave) == self.before
+        return 0 <= entered < left and modes and self.raw.rfind(b"\x1b[?25h") > entered
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    with contextlib.ExitStack() as stack:
+
+        def start(*command: object, **options: Any) -> Terminal:
+            found = Terminal(*command, **options)
+            stack.callback(found.close)
+            return found
+
+        yield start
+
+
+def test_the_board_begins_with_everybody_and_stays_live(
+    start_server: StartServer, terminal: Callable[..., Terminal]
+) -> None:
+    """Who checked in before it started is there; who does now appears; Ctrl-C restores all."""
+    server = start_server(announce={"heartbeat_s": 1})
+    check_in(server, 3)
+    board = terminal("-m", "listeners", "--board", *reading(server))
+    board.wait(r"● online +valid_user@example\.com +\d+ s ago +127\.0\.0\.1:\d+")
+    assert server.request("POST", "/api/client", cert="operator").status == 204
+    board.wait(r"● online +operator@example\.com +\d+ s ago .* new")
+    board.wait(r"● 2 online +◐ 0 late +○ 0 offline +of 2\n")
+    board.wait(r"\nlive +lag 0, \d+ repaired, 0 missed, 0 refused\n")
+    assert re.search(r"valid_user@example\.com +[2-9] s ago", board.wait(r"user.* [2-9] s ago"))
+    board.type("/oper\r")
+    board.wait(r"of 2, 1 shown")
+    assert "valid_user" not in board.screen
+    board.resize(34, 12)
+    board.wait(r"(?m)^●  operator@example\S* +\d+ (s|min) ago$")
+    assert not board.restored
+    board.type("\x03")
+    assert board.ended() == 0
+    wait_until(lambda: board.restored, "the terminal as it was")
+    board.wait_said(r"Heard \d+ datagrams: ")
+
+
+@pytest.mark.parametrize("end", ["q", signal.SIGTERM, signal.SIGINT, "--timeout"])
+def test_each_end_restores_the_terminal(
+    certs: Path, terminal: Callable[..., Terminal], end: str | signal.Signals
+) -> None:
+    """A key, a signal, or its time."""
+    port = free_port(socket.SOCK_DGRAM)
+    more = ("--timeout", 2) if end == "--timeout" else ()
+    board = terminal("-m", "listeners", "--board", *verifying(certs, port), *more)
+    board.wait("nothing heard yet .only what is heard: no reader's certificate")
+    if end == "q":
+        board.type("q")
+    elif isinstance(end, signal.Signals):
+        board.process.send_signal(end)
+    assert board.ended() == 0
+    wait_until(lambda: board.restored, "the terminal as it was")
+
+
+def test_a_terminal_that_goes_away_ends_the_board(
+    certs: Path, terminal: Callable[..., Terminal]
+) -> None:
+    """Nothing is left that turns in circles without one."""
+    port = free_port(socket.SOCK_DGRAM)
+    board = terminal("-m", "listeners", "--board", *verifying(certs, port))
+    board.wait("nothing heard yet")
+    os.close(board._slave)
+    os.close(board.master)
+    board.ended()
+
+
+def test_the_board_is_complete_by_repair_and_tells_when_it_is_not(
+    start_server: StartServer, terminal: Callable[..., Terminal]
+) -> None:
+    """Every second datagram is lost and nobody is missing; a server that died is told."""
+    port = free_port(socket.SOCK_DGRAM)
+    with Relay(port, 0.5) as relay:
+        target = {"kind": "unicast", "address": LOOPBACK, "port": relay.port}
+        server = start_server(announce={"heartbeat_s": 1, "targets": [target]})
+        board = terminal("-m", "listeners", "--board", *reading(server, port=port), "--group", "")
+        board.wait("of 0")
+        check_in(server, 40)
+        board.wait(r"(?s)valid_user.*live +lag 0, [1-9]\d* repaired, 0 missed")
+        [(stream,)] = server.rows("SELECT stream::text FROM head")
+        server.process.send_signal(signal.SIGKILL)
+        server.process.wait(PATIENCE_S)
+        with Announcing(port, server.certs / "announcer.key", uuid.UUID(stream)) as announcing:
+            announcing.socket.sendto(announcing.payload(99), (LOOPBACK, port))
+        board.wait(r"cannot repair: Nothing listens on localhost port \d+ \(connection refused\)")
+        board.wait(r"Warning: the server: Nothing listens on ")
+        board.type("q")
+        assert board.ended() == 0
+        board.wait_said(r"40 updates shown, .* 0 missed, lag 59\.")
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+def test_without_a_terminal_the_board_says_so(certs: Path) -> None:
+    """One sentence and status 2."""
+    done = subprocess.run(
+        [sys.executable, "-m", "listeners", "--board", *map(str, verifying(certs, 1))],
+        cwd=ROOT,
+        env=plain_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "status-listener: --board: needs a terminal, and stdin is none\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "sentence"),
+    [
+        (
+            "import sys; sys.modules['textual'] = None; ",
+            [],
+            "--board: needs the package textual: pip install 'tornado-status\\[board\\]'",
+        ),
+        ("", ["--exec", "cat"], "--board: not together with --exec"),
+        ("", ["--state", "x.json"], "--board: not together with --state"),
+        ("", ["--format", "json"], "--board: not together with --format"),
+        ("", ["--count", "1"], "--board: not together with --count"),
+        ("", ["--interval", "9", "--offline-after", "5"], "--offline-after: expected at least one"),
+        ("", ["--from", "snapshot"], "--from snapshot: needs a reader's certificate"),
+    ],
+)
+def test_what_the_board_cannot_do_is_one_sentence(
+    certs: Path,
+    terminal: Callable[..., Terminal],
+    program: str,
+    options: list[str],
+    sentence: str,
+) -> None:
+    """Also where the library that draws it is not installed: all else works without."""
+    port = free_port(socket.SOCK_DGRAM)
+    program += "from listeners.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
+    board = terminal("-c", program, "--board", *verifying(certs, port), *options, size=(200, 5))
+    assert board.ended() == 2
+    board.wait(f"status-listener: {sentence}")
+    assert "Traceback" not in board.screen

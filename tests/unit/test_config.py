@@ -1,0 +1,282 @@
+"""Settings: defaults, the file, the environment, and errors that name their key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from tests.support.harness import ROOT
+from tornado_status import config
+from tornado_status.errors import ConfigError
+
+SHIPPED = ROOT / "config.yaml"
+
+
+def load(tmp_path: Path, text: str = "", **environment: str) -> config.Settings:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    return config.load(path, environment)
+
+
+def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    found = []
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found += keys(inner, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+@pytest.mark.parametrize("key", keys(config.Settings))
+def test_every_key_is_documented_where_it_stands(key: str) -> None:
+    """config.yaml shows it with a comment in its line, or above its list."""
+    text = SHIPPED.read_text()
+    section, _, name = key.partition(".")
+    name = name or section  # a list of its own
+    block = text[text.index(f"\n{section}:") + 1 :].split("\n\n")[0]
+    [line] = [line for line in block.splitlines() if line.strip().startswith(f"{name}:")]
+    documented = "#" in line or name in ("targets", "private_key", "connect_timeout_s", "host")
+    assert documented, line
+
+
+@pytest.mark.parametrize("key", keys(config.UdpTarget))
+def test_every_key_of_a_target_is_shown(key: str) -> None:
+    """In the shipped file's announcements."""
+    assert any(
+        key in target for target in yaml.safe_load(SHIPPED.read_text())["announce"]["targets"]
+    )
+
+
+def test_an_alert_is_shown_with_its_keys_and_defaults(tmp_path: Path) -> None:
+    """Every key, in the comment above the empty list: it can be taken as it stands."""
+    text = SHIPPED.read_text()
+    lines = text[text.index("#   - name: plant") : text.index("\nalerts:")].splitlines()
+    shown = yaml.safe_load("alerts:\n" + "\n".join(line[1:] for line in lines))["alerts"][0]
+    assert shown.keys() | {"secret"} == config.AlertSettings.model_fields.keys()
+    [alert] = load(tmp_path, yaml.safe_dump({"alerts": [shown]})).alerts
+    for key in shown.keys() - {"name", "url", "secret_file"}:
+        assert getattr(alert, key) == config.AlertSettings.model_fields[key].default, key
+
+
+@pytest.mark.parametrize(
+    ("alert", "message"),
+    [
+        ({"secret_file": "s", "secret": "whsec_x"}, "expected either secret or secret_file"),
+        ({}, "expected either secret or secret_file"),
+        ({"secret_file": "s", "url": "ftp://h/s3cret"}, "alerts[0].url: expected https://host"),
+        ({"secret_file": "s", "url": "https://u:s3cret@h/"}, "alerts[0].url: expected https://h"),
+        ({"secret_file": "s", "events": ["ofline"]}, "alerts[0].events[0]: "),
+        ({"secret_file": "s", "events": []}, "alerts[0].events: "),
+        ({"secret_file": "s", "events": ["back"], "quiet_s": 5}, "quiet_s: needs offline"),
+        ({"secret_file": "s", "name": "A B"}, "alerts[0].name: "),
+        ({"secret": 12345}, "alerts[0].secret: "),
+    ],
+)
+def test_a_wrong_alert_is_told_without_its_secrets(
+    tmp_path: Path, alert: dict[str, Any], message: str
+) -> None:
+    """The key and what was expected."""
+    whole = {"name": "plant", "url": "https://hooks.example.com/s3cret", **alert}
+    for alerts in ([whole], [{**whole, "name": "other", "secret_file": "s", "secret": None}] * 2):
+        with pytest.raises(ConfigError) as caught:
+            load(tmp_path, yaml.safe_dump({"alerts": alerts}))
+        assert "s3cret" not in str(caught.value)
+        assert "whsec" not in str(caught.value)
+        assert "12345" not in str(caught.value)
+        if len(alerts) == 1:
+            assert message in str(caught.value)
+
+
+def test_the_shipped_file_says_the_defaults(tmp_path: Path) -> None:
+    """Apart from who may read and who is revoked, leaving a key out changes nothing."""
+    shipped = load(tmp_path, SHIPPED.read_text()).model_dump()
+    default = load(tmp_path, "server:").model_dump()
+    assert shipped["access"].pop("readers") == ("operator@example.com",)
+    assert default["access"].pop("readers") == ()
+    assert shipped["tls"].pop("crl") == tmp_path / "certs" / "ca.crl"
+    assert default["tls"].pop("crl") is None
+    assert shipped == default
+
+
+def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    """And absolute ones stay."""
+    settings = load(tmp_path, "tls: {certificate: a/b.crt, client_ca: /c.crt}")
+    assert settings.tls.certificate == tmp_path / "a" / "b.crt"
+    assert settings.tls.client_ca == Path("/c.crt")
+    assert settings.database.data_dir == tmp_path / "var" / "postgresql"
+
+
+def test_the_environment_wins_over_the_file_and_the_platform(tmp_path: Path) -> None:
+    """Default, file, PORT and DATABASE_URL, TORNADO_STATUS_SECTION__KEY: the later one wins."""
+    text = "server: {port: 1}"
+    assert load(tmp_path).server.port == 8443
+    assert load(tmp_path, text).server.port == 1
+    assert load(tmp_path, text, PORT="2").server.port == 2
+    settings = load(tmp_path, text, PORT="2", TORNADO_STATUS_SERVER__PORT="3")
+    assert settings.server.port == 3
+    url = "postgresql://user:password@host/name"
+    assert load(tmp_path, DATABASE_URL=url).database.url == url
+
+
+def test_lists_and_maps_come_from_the_environment_as_json(tmp_path: Path) -> None:
+    """A section as a whole, too."""
+    settings = load(
+        tmp_path,
+        TORNADO_STATUS_ACCESS__READERS='["a@example.com"]',
+        TORNADO_STATUS_ANNOUNCE__TARGETS='[{"kind":"unicast","address":"10.0.0.9","port":1}]',
+        TORNADO_STATUS_ADMIN='{"port": 0}',
+    )
+    assert settings.access.readers == ("a@example.com",)
+    assert str(settings.announce.targets[0]) == "unicast 10.0.0.9:1"
+    assert settings.management.port == 0
+
+
+def target(kind: str, address: str, interfaces: str = "[]") -> str:
+    return (
+        f"announce: {{targets: [{{kind: {kind}, address: '{address}', interfaces: {interfaces}}}]}}"
+    )
+
+
+def nats(address: str, more: str = "subject: status") -> str:
+    return f"announce: {{targets: [{{kind: nats, address: '{address}', {more}}}]}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (nats("nats://a,tls://b:1"), "nats://a:4222,tls://b:1 status"),
+        (target("multicast", "FF15:0::66", "[eth0, 'fd00::1']"), "multicast [ff15::66]:6667"),
+        (target("multicast", "239.1.1.1"), "multicast 239.1.1.1:6667"),
+        (target("broadcast", "auto", "[eth0, 10.0.0.1]"), "broadcast auto:6667"),
+        (target("unicast", "fe80::1", "[eth0]"), "unicast [fe80::1]:6667"),
+        (target("unicast", "fd00::1"), "unicast [fd00::1]:6667"),
+    ],
+)
+def test_targets_are_of_ipv4_and_ipv6(tmp_path: Path, text: str, shown: str) -> None:
+    """Shown with brackets where a port follows an IPv6 address."""
+    assert str(load(tmp_path, text).announce.targets[0]) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("15m", 900), ("12h", 43200), ("7d", 604800)]
+)
+def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None:
+    """Seconds where there is none."""
+    assert load(tmp_path, f"history: {{retention: {text}}}").history.retention == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sever: {}", "sever: unknown key"),
+        ("server: {port: 65536}", "server.port: input should be less than or equal to 65535"),
+        ("server: {port: yes}", "server.port: expected a number"),
+        ("server: {idle_timeout_s: soon}", "server.idle_timeout_s: "),
+        ("server: {idle_timeout_s: 0}", "server.idle_timeout_s: "),
+        ("tls: {minimum_version: 1.1}", "tls.minimum_version: "),
+        ("announce: {targets: [{kind: multicast, address: 10.0.0.1}]}", "expected a multicast"),
+        ("announce: {targets: [{kind: unicast, address: 239.0.0.1}]}", "needs kind multicast"),
+        ("announce: {targets: [{kind: unicast, address: example.com}]}", "targets[0].address"),
+        ("announce: {targets: [{kind: unicast}]}", "announce.targets[0].address: missing"),
+        (target("unicast", "fe80::1%eth0"), "give the interface with interfaces: [eth0]"),
+        (target("unicast", "fe80::1"), "interfaces: a link-local address needs one"),
+        (target("unicast", "::"), "expected the address of a receiver"),
+        (target("multicast", "ff02::66"), "interfaces: an IPv6 group needs them"),
+        (target("multicast", "ff02::66", "[10.0.0.1]"), "10.0.0.1 cannot send to an IPv6 address"),
+        (target("multicast", "fd00::1", "[eth0]"), "expected a multicast group"),
+        (target("multicast", "auto", "[eth0]"), "address: auto is for broadcast"),
+        (target("broadcast", "auto"), "address: auto needs interfaces"),
+        (target("broadcast", "auto", "['fd00::1']"), "cannot send to an IPv4 address"),
+        (target("broadcast", "fd00::1", "[eth0]"), "IPv6 has no broadcast"),
+        (target("broadcast", "255.255.255.255"), "255.255.255.255 needs them"),
+        (target("broadcast", "auto", "[eth0], loop: false"), "loop: only for multicast"),
+        (target("multicast", "239.1.1.1", "['']"), "interfaces: expected names or addresses"),
+        (target("multicast", "239.1.1.1", "[0.0.0.0]"), "interfaces: expected names or addresses"),
+        (nats("http://a"), "targets[0].address: expected nats://host:4222 or tls://host:4222, got"),
+        (nats("nats://a", "subject: 'a.*'"), "targets[0].subject: expected a subject"),
+        (nats("nats://a", "stream: a.b"), "targets[0].stream: expected a stream's name"),
+        (nats("nats://a", "user: b"), "password_file: needed with user"),
+        (nats("nats://a", "certificate: b"), "private_key: needed with certificate"),
+        (nats("nats://a", "port: 4222"), "targets[0].port: not a field of this kind of target"),
+        (nats("nats://a", "encoding: json"), "encoding: not a field of this kind of target"),
+        ("announce: {targets: [{kind: kafka, address: a}]}", "expected multicast, broadcast, uni"),
+        ("announce: {targets: [{kind: unicast, address: 10.0.0.1, subject: a}]}", "not a field of"),
+        ("announce: {targets: [nats]}", "announce.targets[0]: "),
+        ("server: [", "not valid YAML"),
+        ("- server", "expected sections such as 'server:', got a list"),
+        ("server: {port: 0, port: 70000, prot: 1}", "(and 1 more)"),
+        ("presence: {offline_after_s: 90}", "offline_after_s: expected at least two times"),
+        ("presence: {interval_s: soon}", "presence.interval_s: "),
+    ],
+)
+def test_errors_are_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
+    """The file, the key, what was expected."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text)
+    assert message in str(caught.value)
+    assert "config.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_errors_in_the_environment_name_the_variable(tmp_path: Path) -> None:
+    """Bad JSON, and a variable that is no key."""
+    with pytest.raises(ConfigError, match="TORNADO_STATUS_ACCESS__READERS: expected JSON"):
+        load(tmp_path, TORNADO_STATUS_ACCESS__READERS="[a")
+    with pytest.raises(ConfigError, match=r"server\.prot: unknown key"):
+        load(tmp_path, TORNADO_STATUS_SERVER__PROT="1")
+
+
+def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
+    """Whatever is wrong with the URL."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, DATABASE_URL="mysql://user:s3cret@host/name")
+    assert "s3cret" not in str(caught.value)
+    with pytest.raises(ConfigError, match="expected no user or password in it") as caught:
+        load(tmp_path, nats("nats://user:s3cret@host"))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_keys_without_effect_are_told(tmp_path: Path) -> None:
+    """They are accepted, and the operator learns that they do nothing."""
+    assert config.without_effect(load(tmp_path)) == []
+    settings = load(tmp_path, "ingress: {trusted_proxies: [10.0.0.1]}")
+    assert config.without_effect(settings) == ["ingress.trusted_proxies"]
+
+
+def test_three_missed_intervals_are_offline_unless_told_otherwise(tmp_path: Path) -> None:
+    """Who changes the interval need not think of the other key."""
+    assert load(tmp_path, "presence: {interval_s: 5m}").presence.offline_after_s == 900
+    told = load(tmp_path, "presence: {interval_s: 5m, offline_after_s: 10m}").presence
+    assert told.offline_after_s == 600
+
+
+_scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+_values: st.SearchStrategy[Any] = st.recursive(
+    _scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["port", "targets", "kind", "x"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*config.Settings.model_fields, "x"]), _values, max_size=4))
+def test_any_yaml_is_settings_or_one_line(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
+) -> None:
+    """Never a traceback."""
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(yaml.safe_dump(values))
+    try:
+        config.load(path, {})
+    except ConfigError as error:
+        assert len(str(error).splitlines()) == 1
