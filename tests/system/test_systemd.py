@@ -25,7 +25,7 @@ PYTHON = "/opt/tornado_status/bin/python"
 DROP_IN = f"/run/systemd/system/{UNIT}.service.d/test.conf"
 COPIED = (
     *("certs_gen", "clients", "listeners", "tornado_status", "deploy"),
-    *("config.yaml", "pyproject.toml", "README.md", "LICENSE", "requirements.txt"),
+    *("config.yaml", "pyproject.toml", "README.md", "LICENSE", "requirements/run.txt"),
 )
 
 
@@ -49,7 +49,13 @@ def wheels(directory: Path) -> None:
         "the machine's python3, 3.11 or newer, with venv", there, "apt-get install python3-venv"
     )
     subprocess.run([str(python), "-m", "venv", directory / "venv"], check=True)
-    fetch = ["download", "--quiet", "--require-hashes", "--requirement", f"{ROOT}/requirements.txt"]
+    fetch = [
+        "download",
+        "--quiet",
+        "--require-hashes",
+        "--requirement",
+        f"{ROOT}/requirements/run.txt",
+    ]
     subprocess.run(
         [directory / "venv" / "bin" / "pip", *fetch, "--dest", directory / "wheels"],
         check=True,
@@ -88,6 +94,7 @@ def booted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
                 unwanted = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(ROOT / name, source / name, ignore=unwanted)
             else:
+                (source / name).parent.mkdir(exist_ok=True)
                 shutil.copy(ROOT / name, source / name)
         install, certificates, environment, *_ = blocks()
         for block in (install, certificates, environment):

@@ -111,7 +111,9 @@ def _library() -> Any:
     try:
         import nats
     except ImportError as error:
-        raise ConfigError("NATS needs the package nats-py: pip install nats-py") from error
+        raise ConfigError(
+            "NATS needs the package nats-py: pip install 'tornado-status[nats]'"
+        ) from error
     return nats
 
 
