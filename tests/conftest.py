@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.support.harness import (
     rows,
     running_server,
 )
+from tests.support.trust_site import Site
 
 # No time limits as assertions: test machines are slow and shared.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
@@ -103,3 +105,16 @@ def heard(server: Server) -> Iterator[Heard]:
     """What `server` announces to its multicast group."""
     with Heard(server.announce_port) as listener:
         yield listener
+
+
+@pytest.fixture
+def site(certs: Path, tmp_path: Path, start_server: StartServer) -> Site:
+    """A server, not yet started, with a copy of the development set that the test may change."""
+    own = Path(shutil.copytree(certs, tmp_path / "certs"))
+
+    def start(**settings: object) -> Server:
+        server = start_server(**settings)
+        server.certs = own
+        return server
+
+    return Site(start, own)

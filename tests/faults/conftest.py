@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from certs_gen.authority import Authority
-from tests.support.faults.judge import Listener, judge
+from tests.support.faults.judge import Listener
 from tests.support.faults.ledger import Load
-from tests.support.harness import Postgres, Server, StartServer, free_port
-
-NAMES = ("user0", "user1", "user2", "user3")
+from tests.support.faults.trial import NAMES, MakePostgres, StartTrial, Trial
+from tests.support.harness import Postgres, StartServer, free_port
 
 _numbers = itertools.count()
-
-MakePostgres = Callable[..., Postgres]
 
 
 @pytest.fixture(scope="session")
@@ -64,32 +60,6 @@ def make_postgres(
             return postgres
 
         yield make
-
-
-@dataclass
-class Trial:
-    """A server under load, whoever hears it, and the database that it should all be in."""
-
-    server: Server
-    load: Load
-    listener: Listener
-    broadcasts: Listener
-
-    def wait_acknowledged(self, count: int = 40) -> float:
-        """Wait for more 204s; return the seconds until they were there."""
-        return self.load.ledger.wait_more(204, count)
-
-    def wait_refused(self, count: int = 4) -> float:
-        """Wait for more 503s; return the seconds until they were there."""
-        return self.load.ledger.wait_more(503, count)
-
-    def verdict(self, database_url: str) -> list[str]:
-        """Stop the load and let the judge look at what is left."""
-        self.load.stop()
-        return judge(self.load.ledger, database_url, self.listener, self.broadcasts)
-
-
-StartTrial = Callable[..., Trial]
 
 
 @pytest.fixture

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import NAMES, MakePostgres, StartTrial
 from tests.support.faults.judge import Listener, judge
 from tests.support.faults.ledger import REQUEST, Load
+from tests.support.faults.postgres_processes import postmaster, processes_in
 from tests.support.faults.tcp_relay import Relay
+from tests.support.faults.trial import NAMES, MakePostgres, StartTrial
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -183,28 +184,6 @@ def test_twenty_times_kill_dash_nine(
     assert server.stop() == 0
     wait_until(lambda: not processes_in(data_dir), "the last process of PostgreSQL to end")
     shutil.rmtree(data_dir)
-
-
-def postmaster(data_dir: Path) -> int:
-    def pid() -> int:
-        try:
-            return int((data_dir / "postmaster.pid").read_text().split("\n", 1)[0])
-        except (OSError, ValueError):
-            return 0
-
-    return int(wait_until(pid, "postmaster.pid"))
-
-
-def processes_in(directory: Path) -> list[int]:
-    """The processes that work in a directory, as those of PostgreSQL do in their data."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            if path.readlink() == directory:
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 @pytest.mark.parametrize("wrong", [None, "follow_the_clock"])

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.faults.test_process import postmaster, processes_in
 from tests.support.faults.ledger import REQUEST
+from tests.support.faults.postgres_processes import postmaster, processes_in
 from tests.support.faults.tcp_relay import Relay
 from tests.support.harness import LOOPBACK, PATIENCE_S, ROOT, Server, StartServer, rows, wait_until
 from tornado_status.store.embedded.postgres import EmbeddedPostgres

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.support.brokers import Nats
+from tests.support.doctor_setup import DoctorSetup
 from tests.support.harness import LOOPBACK, require
-from tests.system.test_doctor import Site
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
 
 
 @pytest.fixture
-def site(tmp_path: Path, certs: Path, database_url: str) -> Site:
-    return Site(tmp_path / "site", certs, database_url)
+def site(tmp_path: Path, certs: Path, database_url: str) -> DoctorSetup:
+    return DoctorSetup(tmp_path / "site", certs, database_url)
 
 
 def network_with(*commands: str) -> tuple[str, ...]:
@@ -76,7 +76,7 @@ BY_ETH0 = "ip route add default dev eth0"
     ],
 )
 def test_a_groups_route_is_told(
-    site: Site, commands: tuple[str, ...], interfaces: list[str], said: str
+    site: DoctorSetup, commands: tuple[str, ...], interfaces: list[str], said: str
 ) -> None:
     """Where it leads, and whether that is where the server announces."""
     target = {**ON_ETH0, "interfaces": interfaces}
@@ -86,7 +86,7 @@ def test_a_groups_route_is_told(
     assert told.startswith(said)
 
 
-def test_an_interface_that_is_down_is_found(site: Site) -> None:
+def test_an_interface_that_is_down_is_found(site: DoctorSetup) -> None:
     """With what to do about it; up, it is well."""
     announce = {"targets": [ON_ETH0]}
     down = network_with(*ETH0, "ip link set eth0 down")
@@ -96,7 +96,7 @@ def test_an_interface_that_is_down_is_found(site: Site) -> None:
     assert done.returncode == 0
 
 
-def test_an_address_and_a_port_that_cannot_be_listened_on_are_found(site: Site) -> None:
+def test_an_address_and_a_port_that_cannot_be_listened_on_are_found(site: DoctorSetup) -> None:
     """No such address here; and a low port, without the capability for it."""
     without = ("setpriv", "--bounding-set=-net_bind_service")
     enter = network_with()
@@ -109,7 +109,7 @@ def test_an_address_and_a_port_that_cannot_be_listened_on_are_found(site: Site) 
     assert done.returncode == 0
 
 
-def test_who_is_told_is_told(site: Site) -> None:
+def test_who_is_told_is_told(site: DoctorSetup) -> None:
     """Nobody, or only this machine, or somebody else."""
     site.well("announce.targets: nobody is told of check-ins", announce={"targets": []})
     site.well("only this machine hears the announcements")
@@ -120,7 +120,7 @@ def test_who_is_told_is_told(site: Site) -> None:
     assert "only this machine" not in done.stdout
 
 
-def test_a_broker_that_is_away_is_found(site: Site, tmp_path: Path) -> None:
+def test_a_broker_that_is_away_is_found(site: DoctorSetup, tmp_path: Path) -> None:
     """Or that does not let us in; one that does is well."""
     closed = {"authorization": {"user": "somebody", "password": "else"}}
     with Nats(tmp_path / "open") as lets_in, Nats(tmp_path / "closed", closed) as refuses:
@@ -173,7 +173,9 @@ SHUT = "nft 'add set inet filter shut { type inet_service; }'"
         ([], ""),
     ],
 )
-def test_a_firewall_rule_in_the_way_is_found(site: Site, rules: list[str], found: str) -> None:
+def test_a_firewall_rule_in_the_way_is_found(
+    site: DoctorSetup, rules: list[str], found: str
+) -> None:
     """As the kernel has it: what drops the ports that check-ins and announcements need."""
     nft()
     enter = network_with(*CHAINS, *rules)
@@ -187,7 +189,7 @@ def test_a_firewall_rule_in_the_way_is_found(site: Site, rules: list[str], found
         assert "no rule of nftables is in the way" in done.stdout
 
 
-def test_a_chain_that_drops_by_default_is_noted(site: Site) -> None:
+def test_a_chain_that_drops_by_default_is_noted(site: DoctorSetup) -> None:
     """Whether it accepts the ports is for people to see; one that forwards is in nobody's way."""
     nft()
     chain = "nft 'add chain inet filter {0} {{ type filter hook {0} priority 0; policy drop; }}'"
@@ -197,7 +199,7 @@ def test_a_chain_that_drops_by_default_is_noted(site: Site) -> None:
     assert "no rule of nftables is in the way" in said
 
 
-def test_a_firewall_that_cannot_be_read_is_noted(site: Site) -> None:
+def test_a_firewall_that_cannot_be_read_is_noted(site: DoctorSetup) -> None:
     """Without the right to, and without nft."""
     program = nft()
     enter = network_with()
@@ -208,7 +210,7 @@ def test_a_firewall_that_cannot_be_read_is_noted(site: Site) -> None:
     assert "no rule of nftables is in the way" in site.ask(*enter).stdout
 
 
-def test_containers_and_their_gateways_are_noted(site: Site) -> None:
+def test_containers_and_their_gateways_are_noted(site: DoctorSetup) -> None:
     """On the host by its bridges, within by the engine's mark and the default route."""
     assert " containers: " not in site.ask(*network_with()).stdout
     for name in ("docker0", "podman1"):

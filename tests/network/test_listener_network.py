@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certs_gen.cli import main as certs_gen
-from tests.server.test_listener_cli import Listening
 from tests.support.harness import GROUP, Server, StartServer, free_port
 from tests.support.hosts import (
     BROADCAST_IP,
@@ -32,6 +31,7 @@ from tests.support.hosts import (
     run,
     three_hosts,
 )
+from tests.support.listening import Listening
 from tornado_status.model.records import Event, timestamp
 from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json

@@ -34,6 +34,7 @@ from tests.support.harness import (
     plain_environment,
     require,
 )
+from tests.support.hosts import ip
 from tornado_status.model.records import Event
 from tornado_status.wire.datagram import encode_json
 
@@ -57,14 +58,6 @@ class Hosts:
 
     server: tuple[str, ...]
     client: tuple[str, ...]
-
-
-def ip(*arguments: str) -> None:
-    done = subprocess.run(
-        ["ip", *arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_S
-    )
-    if done.returncode:
-        raise OSError(f"ip {' '.join(arguments)}: {done.stderr.strip()}")
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import socket
-import stat
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -30,6 +27,7 @@ from tests.support.harness import (
     targets,
     wait_until,
 )
+from tests.support.own_connections import break_connections
 from tornado_status.config import DatabaseSettings
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.model.records import CheckIn, Event
@@ -445,7 +443,7 @@ def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: s
         asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
         await _until(lambda: rows(database_url, asleep))
         # From here on the client's side of the connection is dead; the backend goes on and commits.
-        _break_connections()
+        break_connections()
         with pytest.raises(StoreUnavailable):
             await recording
         await store.wait_connected()
@@ -457,23 +455,6 @@ def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: s
         (1, "first@example.com"),
         (2, "lost@example.com"),
     ]
-
-
-def _break_connections() -> None:
-    """Shut this process's own connections to PostgreSQL for reading, as a network would."""
-    for entry in list(Path("/proc/self/fd").iterdir()):
-        descriptor = int(entry.name)
-        try:
-            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                continue
-        except OSError:
-            continue  # the directory's own
-        with socket.socket(fileno=os.dup(descriptor)) as duplicate:
-            if duplicate.family != socket.AF_UNIX:
-                continue
-            with contextlib.suppress(OSError):  # one of a pair, or not connected
-                if ".s.PGSQL" in str(duplicate.getpeername()):
-                    duplicate.shutdown(socket.SHUT_RD)
 
 
 async def _until(condition: Callable[[], object]) -> None:

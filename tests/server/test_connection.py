@@ -16,14 +16,12 @@ from hypothesis import strategies as st
 
 from tests.support.harness import PATIENCE_S, Server, StartServer, rows, running_server, wait_until
 from tests.support.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
+from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
 from tests.support.with_constants import KNOWN_SOURCES, MAX_HANDSHAKES, MAX_PENDING
 from tornado_status.ingress import iostream as stream_module
 from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
-PLAIN = CHECK_IN + b"\r\n"
-GET = b"GET /api/client HTTP/1.1\r\n" + HOST + b"\r\n"
 PROBE = b"GET /api/client HTTP/1.1\r\n" + HOST + b"X-Request-ID: probe\r\n\r\n"
-STATUS = re.compile(rb"HTTP/1\.1 (\d{3})")
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["quick reads", "Tornado's reads"])
@@ -48,16 +46,6 @@ def shared(
 def reading(quick: bool) -> dict[str, object]:
     """Constants of a server that reads past the buffers of Tornado's streams, or through them."""
     return {} if quick else {KNOWN_SOURCES: {}}
-
-
-def read_answers(connection: ssl.SSLSocket, count: int) -> bytes:
-    """Read until `count` status lines have come."""
-    answers = b""
-    while len(STATUS.findall(answers)) < count:
-        data = connection.recv(65536)
-        assert data, answers
-        answers += data
-    return answers
 
 
 def read_to_end(connection: ssl.SSLSocket, quiet_s: float = 0.3) -> tuple[bytes, bool]:

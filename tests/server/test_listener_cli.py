@@ -11,182 +11,34 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import uuid
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from certs_gen.cli import main as certs_gen
+from tests.support.announcing import LOG_ID, Announcing, Relay
 from tests.support.harness import (
     BROADCAST,
     GROUP,
     LOOPBACK,
     PATIENCE_S,
-    ROOT,
-    Lines,
     Server,
     StartServer,
-    exchange,
     free_port,
-    plain_environment,
     targets,
     wait_until,
 )
+from tests.support.listening import Listening, check_in, log_of, reading, verifying
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import Signer
-from tornado_status.wire.datagram import encode_binary, encode_json
+from tornado_status.wire.datagram import encode_binary
 
-STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
 OTHER = Signer(Ed25519PrivateKey.from_private_bytes(b"another key, also for tests only"))
 MEMBERS = ["seq", "event", "email", "last_seen", "client_ip", "client_port"]
-
-
-class Listening:
-    """A `python -m listeners`, once it listens."""
-
-    def __init__(
-        self, *arguments: object, prefix: Sequence[str] = (), cwd: Path = ROOT, form: str = "json"
-    ) -> None:
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "error", "-m", "listeners", "--format", form]
-            + [str(argument) for argument in arguments],
-            cwd=cwd,
-            env={**plain_environment(), "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.out = Lines(self.process.stdout)
-        self.said = Lines(self.process.stderr)
-
-    def __enter__(self) -> Listening:
-        self.said.wait_for(lambda line: line.startswith("Listening on "), "Listening on")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.ended()
-
-    @property
-    def shown(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in list(self.out.lines)]
-
-    def wait_for(self, count: int) -> list[dict[str, Any]]:
-        """Return what it showed, once that is `count` lines or more."""
-        wait_until(lambda: len(self.out.lines) >= count, f"{count} lines")
-        return self.shown
-
-    def wait_for_seq(self, seq: int) -> list[dict[str, Any]]:
-        """Return what it showed up to the update with that number."""
-        self.out.wait_for(lambda line: f'"seq":{seq},' in line, f"update {seq}")
-        return self.shown
-
-    def says(self, text: str) -> str:
-        return self.said.wait_for(lambda line: text in line, text)
-
-    def ended(self) -> int:
-        status = self.process.wait(PATIENCE_S)
-        self.out.wait_end()
-        self.said.wait_end()
-        return status
-
-    def stop(self) -> str:
-        """End it in order. Returns its final line."""
-        self.process.send_signal(signal.SIGTERM)
-        assert self.ended() == 0, self.said.lines
-        return self.said.lines[-1]
-
-
-def reading(server: Server, *more: object, port: int | None = None) -> list[object]:
-    """The options of a listener with a reader's certificate."""
-    certs = server.certs
-    return [
-        *("--port", port or server.announce_port, "--url", server.url, "--ca", certs / "ca.crt"),
-        *("--cert", certs / "operator.crt", "--key", certs / "operator.key"),
-        *more,
-    ]
-
-
-def verifying(certs: Path, port: int, *more: object) -> list[object]:
-    """The options of a listener that knows the announcer, and no server."""
-    announcer = ("--announcer", certs / "announcer.crt", "--ca", certs / "ca.crt")
-    return ["--port", port, "--cert", "", *announcer, *more]
-
-
-def check_in(server: Server, count: int, connections: int = 4) -> None:
-    """Check in over kept connections as fast as the server answers."""
-
-    def one(number: int) -> None:
-        connection = server.connect()
-        try:
-            for _ in range(number):
-                assert exchange(connection, "POST", "/api/client").status == 204
-        finally:
-            connection.close()
-
-    shares = [count // connections + (n < count % connections) for n in range(connections)]
-    with ThreadPoolExecutor(connections) as pool:
-        list(pool.map(one, shares))
-
-
-def log_of(server: Server, after: int = 0) -> list[dict[str, Any]]:
-    page = server.request("GET", f"/api/events?after={after}&limit=100000", cert="operator").json
-    events: list[dict[str, Any]] = page["events"]
-    return events
-
-
-class Announcing:
-    """Announces as the server does, on loopback, with the key of a certificate or without one."""
-
-    def __init__(self, port: int, key: Path | None = None, stream: uuid.UUID = STREAM) -> None:
-        self.port = port
-        self.stream = stream
-        self.signer: Signer | None = None
-        if key is not None:
-            loaded = load_pem_private_key(key.read_bytes(), None)
-            assert isinstance(loaded, Ed25519PrivateKey)
-            self.signer = Signer(loaded)
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.setsockopt(
-            socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton(LOOPBACK)
-        )
-        self.socket.bind((LOOPBACK, 0))
-
-    def __enter__(self) -> Announcing:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
-    def payload(self, *seqs: int, head: int = 0, ahead_s: float = 0.0) -> bytes:
-        now = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=ahead_s)
-        events = [
-            Event(seq, "check-in", f"user{seq}@example.com", now, "10.0.0.7", 1) for seq in seqs
-        ]
-        [payload] = encode_json(self.stream, now, max([head, *seqs]), events, self.signer)
-        return payload
-
-    def send(self, payload: bytes) -> None:
-        self.socket.sendto(payload, (GROUP, self.port))
-
-    def announce(self, *seqs: int, head: int = 0) -> bytes:
-        payload = self.payload(*seqs, head=head)
-        self.send(payload)
-        return payload
 
 
 @pytest.fixture
@@ -265,39 +117,6 @@ def test_who_may_not_read_is_told(server: Server) -> None:
         other.says("gaps are reported, not repaired")
         check_in(server, 1)
         assert len(other.wait_for(1)) == 1
-
-
-class Relay:
-    """Passes datagrams on as bad networks do: some never, some twice, some late."""
-
-    def __init__(self, to: int, loss: float, seed: int = 1) -> None:
-        self._chance = random.Random(seed)  # noqa: S311 - the same at each run
-        self._loss = loss
-        self._to = (LOOPBACK, to)
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.bind((LOOPBACK, 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Relay:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.sendto(b"", (LOOPBACK, self.port))
-        self._thread.join(PATIENCE_S)
-        self._socket.close()
-
-    def _run(self) -> None:
-        late: list[bytes] = []
-        while payload := self._socket.recv(2048):
-            if self._chance.random() < self._loss:
-                continue
-            late += [payload] * self._chance.choice([1, 1, 2])
-            self._chance.shuffle(late)
-            while len(late) > 3:
-                self._socket.sendto(late.pop(), self._to)
 
 
 @pytest.mark.parametrize("loss", [0.0, 0.3, 1.0])
@@ -463,7 +282,7 @@ def test_a_new_stream_is_followed_once_the_server_confirms_it(
         listener.wait_for_seq(3)
         with Announcing(port, certs / "announcer.key") as other:
             other.announce(99)
-            listener.says(f"its stream {STREAM} is not confirmed by the server")
+            listener.says(f"its stream {LOG_ID} is not confirmed by the server")
         first.stop()
         [(stream,)] = first.rows("UPDATE head SET stream = gen_random_uuid() RETURNING stream")
         second = start_server(server={"port": first.port}, announce=same)
@@ -603,16 +422,16 @@ def test_what_is_refused_is_counted_by_its_reason(announcing: Announcing, certs:
             announcing.send(encode_binary(Event(9, "new", "a@b.example", NOON, "::1", 1)))
         announcing.send(announcing.payload(head=1))
         announcing.send(heartbeat)
-        announcing.stream = uuid.UUID(int=7)
+        announcing.log_id = uuid.UUID(int=7)
         announcing.send(announcing.payload(4, ahead_s=-30))
-        announcing.stream = STREAM
+        announcing.log_id = LOG_ID
         announcing.announce(2)
         listener.wait_for_seq(2)
         final = listener.stop()
     assert [entry["seq"] for entry in listener.shown] == [1, 2]
     assert (
-        "2 updates shown, 5 duplicates, 27 refused (binary 5, old-heartbeat 1, signature 5, "
-        "skew 10, stream 1, unsigned 5), 0 of" in final
+        "2 updates shown, 5 duplicates, 27 refused (binary 5, log 1, old-heartbeat 1, signature 5, "
+        "skew 10, unsigned 5), 0 of" in final
     )
     warnings = [line for line in listener.said.lines if line.startswith("Warning: dropped")]
     assert len(warnings) == 5
@@ -624,17 +443,17 @@ NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 
 def test_a_newer_signed_stream_is_followed_with_a_gap(announcing: Announcing, certs: Path) -> None:
     """Nobody but an announcer can begin one; a pinned listener keeps to its own."""
-    pinned_to = ["--log", STREAM]
+    pinned_to = ["--log", LOG_ID]
     with (
         Listening(*verifying(certs, announcing.port)) as listener,
         Listening(*verifying(certs, announcing.port), *pinned_to) as pinned,
     ):
         old = announcing.announce(1)
         listener.wait_for_seq(1)
-        announcing.stream = uuid.UUID(int=7)
+        announcing.log_id = uuid.UUID(int=7)
         announcing.announce(7)
         listener.wait_for_seq(7)
-        announcing.stream = STREAM
+        announcing.log_id = LOG_ID
         announcing.announce(2)
         pinned.wait_for_seq(2)
         assert "log 1" in pinned.stop()

@@ -23,7 +23,6 @@ import yaml
 from listeners.events import Snapshot, Update
 from listeners.output import Format, render
 from listeners.repair import api_responses
-from tests.server.test_presence import check_in, run, until
 from tests.support.harness import (
     PATIENCE_S,
     ROOT,
@@ -37,6 +36,7 @@ from tests.support.harness import (
     targets,
     wait_until,
 )
+from tests.support.store import check_in, run, until
 from tornado_status.api import Access
 from tornado_status.commands import users
 from tornado_status.config import DatabaseSettings, PresenceSettings

@@ -11,12 +11,10 @@ import json
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
-from tests.server.test_check_ins import _break_connections
 from tests.support.harness import (
     PATIENCE_S,
     Heard,
@@ -28,58 +26,19 @@ from tests.support.harness import (
     targets,
     wait_until,
 )
+from tests.support.own_connections import break_connections
+from tests.support.store import HOURLY, check_in, run, until
 from tornado_status.api.export import csv_lines, csv_row
 from tornado_status.config import DatabaseSettings, HistorySettings, PresenceSettings
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
 from tornado_status.model import presence
 from tornado_status.model.presence import State
-from tornado_status.model.records import CheckIn, Event, HistoryEntry
+from tornado_status.model.records import Event, HistoryEntry
 from tornado_status.store import Store, user_counts
 from tornado_status.store import group_commit as commit_module
 from tornado_status.store import presence_sweep as sweep_module
 
-# So long that only what a test does to the clock makes anybody late.
-HOURLY = PresenceSettings(interval_s=3600, offline_after_s=7200)
 LOG = "SELECT seq, event, email FROM check_in ORDER BY seq"
-
-
-def run(
-    url: str,
-    heard: list[Event],
-    body: Callable[[Store], Awaitable[None]],
-    **settings: Any,
-) -> None:
-    """Run `body` with a store on the database at `url`, within a bound."""
-
-    async def main() -> None:
-        store = Store(
-            DatabaseSettings(url=url),
-            enrolment_closed=settings.pop("enrolment_closed", False),
-            on_commit=lambda events, head: heard.extend(events),
-            **{"when": HOURLY, **settings},
-        )
-        await store.start()
-        await store.wait_connected()
-        # Its first sweep, of a database that was never swept, begins with a grace.
-        await until(lambda: rows(url, "SELECT 1 FROM head WHERE swept_at IS NOT NULL"))
-        try:
-            async with asyncio.timeout(PATIENCE_S):
-                await body(store)
-        finally:
-            await store.drain(PATIENCE_S)
-            await store.stop()
-
-    asyncio.run(main())
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - another process's doing gives no event
-            await asyncio.sleep(0.01)
-
-
-def check_in(user: str, port: int = 1000, serial: str = "01") -> CheckIn:
-    return CheckIn(f"{user}@example.com", "127.0.0.1", port, "CN=test", serial)
 
 
 def time_passes(url: str, hours: float = 3) -> None:
@@ -327,7 +286,7 @@ def test_an_offline_whose_answer_was_lost_is_announced_after_all(database_url: s
         sweeping = asyncio.create_task(store.sweeper.sweep())
         asleep = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
         await until(lambda: rows(database_url, asleep))
-        _break_connections()
+        break_connections()
         with pytest.raises(StoreUnavailable):
             await sweeping
         await until(lambda: len(heard) == 2)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, wait_until
 from tests.support.pages import commands
-from tests.system.test_terminal_board import Terminal
+from tests.support.terminal import Terminal
 from tornado_status import config
 from tornado_status.cli import COMMANDS
 from tornado_status.commands import config_dump

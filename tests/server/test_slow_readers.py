@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.test_stream import fill, metric
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, exchange, wait_until
 from tests.support.hostile_requests import HOST
+from tests.support.log_events import fill
+from tests.support.metrics import metric
 from tests.support.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES
 from tornado_status.observe.management import MAX_CONNECTIONS
 from tornado_status.runtime.http_timeouts import STALL_S

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.test_connection import GET, PLAIN, STATUS, read_answers
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, rows, running_server
 from tests.support.hostile_requests import CHECK_IN, HOST
+from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
 from tests.support.with_constants import BODY_TIMEOUT_S, KNOWN_SOURCES
 
 PAUSE_S = 0.1  # between two bytes

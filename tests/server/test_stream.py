@@ -8,7 +8,6 @@ import contextlib
 import datetime
 import http.client
 import json
-import re
 import signal
 import threading
 import time
@@ -23,15 +22,15 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from certs_gen.authority import Authority
-from tests.server.test_trust import Site, now, replace, site
 from tests.support.follow import Follow
 from tests.support.harness import PATIENCE_S, Postgres, Server, StartServer, exchange, wait_until
+from tests.support.log_events import fill
+from tests.support.metrics import metric
+from tests.support.trust_site import Site, now, replace
 from tests.support.with_constants import KEEP_ALIVE_S
 from tornado_status.api.live import event_filter
 from tornado_status.model.records import Event
 from tornado_status.store.follow import notify_channel
-
-__all__ = ["site"]  # a fixture
 
 VALID = "valid_user@example.com"
 OPERATOR = "operator@example.com"
@@ -51,29 +50,6 @@ def log(server: Server, after: int = 0) -> list[dict[str, Any]]:
     stored = server.rows("SELECT seq, event, email FROM check_in WHERE seq > %s ORDER BY 1", after)
     assert [(e["seq"], e["event"], e["email"]) for e in events] == stored
     return events
-
-
-def fill(server: Server, count: int) -> int:
-    """Write events as another server would that rings no bell; return the head."""
-    ((head,),) = server.rows(
-        "WITH h AS (UPDATE head SET seq = seq + %s, at = now() RETURNING seq), l AS ("
-        "INSERT INTO check_in (seq, at, event, email, client_ip, client_port)"
-        " SELECT h.seq - %s + n, now(), 'check-in', 'user' || n || '@example.com', '10.0.0.1', 5"
-        " FROM h, generate_series(1, %s) n) SELECT seq FROM h",
-        count,
-        count,
-        count,
-    )
-    return int(head)
-
-
-def metric(server: Server, name: str) -> float:
-    found = re.search(
-        rf"^tornado_status_{re.escape(name)} (\S+)$",
-        server.management("/metrics").body.decode(),
-        re.MULTILINE,
-    )
-    return float(found[1]) if found else 0.0
 
 
 @contextlib.contextmanager

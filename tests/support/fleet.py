@@ -19,7 +19,6 @@ from typing import Any
 
 from certs_gen.authority import Authority
 from certs_gen.cli import main as certs_gen
-from tests.network.test_network import ip
 from tests.support.harness import (
     GROUP,
     PATIENCE_S,
@@ -32,6 +31,7 @@ from tests.support.harness import (
     rows,
     wait_until,
 )
+from tests.support.hosts import ip
 from tests.support.proxies import program, running
 
 SERVERS = ("10.78.0.11", "10.78.0.12", "10.78.0.13")

@@ -30,6 +30,10 @@ def run(*command: str, given: str | None = None) -> str:
     return done.stdout
 
 
+def ip(*arguments: str) -> None:
+    run("ip", *arguments)
+
+
 # Prints of each datagram on PORT, as JSON, where it came from and went to, by how many hops it
 # could still go, and the numbers in it: PORT FAMILY [GROUP INTERFACE].
 HEAR = """\

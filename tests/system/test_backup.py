@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.server.test_listener_cli import Listening, check_in, reading
 from tests.support.harness import (
     PATIENCE_S,
     ROOT,
@@ -24,6 +23,7 @@ from tests.support.harness import (
     rows,
     wait_until,
 )
+from tests.support.listening import Listening, check_in, reading
 from tests.support.pages import commands, run_in_bash
 
 pytestmark = pytest.mark.once

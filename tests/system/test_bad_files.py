@@ -24,9 +24,9 @@ from cryptography.x509.oid import ExtensionOID
 from certs_gen.authority import Authority, new_key
 from certs_gen.cli import main as certs_gen
 from listeners.verify.known_announcers import KnownAnnouncers
-from tests.server.test_trust import replace
+from tests.support.der import FOR_CLIENTS, extension, name, odd, oid, tlv, with_extensions
 from tests.support.harness import PATIENCE_S, Server, exchange, rows, running_server, wait_until
-from tests.unit.test_identity import FOR_CLIENTS, extension, name, odd, oid, tlv, with_extensions
+from tests.support.trust_site import replace
 from tornado_status import config
 from tornado_status.config import Settings
 from tornado_status.errors import ConfigError

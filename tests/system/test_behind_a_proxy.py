@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 
 from certs_gen.authority import Authority, common_name, new_key
 from certs_gen.cli import main as certs_gen
-from tests.server.test_trust import Site, replace, site  # noqa: F401
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -45,6 +44,7 @@ from tests.support.harness import (
 )
 from tests.support.hostile_requests import CORPUS, HOST
 from tests.support.proxies import haproxy, program, running
+from tests.support.trust_site import Site, replace
 from tornado_status.config import IngressSettings
 from tornado_status.errors import ForwardedError, IdentityError
 from tornado_status.ingress import (
@@ -353,7 +353,7 @@ def test_forwarded_tells_the_port_too(start_server: StartServer) -> None:
 
 
 def test_revocation_and_another_ca_are_in_force_at_once(
-    site: Site,  # noqa: F811
+    site: Site,
     tmp_path: Path,
 ) -> None:
     """On the proxy's open connections, and for verdicts that are remembered."""

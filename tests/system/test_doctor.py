@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs_gen.authority import Authority, Credential, common_name
+from tests.support.doctor_setup import DoctorSetup
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -25,10 +25,8 @@ from tests.support.harness import (
     Postgres,
     StartServer,
     free_port,
-    merge,
     plain_environment,
     rows,
-    targets,
 )
 from tornado_status.commands.doctor import check_database, check_network
 from tornado_status.store.diagnostics import Examination
@@ -38,77 +36,15 @@ pytestmark = pytest.mark.once
 DAY = datetime.timedelta(days=1)
 
 
-class Site:
-    """A setup with certificates of its own, to be broken."""
-
-    def __init__(self, directory: Path, certs: Path, url: str) -> None:
-        self.directory = directory
-        self.certs = Path(shutil.copytree(certs, directory / "certs"))
-        self.authority = Authority.load(self.certs)
-        self.settings: dict[str, Any] = {
-            "server": {"host": LOOPBACK, "port": free_port()},
-            "tls": {"crl": "certs/ca.crl"},
-            "database": {"url": url},
-            "announce": {
-                "source_port": free_port(socket.SOCK_DGRAM),
-                "targets": targets(free_port(socket.SOCK_DGRAM)),
-            },
-            "management": {"port": free_port()},
-        }
-
-    def put(self, name: str, credential: Credential, *more: Credential) -> None:
-        """Put a certificate, with others behind it, and its key in place."""
-        chain = b"".join(each.certificate_pem() for each in (credential, *more))
-        for suffix, content in ((".key", credential.key_pem()), (".crt", chain)):
-            path = self.certs / f"{name}{suffix}"
-            path.unlink(missing_ok=True)
-            path.write_bytes(content)
-            path.chmod(0o600)
-
-    def ask(self, *prefix: str, **overrides: Any) -> subprocess.CompletedProcess[str]:
-        """Run the doctor."""
-        config = self.directory / "config.yaml"
-        config.write_text(yaml.safe_dump(merge(self.settings, overrides)))
-        program = [sys.executable, "-W", "error", "-m", "tornado_status", "doctor"]
-        return subprocess.run(
-            [*prefix, *program, "--config", str(config)],
-            cwd=ROOT,
-            env=plain_environment(),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_S,
-            check=False,
-        )
-
-    def well(self, *said: str, **overrides: Any) -> None:
-        """Check that nothing is wrong, and that this is said."""
-        done = self.ask(**overrides)
-        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
-        assert done.stdout.endswith("\nAll is well.\n")
-        for sentence in said:
-            assert sentence in done.stdout
-
-    def wrong(self, *said: str, prefix: tuple[str, ...] = (), **overrides: Any) -> str:
-        """Check that exactly so many problems are found, and that this is said of them."""
-        done = self.ask(*prefix, **overrides)
-        assert (done.returncode, done.stderr) == (1, ""), done.stdout + done.stderr
-        problems = [x for x in done.stdout.splitlines() if x.startswith("PROBLEM")]
-        assert len(problems) == len(said), done.stdout
-        assert done.stdout.endswith(f"\nProblems found: {len(said)}.\n")
-        for sentence in said:
-            assert any(sentence in line for line in problems), done.stdout
-        return done.stdout
-
-
 @pytest.fixture
-def site(tmp_path: Path, certs: Path, database_url: str) -> Site:
-    return Site(tmp_path / "site", certs, database_url)
+def site(tmp_path: Path, certs: Path, database_url: str) -> DoctorSetup:
+    return DoctorSetup(tmp_path / "site", certs, database_url)
 
 
 # ----------------------------------------------------------------------------------------- well
 
 
-def test_a_healthy_setup_is_well(site: Site) -> None:
+def test_a_healthy_setup_is_well(site: DoctorSetup) -> None:
     """Before its first start: exit 0, and everything that was looked at has a line."""
     site.well(
         "config.yaml is valid",
@@ -123,7 +59,7 @@ def test_a_healthy_setup_is_well(site: Site) -> None:
     )
 
 
-def test_a_running_server_is_well(site: Site, start_server: StartServer) -> None:
+def test_a_running_server_is_well(site: DoctorSetup, start_server: StartServer) -> None:
     """Its own ports are no problem, and its database answers."""
     server = start_server(url=site.settings["database"]["url"])
     overrides = {
@@ -135,7 +71,7 @@ def test_a_running_server_is_well(site: Site, start_server: StartServer) -> None
 
 
 def test_an_embedded_database_is_asked_where_it_runs(
-    site: Site, start_server: StartServer, tmp_path: Path
+    site: DoctorSetup, start_server: StartServer, tmp_path: Path
 ) -> None:
     """And where it does not, nothing is started for it."""
     data_dir = str(tmp_path / "pg")
@@ -167,67 +103,67 @@ def test_usage_errors_are_exit_2(tmp_path: Path) -> None:
 # -------------------------------------------------------------------------------- what is wrong
 
 
-def test_a_wrong_configuration_is_found(site: Site) -> None:
+def test_a_wrong_configuration_is_found(site: DoctorSetup) -> None:
     """With its key."""
     site.wrong("server.port: ", server={"port": 70000})
 
 
-def issue(site: Site, days_left: float = 300, **given: Any) -> Credential:
+def issue(site: DoctorSetup, days_left: float = 300, **given: Any) -> Credential:
     begun = datetime.datetime.now(datetime.UTC) - 365 * DAY + days_left * DAY
     return site.authority.issue_server(["localhost"], [LOOPBACK], now=begun, **given)
 
 
-def expired(site: Site) -> str:
+def expired(site: DoctorSetup) -> str:
     site.put("server", issue(site, -3))
     return "server.crt (tornado_status server) has expired 3.0 days ago"
 
 
-def another_key(site: Site) -> str:
+def another_key(site: DoctorSetup) -> str:
     (site.certs / "server.key").write_bytes(issue(site).key_pem())
     return "server.key is not the key of"
 
 
-def wrong_chain(site: Site) -> str:
+def wrong_chain(site: DoctorSetup) -> str:
     site.put("server", issue(site), issue(site))
     return "has not issued it"
 
 
-def no_file(site: Site) -> str:
+def no_file(site: DoctorSetup) -> str:
     (site.certs / "ca.crl").unlink()
     return "tls.crl: no file"
 
 
-def readable(site: Site) -> str:
+def readable(site: DoctorSetup) -> str:
     (site.certs / "server.key").chmod(0o644)
     return "everybody on this machine can read"
 
 
-def signing_key_readable(site: Site) -> str:
+def signing_key_readable(site: DoctorSetup) -> str:
     (site.certs / "announcer.key").chmod(0o644)
     return "announce.signing_key: everybody on this machine can read"
 
 
-def no_ca(site: Site) -> str:
+def no_ca(site: DoctorSetup) -> str:
     (site.certs / "ca.crt").write_text("no certificate")
     return "tls.client_ca: "
 
 
-def no_ca_file(site: Site) -> str:
+def no_ca_file(site: DoctorSetup) -> str:
     (site.certs / "ca.crt").unlink()
     return "tls.client_ca: no file"
 
 
-def no_announcer(site: Site) -> str:
+def no_announcer(site: DoctorSetup) -> str:
     (site.certs / "announcer.crt").unlink()
     return "announce.signing_key: "
 
 
-def broken_list(site: Site) -> str:
+def broken_list(site: DoctorSetup) -> str:
     (site.certs / "ca.crl").write_text("no list")
     return "tls.crl: "
 
 
-def admin_without_key(site: Site) -> str:
+def admin_without_key(site: DoctorSetup) -> str:
     site.settings["management"] |= {
         "certificate": "certs/server.crt",
         "private_key": "certs/none.key",
@@ -235,7 +171,7 @@ def admin_without_key(site: Site) -> str:
     return "management."
 
 
-def admin_key_readable(site: Site) -> str:
+def admin_key_readable(site: DoctorSetup) -> str:
     for suffix in ("crt", "key"):
         shutil.copy(site.certs / f"server.{suffix}", site.certs / f"admin.{suffix}")
     (site.certs / "admin.key").chmod(0o604)
@@ -246,7 +182,7 @@ def admin_key_readable(site: Site) -> str:
     return "management.private_key: everybody on this machine can read"
 
 
-def announcer_expired(site: Site) -> str:
+def announcer_expired(site: DoctorSetup) -> str:
     begun = datetime.datetime.now(datetime.UTC) - 400 * DAY
     site.put("announcer", site.authority.issue_announcer(now=begun))
     return "announcer.crt (tornado_status announcer) has expired"
@@ -261,12 +197,14 @@ def announcer_expired(site: Site) -> str:
     ],
     ids=lambda breaking: breaking.__name__,
 )
-def test_what_is_wrong_with_a_file_is_found(site: Site, breaking: Callable[[Site], str]) -> None:
+def test_what_is_wrong_with_a_file_is_found(
+    site: DoctorSetup, breaking: Callable[[DoctorSetup], str]
+) -> None:
     """One problem each, in a sentence, and nothing else."""
     site.wrong(breaking(site))
 
 
-def test_what_soon_ends_is_noted(site: Site) -> None:
+def test_what_soon_ends_is_noted(site: DoctorSetup) -> None:
     """A certificate two weeks before, a list three days before; fresh ones are well."""
     site.well("ok      certificates: tls.certificate: ", "ok      certificates: tls.crl: ")
     site.put("server", issue(site, 5))
@@ -276,7 +214,7 @@ def test_what_soon_ends_is_noted(site: Site) -> None:
     site.well("expires in 5.0 days", "note    certificates: tls.crl: ")
 
 
-def test_a_key_without_effect_is_noted(site: Site) -> None:
+def test_a_key_without_effect_is_noted(site: DoctorSetup) -> None:
     """Nobody speaks for a proxy here."""
     trusted = {"trusted_proxies": ["10.0.0.5"]}
     sentence = "note    config: ingress.trusted_proxies has no effect"
@@ -284,19 +222,19 @@ def test_a_key_without_effect_is_noted(site: Site) -> None:
     assert sentence not in site.ask(ingress={**trusted, "proxy_protocol": True}).stdout
 
 
-def test_a_clients_certificate_is_no_servers(site: Site) -> None:
+def test_a_clients_certificate_is_no_servers(site: DoctorSetup) -> None:
     """It names no host, and is not meant for it."""
     site.put("server", site.authority.issue_client("server@example.com"))
     site.wrong("names no host in its subjectAltName", "is not meant for a server")
 
 
-def test_a_certificate_of_another_ca_is_noted(site: Site) -> None:
+def test_a_certificate_of_another_ca_is_noted(site: DoctorSetup) -> None:
     """That may be meant so."""
     site.put("server", Authority.create(name="another CA").issue_server(["localhost"]))
     site.well("which is not in tls.client_ca")
 
 
-def test_a_late_list_is_a_problem_where_it_locks_out(site: Site) -> None:
+def test_a_late_list_is_a_problem_where_it_locks_out(site: DoctorSetup) -> None:
     """Else it is noted."""
     then = datetime.datetime.now(datetime.UTC) - 40 * DAY
     late = site.authority.empty_crl(days=30, now=then)
@@ -306,7 +244,7 @@ def test_a_late_list_is_a_problem_where_it_locks_out(site: Site) -> None:
     site.well("nobody can be shut out", tls={"crl": None})
 
 
-def test_a_weak_ca_is_a_problem_and_one_without_a_list_is_noted(site: Site) -> None:
+def test_a_weak_ca_is_a_problem_and_one_without_a_list_is_noted(site: DoctorSetup) -> None:
     """The clients of the one get in nowhere, those of the other cannot be shut out."""
     weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
     then = datetime.datetime.now(datetime.UTC)
@@ -325,14 +263,14 @@ def test_a_weak_ca_is_a_problem_and_one_without_a_list_is_noted(site: Site) -> N
     site.wrong("tls.client_ca: weak: A CA of the certificate is too weak: RSA keys below 2048")
 
 
-def test_an_absent_database_is_found_without_its_password(site: Site) -> None:
+def test_an_absent_database_is_found_without_its_password(site: DoctorSetup) -> None:
     """In one sentence."""
     url = f"postgresql://somebody:s3cr3t@{LOOPBACK}:{free_port()}/name"
     said = site.wrong("the database cannot be reached", database={"url": url})
     assert "s3cr3t" not in said
 
 
-def test_a_database_that_forgets_is_found(site: Site, own_postgres: Postgres) -> None:
+def test_a_database_that_forgets_is_found(site: DoctorSetup, own_postgres: Postgres) -> None:
     """Each of its settings; with `durability: warn` noted, as the server would serve with it."""
     here = {"url": own_postgres.url}
     site.well("survives a crash", database=here)
@@ -348,7 +286,7 @@ def test_a_database_that_forgets_is_found(site: Site, own_postgres: Postgres) ->
     )
 
 
-def test_a_database_without_fsync_is_found(site: Site, own_postgres: Postgres) -> None:
+def test_a_database_without_fsync_is_found(site: DoctorSetup, own_postgres: Postgres) -> None:
     """As the server would refuse it."""
     own_postgres.stop()
     own_postgres.settings["fsync"] = "off"
@@ -356,7 +294,7 @@ def test_a_database_without_fsync_is_found(site: Site, own_postgres: Postgres) -
     site.wrong("fsync is off", database={"url": own_postgres.url})
 
 
-def test_a_standby_is_found(site: Site, own_postgres: Postgres) -> None:
+def test_a_standby_is_found(site: DoctorSetup, own_postgres: Postgres) -> None:
     """It takes no check-ins; the same one as a primary is well."""
     site.well("survives a crash", database={"url": own_postgres.url})
     own_postgres.stop()
@@ -365,7 +303,9 @@ def test_a_standby_is_found(site: Site, own_postgres: Postgres) -> None:
     site.wrong("the database is a standby", database={"url": own_postgres.url})
 
 
-def test_a_role_that_may_make_no_tables_is_found(site: Site, start_server: StartServer) -> None:
+def test_a_role_that_may_make_no_tables_is_found(
+    site: DoctorSetup, start_server: StartServer
+) -> None:
     """Before the first start; one that may is well, and a server starts with it."""
     url = site.settings["database"]["url"]
     [(name,)] = rows(url, "SELECT current_database()")
@@ -380,12 +320,12 @@ def test_a_role_that_may_make_no_tables_is_found(site: Site, start_server: Start
     assert start_server(url=here["url"]).request("POST", "/api/client").status == 204
 
 
-def test_a_url_that_is_none_is_found(site: Site) -> None:
+def test_a_url_that_is_none_is_found(site: DoctorSetup) -> None:
     """Before anything is connected to."""
     site.wrong("database.url: ", database={"url": "postgresql://[::1/x"})
 
 
-def test_what_is_in_front_is_told(site: Site) -> None:
+def test_what_is_in_front_is_told(site: DoctorSetup) -> None:
     """Who is trusted to say who a client is, and what that means."""
     trusted = {"trusted_proxies": ["10.0.0.5", "10.1.0.0/16"]}
     header = site.ask(ingress={**trusted, "proxy_protocol": True})
@@ -401,7 +341,7 @@ def test_what_is_in_front_is_told(site: Site) -> None:
     site.wrong("tls.certificate: ", ingress={"mode": "tls"})
 
 
-def test_tables_of_a_newer_version_are_found(site: Site) -> None:
+def test_tables_of_a_newer_version_are_found(site: DoctorSetup) -> None:
     """Served where they are compatible; else the server would not start with them."""
     url = site.settings["database"]["url"]
     rows(url, "CREATE TABLE alembic_version (version_num text)")
@@ -418,7 +358,7 @@ def test_tables_of_a_newer_version_are_found(site: Site) -> None:
 @pytest.mark.parametrize(
     ("off_s", "level"), [(0, "ok"), (-5, "note"), (5, "note"), (45, "problem")]
 )
-def test_a_clock_that_is_off_is_found(site: Site, off_s: int, level: str) -> None:
+def test_a_clock_that_is_off_is_found(site: DoctorSetup, off_s: int, level: str) -> None:
     """The database tells another time than this machine, by a function of its own."""
     url = site.settings["database"]["url"]
     rows(
@@ -456,7 +396,7 @@ def test_a_postgresql_that_is_too_old_is_found(number: int, level: str) -> None:
     assert next(check_database._state(found)).level == level
 
 
-def test_ports_of_other_programs_are_found(site: Site) -> None:
+def test_ports_of_other_programs_are_found(site: DoctorSetup) -> None:
     """TCP for check-ins and for the management port, UDP to announce from."""
     port, admin = site.settings["server"]["port"], site.settings["management"]["port"]
     source = site.settings["announce"]["source_port"]
@@ -476,7 +416,7 @@ def test_ports_of_other_programs_are_found(site: Site) -> None:
             )
 
 
-def test_targets_that_lead_nowhere_are_found(site: Site) -> None:
+def test_targets_that_lead_nowhere_are_found(site: DoctorSetup) -> None:
     """An unknown interface, and a broadcast address of no network here."""
     unknown = {"kind": "multicast", "address": "239.1.2.3", "interfaces": ["nic9"]}
     not_here = {"kind": "broadcast", "address": "127.1.2.255", "interfaces": [LOOPBACK]}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.doctor_setup import DoctorSetup
 from tests.support.harness import Heard, Server, StartServer, rows
-from tests.system.test_doctor import Site
-from tests.system.test_restored import run_stream, stream
+from tests.support.log_command import log_command, run_log_command
 
 pytestmark = pytest.mark.once
 
@@ -91,7 +91,7 @@ def test_it_is_served_and_what_is_untold_is_said(
         IDENTIFIER_UNTOLD in untold,
         TIMELINE_UNTOLD in untold,
     )
-    site = Site(tmp_path / "site", certs, managed.url)
+    site = DoctorSetup(tmp_path / "site", certs, managed.url)
     site.well(*untold)
     said = site.ask().stdout
     assert said.count("does not tell its") == len(untold)
@@ -109,8 +109,8 @@ def test_the_stream_stays_over_restarts_and_is_renewed_by_hand(
     server = start_server(url=managed.url)
     assert identity(managed) == before
     settings = {**server.settings, "database": {"url": managed.url}}
-    assert run_stream(settings, tmp_path, "show").returncode == 0
-    shown = stream(settings, tmp_path, "new")
+    assert run_log_command(settings, tmp_path, "show").returncode == 0
+    shown = log_command(settings, tmp_path, "new")
     assert identity(managed) == (shown["log"], None, None)
     assert shown["log"] != before[0]
     assert server.request("POST", "/api/client").status in (204, 503)  # it was disconnected

@@ -18,9 +18,9 @@ import nats
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tests.server.test_listener_cli import Listening
 from tests.support.brokers import Nats
 from tests.support.harness import ROOT, Server, StartServer, exchange, wait_until
+from tests.support.listening import Listening
 from tests.support.with_constants import MAX_QUEUED
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import Signer

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
-import subprocess
-import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,48 +12,20 @@ import psycopg2
 import pytest
 import yaml
 
-from tests.server.test_listener_cli import Listening, check_in, log_of, reading, verifying
 from tests.support.harness import (
-    PATIENCE_S,
-    ROOT,
     Heard,
     Postgres,
     Server,
     StartServer,
     exchange,
-    plain_environment,
     rows,
     targets,
     wait_until,
 )
+from tests.support.listening import Listening, check_in, log_of, reading, verifying
+from tests.support.log_command import log_command, run_log_command
 
 pytestmark = pytest.mark.once
-
-
-def stream(settings: dict[str, Any], directory: Path, *action: str) -> dict[str, str]:
-    """Run `python -m tornado_status log` and return what it shows."""
-    done = run_stream(settings, directory, *action)
-    assert done.returncode == 0, done.stderr
-    shown = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    uuid.UUID(shown["log"])
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", shown["at"])
-    return shown
-
-
-def run_stream(
-    settings: dict[str, Any], directory: Path, *action: str
-) -> subprocess.CompletedProcess[str]:
-    config = directory / "stream.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    return subprocess.run(
-        [sys.executable, "-m", "tornado_status", "--config", str(config), "log", *action],
-        cwd=ROOT,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=2 * PATIENCE_S,
-    )
 
 
 @contextlib.contextmanager
@@ -104,7 +72,7 @@ def test_a_database_put_back_to_an_older_state_begins_a_new_stream(
         check_in(again, 5)
         for listener in (asking, alone):
             listener.wait_for_seq(15)
-        old = stream(again.settings, tmp_path)
+        old = log_command(again.settings, tmp_path)
         assert old["head"] == "15"
         again.stop()
         own_postgres.stop()
@@ -112,11 +80,15 @@ def test_a_database_put_back_to_an_older_state_begins_a_new_stream(
         backup.rename(own_postgres.directory)
         own_postgres.start()
         # Without the command it would go on as if nothing had been: the same stream, older.
-        assert stream(again.settings, tmp_path) == {**old, "head": "10", "at": stream_at(again)}
-        new = stream(again.settings, tmp_path, "new")
+        assert log_command(again.settings, tmp_path) == {
+            **old,
+            "head": "10",
+            "at": stream_at(again),
+        }
+        new = log_command(again.settings, tmp_path, "new")
         assert new["log"] != old["log"]
         assert new["head"] == "10"
-        assert stream(again.settings, tmp_path, "show") == new
+        assert log_command(again.settings, tmp_path, "show") == new
         third = start_server(url=own_postgres.url, server={"port": again.port}, announce=announce)
         check_in(third, 3)
         for listener in (asking, alone):
@@ -164,13 +136,13 @@ def test_a_promoted_standby_begins_a_new_stream_by_itself(
             check_in(first, 5)
             for listener in (asking, alone):
                 listener.wait_for_seq(15)
-            old = stream(first.settings, tmp_path)
+            old = log_command(first.settings, tmp_path)
             first.stop()
             own_postgres.stop()
             standby.start()
             rows(standby.url, "SELECT pg_promote()")
             second = start_server(url=standby.url, server={"port": first.port}, announce=announce)
-            new = stream(second.settings, tmp_path)
+            new = log_command(second.settings, tmp_path)
             assert new["log"] != old["log"]
             assert new["head"] == "10"
             check_in(second, 3)
@@ -183,7 +155,7 @@ def test_a_promoted_standby_begins_a_new_stream_by_itself(
             # It is the promotion that did it: a restart alone changes nothing.
             second.stop()
             third = start_server(url=standby.url)
-            assert stream(third.settings, tmp_path)["log"] == new["log"]
+            assert log_command(third.settings, tmp_path)["log"] == new["log"]
     finally:
         standby.stop()
 
@@ -201,8 +173,8 @@ def test_a_server_that_runs_follows_a_new_stream(start_server: StartServer, tmp_
     with Heard(server.announce_port) as heard, Listening(*reading(server)) as listener:
         check_in(server, 5)
         listener.wait_for_seq(5)
-        old = stream(server.settings, tmp_path)["log"]
-        new = stream(server.settings, tmp_path, "new")["log"]
+        old = log_command(server.settings, tmp_path)["log"]
+        new = log_command(server.settings, tmp_path, "new")["log"]
         assert new != old
         connection = server.connect()
 
@@ -231,15 +203,15 @@ def test_the_embedded_database_shows_its_stream_running_or_not(
     """Through the running one's socket, else started for the question, and stopped."""
     server = start_server(url="embedded")
     assert server.request("POST", "/api/client").status == 204
-    running = stream(server.settings, tmp_path)
+    running = log_command(server.settings, tmp_path)
     assert running["head"] == "1"
     assert server.request("POST", "/api/client").status == 204
     server.stop()
-    stopped = stream(server.settings, tmp_path)
+    stopped = log_command(server.settings, tmp_path)
     assert (stopped["log"], stopped["head"]) == (running["log"], "2")
     data = Path(server.settings["database"]["data_dir"])
     assert not (data / "postmaster.pid").exists()
-    assert stream(server.settings, tmp_path, "new")["log"] != running["log"]
+    assert log_command(server.settings, tmp_path, "new")["log"] != running["log"]
 
 
 @pytest.mark.parametrize("action", ["show", "new"])
@@ -248,7 +220,7 @@ def test_no_stream_is_told_in_one_line(
 ) -> None:
     """Before the first start, and where there is no database: nothing is created."""
     settings: dict[str, Any] = {"database": {"url": "embedded", "data_dir": str(tmp_path / "no")}}
-    done = run_stream(settings, tmp_path, action)
+    done = run_log_command(settings, tmp_path, action)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "start the server once" in done.stderr
@@ -256,10 +228,10 @@ def test_no_stream_is_told_in_one_line(
     name = f"empty_{action}"
     rows(postgres, f"CREATE DATABASE {name}")
     settings = {"database": {"url": postgres.replace("/postgres?", f"/{name}?")}}
-    done = run_stream(settings, tmp_path, action)
+    done = run_log_command(settings, tmp_path, action)
     assert done.returncode == 2
     assert done.stderr == "tornado-status: database.url: no log yet: start the server once\n"
     settings = {"database": {"url": f"postgresql:///x?host={tmp_path}", "connect_timeout_s": 1}}
-    done = run_stream(settings, tmp_path, action)
+    done = run_log_command(settings, tmp_path, action)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1

@@ -37,6 +37,7 @@ from certs_gen.authority import (
     leaf_extensions,
     new_key,
 )
+from tests.support.der import content, tlv
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -46,7 +47,6 @@ from tests.support.harness import (
     exchange,
     plain_environment,
 )
-from tests.unit.test_identity import content, tlv
 from tornado_status.errors import IdentityError
 from tornado_status.ingress.trust import REVOKED, Trust
 from tornado_status.model.email_address import MAX_COMMON_NAME

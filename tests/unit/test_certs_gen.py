@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -37,31 +36,25 @@ from certs_gen.authority import (
     leaf_extensions,
     new_key,
 )
+from tests.support.certs_tool import (
+    FULL,
+    KILLED,
+    ROOT,
+    WAITING,
+    Result,
+    certificate_of,
+    contents,
+    openssl,
+    python,
+)
 from tornado_status.errors import ConfigError, IdentityError
 from tornado_status.model.email_address import parse_email
 from tornado_status.pki import announcer_keys
 from tornado_status.pki.identity import Identity, identify
 
-ROOT = Path(__file__).parents[2]
 STEMS = ("ca", "server", "client", "bad_client", "operator", "announcer")
 SET = {f"{stem}.{suffix}" for stem in STEMS for suffix in ("crt", "key")} | {"ca.crl"}
 NOBODY = 65534  # the uid without rights on every Linux
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-    def refused(self) -> str:
-        """Assert a command line error: status 2, one line on stderr, nothing else; return it."""
-        assert self.status == 2, (self.out, self.err)
-        assert self.out == ""
-        assert self.err.count("\n") == 1, self.err
-        assert self.err.endswith("\n")
-        assert "Traceback" not in self.err
-        return self.err
 
 
 class Run(Protocol):
@@ -79,28 +72,6 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
         return Result(status, captured.out, captured.err)
 
     return call
-
-
-def python(*arguments: str | Path, cwd: Path | None = None) -> Result:
-    """A Python process that finds the packages wherever it runs."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return Result(done.returncode, done.stdout, done.stderr)
-
-
-def openssl(*arguments: str | Path) -> str:
-    """The openssl command's stdout; its failure is an AssertionError with what it said."""
-    done = subprocess.run(
-        ["openssl", *map(str, arguments)], capture_output=True, text=True, timeout=60
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module", params=["ec", "rsa"])
@@ -122,20 +93,12 @@ def authority() -> Authority:
     return Authority.create()
 
 
-def certificate_of(path: Path) -> x509.Certificate:
-    return x509.load_pem_x509_certificate(path.read_bytes())
-
-
 def der(credential: Credential) -> bytes:
     return credential.certificate.public_bytes(serialization.Encoding.DER)
 
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 def names_in(certificate: x509.Certificate) -> x509.SubjectAlternativeName:
@@ -164,20 +127,6 @@ def test_it_runs_as_a_module_and_writes_below_the_current_directory(tmp_path: Pa
     assert set(contents(tmp_path / "certs")) == SET
     again = python("-m", "certs_gen", cwd=tmp_path)
     assert again.refused().startswith("python -m certs_gen: error: certs/ca.crt, ")
-
-
-def test_the_parts_of_the_server_that_it_needs_are_pure(tmp_path: Path) -> None:
-    """Making certificates needs the server's rules about names, and none of its machinery."""
-    done = python("-c", "import certs_gen.cli, sys; print(*sys.modules)", cwd=tmp_path)
-    modules = set(done.out.split())
-    assert {name for name in modules if name.startswith("tornado_status")} == {
-        "tornado_status",
-        "tornado_status.errors",
-        "tornado_status.pki.announcer_keys",
-        "tornado_status.pki.certificates",
-        "tornado_status.pki.identity",
-    }
-    assert not modules & {"tornado", "aiopg", "psycopg2", "pydantic", "yaml"}
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o377])
@@ -615,15 +564,6 @@ def test_containers_that_start_at_once_share_one_set(tmp_path: Path) -> None:
         openssl("verify", "-CAfile", out / "ca.crt", out / f"{stem}.crt")
 
 
-# Says so when it is about to wait for another run.
-WAITING = """
-import sys
-from certs_gen.cli import main
-sys.addaudithook(lambda event, _: event == "fcntl.flock" and print("waiting", flush=True))
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def test_a_run_waits_for_the_other_one_before_it_looks(tmp_path: Path) -> None:
     """A start in the middle of another one's writing finds a complete set, not half of one."""
     with files.locked(tmp_path):
@@ -644,22 +584,6 @@ def test_a_run_waits_for_the_other_one_before_it_looks(tmp_path: Path) -> None:
     assert contents(tmp_path) == {file.path.name: file.content for file in made}
 
 
-# Dies, as by kill -9, just before its nth step on a file of the directory.
-KILLED = """
-import os, sys
-from certs_gen.cli import main
-left, directory = int(sys.argv[1]), sys.argv[2]
-def step(event, args):
-    global left
-    if event in {"open", "os.remove", "os.rename"} and directory in str(args[0]):
-        left -= 1
-        if left < 0:
-            os._exit(9)
-sys.addaudithook(step)
-sys.exit(main(sys.argv[3:]))
-"""
-
-
 @pytest.mark.parametrize("arguments", [("server", "--force"), ("client", "new@example.com")])
 def test_no_certificate_lies_beside_another_s_key_after_kill_dash_nine(
     certs: Path, tmp_path: Path, arguments: tuple[str, ...]
@@ -677,15 +601,6 @@ def test_no_certificate_lies_beside_another_s_key_after_kill_dash_nine(
         assert (done.status, done.err) == (9, "")
         deaths += 1
     assert deaths > 4  # directory, the CA's two files, the key, the certificate
-
-
-# A file system that takes keys, which are short, and then is full.
-FULL = """
-import resource, sys
-from certs_gen.cli import main
-resource.setrlimit(resource.RLIMIT_FSIZE, (400, 400))
-sys.exit(main(sys.argv[1:]))
-"""
 
 
 def test_a_full_disk_leaves_nothing_half_made(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import ipaddress
 import json
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.vectors import written_event
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import Event, normalise_ip
 from tornado_status.wire.datagram import (
@@ -88,12 +88,6 @@ def vectors(name: str) -> list[Path]:
     found = sorted(VECTORS.glob(f"{name}-*.json"))
     assert found
     return found
-
-
-def written_event(update: dict[str, Any]) -> Event:
-    texts: dict[str, str] = {n: update[n] for n in ("last_seen", "at") if update.get(n)}
-    parsed = {name: datetime.datetime.fromisoformat(text) for name, text in texts.items()}
-    return Event(**{**update, **parsed})
 
 
 @pytest.mark.parametrize("path", vectors("json-v1"), ids=lambda path: path.stem)

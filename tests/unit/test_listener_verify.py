@@ -22,7 +22,7 @@ from listeners.order.state_file import StateFile
 from listeners.repair import api_responses
 from listeners.verify.known_announcers import MAX_PUBLISHED, KnownAnnouncers
 from listeners.verify.verifier import UNPROVEN, Copy, Verifier
-from tests.unit.test_datagram import written_event
+from tests.support.vectors import written_event
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import AnnouncerKey, Signer

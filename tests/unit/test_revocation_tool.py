@@ -33,7 +33,7 @@ from certs_gen.authority import (
     leaf_extensions,
     new_key,
 )
-from tests.unit.test_certs_gen import (
+from tests.support.certs_tool import (
     FULL,
     KILLED,
     ROOT,
