@@ -6,11 +6,14 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import structlog
+from prometheus_client import CollectorRegistry
+from tornado.web import Application
 
 from tornado_status.alerts import Alerts, load_senders
 from tornado_status.announce import Announcer, Publication
@@ -39,246 +42,341 @@ from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime.daemon_executor import DaemonExecutor
 from tornado_status.runtime.shutdown import ShutdownDeadline, ShutdownSignals
 from tornado_status.runtime.systemd import SystemdNotifier
-from tornado_status.welcome import say_serving
+from tornado_status.startup_banner import announce_serving
 
 if TYPE_CHECKING:
+    from tornado_status.ingress.authentication import ConnectionAuthenticator
+    from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
     from tornado_status.observe.tracing import Tracing
+    from tornado_status.store import Store
 
-# By when a stop is past each of its steps, in shares of server.drain_timeout_s: what one leaves is
-# the next one's. The end is for what a broker is still told.
+# When each step of the stop must be over, as a share of server.drain_timeout_s. A step that needs
+# less leaves its time to the next one. The rest is for the last messages to a broker.
 ANSWERED, GOODBYES, REQUESTS, CLOSED = 0.6, 0.65, 0.7, 0.75
 TRACED, LEASES, STORE = 0.8, 0.85, 0.95
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what was begun and return.
+    """Serve until SIGTERM or SIGINT; then finish the work under way and return.
 
-    Raises `ConfigError` where the settings cannot be put into effect.
+    Raises `ConfigError` if the settings cannot be put into effect.
     """
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(DaemonExecutor())
+    asyncio.get_running_loop().set_default_executor(DaemonExecutor())
     deadline = ShutdownDeadline(settings.server.drain_timeout_s)
-    ending = ShutdownSignals(deadline.seconds, deadline.begin)
-    stop = asyncio.create_task(ending.told.wait(), name="stop signal")
+    signals = ShutdownSignals(deadline.seconds, deadline.begin)
+    signaled = asyncio.create_task(signals.told.wait(), name="stop signal")
     notifier = SystemdNotifier.from_environment(os.environ)
     try:
-        async with AsyncExitStack() as stack:
-            running = asyncio.create_task(
-                _run(settings, stack, notifier, deadline, ending), name="server"
-            )
-            await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if not running.done():
-                structlog.get_logger().info("stopping")
-                notifier.stopping()
-                running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
+        server = Server(settings, deadline, notifier)
+        signals.kill = server.kill
+        await _run_until(signaled, server, notifier)
     finally:
-        stop.cancel()
+        signaled.cancel()
         notifier.close()
     if deadline.left_behind:
-        ending.leave()
+        signals.leave()
 
 
-async def _run(
-    settings: Settings,
-    stack: AsyncExitStack,
-    notifier: SystemdNotifier,
-    deadline: ShutdownDeadline,
-    ending: ShutdownSignals,
+async def _run_until(
+    signaled: asyncio.Task[Any], server: Server, notifier: SystemdNotifier
 ) -> None:
-    """Start everything onto `stack`, say so, then run until cancelled."""
-    loop = asyncio.get_running_loop()
-    parts: list[asyncio.Task[None]] = []
+    running = asyncio.create_task(server.run(), name="server")
+    try:
+        await asyncio.wait({running, signaled}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            structlog.get_logger().info("stopping")
+            notifier.stopping()
+            running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        await server.stop()
 
-    def in_background(part: Coroutine[Any, Any, None], name: str) -> None:
-        task = asyncio.create_task(part, name=name)
-        parts.append(task)
-        stack.push_async_callback(deadline.bound, name, lambda: _cancelled(task))
 
-    for key in without_effect(settings):
-        structlog.get_logger().warning("setting has no effect with the others", key=key)
-    keys = load_credentials(settings, None)
-    sockets = bind(settings.server)
-    for sock in sockets:
-        stack.callback(sock.close)
-    port_number = sockets[0].getsockname()[1]
+class Server:
+    """All parts of one server process.
 
-    if keys.signing is None:
-        structlog.get_logger().warning("announcements are not signed: anybody can forge them")
-    announcer = Announcer(settings.announce)
-    announcer.open()
-    stack.push_async_callback(deadline.bound, "announcer", lambda: announcer.close(deadline.left()))
+    Each step of `start` registers how `stop` ends it, so that a start that fails or is cancelled
+    is undone as far as it came. `deadline` bounds the stop.
+    """
 
-    tracing = _load_tracing(settings.tracing)
+    def __init__(
+        self, settings: Settings, deadline: ShutdownDeadline, notifier: SystemdNotifier
+    ) -> None:
+        self._settings = settings
+        self._deadline = deadline
+        self._notifier = notifier
+        self._log = structlog.get_logger()
+        self._stops = AsyncExitStack()
+        self._background: list[asyncio.Task[None]] = []
 
-    def on_commit(events: Sequence[Event], head: int) -> None:
-        announcer.announce(store.log_id, head, events)
+        self._credentials = load_credentials(settings, None)
+        self._trust = Trust(self._credentials.anchors, settings.tls.on_expired_crl)
+        self._announcer = Announcer(settings.announce)
+        self._tracing = _load_tracing(settings.tracing)
+        self._store = self._make_store()
+        self._publication = Publication(self._store.publish_announcers)
+        self._alerts = Alerts(load_senders(settings.alerts), self._store.alerts)
+        self._streams = Streams(self._store.feed, settings.live)
+        self._in_flight = InFlight()
+        self._access_log = AccessLog(self._store.counted)
+        self._port = self._make_port()
+        self._watcher = FileWatcher(credential_files(settings), self._reload)
+        self._expiry_warnings = ExpiryWarnings(self._expiry_checks)
+        self._management = self._make_management()
 
-    # Imported here: psycopg2 and SQLAlchemy are of no use to --help and to a wrong config.
-    from tornado_status.store import Store
+    async def start(self) -> None:
+        """Start every part in order, and return once the server serves.
 
-    store = Store(
-        settings.database,
-        enrolment_closed=settings.access.enrolment == "closed",
-        on_commit=on_commit if tracing is None else tracing.timed(on_commit),
-        when=settings.presence,
-        history=settings.history,
-        on_batch=None if tracing is None else tracing.batch,
-    )
-    alerts = Alerts(load_senders(settings.alerts), store.alerts)
-    in_flight = InFlight()
-    streams = Streams(store.feed, settings.live)
-    trust = Trust(keys.anchors, settings.tls.on_expired_crl)
-    rate = settings.server.check_ins_per_second
-    limit = CheckInRateLimit(rate) if rate else None
-    access_log = AccessLog(store.counted)
-    access = Access(settings.access.readers, settings.access.admins)
-    board = load_board(
-        presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
-    )
+        Raises `ConfigError` if a port, an interface, a file or the database cannot be used.
+        """
+        self._warn_of_settings()
+        self._bind()
+        self._open_announcer()
+        self._watch_credentials()
+        self._report_to_systemd()
+        self._listen_for_management()
+        await self._start_store()
+        self._start_readers()
+        self._accept_connections()
+        await self._store.wait_connected()
+        self._announcer.start(self._log_position)
+        await self._alerts.adopt()
+        announce_serving(self._settings, self._sockets[0].getsockname()[1])
+        self._notifier.ready(self._status())
+        self._alerts.start()
+        self._in_background(self._publication.run(), "publication")
 
-    def answer_of(error: StatusError) -> bytes:
-        store.counted.refused(error)
-        return problem_answer(error)
-
-    def late() -> bytes:
-        return problem_answer(HeadTooSlow())
-
-    port = CheckInPort(
-        settings,
-        keys.context,
-        trust,
-        store,
-        limit,
-        answer_of,
-        late,
-        lambda peers: make_application(
-            store, access, in_flight, peers, limit, access_log, streams, board, tracing
-        ),
-    )
-    publication = Publication(store.publish_announcers)
-    in_force = keys
-
-    def checks() -> list[Check]:
-        return look(
-            settings,
-            in_force,
-            watcher.problem,
-            store.problem,
-            store.warnings(),
-            announcer.failing(),
+    async def run(self) -> None:
+        """Start, then run until cancelled. Raises the error of the first part that fails."""
+        await self.start()
+        await asyncio.gather(
+            *(part.wait_failed() for part in (self._store, self._streams, self._announcer)),
+            *(asyncio.shield(task) for task in self._background),
         )
 
-    vitals = MetricSources(
-        checks=checks,
-        terms=lambda: in_force.terms,
-        head=lambda: store.head,
-        pending=lambda: store.pending,
-        connections=lambda: port.connections,
-        handshakes=lambda: port.handshakes,
-        users=lambda: store.census.users,
-        swept_ago_s=lambda: store.sweeper.swept_ago_s,
-        gone_offline=lambda: store.sweeper.gone_offline,
-        pruned=lambda: store.sweeper.pruned,
-        check_ins=store.counted,
-        handshake_durations=port.durations,
-        refused=port.refused,
-        requests=access_log.requests,
-        streams=lambda: streams.count,
-        streams_ended=streams.ended,
-        alerts=alerts.counts,
-        spans={} if tracing is None else tracing.spans,
-        datagrams_sent=announcer.sent,
-        datagrams_refused=announcer.errors,
-    )
-    management = ManagementServer(
-        settings.management,
-        checks,
-        make_registry(vitals),
-        keys.management_context,
-        settings.server.header_timeout_s,
-        late,
-    )
-    reminder = ExpiryWarnings(lambda: look_at_terms(settings, in_force))
+    async def stop(self) -> None:
+        """Stop all that was started, in reverse order, each part within its share of the time."""
+        await self._stops.aclose()
 
-    def put_in_force(keys: Credentials) -> None:
-        nonlocal in_force
-        in_force = keys
-        port.use(keys.context)
-        trust.replace(keys.anchors)
-        announcer.signer = keys.signing.signer if keys.signing is not None else None
-        publication.use(keys.signing)
-        management.use(keys.management_context)
+    def kill(self) -> None:
+        """End at once what must not outlive this process: an embedded PostgreSQL."""
+        self._store.kill()
 
-    async def reload() -> None:
-        with notifier.reloading():
-            put_in_force(await asyncio.to_thread(load_credentials, settings, trust.anchors))
-        structlog.get_logger().info("certificates and keys reloaded")
-        reminder.again()
+    # ------------------------------------------------------------------ the steps of the start
 
-    put_in_force(keys)
-    reminder.look()
-    in_background(reminder.run(), "reminder")
-    watcher = FileWatcher(credential_files(settings), reload)
-    loop.add_signal_handler(signal.SIGHUP, watcher.tell)
-    in_background(watcher.run(), "file watcher")
+    def _warn_of_settings(self) -> None:
+        for key in without_effect(self._settings):
+            self._log.warning("setting has no effect with the others", key=key)
+        if self._credentials.signing is None:
+            self._log.warning("announcements are not signed: anybody can forge them")
 
-    def status() -> str:
-        return store.problem or "recording check-ins"
+    def _bind(self) -> None:
+        self._sockets = bind(self._settings.server)
+        for sock in self._sockets:
+            self._stops.callback(sock.close)
 
-    in_background(
-        notifier.run(
-            # Not whether the database is there: a restart would not bring it back. What a part
-            # fails with ends the server, see below: here is whether that has happened.
-            healthy=lambda: not any(_failed(part) for part in parts),
-            status=status,
-        ),
-        "notifier",
-    )
+    def _open_announcer(self) -> None:
+        self._announcer.open()
+        self._at_stop("announcer", lambda: self._announcer.close(self._deadline.left()))
 
-    if settings.management.port:
-        management.listen()
-        stack.push_async_callback(deadline.bound, "management port", management.close)
+    def _watch_credentials(self) -> None:
+        self._put_in_force(self._credentials)
+        self._expiry_warnings.look()
+        self._in_background(self._expiry_warnings.run(), "expiry warnings")
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._watcher.tell)
+        self._in_background(self._watcher.run(), "file watcher")
 
-    ending.kill = store.kill
-    stack.push_async_callback(deadline.bound, "store", lambda: store.stop(deadline.left(STORE)))
-    await store.start()
-    if tracing is not None:
-        tracing.start()  # not before: PostgreSQL is forked off, and this has a thread
-    streams.start()
-    stack.push_async_callback(deadline.bound, "alerts", lambda: alerts.stop(deadline.left(LEASES)))
+    def _report_to_systemd(self) -> None:
+        # Healthy does not mean that the database is there: a restart would not bring it back.
+        self._in_background(
+            self._notifier.run(healthy=self._is_healthy, status=self._status), "notifier"
+        )
 
-    async def drain() -> None:
-        port.drain()
-        await store.drain(deadline.left(ANSWERED))
-        await streams.close(deadline.left(GOODBYES))
-        if not await in_flight.wait_none(deadline.left(REQUESTS)):
-            structlog.get_logger().warning("drain timed out", unanswered=in_flight.count)
-        # Each closes by itself once its last answer is on its way.
-        if not await port.wait_closed(deadline.left(CLOSED)):
-            structlog.get_logger().warning("drain timed out, closing connections")
-        await port.close()
-        if tracing is not None:
-            await tracing.close(deadline.left(TRACED))
+    def _listen_for_management(self) -> None:
+        if self._settings.management.port:
+            self._management.listen()
+            self._at_stop("management port", self._management.close)
 
-    stack.push_async_callback(deadline.bound, "drain", drain)
-    port.listen(sockets)
-    await store.wait_connected()
-    announcer.start(lambda: None if store.problem else (store.log_id, store.head))
-    await alerts.adopt()
-    say_serving(settings, port_number)
-    notifier.ready(status())
-    alerts.start()
-    in_background(publication.run(), "publication")
-    await asyncio.gather(
-        *(part.wait_failed() for part in (store, streams, announcer)),
-        *(asyncio.shield(part) for part in parts),
-    )
+    async def _start_store(self) -> None:
+        self._at_stop("store", lambda: self._store.stop(self._deadline.left(STORE)))
+        await self._store.start()
+        if self._tracing is not None:
+            self._tracing.start()  # not before: PostgreSQL is forked off, and this has a thread
+
+    def _start_readers(self) -> None:
+        self._streams.start()
+        self._at_stop("alerts", lambda: self._alerts.stop(self._deadline.left(LEASES)))
+
+    def _accept_connections(self) -> None:
+        self._at_stop("drain", self._drain)
+        self._port.listen(self._sockets)
+
+    async def _drain(self) -> None:
+        """Answer what was read, say goodbye to live streams, then close every connection."""
+        left = self._deadline.left
+        self._port.drain()
+        await self._store.drain(left(ANSWERED))
+        await self._streams.close(left(GOODBYES))
+        if not await self._in_flight.wait_none(left(REQUESTS)):
+            self._log.warning("drain timed out", unanswered=self._in_flight.count)
+        # A connection closes by itself once its last answer is on its way.
+        if not await self._port.wait_closed(left(CLOSED)):
+            self._log.warning("drain timed out, closing connections")
+        await self._port.close()
+        if self._tracing is not None:
+            await self._tracing.close(left(TRACED))
+
+    def _in_background(self, part: Coroutine[Any, Any, None], name: str) -> None:
+        """Run `part` until the stop. If it fails, `run` raises its error."""
+        task = asyncio.create_task(part, name=name)
+        self._background.append(task)
+        self._at_stop(name, lambda: _cancel(task))
+
+    def _at_stop(self, name: str, stop: Callable[[], Awaitable[None]]) -> None:
+        self._stops.push_async_callback(self._deadline.bound, name, stop)
+
+    # ------------------------------------------------------------------ how the parts are made
+
+    def _make_store(self) -> Store:
+        # Imported here: --help and a wrong setting need neither psycopg2 nor SQLAlchemy.
+        from tornado_status.store import Store
+
+        settings, tracing = self._settings, self._tracing
+        return Store(
+            settings.database,
+            enrolment_closed=settings.access.enrolment == "closed",
+            on_commit=self._announce if tracing is None else tracing.timed(self._announce),
+            when=settings.presence,
+            history=settings.history,
+            on_batch=None if tracing is None else tracing.batch,
+        )
+
+    def _make_port(self) -> CheckInPort:
+        per_second = self._settings.server.check_ins_per_second
+        self._rate_limit = CheckInRateLimit(per_second) if per_second else None
+        return CheckInPort(
+            self._settings,
+            self._credentials.context,
+            self._trust,
+            self._store,
+            self._rate_limit,
+            self._refusal,
+            _head_timeout,
+            self._make_application,
+        )
+
+    def _make_application(
+        self, peers: ConnectionAuthenticator | RequestAuthenticator
+    ) -> Application:
+        settings = self._settings
+        board = load_board(
+            presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
+        )
+        return make_application(
+            self._store,
+            Access(settings.access.readers, settings.access.admins),
+            self._in_flight,
+            peers,
+            self._rate_limit,
+            self._access_log,
+            self._streams,
+            board,
+            self._tracing,
+        )
+
+    def _make_management(self) -> ManagementServer:
+        return ManagementServer(
+            self._settings.management,
+            self._checks,
+            self._register_metrics(),
+            self._credentials.management_context,
+            self._settings.server.header_timeout_s,
+            _head_timeout,
+        )
+
+    def _register_metrics(self) -> CollectorRegistry:
+        store, port, tracing = self._store, self._port, self._tracing
+        return make_registry(
+            MetricSources(
+                checks=self._checks,
+                terms=lambda: self._credentials.terms,
+                head=lambda: store.head,
+                pending=lambda: store.pending,
+                connections=lambda: port.connections,
+                handshakes=lambda: port.handshakes,
+                users=lambda: store.census.users,
+                swept_ago_s=lambda: store.sweeper.swept_ago_s,
+                gone_offline=lambda: store.sweeper.gone_offline,
+                pruned=lambda: store.sweeper.pruned,
+                check_ins=store.counted,
+                handshake_durations=port.durations,
+                refused=port.refused,
+                requests=self._access_log.requests,
+                streams=lambda: self._streams.count,
+                streams_ended=self._streams.ended,
+                alerts=self._alerts.counts,
+                spans={} if tracing is None else tracing.spans,
+                datagrams_sent=self._announcer.sent,
+                datagrams_refused=self._announcer.errors,
+            )
+        )
+
+    # ------------------------------------------------------------------ what the parts ask for
+
+    def _announce(self, events: Sequence[Event], head: int) -> None:
+        self._announcer.announce(self._store.log_id, head, events)
+
+    def _log_position(self) -> tuple[UUID, int] | None:
+        """Return the log id and the head for heartbeats; None while the database is away."""
+        return None if self._store.problem else (self._store.log_id, self._store.head)
+
+    def _refusal(self, error: StatusError) -> bytes:
+        """Count a check-in that failed, and return its whole response."""
+        self._store.counted.refused(error)
+        return problem_answer(error)
+
+    def _checks(self) -> list[Check]:
+        return look(
+            self._settings,
+            self._credentials,
+            self._watcher.problem,
+            self._store.problem,
+            self._store.warnings(),
+            self._announcer.failing(),
+        )
+
+    def _expiry_checks(self) -> list[Check]:
+        return look_at_terms(self._settings, self._credentials)
+
+    def _status(self) -> str:
+        return self._store.problem or "recording check-ins"
+
+    def _is_healthy(self) -> bool:
+        """Return whether all background parts run. A failed one is about to end the server."""
+        return not any(_failed(task) for task in self._background)
+
+    async def _reload(self) -> None:
+        """Read the files with certificates and keys anew. Raises `ConfigError`."""
+        with self._notifier.reloading():
+            self._put_in_force(
+                await asyncio.to_thread(load_credentials, self._settings, self._trust.anchors)
+            )
+        self._log.info("certificates and keys reloaded")
+        self._expiry_warnings.again()
+
+    def _put_in_force(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._port.use(credentials.context)
+        self._trust.replace(credentials.anchors)
+        signing = credentials.signing
+        self._announcer.signer = signing.signer if signing is not None else None
+        self._publication.use(signing)
+        self._management.use(credentials.management_context)
 
 
 def _load_tracing(settings: TracingSettings) -> Tracing | None:
-    """Return None where traces are off. Raises `ConfigError` where the extra is not installed."""
+    """Return None if traces are off. Raises `ConfigError` if the extra is not installed."""
     if settings.endpoint is None:
         return None
     try:
@@ -290,10 +388,14 @@ def _load_tracing(settings: TracingSettings) -> Tracing | None:
     return Tracing(settings, settings.endpoint)
 
 
-def _failed(part: asyncio.Task[None]) -> bool:
-    return part.done() and not part.cancelled() and part.exception() is not None
+def _head_timeout() -> bytes:
+    return problem_answer(HeadTooSlow())
 
 
-async def _cancelled(task: asyncio.Task[None]) -> None:
+def _failed(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is not None
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""Saying that the server serves: a line for the log, and one for whoever has just started it."""
+"""The startup banner: a log line and, on a console, a command to try."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import structlog
 from tornado_status.config import EMBEDDED, Settings
 
 
-def say_serving(settings: Settings, port: int) -> None:
-    """Log it, and on a console name a command to try next."""
+def announce_serving(settings: Settings, port: int) -> None:
+    """Log that the server serves, and on a console name a command to try next."""
     host = settings.server.host
     host = "localhost" if host in ("", "0.0.0.0", "::", "127.0.0.1", "::1") else host  # noqa: S104
     proxied = settings.ingress.mode == "proxy"
@@ -32,7 +32,7 @@ def say_serving(settings: Settings, port: int) -> None:
 
 
 def _try_next(settings: Settings, url: str) -> str:
-    """Return a command that checks in, as it would be typed in the current directory."""
+    """Return a command that checks in, to be run in the current directory."""
     here = Path.cwd()
     python = Path(sys.executable)
     shown = python.relative_to(here) if python.is_relative_to(here) else python
