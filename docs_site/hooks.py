@@ -9,7 +9,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from docs_site import api, links, reference
-from tornado_status.api.openapi import document
+from tornado_status.api.openapi import load_document
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,7 +19,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     generated = {
         "reference/config.md": reference.config_page((ROOT / "config.yaml").read_text("utf-8")),
         "reference/cli.md": reference.cli_page(),
-        "reference/api.md": api.api_page(document()),
+        "reference/api.md": api.api_page(load_document()),
     }
     for source, page in links.PAGES.items():
         if page not in generated:

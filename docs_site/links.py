@@ -12,7 +12,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "license.md",
     "config.yaml": "reference/config.md",
-    "tornado_status/api/openapi.py": "reference/api.md",
+    "tornado_status/api/openapi.yaml": "reference/api.md",
     "benchmarks/results/results.md": "benchmark-results.md",
 }
 FILES = "files"  # where what is no page is found in the site, under its path in the repository

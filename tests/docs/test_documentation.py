@@ -20,7 +20,7 @@ from tests.support.describing import operations
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require
 from tests.support.namespaces import network_of_its_own
 from tests.support.pages import commands, copy_of_the_checkout, pattern, reader
-from tornado_status.api import openapi
+from tornado_status.api.openapi import load_document
 from tornado_status.config import Settings
 
 pytestmark = pytest.mark.once
@@ -77,7 +77,7 @@ def test_the_command_line_page_has_every_command_and_option() -> None:
 
 def test_the_api_page_has_every_operation_and_shape() -> None:
     """With its bounds, and links from each shape to the next."""
-    described = openapi.document()
+    described = load_document()
     page = api.api_page(described)
     for method, path in operations(described):
         assert page.count(f"\n### {method} {path}\n") == 1

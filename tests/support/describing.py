@@ -82,10 +82,10 @@ def differences(application: Application, document: dict[str, Any]) -> list[str]
     described = {(method, re.sub(r"\{\w+\}", "{}", path)) for method, path in operations(document)}
     exist = served(application)
     return [
-        f"{method} {path} is served and not described: add it to tornado_status/api/openapi.py"
+        f"{method} {path} is served and not described: add it to tornado_status/api/openapi.yaml"
         for method, path in sorted(exist - described)
     ] + [
-        f"{method} {path} is described in tornado_status/api/openapi.py and not served"
+        f"{method} {path} is described in tornado_status/api/openapi.yaml and not served"
         for method, path in sorted(described - exist)
     ]
 

@@ -30,11 +30,17 @@ from tests.support.harness import (
     running_server,
     wait_until,
 )
+from tornado_status.api import users
 from tornado_status.api.export import COLUMNS
-from tornado_status.api.openapi import document
+from tornado_status.api.live import event_filter
+from tornado_status.api.openapi import load_document
+from tornado_status.api.problem import MAX_BODY
+from tornado_status.model.presence import State
+from tornado_status.model.records import EventKind
+from tornado_status.wire import datagram
 
 VALID = "valid_user@example.com"
-DOCUMENT = json.loads(json.dumps(document()))
+DOCUMENT = load_document()
 HANDSHAKE = {
     "Upgrade": "websocket",
     "Connection": "Upgrade",
@@ -99,7 +105,7 @@ def test_it_is_valid_openapi() -> None:
 
 @pytest.mark.parametrize("cert", ["client", "operator"])
 def test_everyone_with_a_certificate_gets_it(shared: Server, cert: str) -> None:
-    """The server's own, byte for byte what the code says, and cheap to ask for again."""
+    """The file in the package, with the server's version, and cheap to ask for again."""
     answer = shared.request("GET", "/api/openapi.json", cert=cert)
     assert (answer.status, answer.json) == (200, DOCUMENT)
     assert answer.headers["Content-Type"] == "application/json"
@@ -145,6 +151,55 @@ def test_every_name_is_used_once_and_every_component_somewhere() -> None:
         for name in DOCUMENT["components"][kind]:
             # In the text of an export only: a line of it.
             assert f'"#/components/{kind}/{name}"' in text, f"{kind}/{name}"
+
+
+def upper_bounds(part: Any, where: str = "") -> Iterator[tuple[str, int]]:
+    """Yield the place and the value of each upper bound in a part of the document."""
+    inner = part.items() if isinstance(part, dict) else enumerate(part)
+    for name, each in inner:
+        if isinstance(each, dict | list):
+            yield from upper_bounds(each, f"{where}/{name}")
+        elif name in ("maximum", "maxItems", "maxLength"):
+            yield f"{where}/{name}", each
+
+
+def test_its_limits_are_those_of_the_code() -> None:
+    """Each upper bound, the default page size, and the largest body, which is in the text."""
+    known = {
+        "LimitUsers": users.MAX_USERS,
+        "LimitHistory": users.MAX_HISTORY,
+        "LimitEvents": users.MAX_EVENTS,
+        "EmailPatterns/schema/maxItems": event_filter.MAX_TERMS,
+        "EmailPatterns/schema/items": event_filter.MAX_PATTERN,
+        "EventKinds/schema/maxItems": event_filter.MAX_TERMS,
+        "EventKinds/schema/items": event_filter.MAX_KIND,
+        "schemas/Email": datagram.MAX_EMAIL,
+        "/client_port": 65535,
+        "Problem/properties/status": 599,
+        "RequestID": 128,
+    }
+    unused = set(known)
+    for where, value in upper_bounds(DOCUMENT["components"]):
+        found = [name for name in known if name in where]
+        assert value == (known[found[0]] if found else datagram.MAX_SEQ), where
+        unused -= set(found)
+    assert not unused
+    assert list(upper_bounds(DOCUMENT["paths"])) == []
+    parameters = DOCUMENT["components"]["parameters"]
+    for name in ("LimitUsers", "LimitHistory", "LimitEvents"):
+        assert parameters[name]["schema"]["default"] == users.DEFAULT_LIMIT
+    for text in (
+        DOCUMENT["info"]["description"],
+        DOCUMENT["components"]["responses"]["TooLarge"]["description"],
+    ):
+        assert f" {MAX_BODY} bytes" in text
+
+
+def test_its_examples_are_all_that_there_is() -> None:
+    """The kinds of events and the states, as this version knows them."""
+    schemas = DOCUMENT["components"]["schemas"]
+    assert schemas["Event"]["properties"]["event"]["examples"] == [str(kind) for kind in EventKind]
+    assert schemas["Record"]["properties"]["state"]["examples"] == [str(state) for state in State]
 
 
 # ------------------------------------------------------------- every status of it, and nothing else
