@@ -211,7 +211,7 @@ def test_who_really_goes_offline_and_comes_back_is_told(start_server: StartServe
     assert offline["at"] > offline["last_seen"]
     assert "client_ip" not in offline
     page = server_events(server, offline["seq"])
-    assert [dict(each, alert="plant", stream=offline["log"]) for each in page] == [offline, back]
+    assert [dict(each, alert="plant", log=offline["log"]) for each in page] == [offline, back]
 
 
 def server_events(server: Server, first: int) -> list[dict[str, Any]]:

@@ -106,7 +106,7 @@ class AlertJournal:
         """
         rows = await self._execute(
             "WITH mine AS ("
-            " UPDATE alert SET stream = %(stream)s, seq = %(seq)s"
+            " UPDATE alert SET stream = %(log_id)s, seq = %(seq)s"
             " WHERE name = %(name)s AND holder = %(holder)s AND leased_until > now() RETURNING 1"
             "), short AS ("
             " DELETE FROM alert_message m"
@@ -118,7 +118,7 @@ class AlertJournal:
             " INSERT INTO alert_message"
             " (name, stream, seq, event, email, at, last_seen, client_ip, client_port,"
             " due_at, next_at)"
-            " SELECT %(name)s, %(stream)s, e.seq, e.event, e.email, e.at,"
+            " SELECT %(name)s, %(log_id)s, e.seq, e.event, e.email, e.at,"
             " nullif(e.last_seen, e.at), e.ip, e.port, d.at, d.at"
             " FROM mine, unnest(%(seqs)s::bigint[], %(kinds)s::text[], %(emails)s::text[],"
             " %(ats)s::timestamptz[], %(seen)s::timestamptz[], %(ips)s::inet[],"
@@ -130,7 +130,7 @@ class AlertJournal:
             {
                 "name": name,
                 "holder": str(holder),
-                "log": str(log_id),
+                "log_id": str(log_id),
                 "seq": seq,
                 "quiet": quiet_s,
                 "r_seq": [each.seq for each in returns],
