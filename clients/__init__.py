@@ -1,5 +1,6 @@
-"""Checks in: once, or again and again. The certificate is the identity.
+"""Checks in: once, or as a heartbeat. The certificate is the identity.
 
-`check_in` is the library part: a connection that checks in. `heartbeat` says when to do it again.
-`cli` is the command line; the bash scripts beside it do the same with curl. Standard library only.
+`https` is the HTTPS client, which `listeners` uses too. `check_in` sends a check-in over it.
+`heartbeat` says when the next check-in is due. `cli` is the command line. The bash scripts beside
+it do the same with curl. Standard library only.
 """

@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from clients.check_in import METHODS, CheckInError, Client, Refused, SetUpError, Unreachable
+from clients.check_in import METHODS, CheckInClient
 from clients.heartbeat import MAX_LIMIT_S, MIN_WAIT_S, Heartbeat
+from clients.https import HttpsError, Refused, SetUpError, Unreachable
 
 PROGRAM = "status-client"
 SUCCESS = "Success! (204 No Content)"
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.count is not None and options.every is None:
         parser.error("argument --count: expected --every beside it")
     try:
-        client = Client(
+        client = CheckInClient(
             options.url,
             certificate=Path(options.cert) if options.cert else None,
             private_key=Path(options.key),
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _signals_interrupt(), client:
             if options.every is None:
                 return _once(client)
-            client.load_context()
+            client.check_files()
             return _again_and_again(client, Heartbeat(options.every), options.count)
     except SetUpError as error:
         _write(sys.stderr, f"{PROGRAM}: {error}")
@@ -70,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED if options.every is None else EXIT_SUCCESS
 
 
-def _once(client: Client) -> int:
+def _once(client: CheckInClient) -> int:
     try:
         client.check_in()
     except (Refused, Unreachable) as error:
@@ -80,7 +81,7 @@ def _once(client: Client) -> int:
     return EXIT_SUCCESS
 
 
-def _again_and_again(client: Client, heartbeat: Heartbeat, count: int | None) -> int:
+def _again_and_again(client: CheckInClient, heartbeat: Heartbeat, count: int | None) -> int:
     """Check in `count` times, or until an exception from a signal handler gets out of here."""
     attempts = 0
     while True:
@@ -89,7 +90,7 @@ def _again_and_again(client: Client, heartbeat: Heartbeat, count: int | None) ->
         last = attempts == count
         try:
             client.check_in()
-        except CheckInError as error:
+        except HttpsError as error:
             status = _status(error)
             wait_s = heartbeat.after_failure(getattr(error, "retry_after_s", None))
             then = "" if last else f" (next attempt in {wait_s:.1f} seconds)"
@@ -103,7 +104,7 @@ def _again_and_again(client: Client, heartbeat: Heartbeat, count: int | None) ->
         time.sleep(wait_s)
 
 
-def _status(error: CheckInError) -> int:
+def _status(error: HttpsError) -> int:
     match error:
         case SetUpError():
             return EXIT_USAGE

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from clients.https import HttpsError, Refused, Unreachable
 from listeners.complaints import Complaints
 from listeners.events import Delivery, Source, Update
 from listeners.order.backoff import Pace, Refresh
@@ -34,7 +35,7 @@ from listeners.order.state_file import SAVE_INTERVAL_S, StateFile
 from listeners.receive.fair_queue import FairQueue
 from listeners.receive.nats_source import NatsSource
 from listeners.receive.sockets import WILDCARD, Sockets, open_ears
-from listeners.repair.server_api import Gone, Refused, Server, ServerError, Unreachable
+from listeners.repair.server_api import Gone, ServerApi
 from listeners.verify.known_announcers import KnownAnnouncers
 from listeners.verify.unverified import Encoding, Receiver
 from listeners.verify.verifier import MAX_SKEW_S, UNPROVEN, Copy, Verifier
@@ -134,12 +135,12 @@ class Listener:
         self._warn = warn
         self._counts = Counts()
         self._complaints = Complaints()
-        self._server: Server | None = None
+        self._server: ServerApi | None = None
         self._keys = KnownAnnouncers.from_files(settings.ca, settings.announcers)
         if settings.url is not None:
             if not (settings.ca and settings.certificate and settings.private_key):
                 raise ConfigError("--url: needs --ca, and a reader's --cert and --key")
-            self._server = Server(
+            self._server = ServerApi(
                 settings.url, settings.certificate, settings.private_key, settings.ca
             )
         self._verifies = bool(self._server or self._keys.known)
@@ -521,7 +522,7 @@ class Listener:
                 repairs=False, chance=random.random, window_s=self._settings.window_s
             )
             self._streams = Streams(pinned=self._settings.log_id)
-        except ServerError as error:
+        except HttpsError as error:
             self._not_answered(error)
 
     async def _keep_up(self) -> None:
@@ -550,12 +551,12 @@ class Listener:
         known = [moment for moment in moments if moment is not None]
         return max(0.0, min(known) - now) if known else None
 
-    async def _ask(self, server: Server, now: float) -> bool:
+    async def _ask(self, server: ServerApi, now: float) -> bool:
         """Send the request that is due. False: none is."""
         if now >= self._refresh.due:
             try:
                 await self._look_who_announces(server)
-            except ServerError as error:
+            except HttpsError as error:
                 self._not_answered(error)
             return True
         if self._numbers.log_id is None:
@@ -563,7 +564,7 @@ class Listener:
                 return False
             try:
                 await self._locate(server)
-            except ServerError as error:
+            except HttpsError as error:
                 self._not_answered(error)
             return True
         wish = self._numbers.wish(now)
@@ -572,17 +573,17 @@ class Listener:
         self._numbers.asking(wish)
         try:
             await self._fetch(server, wish)
-        except ServerError as error:
+        except HttpsError as error:
             self._not_answered(error)
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._numbers.failed(self._loop.time(), retry_after_s)
         return True
 
-    async def _look_who_announces(self, server: Server) -> None:
+    async def _look_who_announces(self, server: ServerApi) -> None:
         known = set(self._keys.known)
         try:
             log_id, certificates = await server.announcers()
-        except ServerError as error:
+        except HttpsError as error:
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._refresh.failed(self._loop.time(), retry_after_s)
             raise
@@ -597,11 +598,11 @@ class Listener:
         changed = moved or set(self._keys.known) != known
         self._refresh.answered(self._loop.time(), changed=changed)
 
-    async def _locate(self, server: Server) -> None:
+    async def _locate(self, server: ServerApi) -> None:
         """Learn the stream and its head, and begin where the settings or the state say."""
         try:
             page = await server.users(None, 1)
-        except ServerError as error:
+        except HttpsError as error:
             retry_after_s = error.retry_after_s if isinstance(error, Unreachable) else None
             self._locating.failed(self._loop.time(), retry_after_s)
             raise
@@ -633,7 +634,7 @@ class Listener:
         self._hints.clear()
         self._numbers.begin(page.log_id, after, page.head, now)
 
-    async def _fetch(self, server: Server, wish: Fetch) -> None:
+    async def _fetch(self, server: ServerApi, wish: Fetch) -> None:
         match wish:
             case FetchEvents(after, limit):
                 try:
@@ -666,7 +667,7 @@ class Listener:
         self._numbers.restart(log_id, 0, self._loop.time())
         return True
 
-    def _not_answered(self, error: ServerError) -> None:
+    def _not_answered(self, error: HttpsError) -> None:
         self._trouble = str(error)
         self._complain("the server", str(error), str(error))
 

@@ -119,9 +119,7 @@ def test_every_option_in_the_page_exists(capsys: pytest.CaptureFixture[str]) -> 
         main(["--help"])
     known = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out))
     assert set(re.findall(r"--[a-z][a-z-]*", LISTENERS)) <= known | {"--help"}
-    source = (ROOT / "listeners" / "verify.py").read_text() + (
-        ROOT / "listeners" / "listener.py"
-    ).read_text()
+    source = "".join(path.read_text() for path in (ROOT / "listeners").rglob("*.py"))
     for reason in verifier.UNPROVEN | set(re.findall(r'DatagramError\(\s*"([a-z-]+)"', source)):
         assert f"`{reason}`" in LISTENERS, reason
     assert f"every {['zero', 'one', 'two', 'three'][int(listener.REJOIN_S)]} seconds" in LISTENERS

@@ -31,8 +31,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clients import cli, heartbeat
-from clients.check_in import Client, Refused, SetUpError, Unreachable, parse_url, printable
+from clients.check_in import CheckInClient
 from clients.heartbeat import Heartbeat
+from clients.https import Refused, SetUpError, Unreachable, parse_url, printable
 from tests.support.harness import LOOPBACK, PATIENCE_S, ROOT, Lines, free_port
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
@@ -688,8 +689,8 @@ def test_an_unknown_host_is_a_sentence(pki: Path, monkeypatch: pytest.MonkeyPatc
             client.check_in()
 
 
-def a_client(pki: Path, url: str, name: str = "client") -> Client:
-    return Client(
+def a_client(pki: Path, url: str, name: str = "client") -> CheckInClient:
+    return CheckInClient(
         url,
         certificate=pki / f"{name}.crt",
         private_key=pki / f"{name}.key",

@@ -537,8 +537,10 @@ def test_it_needs_no_server_and_no_database() -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("deliveries", "duplicates", "complaints", "intake", "keys", "output", "pace", "pages"),
-        *("receiver", "sequence", "state", "streams", "verify"),
+        *("events", "output", "complaints", "receive.fair_queue"),
+        *("verify.verifier", "verify.unverified", "verify.known_announcers"),
+        *("order.lru_set", "order.log_tracker", "order.backoff", "order.sequence"),
+        *("order.state_file", "repair.api_responses", "board.roster"),
     ],
 )
 def test_what_judges_and_orders_knows_no_network(module: str) -> None:
