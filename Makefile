@@ -21,7 +21,7 @@ PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench soak scan audit docs test-all lint lock clean check-python
+.PHONY: run test bench soak scan audit docs test-all lint lock clean
 
 run: $(VENV)/.run
 	@$(BIN)/python -m certs_gen --if-missing
@@ -54,6 +54,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 test-all: $(VENV)/.dev
 	tests/on_each_python.sh

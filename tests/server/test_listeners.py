@@ -517,51 +517,6 @@ def test_what_cannot_be_used_is_one_sentence(arguments: list[str], sentence: str
     assert result.stderr.count("\n") == 1
 
 
-def test_it_needs_no_server_and_no_database() -> None:
-    """A listener runs where only Python, cryptography and this package are installed."""
-    program = (
-        "import sys, listeners.cli\n"
-        "heavy = {'tornado', 'psycopg2', 'aiopg', 'pydantic', 'structlog', 'yaml'}\n"
-        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert (result.returncode, result.stderr) == (0, "")
-
-
-@pytest.mark.parametrize(
-    "module",
-    [
-        *("events", "output", "complaints", "receive.fair_queue"),
-        *("verify.verifier", "verify.unverified", "verify.known_announcers"),
-        *("order.lru_set", "order.log_tracker", "order.backoff", "order.sequence"),
-        *("order.state_file", "repair.api_responses", "board.roster"),
-    ],
-)
-def test_what_judges_and_orders_knows_no_network(module: str) -> None:
-    """It is handed bytes and the time, so that tests can hand it any."""
-    program = (
-        f"import sys, listeners.{module}\n"
-        # Not sockets: before 3.13 the standard library's e-mail parser, which cryptography uses,
-        # imports them.
-        "network = {'asyncio', 'ssl', 'http'}\n"
-        "sys.exit(' '.join(network & set(sys.modules)) or 0)\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-
-
 # ------------------------------------------------------------------------------ duplicates, in pure
 
 
