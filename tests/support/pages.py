@@ -114,14 +114,22 @@ def run_in_bash(
     return done.stdout
 
 
-def copy_of_the_checkout(into: Path) -> Path:
-    """Copy all that git has, or would take."""
+def checkout() -> list[str]:
+    """Return what git has, or would take; in an unpacked sdist, what the sdist has."""
+    if not (ROOT / ".git").exists():
+        sources = (ROOT / "tornado_status.egg-info" / "SOURCES.txt").read_text().splitlines()
+        return [name for name in sources if ".egg-info/" not in name]
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for name in filter(None, names.split("\0")):
-        if (ROOT / name).is_file():  # not what is deleted, but still known to git
-            (into / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, into / name)
+    # Not what is deleted, but still known to git.
+    return [name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def copy_of_the_checkout(into: Path) -> Path:
+    """Copy all that git has, or would take."""
+    for name in checkout():
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, into / name)
     return into
 
 

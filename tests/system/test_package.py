@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.metadata import Metadata
 
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tests.support.pages import checkout, copy_of_the_checkout
 from tornado_status import __version__
 
 PACKAGES = ("certs_gen", "clients", "listeners", "tornado_status")
@@ -36,25 +38,29 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-def checkout() -> list[str]:
-    """Return what git has, or would take."""
-    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
-    # Not what is deleted, but still known to git.
-    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+@pytest.fixture(scope="module")
+def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The sdist and the wheel, built from a copy of the checkout: a build leaves files behind."""
+    copy = copy_of_the_checkout(tmp_path_factory.mktemp("checkout"))
+    out = tmp_path_factory.mktemp("dist")
+    # In this order, as a release does it: the wheel comes from the sdist.
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, cwd=copy)
+    return {"sdist": next(out.glob("*.tar.gz")), "wheel": next(out.glob("*.whl"))}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built from a copy of the checkout: a build leaves files behind."""
-    copy = tmp_path_factory.mktemp("checkout")
-    for name in checkout():
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, copy / name)
-    out = tmp_path_factory.mktemp("wheel")
-    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index")
-    run(*pip, "--wheel-dir", out, ".", cwd=copy)
-    (built,) = out.iterdir()
-    return built
+def wheel(distributions: dict[str, Path]) -> Path:
+    return distributions["wheel"]
+
+
+@pytest.fixture(scope="module")
+def unpacked(distributions: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of the unpacked sdist."""
+    directory = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(distributions["sdist"]) as archive:
+        archive.extractall(directory, filter="data")
+    (there,) = directory.iterdir()
+    return there
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +94,41 @@ def test_the_wheel_has_all_packages_and_nothing_else(wheel: Path) -> None:
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert any(name.startswith("clients/") and name.endswith(".sh") for name in names)
     assert any(name.startswith("tornado_status/store/migrations/versions/v") for name in names)
+
+
+def test_the_sdist_has_all_of_the_repository(unpacked: Path) -> None:
+    """Documentation, deployment and tests included; and nothing that a build or a run left."""
+    found = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
+    made = {name for name in found if ".egg-info/" in name} | {"PKG-INFO", "setup.cfg"}
+    assert found - made == set(checkout())
+
+
+# A few seconds of each kind: pure modules, and a real server with its database.
+SAMPLE = (
+    "tests/unit/test_datagram.py",
+    "tests/unit/test_identity.py",
+    "tests/server/test_clients.py",
+)
+
+
+def test_the_sdists_own_tests_pass(unpacked: Path, tmp_path: Path) -> None:
+    """As whoever packages the project for a distribution runs them."""
+    pytest_there = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    said = run(*pytest_there, "--basetemp", tmp_path / "there", *SAMPLE, cwd=unpacked)
+    assert " passed" in said
+
+
+def test_the_metadata_is_valid_and_names_no_person(wheel: Path, unpacked: Path) -> None:
+    """As an index reads it, in both distributions."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        texts = [archive.read(name), (unpacked / "PKG-INFO").read_bytes()]
+    for text in texts:
+        metadata = Metadata.from_email(text, validate=True)
+        assert (metadata.name, str(metadata.version)) == ("tornado-status", __version__)
+        assert metadata.author == "The tornado_status authors"
+        assert (metadata.author_email, metadata.maintainer_email) == (None, None)
+        assert metadata.description_content_type == "text/markdown"
 
 
 def test_the_wheel_carries_licence_version_and_dependencies(wheel: Path) -> None:
