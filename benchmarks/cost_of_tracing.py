@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
+import uuid
 from collections.abc import Callable
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
 from tornado_status.config import TracingSettings as Settings
-from tornado_status.model.records import CheckIn
+from tornado_status.model.records import CheckIn, CommittedBatch
 from tornado_status.observe.counters import Batch
 from tornado_status.observe.tracing import Tracing
 
@@ -31,12 +32,13 @@ def tracing(ratio: float) -> Tracing:
 
 def commit(made_by: Tracing, size: int) -> Callable[[], None]:
     """Commit and announce, as the store and the server do."""
-    on_commit = made_by.timed(lambda events, head: None)
+    announce = made_by.timed(lambda batch: None)
     check_ins = CHECK_INS[:size]
+    nothing = CommittedBatch(uuid.UUID(int=0), 1, ())
 
     def work() -> None:
         now = time.monotonic()
-        on_commit((), 1)
+        announce(nothing)
         made_by.batch(Batch(check_ins, size, 1, now, now, now, None))
 
     return work

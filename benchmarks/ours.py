@@ -167,9 +167,7 @@ class _Driver:
 
 async def _migrate(url: str) -> None:
     logging_setup.configure(LoggingSettings(level="warning"))
-    store = Store(
-        DatabaseSettings(url=url), enrolment_closed=False, on_commit=lambda events, head: None
-    )
+    store = Store(DatabaseSettings(url=url), enrolment_closed=False)
     await store.start()
     await store.wait_connected()
     await store.stop()

@@ -68,9 +68,7 @@ class Driver:
 
 async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight: int) -> None:
     logging_setup.configure(LoggingSettings(level="warning"))
-    store = Store(
-        DatabaseSettings(url=url), enrolment_closed=False, on_commit=lambda events, head: None
-    )
+    store = Store(DatabaseSettings(url=url), enrolment_closed=False)
     await store.start()
     await store.wait_connected()
     _say({"event": "ready"})

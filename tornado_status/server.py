@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -31,7 +31,6 @@ from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.ingress import CheckInPort, Trust, bind
 from tornado_status.model import presence
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit
-from tornado_status.model.records import Event
 from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
 from tornado_status.observe.management import ManagementServer
@@ -242,11 +241,11 @@ class Server:
         # Imported here: --help and a wrong setting need neither psycopg2 nor SQLAlchemy.
         from tornado_status.store import Store
 
-        settings, tracing = self._settings, self._tracing
+        settings, tracing, announce = self._settings, self._tracing, self._announcer.announce
         return Store(
             settings.database,
             enrolment_closed=settings.access.enrolment == "closed",
-            on_commit=self._announce if tracing is None else tracing.timed(self._announce),
+            subscribers=[announce if tracing is None else tracing.timed(announce)],
             when=settings.presence,
             history=settings.history,
             on_batch=None if tracing is None else tracing.batch,
@@ -323,9 +322,6 @@ class Server:
         )
 
     # ------------------------------------------------------------------ what the parts ask for
-
-    def _announce(self, events: Sequence[Event], head: int) -> None:
-        self._announcer.announce(self._store.log_id, head, events)
 
     def _log_position(self) -> tuple[UUID, int] | None:
         """Return the log id and the head for heartbeats; None while the database is away."""

@@ -181,10 +181,10 @@ def test_a_log_that_nobody_reads_holds_up_no_end() -> None:
 import asyncio, structlog
 from tornado_status import config
 from tornado_status.observe import logging_setup
-from tornado_status.runtime.shutdown import Ending
+from tornado_status.runtime.shutdown import ShutdownSignals
 
 async def main():
-    ending = Ending(0.1, lambda: None)
+    ending = ShutdownSignals(0.1, lambda: None)
     print("up", flush=True)
     await ending.told.wait()
     while True:
@@ -206,7 +206,7 @@ def test_a_signal_that_comes_twice_never_meets_the_default_action() -> None:
     """At whatever moment: here whenever a handler is changed, at the end of the loop too."""
     code = """
 import asyncio, os, signal
-from tornado_status.runtime.shutdown import Ending
+from tornado_status.runtime.shutdown import ShutdownSignals
 
 def change(*arguments):
     before = real(*arguments)
@@ -214,7 +214,7 @@ def change(*arguments):
     return before
 
 async def main():
-    ending = Ending(3600, lambda: None)
+    ending = ShutdownSignals(3600, lambda: None)
     print("up", flush=True)
     signal.signal = change
     os.kill(os.getpid(), signal.SIGINT)

@@ -30,7 +30,7 @@ from tests.support.harness import (
 from tests.support.own_connections import break_connections
 from tornado_status.config import DatabaseSettings
 from tornado_status.errors import StoreError, StoreUnavailable
-from tornado_status.model.records import CheckIn, Event
+from tornado_status.model.records import CheckIn, CommittedBatch, Event
 from tornado_status.store import Store
 from tornado_status.store.group_commit import GroupCommit
 
@@ -168,7 +168,7 @@ def _store(database_url: str, heard: list[Event]) -> Store:
     return Store(
         DatabaseSettings(url=database_url),
         enrolment_closed=False,
-        on_commit=lambda events, head: heard.extend(events),
+        subscribers=[lambda batch: heard.extend(batch.events)],
     )
 
 
@@ -290,7 +290,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(
         store = Store(
             DatabaseSettings(url=database_url),
             enrolment_closed=False,
-            on_commit=lambda events, head: heard.extend(events),
+            subscribers=[lambda batch: heard.extend(batch.events)],
         )
         await store.start()
         await store.wait_connected()
@@ -310,13 +310,11 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(
     assert len(heard) == taken
 
 
-def _group_commit(
-    database_url: str, on_commit: Callable[[Sequence[Event], int], None]
-) -> GroupCommit:
+def _group_commit(database_url: str, subscriber: Callable[[CommittedBatch], None]) -> GroupCommit:
     """The writer alone: nothing but check-ins is written."""
     return GroupCommit(
         _store(database_url, [])._connect_writer,
-        on_commit,
+        [subscriber],
         enrolment_closed=False,
         commit_timeout_s=PATIENCE_S,
     )
@@ -331,8 +329,9 @@ def test_the_next_batch_is_sent_before_the_last_is_told_and_all_stays_in_order(
     async def run() -> None:
         commit = _group_commit(
             database_url,
-            lambda events, head: happened.extend(
-                ("announced", event.email.partition("@")[0], commit.pending) for event in events
+            lambda batch: happened.extend(
+                ("announced", event.email.partition("@")[0], commit.pending)
+                for event in batch.events
             ),
         )
         writer = asyncio.create_task(commit.run())
@@ -376,7 +375,7 @@ def test_whoever_is_committed_when_the_writer_ends_is_told(database_url: str, tu
 
     async def run() -> None:
         commit = _group_commit(
-            database_url, lambda events, head: announced.extend(event.email for event in events)
+            database_url, lambda batch: announced.extend(event.email for event in batch.events)
         )
         writer = asyncio.create_task(commit.run())
         await commit.connected.wait()
@@ -401,10 +400,10 @@ def test_whoever_is_committed_when_the_writer_ends_is_told(database_url: str, tu
 
 
 def test_a_writer_that_cannot_announce_ends_and_leaves_nobody_waiting(database_url: str) -> None:
-    """What `on_commit` raises ends `run`, though called while the next commit is under way."""
+    """An error of a subscriber ends `run`, though called while the next commit is under way."""
     answers: list[tuple[str, Event | StoreError]] = []
 
-    def cannot(events: Sequence[Event], head: int) -> None:
+    def cannot(_: CommittedBatch) -> None:
         raise ArithmeticError
 
     async def run() -> None:

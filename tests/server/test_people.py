@@ -238,7 +238,7 @@ def test_numbers_stay_whole_whoever_changes_what(database_url: str) -> None:
         other = Store(
             DatabaseSettings(url=database_url),
             enrolment_closed=False,
-            on_commit=lambda events, head: heard.extend(events),
+            subscribers=[lambda batch: heard.extend(batch.events)],
         )
         await other.start()
         await other.wait_connected()

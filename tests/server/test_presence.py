@@ -196,7 +196,7 @@ def test_two_servers_declare_each_user_offline_once(database_url: str) -> None:
         other = Store(
             DatabaseSettings(url=database_url),
             enrolment_closed=False,
-            on_commit=lambda events, head: others.extend(events),
+            subscribers=[lambda batch: others.extend(batch.events)],
             when=HOURLY,
         )
         await other.start()

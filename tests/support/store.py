@@ -27,7 +27,7 @@ def run(
         store = Store(
             DatabaseSettings(url=url),
             enrolment_closed=settings.pop("enrolment_closed", False),
-            on_commit=lambda events, head: heard.extend(events),
+            subscribers=[lambda batch: heard.extend(batch.events)],
             **{"when": HOURLY, **settings},
         )
         await store.start()

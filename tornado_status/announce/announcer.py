@@ -22,7 +22,7 @@ from tornado_status.announce.sink import QUEUED, Sink
 from tornado_status.announce.udp_sink import udp_sinks
 from tornado_status.config import AnnounceSettings
 from tornado_status.errors import ConfigError, DatagramError
-from tornado_status.model.records import Event
+from tornado_status.model.records import CommittedBatch
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.wire import datagram
 
@@ -98,12 +98,15 @@ class Announcer:
         """Return never, but raise what nobody expected, should one of these end with it."""
         await asyncio.gather(*(asyncio.shield(task) for task in self._tasks))
 
-    def announce(self, log_id: uuid.UUID, head: int, events: Sequence[Event]) -> None:
-        """Send committed events, in order; `head` is the newest number that is known."""
+    def announce(self, batch: CommittedBatch) -> None:
+        """Send the events of a committed batch, in order; a heartbeat if there are none."""
+        events = batch.events
         if self._json:
             now = datetime.datetime.now(datetime.UTC)
             try:
-                for payload in datagram.encode_json(log_id, now, head, events, self.signer):
+                for payload in datagram.encode_json(
+                    batch.log_id, now, batch.head, events, self.signer
+                ):
                     self._send(self._json, payload)
             except DatagramError as error:
                 self._refused("encoding", "all", "", error.reason, str(error))
@@ -183,7 +186,7 @@ class Announcer:
                 self._last_sent = loop.time()  # nothing to say yet: look again later
                 continue
             log_id, head = known
-            self.announce(log_id, head, ())
+            self.announce(CommittedBatch(log_id, head, ()))
 
     def _close_outlets(self) -> None:
         for outlet in self._outlets:

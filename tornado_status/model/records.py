@@ -10,6 +10,7 @@ import enum
 import functools
 import ipaddress
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -63,6 +64,19 @@ class Event(NamedTuple):
     client_ip: str | None
     client_port: int | None
     at: datetime.datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedBatch:
+    """What one commit added to the log: its events in order, possibly none.
+
+    `head` is the largest number known to be committed. It may be beyond the last event, because
+    other servers write to the same log.
+    """
+
+    log_id: uuid.UUID
+    head: int
+    events: Sequence[Event]
 
 
 class Device(NamedTuple):

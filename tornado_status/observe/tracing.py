@@ -27,7 +27,7 @@ from tornado.httputil import HTTPServerRequest
 
 from tornado_status import __version__
 from tornado_status.config import TracingSettings
-from tornado_status.model.records import CheckIn, Event
+from tornado_status.model.records import CheckIn, CommittedBatch
 from tornado_status.observe.counters import Batch
 
 MAX_QUEUED = 2048  # spans, a few MB: beyond it the oldest are dropped
@@ -41,7 +41,7 @@ PROPAGATED = ("traceparent", "tracestate")  # W3C Trace Context; nobody's baggag
 # Others are `_OTHER`, says the convention: a client may send any word, and names are to be few.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-OnCommit = Callable[[Sequence[Event], int], None]
+Subscriber = Callable[[CommittedBatch], None]
 
 
 class _Exporter(OTLPSpanExporter):
@@ -152,13 +152,13 @@ class Tracing:
             return None  # OTEL_SDK_DISABLED
         return RequestSpan(span, self._waiting, self._personal)
 
-    def timed(self, on_commit: OnCommit) -> OnCommit:
-        """Return `on_commit` so that how long it took is known to the `batch` after it."""
+    def timed(self, announce: Subscriber) -> Subscriber:
+        """Return `announce` with a clock, for the span that `batch` makes of it."""
 
-        def timed(events: Sequence[Event], head: int) -> None:
+        def timed(batch: CommittedBatch) -> None:
             begun = time.monotonic()
-            on_commit(events, head)
-            self._announced = (begun, time.monotonic(), len(events))
+            announce(batch)
+            self._announced = (begun, time.monotonic(), len(batch.events))
 
         return timed
 

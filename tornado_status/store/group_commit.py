@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import structlog
 
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
-from tornado_status.model.records import CheckIn, Event, EventKind
+from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
 from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.store import queries
@@ -100,7 +100,7 @@ SELECT base, (extract(epoch FROM at) * 1000000)::bigint,
 FROM now"""
 
 Done = Callable[["Event | StoreError"], None]
-
+Subscriber = Callable[[CommittedBatch], None]
 
 Pending = tuple[CheckIn, Done, float]  # and when it was submitted, in monotonic seconds
 Origin = tuple[str, "str | None", "int | None"]  # an entry's e-mail and client address
@@ -132,22 +132,23 @@ class _Committed:
 class GroupCommit:
     """The one writer of check-ins of this process.
 
-    `connect` opens a connection that is prepared for writing. `on_commit(events, head)` is called
-    in the same turn of the loop as the `done` of its check-ins, before them. `on_batch`, where
-    there is one, is told of each batch behind its answers.
+    `connect` opens a connection that is prepared for writing. Every committed batch goes to
+    `subscribers`, in their order, in the same turn of the loop as the answers to its check-ins and
+    before them. An exception of a subscriber ends `run`. `on_batch` gets the timing of each batch
+    after its answers.
     """
 
     def __init__(
         self,
         connect: Callable[[], Awaitable[Connection]],
-        on_commit: Callable[[Sequence[Event], int], None],
+        subscribers: Sequence[Subscriber],
         *,
         enrolment_closed: bool,
         commit_timeout_s: float,
         on_batch: Callable[[Batch], None] | None = None,
     ) -> None:
         self._connect = connect
-        self._on_commit = on_commit
+        self._subscribers = tuple(subscribers)
         self._on_batch = on_batch
         self._enrolment_closed = enrolment_closed
         self._commit_timeout_s = commit_timeout_s
@@ -351,7 +352,7 @@ class GroupCommit:
         if events:
             self.head = events[-1].seq
             try:
-                self._on_commit(events, self.head)
+                self._publish(events)
             except BaseException:
                 self._fail(batch, StoreUnavailable("shutting down"))
                 raise
@@ -374,6 +375,12 @@ class GroupCommit:
             check_ins = [check_in for check_in, _, _ in batch]
             ended = time.monotonic()
             self._on_batch(Batch(check_ins, 0, self.head, batch[0][2], sent, ended, error))
+
+    def _publish(self, events: Sequence[Event]) -> None:
+        """Hand what is committed to the subscribers; `head` and `log_id` are set before."""
+        batch = CommittedBatch(self.log_id, self.head, events)
+        for subscriber in self._subscribers:
+            subscriber(batch)
 
     def _lock_head(self) -> str:
         return _LOCK_HEAD_OF.format(self.log_id)
@@ -405,7 +412,7 @@ class GroupCommit:
         if events:
             # Those of another process may be older.
             self.head = max(self.head, events[-1].seq)
-            self._on_commit(events, self.head)
+            self._publish(events)
         if not done.done():
             done.set_result(rows)
 
@@ -433,7 +440,7 @@ class GroupCommit:
         events = [e for e in found if (e.email, e.client_ip, e.client_port) in lost]
         if events:
             self._log.info("announcing what a lost answer left recorded", events=len(events))
-            self._on_commit(events, head)
+            self._publish(events)
 
     def _lost(self, error: StoreError) -> None:
         self.connected.clear()

@@ -35,7 +35,7 @@ from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostg
 from tornado_status.store.failover import Parameters
 from tornado_status.store.follow.feed import Feed
 from tornado_status.store.follow.notify_channel import NotifyChannel
-from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit
+from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit, Subscriber
 from tornado_status.store.log_id import origin
 from tornado_status.store.presence_sweep import PREPARE_SWEEP, SAY_SETTINGS, PresenceSweep
 from tornado_status.store.user_counts import UserCounts
@@ -100,8 +100,8 @@ RETURNING stream
 class Store:
     """Records check-ins and answers questions about them.
 
-    `on_commit(events, head)` is called for every committed batch, in order, in the same turn of
-    the loop in which its check-ins are answered. `on_batch`: see `GroupCommit`.
+    It hands every committed batch to `subscribers` in their order, then to its own feed and notify
+    channel: see `GroupCommit`, also for `on_batch`.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Store:
         settings: DatabaseSettings,
         *,
         enrolment_closed: bool,
-        on_commit: Callable[[Sequence[Event], int], None],
+        subscribers: Sequence[Subscriber] = (),
         when: PresenceSettings = _PRESENCE,
         history: HistorySettings = _HISTORY,
         on_batch: Callable[[Batch], None] | None = None,
@@ -124,10 +124,13 @@ class Store:
             self._embedded = EmbeddedPostgres(settings.data_dir)
         else:
             self._parameters = parse_url(settings.url)
-        self._on_commit = on_commit
+        self._notify_channel = NotifyChannel(
+            self._connect_notify_channel, lambda log_id, head: self.feed.notify(log_id, head)
+        )
+        self.feed = Feed(self, self._notify_channel.listen)
         self._commit = GroupCommit(
             self._connect_writer,
-            self._committed,
+            (*subscribers, self.feed.committed, self._notify_channel.committed),
             enrolment_closed=enrolment_closed,
             commit_timeout_s=settings.commit_timeout_s,
             on_batch=on_batch,
@@ -145,10 +148,6 @@ class Store:
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._following: list[asyncio.Task[None]] = []
-        self._bell = NotifyChannel(
-            self._connect_bell, lambda log_id, head: self.feed.tell(log_id, head)
-        )
-        self.feed = Feed(self, self._bell.listen)
         self._connected_before = False
         self._not_durable: list[str] = []
         self._untold: list[str] = []
@@ -165,7 +164,7 @@ class Store:
         self._writer = asyncio.create_task(self._commit.run(), name="store writer")
         self._sweeping = asyncio.create_task(self.sweeper.run(), name="sweep")
         self._following = [
-            asyncio.create_task(self._bell.run(), name="store bell"),
+            asyncio.create_task(self._notify_channel.run(), name="store notify channel"),
             asyncio.create_task(self.feed.run(), name="store feed"),
             asyncio.create_task(self.census.run(), name="census"),
             asyncio.create_task(self._outbox.run(), name="store outbox"),
@@ -343,17 +342,12 @@ class Store:
         if self._embedded is not None:
             self._embedded.kill()
 
-    def _committed(self, events: Sequence[Event], head: int) -> None:
-        self._on_commit(events, head)
-        self.feed.committed(self.log_id, events, head)
-        self._bell.ring(head)
-
     def _running(self) -> asyncio.Task[None]:
         if self._writer is None:
             raise RuntimeError("the store is not started")
         return self._writer
 
-    async def _connect_bell(self) -> Connection:
+    async def _connect_notify_channel(self) -> Connection:
         if not self._commit.connected.is_set():
             # The writer knows best when the database is there, and what it is called.
             raise StoreUnavailable(f"database away: {self.problem}")

@@ -13,8 +13,7 @@ import datetime
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from uuid import UUID
+from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -22,7 +21,7 @@ from tornado_status.announce import Announcer
 from tornado_status.cli import main
 from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress import CheckInService
-from tornado_status.model.records import CheckIn, Event, EventKind
+from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime.shutdown import ShutdownDeadline
 from tornado_status.store import Store, database, group_commit, store
@@ -52,7 +51,9 @@ async def _acknowledge_early(
 
 async def _announce_early(self: GroupCommit, connection: Connection, batch: list[Pending]) -> None:
     events = _guess(self, batch)
-    self._on_commit(events, events[-1].seq)
+    early = CommittedBatch(self.log_id, events[-1].seq, events)
+    for subscriber in self._subscribers:
+        subscriber(early)
     await _commit(self, connection, batch)
 
 
@@ -73,7 +74,7 @@ async def _announce_failed(self: GroupCommit, connection: Connection, batch: lis
     try:
         await _commit(self, connection, batch)
     except StoreUnavailable:
-        self._on_commit(events, self.head)
+        self._publish(events)
         raise
 
 
@@ -145,16 +146,17 @@ _announce = Announcer.announce
 
 
 def use_a_number_twice() -> None:
-    def announce(self: Announcer, log_id: UUID, head: int, events: Sequence[Event]) -> None:
-        _announce(self, log_id, head, [event._replace(seq=events[0].seq) for event in events])
+    def announce(self: Announcer, batch: CommittedBatch) -> None:
+        events = [event._replace(seq=batch.events[0].seq) for event in batch.events]
+        _announce(self, dataclasses.replace(batch, events=events))
 
     Announcer.announce = announce  # type: ignore[method-assign]
 
 
 def forget_a_target() -> None:
-    def announce(self: Announcer, log_id: UUID, head: int, events: Sequence[Event]) -> None:
+    def announce(self: Announcer, batch: CommittedBatch) -> None:
         del self._json[1:]
-        _announce(self, log_id, head, events)
+        _announce(self, batch)
 
     Announcer.announce = announce  # type: ignore[method-assign]
 
@@ -171,10 +173,10 @@ class _Forger:
 
 
 def _signing(signer: Callable[[Signs], Signs | None]) -> None:
-    def announce(self: Announcer, log_id: UUID, head: int, events: Sequence[Event]) -> None:
+    def announce(self: Announcer, batch: CommittedBatch) -> None:
         if self.signer is not None and not isinstance(self.signer, _Forger):
             self.signer = signer(self.signer)
-        _announce(self, log_id, head, events)
+        _announce(self, batch)
 
     Announcer.announce = announce  # type: ignore[method-assign]
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from tornado_status.errors import HistoryGone, StoreError
-from tornado_status.model.records import Event, LogSlice, LogSpan
+from tornado_status.model.records import CommittedBatch, Event, LogSlice, LogSpan
 
 RING = 20_000  # newest events kept, about 10 MB: some seconds at full load, days of a small office
 PAGE = 1000  # events of one reading: a few milliseconds of the loop
@@ -69,22 +69,23 @@ class Feed:
         self._ring = []
         self._on_following(False)
 
-    def committed(self, log_id: uuid.UUID, events: Sequence[Event], head: int) -> None:
-        """Take what this server has just committed."""
+    def committed(self, batch: CommittedBatch) -> None:
+        """Take a batch that this server has just committed."""
         if not self._awake:
             return
+        events = batch.events
         first, last = events[0].seq, events[-1].seq
         if (
-            log_id == self.log_id
+            batch.log_id == self.log_id
             and first == self.head + 1
             and last - first == len(events) - 1
             and not self._doubt
         ):
             self._append(events)
         else:
-            self.tell(log_id, head)
+            self.notify(batch.log_id, batch.head)
 
-    def tell(self, log_id: uuid.UUID | None, head: int) -> None:
+    def notify(self, log_id: uuid.UUID | None, head: int) -> None:
         """Hear that the log has gone on to `head`, or that it is another stream's."""
         if not self._awake:
             return
@@ -113,7 +114,7 @@ class Feed:
             if found:  # another has fetched it meanwhile
                 return LogSlice(self.log_id, self.head, found, found[-1].seq)
             page = await self._log.log_slice(position, PAGE, None)
-        self.tell(page.log_id, page.head)
+        self.notify(page.log_id, page.head)
         first = self.head - len(self._ring) + 1
         if (
             page.events

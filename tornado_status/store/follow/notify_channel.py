@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from tornado_status.errors import StoreError, StoreUnavailable
+from tornado_status.model.records import CommittedBatch
 from tornado_status.store.database import Connection
 
 POLL_S = 1.0  # how late an event of another server is at worst, when its ring was lost
@@ -66,9 +67,9 @@ class NotifyChannel:
         self._wanted = wanted
         self._wake.set()
 
-    def ring(self, head: int) -> None:
-        """Tell the others, soon, that the log goes on to `head`. Never waits."""
-        self._head = head
+    def committed(self, batch: CommittedBatch) -> None:
+        """Notify the other servers of a commit of this one, soon. Never waits."""
+        self._head = batch.head
         if self._others:
             self._wake.set()
 
