@@ -65,15 +65,15 @@ async function history(email) {
 async function follow() {
   for (;;) {
     const seen = new Map();
-    let head, stream;
+    let head, log;
     for await (const page of pages("/api/users")) {
       // Of the first page: later ones may know more, and that comes again.
       head ??= page.head;
-      stream ??= page.stream;
+      log ??= page.log;
       for (const user of page.users) seen.set(user.email, user.seq);
     }
     console.log(`${seen.size} users`);
-    for await (const event of events(head, stream)) {
+    for await (const event of events(head, log)) {
       // Else the record knew of it.
       if (event.seq > (seen.get(event.email) ?? 0)) {
         console.log(event.seq, event.email, event.event);
@@ -83,10 +83,10 @@ async function follow() {
 }
 
 /** Yield the events behind a number; end where there is a gap: what is known is out of date. */
-async function* events(after, stream) {
+async function* events(after, log) {
   for (;;) {
     try {
-      for await (const line of lines(await ask(`/api/stream?after=${after}&log=${stream}`))) {
+      for await (const line of lines(await ask(`/api/stream?after=${after}&log=${log}`))) {
         if (!line.startsWith("data: ")) continue;
         const message = JSON.parse(line.slice(6));
         if (message.event === "gap") return;

@@ -50,23 +50,23 @@ def history(email):
 def follow():
     """Who is here, and whatever happens from then on: nothing is missed, nothing comes twice."""
     while True:
-        users, head, stream = {}, None, None
+        users, head, log = {}, None, None
         for page in pages("/api/users"):
             if head is None:  # of the first page: later ones may know more, and that comes again
-                head, stream = page["head"], page["log"]
+                head, log = page["head"], page["log"]
             users.update({user["email"]: user for user in page["users"]})
         print(len(users), "users", flush=True)
         seen = {email: user["seq"] for email, user in users.items()}
-        for event in events(head, stream):
+        for event in events(head, log):
             if event["seq"] > seen.get(event["email"], 0):  # else the record knew of it
                 print(event["seq"], event["email"], event["event"], flush=True)
 
 
-def events(after, stream):
+def events(after, log):
     """Yield the events behind a number; end where there is a gap: what is known is out of date."""
     while True:
         try:
-            for line in ask(f"/api/stream?after={after}&log={stream}"):
+            for line in ask(f"/api/stream?after={after}&log={log}"):
                 if line.startswith(b"data: "):
                     message = json.loads(line[6:])
                     if message["event"] == "gap":

@@ -54,7 +54,7 @@ export class Feed {
     this.rate.knownFrom = recent.length === first.head ? 0 : Math.ceil(begun / 1000);
     this.loads++;
     this.seq = first.head;
-    this.stream = first.stream;
+    this.log = first.log;
   }
 
   // Returns the newest events up to `head`, in order.
@@ -69,7 +69,7 @@ export class Feed {
   }
 
   follow() {
-    const query = new URLSearchParams({ after: this.seq, stream: this.stream });
+    const query = new URLSearchParams({ after: this.seq, log: this.log });
     const source = new EventSource(`/api/stream?${query}`);
     this.source = source;
     source.onopen = () => this.alive();
