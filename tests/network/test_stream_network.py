@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.harness import PATIENCE_S, Lines, Server, StartServer, wait_until
 from tests.support.hosts import SERVER_IP, Host, Hosts, run, three_hosts
-from tests.support.with_constants import KEEP_ALIVE_S
+from tests.support.with_constants import KEEP_ALIVE_S, STALL_S
 
 pytestmark = [pytest.mark.network, pytest.mark.once]
 
@@ -57,7 +57,9 @@ def test_a_client_that_vanished_without_a_word_is_noticed(start_server: StartSer
     """Its cable is pulled: its place is free again, and who is still there notices nothing."""
     with three_hosts("streams") as hosts:
         server = start_server(
-            prefix=hosts.server.inside, server={"host": SERVER_IP}, constants={KEEP_ALIVE_S: 2}
+            prefix=hosts.server.inside,
+            server={"host": SERVER_IP},
+            constants={KEEP_ALIVE_S: 1, STALL_S: 3},
         )
         with following(hosts.group, server), following(hosts.broadcast, server) as staying:
             assert streams(hosts, server) == 2

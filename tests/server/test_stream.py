@@ -27,7 +27,7 @@ from tests.support.harness import PATIENCE_S, Postgres, Server, StartServer, exc
 from tests.support.log_events import fill
 from tests.support.metrics import metric
 from tests.support.trust_site import Site, now, replace
-from tests.support.with_constants import KEEP_ALIVE_S
+from tests.support.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES
 from tornado_status.api.live import event_filter
 from tornado_status.model.records import Event
 from tornado_status.store.follow import notify_channel
@@ -279,6 +279,20 @@ def test_a_slow_reader_is_served_from_the_log_at_its_own_pace(server: Server) ->
         check_in(server, 3)  # meanwhile
         assert [e["seq"] for e in follow.until(head + 3)] == list(range(1, head + 4))
     assert metric(server, 'streams_ended_total{reason="slow"}') == 0
+
+
+def test_a_reader_that_pauses_stays_subscribed(start_server: StartServer) -> None:
+    """Its kernel acknowledges with a closed window, so it is there; then it gets everything."""
+    server = start_server(constants={KEEP_ALIVE_S: 0.5, MAX_UNREAD_BYTES: 100_000_000})
+    with Follow(server, receive_buffer=4096) as follow:
+        assert follow.expect("position").id == 0
+        head = fill(server, 5_000)
+        check_in(server)
+        paused = time.monotonic()
+        while time.monotonic() - paused < 5:
+            assert metric(server, "streams") == 1
+            time.sleep(0.5)
+        assert [e["seq"] for e in follow.until(head + 1)] == list(range(1, head + 2))
 
 
 def test_streams_have_a_limit(start_server: StartServer) -> None:

@@ -15,6 +15,7 @@ from tornado_status.cli import main
 MAX_HANDSHAKES = "tornado_status.ingress.acceptor.MAX_HANDSHAKES"
 KNOWN_SOURCES = "tornado_status.ingress.iostream.KNOWN_SOURCES"  # {}: through Tornado's buffers
 BODY_TIMEOUT_S = "tornado_status.runtime.http_timeouts.BODY_TIMEOUT_S"
+STALL_S = "tornado_status.runtime.http_timeouts.STALL_S"
 MAX_PENDING = "tornado_status.store.group_commit.MAX_PENDING"
 KEEP_ALIVE_S = "tornado_status.api.live.subscriptions.KEEP_ALIVE_S"
 MAX_UNREAD_BYTES = "tornado_status.api.live.subscriptions.MAX_UNREAD_BYTES"

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import sys
 import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from tornado.iostream import BaseIOStream
+from tornado.iostream import IOStream
 
 BODY_TIMEOUT_S = 10.0  # bodies have at most 4 KB, three packets
-STALL_S = 30.0  # nothing was taken for so long: its reader is gone, or as good as gone
+STALL_S = 30.0  # without an acknowledgement: the client is gone, or as good as gone
+TCP_INFO_ACKED = slice(120, 128)  # tcpi_bytes_acked of struct tcp_info (linux/tcp.h), a u64
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,7 @@ def trailing_line_ends(data: bytes) -> int:
     return len(data) - len(data.rstrip(b"\r\n"))
 
 
-class TimeoutStream(BaseIOStream):
+class TimeoutStream(IOStream):
     """A stream that closes itself where a head is late. Without `deadlines` it never does.
 
     What is read with a regular expression is a head: so HTTP1Connection reads it.
@@ -52,14 +54,14 @@ class TimeoutStream(BaseIOStream):
     _received = 0  # bytes that came in
     _taken = 0  # of these, what was read by somebody
     _blank = 0  # of these, how many line ends came last
-    _sent = 0
-    _way_before = (-1, -1)  # how far it was when `is_stalled` was last asked, see `_way`
+    stalled = False  # what `is_stalled` returned last
+    _acknowledged_before = -1  # bytes when `is_stalled` was last asked; -1 if nothing waited
     _stalled_since = 0.0  # the loop's time
     _awaits_head = False
     _timer: asyncio.TimerHandle | None = None
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """See `BaseIOStream.read_until_regex`."""
+        """See `IOStream.read_until_regex`."""
         reading = self._count(super().read_until_regex(regex, max_bytes))
         if self.deadlines is not None and not reading.done():
             self._awaits_head = True
@@ -72,15 +74,15 @@ class TimeoutStream(BaseIOStream):
         return reading
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """See `BaseIOStream.read_until`."""
+        """See `IOStream.read_until`."""
         return self._count(super().read_until(delimiter, max_bytes))
 
     def read_bytes(self, num_bytes: int, partial: bool = False) -> Awaitable[bytes]:
-        """See `BaseIOStream.read_bytes`."""
+        """See `IOStream.read_bytes`."""
         return self._count(super().read_bytes(num_bytes, partial))
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
-        """See `BaseIOStream.read_from_fd`."""
+        """See `IOStream.read_from_fd`."""
         size = super().read_from_fd(buf)
         if size:
             self._received += size
@@ -91,31 +93,35 @@ class TimeoutStream(BaseIOStream):
                     self._begin_head(self.deadlines)
         return size
 
-    def write_to_fd(self, data: memoryview) -> int:
-        """See `BaseIOStream.write_to_fd`."""
-        size = super().write_to_fd(data)
-        self._sent += size
-        return size
-
     def is_stalled(self, now: float) -> bool:
-        """Say whether something waits to be sent, and the peer took nothing for `STALL_S`.
+        """Return whether the peer has acknowledged nothing for `STALL_S` of what waits for it.
 
-        To be asked now and then; `now` is the loop's time.
+        It is a slow client whose window stays shut, or it has vanished. Ask about once a second;
+        `now` is the loop's time.
         """
-        way = self._way() if self.writing() else (-1, -1)
-        if way == (-1, -1) or way != self._way_before:
-            self._way_before, self._stalled_since = way, now
-            return False
-        return now - self._stalled_since > STALL_S
+        acknowledged = self._acknowledged() if self.writing() or self._unacknowledged() else -1
+        if acknowledged == -1 or acknowledged != self._acknowledged_before:
+            self._acknowledged_before, self._stalled_since = acknowledged, now
+        else:
+            self.stalled = now - self._stalled_since > STALL_S
+        return self.stalled
 
-    def _way(self) -> tuple[int, int]:
-        # The kernel takes more of us only once a third of its buffer is free, which at a slow peer
-        # can be a minute. So ask what of it the peer has not acknowledged (tcp(7), SIOCOUTQ).
-        unacknowledged = fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4))
-        return self._sent, int.from_bytes(unacknowledged, sys.byteorder)
+    def _unacknowledged(self) -> int:
+        """Return the bytes in the kernel that the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
+        found = fcntl.ioctl(self.fileno(), termios.TIOCOUTQ, bytes(4))
+        return int.from_bytes(found, sys.byteorder)
+
+    def _acknowledged(self) -> int:
+        """Return the bytes that the peer has acknowledged so far.
+
+        What the kernel takes of us says less: it takes more only once a third of its buffer is
+        free, which at a slow client can be a minute.
+        """
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_ACKED.stop)
+        return int.from_bytes(info[TCP_INFO_ACKED], sys.byteorder)
 
     def close_fd(self) -> None:
-        """See `BaseIOStream.close_fd`."""
+        """See `IOStream.close_fd`."""
         self._forget_head()
         super().close_fd()
 

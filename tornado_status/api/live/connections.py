@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import socket
 import uuid
 from collections.abc import Callable
 from email.utils import formatdate
 from typing import Protocol, cast
 
 from tornado.httputil import HTTPServerRequest
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketHandler
 
@@ -23,6 +22,7 @@ from tornado_status.api.problem import Problem
 from tornado_status.api.request_id import HEADER as REQUEST_ID
 from tornado_status.api.users import ReadHandler
 from tornado_status.errors import StoreError
+from tornado_status.runtime.http_timeouts import TimeoutStream
 from tornado_status.wire import datagram
 
 MAX_IGNORED = 4096  # bytes from a client that has nothing to say once it follows
@@ -53,7 +53,7 @@ class FollowHandler(ReadHandler):
         if self._last:
             raise Problem(503, "This connection ends: connect anew", {"Retry-After": "1"})
         self.refusal = self.watch.watch(self.request)
-        self.wire = cast(IOStream, getattr(self.request.connection, "stream", None))
+        self.wire = cast(TimeoutStream, getattr(self.request.connection, "stream", None))
         place = self.streams.take_place(self.check_in.email, is_reader=self.is_reader)
         try:
             await self.streams.open()
@@ -125,7 +125,6 @@ class StreamHandler(FollowHandler):
         self.detach()
         self.leave_flight()
         self.application.log_request(self)
-        _notice_vanished(wire, self.streams.patience_s)
         head = (
             "HTTP/1.1 200 OK\r\n"
             f"Date: {formatdate(usegmt=True)}\r\n"
@@ -189,7 +188,6 @@ class SocketHandler(FollowHandler, WebSocketHandler):
             return
         if self._place is None or self.wire.closed():
             return
-        _notice_vanished(self.wire, self.streams.patience_s)
         self._follower = self.follow(self._place, self._say_goodbye)
 
     def on_message(self, message: str | bytes) -> None:
@@ -226,12 +224,7 @@ class SocketHandler(FollowHandler, WebSocketHandler):
         self.close(code, reason)
 
 
-def _notice_vanished(wire: IOStream, patience_s: float) -> None:
-    """Have the kernel end a connection whose client does not even acknowledge."""
-    wire.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(patience_s * 1000))
-
-
-def _ignore(wire: IOStream, limit: int) -> None:
+def _ignore(wire: TimeoutStream, limit: int) -> None:
     """Read, which notices that the client hangs up; one that goes on talking is hung up on."""
     try:
         reading = asyncio.ensure_future(wire.read_bytes(limit, partial=True))

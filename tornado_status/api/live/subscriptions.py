@@ -27,7 +27,6 @@ from tornado_status.api.problem import Problem
 from tornado_status.config import LiveSettings
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event, LogSlice, LogSpan
-from tornado_status.runtime.http_timeouts import STALL_S
 from tornado_status.runtime.rate_limit import RateLimit
 
 KEEP_ALIVE_S = 15.0  # after so much silence a comment, so that proxies keep the connection open
@@ -63,7 +62,9 @@ class Feed(Protocol):
 
 
 class Wire(Protocol):
-    """What is needed of the connection's stream: `tornado.iostream.IOStream`."""
+    """What is needed of the connection's stream: `http_timeouts.TimeoutStream`."""
+
+    stalled: bool
 
     def write(self, data: bytes) -> Awaitable[None]: ...
 
@@ -117,20 +118,15 @@ class Follower:
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_sent = 0.0  # of the loop's clock
         self._unread = 0
-        self._blocked_since: float | None = None
 
     def send(self, data: bytes, now: float, max_unread: int) -> Awaitable[None] | None:
         """Write, and return what ends when it is taken.
 
-        None where too much waits already, or for too long, or where the connection is gone.
+        None where too much waits already, or where the connection is gone.
         """
         if not self.wire.writing():
-            self._unread, self._blocked_since = 0, None
+            self._unread = 0
         elif self._unread > max_unread:
-            return None
-        elif self._blocked_since is None:
-            self._blocked_since = now
-        elif now - self._blocked_since > STALL_S:
             return None
         try:
             written = self.wire.write(data)
@@ -176,11 +172,6 @@ class Streams:
     def keep_alive_s(self) -> float:
         """After so much silence a message says that the stream is alive."""
         return KEEP_ALIVE_S
-
-    @property
-    def patience_s(self) -> float:
-        """How long what was sent may go unacknowledged."""
-        return 2 * KEEP_ALIVE_S
 
     @property
     def count(self) -> int:
@@ -235,6 +226,8 @@ class Streams:
 
     def closed(self, follower: Follower) -> None:
         """Hear that the connection of a follower is closed."""
+        if follower.is_open and follower.wire.stalled:
+            self.ended["slow"] += 1
         if not follower.gone.done():
             follower.gone.set_result(None)
         self._forget(follower)
@@ -458,10 +451,7 @@ class Streams:
             # All who catch up share half of the processor.
             await asyncio.sleep(time.thread_time() - began)
         if written is not None:
-            taken = asyncio.ensure_future(written)
-            await asyncio.wait({taken}, timeout=STALL_S)
-            if not taken.done():
-                self._cut_off(follower)
+            await asyncio.wait({asyncio.ensure_future(written)})
 
     async def _wait_turn(self) -> None:
         with contextlib.suppress(TimeoutError):
