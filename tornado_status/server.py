@@ -34,8 +34,8 @@ from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
 from tornado_status.observe.management import ManagementServer
-from tornado_status.observe.metrics import MetricSources, make_registry
-from tornado_status.observe.readiness import look, look_at_terms
+from tornado_status.observe.metrics import make_registry
+from tornado_status.observe.readiness import check_metrics, expiry_metrics, look, look_at_terms
 from tornado_status.pki.credentials import Credentials, credential_files, load_credentials
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime.daemon_executor import DaemonExecutor
@@ -295,31 +295,19 @@ class Server:
         )
 
     def _register_metrics(self) -> CollectorRegistry:
-        store, port, tracing = self._store, self._port, self._tracing
-        return make_registry(
-            MetricSources(
-                checks=self._checks,
-                terms=lambda: self._credentials.terms,
-                head=lambda: store.head,
-                pending=lambda: store.pending,
-                connections=lambda: port.connections,
-                handshakes=lambda: port.handshakes,
-                users=lambda: store.census.users,
-                swept_ago_s=lambda: store.sweeper.swept_ago_s,
-                gone_offline=lambda: store.sweeper.gone_offline,
-                pruned=lambda: store.sweeper.pruned,
-                check_ins=store.counted,
-                handshake_durations=port.durations,
-                refused=port.refused,
-                requests=self._access_log.requests,
-                streams=lambda: self._streams.count,
-                streams_ended=self._streams.ended,
-                alerts=self._alerts.counts,
-                spans={} if tracing is None else tracing.spans,
-                datagrams_sent=self._announcer.sent,
-                datagrams_refused=self._announcer.errors,
-            )
-        )
+        parts = [
+            lambda: check_metrics(self._checks()),
+            lambda: expiry_metrics(self._credentials.terms),
+            self._store.metrics,
+            self._port.metrics,
+            self._access_log.metrics,
+            self._streams.metrics,
+            self._announcer.metrics,
+            self._alerts.metrics,
+        ]
+        if self._tracing is not None:
+            parts.append(self._tracing.metrics)
+        return make_registry(parts)
 
     # ------------------------------------------------------------------ what the parts ask for
 

@@ -166,13 +166,13 @@ def test_a_datagram_that_cannot_be_sent_stops_nothing(
         f"broadcast {BROADCAST_IP}:{PORT}": fault.broadcast,
     }
     assert check_in(host, server, 1) == ["204"]
-    assert metrics(host, server, "announce_errors") == {}
+    assert metrics(host, server, "datagrams_failed") == {}
     assert set(metrics(host, server, "datagrams_sent")) == {(target,) for target in expected}
 
     for command in fault.cause:
         host.run(*command)
     assert set(check_in(host, server, fault.check_ins)) == {"204"}
-    errors = metrics(host, server, "announce_errors")
+    errors = metrics(host, server, "datagrams_failed")
     for target, allowed in expected.items():
         assert {errno for errno, where in errors if where == target} <= allowed
         assert bool(allowed) == any(where == target for _, where in errors)

@@ -265,7 +265,9 @@ def test_an_interface_goes_down_and_comes_back(
         check_in(hosts.server, server)
         check_in(hosts.server, server)
         metrics = admin(hosts.server, server, "/metrics")
-        counted = f'announce_errors_total{{errno="ENETDOWN",target="multicast {GROUP}:{port}"}} 2.0'
+        counted = (
+            f'datagrams_failed_total{{errno="ENETDOWN",target="multicast {GROUP}:{port}"}} 2.0'
+        )
         assert counted in metrics
         hosts.server.link("up")
         hosts.server.ip(

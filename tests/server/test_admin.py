@@ -7,6 +7,7 @@ import http.client
 import math
 import shutil
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -109,7 +110,7 @@ def test_check_ins_are_counted_by_what_became_of_them(start_server: StartServer)
     assert counts["recorded"] + counts["too_frequent"] == 12
     assert sum(counts.values()) == 13
     assert found["tornado_status_http_requests_total", "400", "POST"] == 1
-    assert found["tornado_status_head",] == counts["recorded"]
+    assert found["tornado_status_log_head",] == counts["recorded"]
 
 
 def test_a_user_who_is_not_enrolled_is_counted(start_server: StartServer) -> None:
@@ -150,29 +151,32 @@ def test_users_are_shown_by_presence(start_server: StartServer) -> None:
     )
     users = {key[1]: value for key, value in found.items() if key[0] == "tornado_status_users"}
     assert users == {"new": 1, "online": 0, "late": 0, "offline": 0}
-    wait_until(lambda: ("tornado_status_sweep_age_seconds",) in samples(server), "a sweep")
+    wait_until(
+        lambda: ("tornado_status_last_sweep_timestamp_seconds",) in samples(server), "a sweep"
+    )
     assert found["tornado_status_users_gone_offline_total",] == 0
-    assert found["tornado_status_log_pruned_total",] == 0
+    assert found["tornado_status_log_events_pruned_total",] == 0
     url = f"postgresql://nobody@{LOOPBACK}:{free_port()}/name"
     away = start_server(url=url, wait=False)
     away.wait_event("database away, trying again")
     text = wait_until(lambda: away.management("/metrics").body, "the management port")
     assert b"tornado_status_users{" not in text
-    assert b"\ntornado_status_sweep_age_seconds " not in text
+    assert b"\ntornado_status_last_sweep_timestamp_seconds " not in text
 
 
-def test_days_left_are_told_by_file(site: Site) -> None:
-    """Of certificates, CAs and lists, with the setting that names the file."""
+def test_the_moment_of_expiry_is_told_by_file(site: Site) -> None:
+    """Of certificates, CAs and CRLs, with the setting that names the file."""
     site.put("server", site.server_certificate(100))
     server = site.start()
     found = samples(server)
-    left = {key[2:]: value for key, value in found.items() if key[0].endswith("_days_left")}
-    by_setting = {setting: days for (setting, _), days in left.items()}
-    assert by_setting["tls.certificate"] == pytest.approx(100, abs=1)
-    assert by_setting["tls.client_ca"] > 3000
-    assert by_setting["tls.crl"] == pytest.approx(30, abs=1)
-    assert by_setting["announce.signing_key"] == pytest.approx(365, abs=1)
-    files = {key[1] for key in found if key[0].endswith("_days_left")}
+    name = "_expiry_timestamp_seconds"
+    expiry = {key[2]: value for key, value in found.items() if key[0].endswith(name)}
+    days = {setting: (moment - time.time()) / DAY_S for setting, moment in expiry.items()}
+    assert days["tls.certificate"] == pytest.approx(100, abs=1)
+    assert days["tls.client_ca"] > 3000
+    assert days["tls.crl"] == pytest.approx(30, abs=1)
+    assert days["announce.signing_key"] == pytest.approx(365, abs=1)
+    files = {key[1] for key in found if key[0].endswith(name)}
     assert files == {
         str(site.certs / name) for name in ("server.crt", "ca.crt", "ca.crl", "announcer.crt")
     }
@@ -287,7 +291,7 @@ def test_a_target_that_refuses_is_a_warning(start_server: StartServer) -> None:
     [reason] = check["reasons"]
     assert reason.startswith("unicast 127.0.0.1:1: ECONNREFUSED: nobody listens there")
     found = samples(server)
-    assert found["tornado_status_troubles", "announce", "warning"] == 1
+    assert found["tornado_status_checks_failing", "announce", "warning"] == 1
     assert found["tornado_status_ready",] == 1
 
 

@@ -128,7 +128,7 @@ def test_a_target_that_cannot_be_reached_costs_no_check_in(start_server: StartSe
         assert exchange(connection, "POST", "/api/client").status == 204
     connection.close()
     metrics = server.management("/metrics").body.decode()
-    assert 'announce_errors_total{errno="ECONNREFUSED",target="unicast 127.0.0.1:1"}' in metrics
+    assert 'datagrams_failed_total{errno="ECONNREFUSED",target="unicast 127.0.0.1:1"}' in metrics
     assert len(server.events("announcement not sent (send)")) == 1
 
 
@@ -231,7 +231,7 @@ def test_servers_on_one_port_share_it_and_one_order(start_server: StartServer) -
     sent = 0
     for server in servers:
         metrics = server.management("/metrics").body.decode()
-        [line] = [x for x in metrics.splitlines() if x.startswith("tornado_status_head ")]
+        [line] = [x for x in metrics.splitlines() if x.startswith("tornado_status_log_head ")]
         assert float(line.split()[1]) > 0  # the kernel gave each of them some
         counters = [x for x in metrics.splitlines() if "datagrams_sent_total{" in x]
         sent += sum(int(float(counter.split()[-1])) for counter in counters)

@@ -191,7 +191,9 @@ def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> No
     assert revoked == ["The certificate is revoked"] * 2
     assert site.request("operator").status == 204
     listed = site.server.management("/metrics").body.decode()
-    samples = re.findall(r"^tornado_status_crl_days_left\{.*\}", listed, re.MULTILINE)
+    samples = re.findall(
+        r"^tornado_status_crl_expiry_timestamp_seconds\{.*\}", listed, re.MULTILINE
+    )
     assert len(samples) == len(set(samples)) == 2
 
     replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10))

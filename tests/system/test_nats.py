@@ -202,7 +202,7 @@ def test_without_a_queue_the_same_is_a_gap(start_server: StartServer, broker: Na
         check_in(server, 4)
         listener.out.wait_for(lambda line: '"event":"gap"' in line, "a gap")
         listener.stop()
-    assert metric(server, "announce_errors_total", errno="queue-full") > 0
+    assert metric(server, "datagrams_failed_total", errno="queue-full") > 0
 
 
 def test_a_server_starts_and_checks_in_while_the_broker_is_away(

@@ -13,11 +13,12 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
+from prometheus_client.core import Metric
 
 from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.signature import parse_secrets, sign
@@ -26,6 +27,7 @@ from tornado_status.config import AlertSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.alert import Cursor, Message, Return, moment
 from tornado_status.model.records import Event, timestamp
+from tornado_status.observe import metrics
 from tornado_status.wire.datagram import encode_update
 
 POLL_S = 1.0  # between two looks at the log: one small query an alert
@@ -147,6 +149,11 @@ class Alerts:
         self._holder = uuid.uuid4()
         self._tasks: list[asyncio.Task[None]] = []
         self._adopted = False
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.counters(
+            "alert_messages", "Messages of alerts", ["alert", "outcome"], self.counts
+        )
 
     async def adopt(self) -> None:
         """Let alerts that are new begin at the log's head: here, before anybody is told to come.

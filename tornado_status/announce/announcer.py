@@ -11,9 +11,10 @@ import datetime
 import errno
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
+from prometheus_client.core import Metric
 
 from tornado_status.announce.errno_hints import advice, errno_name
 from tornado_status.announce.interface_monitor import Following
@@ -23,6 +24,7 @@ from tornado_status.announce.udp_sink import udp_sinks
 from tornado_status.config import AnnounceSettings
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import CommittedBatch
+from tornado_status.observe import metrics
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.wire import datagram
 
@@ -133,6 +135,14 @@ class Announcer:
             if now - failed < FAILING_S and target not in told:
                 found[target] = reason
         return found
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.counters(
+            "datagrams_sent", "Datagrams handed to the kernel or a broker", ["target"], self.sent
+        )
+        yield metrics.counters(
+            "datagrams_failed", "Datagrams not sent", ["target", "errno"], self.errors
+        )
 
     async def close(self, drain_timeout_s: float = 0.0) -> None:
         """Stop following and the heartbeats, publish what is queued, and close everything."""

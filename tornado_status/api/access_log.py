@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import structlog
+from prometheus_client.core import Metric
 from tornado.web import RequestHandler
 
 from tornado_status.api.client import CHECK_IN_METHODS, ClientHandler
 from tornado_status.api.problem import METHODS, Handler
 from tornado_status.errors import StatusError
+from tornado_status.observe import metrics
 from tornado_status.observe.counters import CheckIns
 from tornado_status.runtime.rate_limit import RateLimit
 
@@ -38,6 +41,14 @@ class AccessLog:
         # A 500 has a line of its own, with its traceback.
         if isinstance(handler, Handler) and status != 500 and not (is_check_in and status < 400):
             self._tell(handler, method, status)
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.counters(
+            "http_requests",
+            "Requests answered by ordinary HTTP; plain check-ins do without it",
+            ["method", "code"],
+            self.requests,
+        )
 
     def _refused(self, error: BaseException | None, status: int) -> None:
         if isinstance(error, StatusError):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import structlog
+from prometheus_client.core import Metric
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
@@ -29,7 +30,7 @@ from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.ingress.trust import Trust
 from tornado_status.ingress.trusted_proxies import TrustedProxies
-from tornado_status.observe.counters import Histogram
+from tornado_status.observe import metrics
 from tornado_status.runtime import http_timeouts
 from tornado_status.runtime.http_timeouts import HttpTimeouts
 
@@ -114,20 +115,20 @@ class CheckInPort:
                 proxies if settings.ingress.proxy_protocol else None,
             )
 
-    @property
-    def connections(self) -> int:
-        """Those open now, with the handshakes under way."""
-        return self._acceptor.connections
-
-    @property
-    def handshakes(self) -> int:
-        """Those under way now, and whatever else has not come to a first request."""
-        return self._acceptor.handshakes
-
-    @property
-    def durations(self) -> Histogram:
-        """How long the good handshakes took, in seconds."""
-        return self._acceptor.durations
+    def metrics(self) -> Iterable[Metric]:
+        acceptor = self._acceptor
+        yield metrics.gauge(
+            "connections", "Open connections, with handshakes", acceptor.connections
+        )
+        yield metrics.gauge("handshakes", "TLS handshakes under way", acceptor.handshakes)
+        yield metrics.histogram(
+            "handshake_duration_seconds",
+            "From a client's first byte to the end of its TLS handshake",
+            acceptor.durations,
+        )
+        yield metrics.counters(
+            "connections_refused", "Handshakes and identities refused", ["reason"], self.refused
+        )
 
     def use(self, context: ssl.SSLContext | None) -> None:
         """Shake hands with this context from now on; None where the proxy in front does."""

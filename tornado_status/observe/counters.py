@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from prometheus_client.core import Metric
 
 from tornado_status.errors import (
     IdentityError,
@@ -20,6 +22,7 @@ from tornado_status.errors import (
     UserUnknown,
 )
 from tornado_status.model.records import CheckIn
+from tornado_status.observe import metrics
 
 # Upper bounds in seconds, from what a quiet machine needs to the limits that end it all.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -113,6 +116,20 @@ class CheckIns:
     def refused(self, error: StatusError) -> None:
         """Count a check-in that was answered with an error."""
         self.results[_result_of(error)] += 1
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.counters("check_ins", "Check-ins answered", ["result"], self.results)
+        yield metrics.histogram(
+            "check_in_duration_seconds",
+            "From reading a check-in to its answer, of those committed",
+            self.durations,
+        )
+        yield metrics.histogram(
+            "commit_duration_seconds",
+            "From sending a commit's statement to its answer",
+            self.commits,
+        )
+        yield metrics.histogram("commit_batch_size", "Check-ins in a commit", self.batches)
 
 
 def _result_of(error: StatusError) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+from prometheus_client.core import Metric
 
 from tornado_status.config import Settings
-from tornado_status.observe import health
+from tornado_status.observe import health, metrics
 from tornado_status.pki.certificates import ca_id
 from tornado_status.pki.credentials import Credentials
+from tornado_status.pki.expiry import Validity
 
 
 def look(
@@ -49,3 +52,32 @@ def look_at_terms(settings: Settings, keys: Credentials) -> list[health.Check]:
         # A CA may have several certificates, and has one list.
         health.lists(lists, len(set(map(ca_id, keys.anchors.cas))), now, refuse=refuse),
     ]
+
+
+def check_metrics(checks: Sequence[health.Check]) -> Iterable[Metric]:
+    ready = not any(check.problems for check in checks)
+    yield metrics.gauge("ready", "1 if check-ins are recorded", float(ready))
+    failing = []
+    for check in checks:
+        failing.append(([check.name, "problem"], len(check.problems)))
+        failing.append(([check.name, "warning"], len(check.warnings)))
+    yield metrics.gauges(
+        "checks_failing", "Problems and warnings of /readyz", ["check", "severity"], failing
+    )
+
+
+def expiry_metrics(terms: Sequence[Validity]) -> Iterable[Metric]:
+    for kind, name, documentation in (
+        ("certificate", "certificate", "When a certificate expires, in seconds since the epoch"),
+        ("list", "crl", "When a CA's CRL is out of date, in seconds since the epoch"),
+    ):
+        yield metrics.gauges(
+            f"{name}_expiry_timestamp_seconds",
+            documentation,
+            ["setting", "file", "subject"],
+            [
+                ([term.setting, term.file, term.subject], term.not_after)
+                for term in terms
+                if term.kind == kind
+            ],
+        )

@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -23,11 +23,13 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client.core import Metric
 from tornado.httputil import HTTPServerRequest
 
 from tornado_status import __version__
 from tornado_status.config import TracingSettings
 from tornado_status.model.records import CheckIn, CommittedBatch
+from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch
 
 MAX_QUEUED = 2048  # spans, a few MB: beyond it the oldest are dropped
@@ -117,6 +119,11 @@ class Tracing:
                 await done.wait()
         except TimeoutError:
             pass
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.counters(
+            "trace_spans", "Spans by what became of them", ["outcome"], self._exporter.spans
+        )
 
     def begin(self, request: HTTPServerRequest, route: str) -> RequestSpan | None:
         """Return the span of a request that has begun; None where its trace is not sampled.

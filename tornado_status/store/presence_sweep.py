@@ -13,15 +13,17 @@ import asyncio
 import contextlib
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
+from prometheus_client.core import Metric
 
 from tornado_status.config import PresenceSettings
 from tornado_status.errors import StoreError
 from tornado_status.model import presence
 from tornado_status.model.records import Event, EventKind
+from tornado_status.observe import metrics
 from tornado_status.store.database import Connection, Pool, Row
 from tornado_status.store.group_commit import GroupCommit, Work
 
@@ -153,6 +155,21 @@ class PresenceSweep:
     def swept_ago_s(self) -> float | None:
         """How long ago the last sweep was that reached its end, by whichever server; or None."""
         return None if self._swept_at is None else time.monotonic() - self._swept_at
+
+    def metrics(self) -> Iterable[Metric]:
+        ago_s = self.swept_ago_s
+        yield metrics.gauges(
+            "last_sweep_timestamp_seconds",
+            "When a server last finished the presence sweep, in seconds since the epoch",
+            [],
+            [] if ago_s is None else [([], time.time() - ago_s)],
+        )
+        yield metrics.counter(
+            "users_gone_offline", "Users that this server declared offline", self.gone_offline
+        )
+        yield metrics.counter(
+            "log_events_pruned", "Events of the log that this server deleted", self.pruned
+        )
 
     async def run(self) -> None:
         """Sweep and prune until cancelled."""

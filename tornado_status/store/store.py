@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import structlog
+from prometheus_client.core import Metric
 
 from tornado_status.config import EMBEDDED, DatabaseSettings, HistorySettings, PresenceSettings
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
@@ -27,6 +28,7 @@ from tornado_status.model.records import (
     StatusRecord,
     UserPage,
 )
+from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.store import enrolment, migrate, queries
 from tornado_status.store.alert_queue import AlertJournal
@@ -204,14 +206,18 @@ class Store:
         return self._commit.log_id
 
     @property
-    def pending(self) -> int:
-        """Check-ins that wait for a commit to begin."""
-        return self._commit.pending
-
-    @property
     def counted(self) -> CheckIns:
         """What became of check-ins; who answers them adds those that were refused."""
         return self._commit.counted
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.gauge("log_head", "Largest committed sequence number", self.head)
+        yield metrics.gauge(
+            "commit_queue_length", "Check-ins waiting for a commit", self._commit.pending
+        )
+        yield from self.counted.metrics()
+        yield from self.census.metrics()
+        yield from self.sweeper.metrics()
 
     def warnings(self) -> list[str]:
         """Return what an operator should know of the database."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import structlog
+from prometheus_client.core import Metric
 
 from tornado_status.errors import StoreError
 from tornado_status.model import presence
 from tornado_status.model.presence import State
+from tornado_status.observe import metrics
 from tornado_status.store.database import Connection, Pool
 from tornado_status.store.group_commit import GroupCommit
 
@@ -50,6 +52,14 @@ class UserCounts:
     def users(self) -> Mapping[str, int]:
         """The users by state; empty where they could not be counted lately."""
         return self._users if time.monotonic() - self._counted_at < MAX_AGE_S else {}
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.gauges(
+            "users",
+            "Users in the database by presence",
+            ["state"],
+            [([state], number) for state, number in self.users.items()],
+        )
 
     async def run(self) -> None:
         """Count until cancelled."""

@@ -14,10 +14,11 @@ import random
 import time
 import uuid
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol
 
 import structlog
+from prometheus_client.core import Metric
 from tornado.iostream import StreamClosedError
 
 from tornado_status.api.live import framing
@@ -27,6 +28,7 @@ from tornado_status.api.problem import Problem
 from tornado_status.config import LiveSettings
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event, LogSlice, LogSpan
+from tornado_status.observe import metrics
 from tornado_status.runtime.rate_limit import RateLimit
 
 KEEP_ALIVE_S = 15.0  # after so much silence a comment, so that proxies keep the connection open
@@ -177,6 +179,12 @@ class Streams:
     def count(self) -> int:
         """Streams that are open, or about to be."""
         return self._places.total()
+
+    def metrics(self) -> Iterable[Metric]:
+        yield metrics.gauge("streams", "Open streams of /api/stream and /api/socket", self.count)
+        yield metrics.counters(
+            "streams_ended", "Streams that the server ended", ["reason"], self.ended
+        )
 
     def start(self) -> None:
         self._feed.on_advance = self._wake.set
