@@ -1,13 +1,16 @@
 # make run    set everything up and serve on https://localhost:8443
-# make test   set everything up and run the tests
+# make test   set everything up and run the unit and server tests
+# make check  all tests on one Python: also networks, other programs, documents and faults
 # make bench  measure this server and others that do the same job: docs/benchmarks.md
 # make soak   minutes of load and faults, and a judge: docs/soak.md (SOAK_SECONDS=300)
 # make scan   look at a running server's TLS with sslyze and testssl.sh
 # make audit  ask for known vulnerabilities of the locked dependencies
 # make docs   build the documentation site in site/
-# Others: lint, test-all (on every installed Python), lock, clean
+# Others: lint, test-all (unit and server tests on every other installed Python), lock, clean
 
 TESTED := 3.13 3.12 3.11
+# test-all runs the tests on it if it is installed.
+UNTESTED := 3.14
 VENV := .venv
 BIN := $(VENV)/bin
 SCAN := .venv-scan
@@ -21,14 +24,23 @@ PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test bench soak scan audit docs test-all lint lock clean
+.PHONY: run test check check-rest bench soak scan audit docs test-all lint lock clean
 
 run: $(VENV)/.run
+	@$(BIN)/python -c "import sys; v = '%d.%d' % sys.version_info[:2]; \
+	v in '$(TESTED)'.split() or print('Python', v, 'is not tested; tested: $(TESTED)', file=sys.stderr)"
 	@$(BIN)/python -m certs_gen --if-missing
 	@exec $(BIN)/python -m tornado_status --config config.yaml
 
+# A test that fails beside others and passes alone is named as flaky; more than three fail the run.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(PYTEST_FLAGS)
+	$(BIN)/python -m tests.support.run_tests $(PYTEST_FLAGS) tests/unit tests/server
+
+check: test check-rest
+
+check-rest: $(VENV)/.dev
+	$(BIN)/python -m tests.support.run_tests $(PYTEST_FLAGS) \
+		tests/network tests/system tests/docs tests/faults
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
@@ -57,7 +69,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 test-all: $(VENV)/.dev
-	tests/on_each_python.sh
+	tests/on_each_python.sh $(UNTESTED) $(TESTED)
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "No Python that this was tested with ($(TESTED)) and that has" \

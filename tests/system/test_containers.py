@@ -544,4 +544,7 @@ def test_the_procfile_serves_on_its_port_whatever_the_runner_sets(tmp_path: Path
             assert "refused" in refused.stderr.lower()
             runner.process.terminate()
             runner.wait()
-            assert "stopping" in runner.out.wait_end()
+            said = runner.out.wait_end()
+            assert "stopping" in said
+            # The runner's child is the server, not a shell that would leave it behind.
+            assert re.search(r"web\.1 stopped \(rc=0\)", said), said
