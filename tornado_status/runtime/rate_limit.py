@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 
 MAX_KINDS = 256  # different things remembered by one RateLimit; a peer may invent more
 
 
 class RateLimit:
-    """Lets one of each kind through per interval, and says how many it held back.
+    """Lets one of each kind through per interval, and says how many it suppressed.
 
     Bounded: beyond `MAX_KINDS` kinds all others count as one.
     """
@@ -17,22 +18,28 @@ class RateLimit:
     def __init__(self, interval_s: float = 60.0, clock: Callable[[], float] = time.monotonic):
         self._interval_s = interval_s
         self._clock = clock
-        self._seen: dict[object, tuple[float, int]] = {}
+        # Kind -> when it was last let through, and how many were suppressed since. The oldest is
+        # first, so that a flood of new kinds does not search the whole.
+        self._seen: OrderedDict[object, tuple[float, int]] = OrderedDict()
 
     def allow(self, kind: object) -> int | None:
-        """Return None to stay silent, else how many of this kind were silenced before."""
+        """Return None to stay silent, else how many of this kind were suppressed before."""
         now = self._clock()
         if kind not in self._seen and len(self._seen) >= MAX_KINDS:
-            self._seen = {
-                known: entry
-                for known, entry in self._seen.items()
-                if now - entry[0] < self._interval_s
-            }
+            self._forget_expired(now)
             if len(self._seen) >= MAX_KINDS:
                 kind = None
-        last, held = self._seen.get(kind, (float("-inf"), 0))
+        last, suppressed = self._seen.get(kind, (float("-inf"), 0))
         if now - last < self._interval_s:
-            self._seen[kind] = (last, held + 1)
+            self._seen[kind] = (last, suppressed + 1)
             return None
         self._seen[kind] = (now, 0)
-        return held
+        self._seen.move_to_end(kind)
+        return suppressed
+
+    def _forget_expired(self, now: float) -> None:
+        while self._seen:
+            last, _ = next(iter(self._seen.values()))
+            if now - last < self._interval_s:
+                return
+            self._seen.popitem(last=False)
