@@ -148,13 +148,13 @@ def _write(stream: TextIO | None, line: str) -> None:
             raise
 
 
-class _Parser(argparse.ArgumentParser):
+class _ClientParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = _ClientParser(
         prog=PROGRAM,
         description="Check in with a status server: the client certificate says who is here.",
         epilog=_EPILOG,

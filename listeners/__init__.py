@@ -1,10 +1,13 @@
-"""Hears the announcements of a status server: true, complete, each update once and in order.
+"""Receives the announcements of a status server: verified, complete, each update once, in order.
 
-The parts, in the order in which a datagram passes them: `sockets` opens the ears, `intake` lets
-nobody crowd out the others, `verify` judges the bytes with `keys`, `streams` says whose numbers
-count, `sequence` puts them in order, `repair` fetches what is missing and `state` remembers where
-it stopped. `listener` puts them together as a library, `cli` as a program, and `output` writes.
+A datagram passes these stages, a folder each:
 
-No sockets and no clock in all but `sockets`, `repair`, `listener` and `cli`. Of `tornado_status`
-only the pure modules are used. Nothing happens at import.
+receive/   sockets, a NATS broker, and a queue that is fair to all senders
+verify/    signatures against the known announcers, and updates without proof if asked for
+order/     which log is followed, its events in order, gaps, and the saved position
+repair/    what is missing and who announces, over HTTPS (`clients.https`)
+board/     the terminal board
+
+`listener` puts the stages together as a library, `cli` as a program. `events` are the deliveries,
+`output` writes them. Of `tornado_status` only pure modules are used. Nothing happens at import.
 """

@@ -1,4 +1,4 @@
-"""The command line: hear updates, write them to stdout, and say everything else on stderr."""
+"""The command line: write updates to stdout, and everything else to stderr."""
 
 from __future__ import annotations
 
@@ -19,9 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal, NoReturn
 
-from listeners.board.roster import INTERVAL_S, MISSED, People
+from listeners.board.roster import INTERVAL_S, MISSED, Roster
 from listeners.events import Gap
-from listeners.listener import GROUP, INTERFACE, PORT, Counts, Listener, Settings
+from listeners.listener import (
+    GROUP,
+    INTERFACE,
+    PORT,
+    Listener,
+    ListenerCounts,
+    ListenerSettings,
+)
 from listeners.output import Format, render
 from listeners.receive.sockets import WILDCARD
 from listeners.verify.unverified import Encoding
@@ -37,7 +44,7 @@ from tornado_status.wire.nats_broker import (
 )
 
 if TYPE_CHECKING:
-    from listeners.board.app import Board
+    from listeners.board.app import BoardApp
 
 PROGRAM = "status-listener"
 
@@ -56,17 +63,18 @@ COMMAND_END_S = 30.0  # how long a command may take to end once its input is clo
 
 _EPILOG = f"""\
 exit status:
-  0  ended by a signal, by its reader, by --count, or by --timeout where there is no --count
+  0  ended by a signal, by its reader, by --count, or by --timeout without --count
   1  --timeout was over before --count updates were shown, or stdout took no more
   2  a wrong option, or a file, port, address, group or interface that cannot be used, or no
      terminal for --board
 
-An update is shown once it is proven: signed by an announcer whose certificate is known from
---announcer, or from the server at --url, which also gives whatever was missed. By default both are
-used where {ANNOUNCER} and {CERTIFICATE} exist; an explicit --url wins over the former.
+An update is shown once it is verified: signed by an announcer whose certificate is known from
+--announcer, or from the server at --url, which also repairs what was missed. By default both are
+used if {ANNOUNCER} and {CERTIFICATE} exist; an explicit --url wins over the former.
 
-A listener on the wildcard address hears broadcasts and groups alike, and shows what arrives as
-both once. On Linux, one on a broadcast address or on a group's own address hears only that one.
+A listener on the wildcard address receives broadcasts and groups alike, and shows an update that
+arrives as both once. On Linux, a listener on a broadcast address or on a group's own address
+receives only that one.
 """
 
 
@@ -106,13 +114,13 @@ def _listen(options: argparse.Namespace) -> int:
     return status
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace) -> ListenerSettings:
     groups = [GROUP] if options.group is None else [group for group in options.group if group]
     ca = Path(options.ca)
     encoding = Encoding(options.encoding)
     broker = _broker(options)
     if encoding is Encoding.BINARY:
-        return Settings(
+        return ListenerSettings(
             address=options.address or WILDCARD,
             port=options.port or PORT,
             groups=groups,
@@ -134,7 +142,7 @@ def _settings(options: argparse.Namespace) -> Settings:
         raise ConfigError("--url: needs a reader's certificate, see --cert and --key")
     if reads and not private_key:
         raise ConfigError("--cert: needs its private key, see --key")
-    return Settings(
+    return ListenerSettings(
         address=options.address or WILDCARD,
         port=options.port or PORT,
         groups=groups,
@@ -162,7 +170,9 @@ def _broker(options: argparse.Namespace) -> Broker | None:
         return None
     for name in ("group", "address", "port", "interface"):
         if getattr(options, name):
-            raise ConfigError(f"--{name}: not with --nats, which hears no UDP: start another one")
+            raise ConfigError(
+                f"--{name}: not with --nats, which receives no UDP: start another one"
+            )
     if options.encoding == Encoding.BINARY.value:
         raise ConfigError("--encoding: a broker carries json, not binary")
     broker = Broker(
@@ -183,15 +193,15 @@ def _broker(options: argparse.Namespace) -> Broker | None:
 
 
 def _check_board(options: argparse.Namespace) -> None:
-    """Raise `ConfigError` where there can be no board."""
+    """Raise `ConfigError` if the board cannot be shown."""
     for name in ("exec", "count", "format", "state"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--board: not together with --{name}")
     if options.offline_after is not None and options.offline_after < options.interval:
         raise ConfigError("--offline-after: expected at least one --interval")
-    streams = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
-    for name, stream in streams.items():
-        if stream is None or not stream.isatty():
+    files = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
+    for name, file in files.items():
+        if file is None or not file.isatty():
             raise ConfigError(f"--board: needs a terminal, and {name} is none")
     if os.environ.get("TERM") == "dumb":
         raise ConfigError("--board: needs a terminal that can more than TERM=dumb")
@@ -199,13 +209,15 @@ def _check_board(options: argparse.Namespace) -> None:
         raise ConfigError("--board: needs the package textual: pip install 'tornado-status[board]'")
 
 
-# ------------------------------------------------------------------------------------------ hearing
+# -------------------------------------------------------------------------------------- one session
 
 
 class _Session:
-    """One run: from the settings to the exit status, and in `failure` why that is not 0."""
+    """One run, from the settings to the exit status. `failure` says why that is not 0."""
 
-    def __init__(self, settings: Settings, console: _Console, options: argparse.Namespace) -> None:
+    def __init__(
+        self, settings: ListenerSettings, console: _Console, options: argparse.Namespace
+    ) -> None:
         self.failure: str | None = None
         self.shown = 0
         self._console = console
@@ -219,10 +231,10 @@ class _Session:
         self._greeting = f"Listening on {settings.address} port {settings.port}{where}"
         if settings.broker is not None:
             self._greeting = f"Listening on {settings.broker}, subject {settings.broker.subject}"
-        self._board: Board | None = None
-        self._people: People | None = None
+        self._board: BoardApp | None = None
+        self._roster: Roster | None = None
         if options.board:
-            self._people = People(
+            self._roster = Roster(
                 options.interval,
                 options.offline_after or MISSED * options.interval,
                 repairs=settings.url is not None,
@@ -230,7 +242,7 @@ class _Session:
         self._listener = Listener(settings, warn=self._say_warning)
 
     async def run(self) -> int:
-        """Receive until something ends it, and return the exit status."""
+        """Listen until something ends it, and return the exit status."""
         self._loop = asyncio.get_running_loop()
         try:
             with _signals_call(self._on_signal), self._usr1_summarises():
@@ -238,8 +250,8 @@ class _Session:
                     if self._command:
                         self._console.start_command(self._command)
                     self._console.say(self._greeting)
-                    if self._people is not None:
-                        return await self._show_board(self._people)
+                    if self._roster is not None:
+                        return await self._show_board(self._roster)
                     return await self._show_all()
         except _ReaderGone:
             return EXIT_ENDED
@@ -259,12 +271,12 @@ class _Session:
             return self._out_of_time()
         return EXIT_ENDED
 
-    async def _show_board(self, people: People) -> int:
-        # Imported here: drawing takes a library that not everybody has, and a moment to load.
-        from listeners.board.app import Board
+    async def _show_board(self, roster: Roster) -> int:
+        # Imported here: its library is an extra, and takes a moment to load.
+        from listeners.board.app import BoardApp
 
         title = self._greeting[0].lower() + self._greeting[1:]
-        self._board = Board(self._listener, people, title, marks=self._marks)
+        self._board = BoardApp(self._listener, roster, title, marks=self._marks)
         if self._timeout_s is not None:
             self._loop.call_later(self._timeout_s, self._listener.stop)
         try:
@@ -281,8 +293,8 @@ class _Session:
         return _summary(self._listener.counts, self.shown)
 
     def _on_signal(self) -> None:
-        if self._console.stuck():
-            # The loop stands still until somebody reads: only an exception gets out of that.
+        if self._console.blocked():
+            # The loop is blocked in a write: only an exception ends that.
             raise _ReaderGone
         self._loop.call_soon_threadsafe(self._listener.stop)
 
@@ -311,12 +323,12 @@ class _Session:
         if self._board is not None:
             self._board.warn(sentence)
             return
-        # A reader who is gone is noticed when there is an update for him.
+        # The next update will notice that the reader is gone.
         with contextlib.suppress(_ReaderGone):
             self._console.say(f"Warning: {sentence}")
 
 
-def _summary(counts: Counts, shown: int) -> str:
+def _summary(counts: ListenerCounts, shown: int) -> str:
     refused = ", ".join(f"{reason} {number}" for reason, number in sorted(counts.refused.items()))
     parts = [
         f"{shown} updates shown",
@@ -334,9 +346,9 @@ def _summary(counts: Counts, shown: int) -> str:
 
 @contextlib.contextmanager
 def _signals_call(callback: Callable[[], None]) -> Iterator[None]:
-    """Call `callback` on SIGINT and SIGTERM, even while the loop is stuck in a write.
+    """Call `callback` on SIGINT and SIGTERM, even while the loop is blocked in a write.
 
-    That is why it is not `loop.add_signal_handler`, which Windows lacks too.
+    `loop.add_signal_handler` would wait for the loop, and Windows lacks it.
     """
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: callback()) for number in numbers]
@@ -355,15 +367,15 @@ def _interrupt() -> None:
 
 
 class _ReaderGone(Exception):
-    """Nobody reads any more: the other end is closed, or a signal ended the wait for it."""
+    """The other end of the pipe is closed, or a signal ended the wait for it."""
 
 
 class _NotWritten(Exception):
-    """The disk is full and the like: the update is lost to its reader."""
+    """The update could not be written, as to a full disk."""
 
 
 class _Console:
-    """Updates to stdout or a command, everything else to stderr; each flushed at once."""
+    """Writes updates to stdout or a command, and all else to stderr. Flushes each at once."""
 
     def __init__(self) -> None:
         self._writing: IO[str] | None = None
@@ -391,19 +403,19 @@ class _Console:
             self._command.terminate()
             return self._command.wait()
 
-    def stuck(self) -> bool:
-        """Whether a write is under way that waits for its reader."""
+    def blocked(self) -> bool:
+        """Return whether a write is under way that waits for its reader."""
         if self._writing is None:
             return False
-        if sys.platform == "win32":  # where select knows only sockets: it may be
+        if sys.platform == "win32":  # select only takes sockets there: assume that it is
             return True
         return not select.select([], [self._writing], [], 0)[1]
 
     def show(self, text: str) -> None:
-        """Write an update. Raises `_ReaderGone`, or `_NotWritten` for a full disk and the like."""
-        stream = sys.stdout if self._command is None else self._command.stdin
+        """Write an update. Raises `_ReaderGone`, or `_NotWritten` as for a full disk."""
+        output = sys.stdout if self._command is None else self._command.stdin
         try:
-            self._write(stream, text)
+            self._write(output, text)
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EINVAL):  # EINVAL: a closed pipe on Windows
                 raise _ReaderGone from error
@@ -411,22 +423,22 @@ class _Console:
             raise _NotWritten(f"{where}: {error.strerror}") from error
 
     def say(self, sentence: str) -> None:
-        """Write a line to stderr; where it is closed, to nobody. Raises `_ReaderGone`."""
+        """Write a line to stderr, if it is open. Raises `_ReaderGone`."""
         if sys.stderr is not None:
             with contextlib.suppress(OSError):
                 self._write(sys.stderr, f"{sentence}\n")
 
-    def _write(self, stream: IO[str] | None, text: str) -> None:
-        if stream is None:  # closed before we started
+    def _write(self, output: IO[str] | None, text: str) -> None:
+        if output is None:  # closed before we started
             raise _ReaderGone
-        self._writing = stream
+        self._writing = output
         try:
-            stream.write(text)
-            stream.flush()
+            output.write(text)
+            output.flush()
         except BaseException:
-            # The rest would fail, or wait, once more when the interpreter flushes it at exit.
+            # The interpreter would fail, or wait, again when it flushes the rest at exit.
             null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, stream.fileno())
+            os.dup2(null, output.fileno())
             os.close(null)
             raise
         finally:
@@ -436,27 +448,27 @@ class _Console:
 # ------------------------------------------------------------------------------------------ options
 
 
-class _Parser(argparse.ArgumentParser):
+class _ListenerParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = _ListenerParser(
         prog=PROGRAM,
         description="Show the updates that a status server announces on the network.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _add_hearing(parser.add_argument_group("hearing"))
-    _add_broker(parser.add_argument_group("hearing through a broker"))
+    _add_receiving(parser.add_argument_group("receiving"))
+    _add_broker(parser.add_argument_group("receiving from a broker"))
     _add_trust(parser.add_argument_group("trust and repair"))
     _add_showing(parser.add_argument_group("showing"))
     return parser
 
 
-def _add_hearing(group: argparse._ArgumentGroup) -> None:
+def _add_receiving(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--group",
         action="append",
@@ -484,8 +496,8 @@ def _add_broker(group: argparse._ArgumentGroup) -> None:
         "--nats",
         type=_addresses,
         metavar="URL",
-        help="hear a NATS broker at nats://HOST:PORT or tls://HOST:PORT instead of UDP; those of a "
-        "cluster with commas between",
+        help="subscribe to a NATS broker at nats://HOST:PORT or tls://HOST:PORT instead of UDP; "
+        "several servers of a cluster with commas between",
     )
     group.add_argument(
         "--nats-subject",
@@ -501,8 +513,7 @@ def _add_broker(group: argparse._ArgumentGroup) -> None:
         "--nats-ca",
         type=Path,
         metavar="FILE",
-        help="the CA of the broker's certificate; with it nothing but TLS will do (default: the "
-        "system's)",
+        help="the CA of the broker's certificate; requires TLS (default: the system's)",
     )
     group.add_argument(
         "--nats-cert", type=Path, metavar="FILE", help="a client's certificate for the broker"
@@ -519,7 +530,7 @@ def _add_trust(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--cert",
         metavar="FILE",
-        help=f"a reader's certificate for it; '' for none (default: {CERTIFICATE}, where it is)",
+        help=f"a reader's certificate for it; '' for none (default: {CERTIFICATE}, if it exists)",
     )
     group.add_argument(
         "--key", metavar="FILE", help=f"its private key (default: {PRIVATE_KEY} with that)"
@@ -535,7 +546,7 @@ def _add_trust(group: argparse._ArgumentGroup) -> None:
         action="append",
         metavar="FILE",
         help="an announcer's certificate, intermediate CAs behind it; may be repeated; '' for none "
-        f"(default: {ANNOUNCER}, where it is and --url is not given)",
+        f"(default: {ANNOUNCER}, if it exists and --url is not given)",
     )
     group.add_argument(
         "--log",
@@ -548,12 +559,12 @@ def _add_trust(group: argparse._ArgumentGroup) -> None:
         type=_seconds,
         default=MAX_SKEW_S,
         metavar="SECONDS",
-        help="refuse what was sent further from this clock (default: %(default)g)",
+        help="refuse a datagram whose time differs more from this clock (default: %(default)g)",
     )
     group.add_argument(
         "--insecure",
         action="store_true",
-        help="also show what is not signed or not verified, marked as such",
+        help="also show updates that are not signed or not verified, marked as such",
     )
 
 
@@ -563,14 +574,15 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
         dest="start",
         type=_start,
         metavar="now|start|snapshot|SEQ",
-        help="where to begin: with what comes, with all that the server keeps, with everybody's "
-        "newest record, or with a number (default: now; snapshot with --board and a certificate)",
+        help="where to begin: with the next update, with the oldest that the server keeps, with "
+        "the records of all users, or with a number (default: now; snapshot with --board and a "
+        "certificate)",
     )
     group.add_argument(
         "--state",
         type=Path,
         metavar="FILE",
-        help="keep the number of the last update there, and go on after it at the next start",
+        help="save the number of the last update there, and go on after it at the next start",
     )
     group.add_argument(
         "--encoding",
@@ -586,20 +598,21 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--board",
         action="store_true",
-        help="everybody in a live table that fills the terminal: online, late, offline",
+        help="all users in a live table that fills the terminal: online, late, offline",
     )
     group.add_argument(
         "--interval",
         type=_seconds,
         default=INTERVAL_S,
         metavar="SECONDS",
-        help="how often one checks in; who is half of that overdue is late (default: %(default)g)",
+        help="how often a client checks in; a user is late after half of that more (default: "
+        "%(default)g)",
     )
     group.add_argument(
         "--offline-after",
         type=_seconds,
         metavar="SECONDS",
-        help=f"who was not seen for so long is offline (default: {MISSED} intervals)",
+        help=f"a user without a check-in for so long is offline (default: {MISSED} intervals)",
     )
     group.add_argument(
         "--exec",

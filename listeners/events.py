@@ -1,4 +1,4 @@
-"""What a listener delivers: updates, or gaps and snapshots where there are none. Values."""
+"""The deliveries of a listener: updates, and gaps and snapshots where updates are missing."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Source = tuple[str, int]  # a sender's address and port
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """An entry of the log, once and in order where it is verified.
+    """An entry of the log, once and in order if it is verified.
 
-    `source` is where it was heard from, None where it was fetched over HTTPS. Unverified ones
-    (`Settings.insecure`) come as they were heard, and nothing proves them.
+    `source` is the sender, or None if the update was fetched over HTTPS. Unverified updates
+    (`ListenerSettings.insecure`) come as they were received, and nothing proves them.
     """
 
     event: Event | BinaryUpdate
@@ -28,8 +28,8 @@ class Update:
 class Gap:
     """Numbers `first` to `last` that are not delivered as updates.
 
-    With `stream` a new stream begins, and the numbers are the new one's; `last` may then be 0.
-    Where the listener can repair, the state of all users follows as `Snapshot`s.
+    With `log_id` a new log begins, and the numbers are the new one's; `last` may then be 0. If the
+    listener can repair, the state of all users follows as `Snapshot`s.
     """
 
     first: int
@@ -39,7 +39,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A user's newest entry as of the gap before it: it replaces what was known of the user."""
+    """A user's newest entry as of the gap before it. It replaces what was known of the user."""
 
     record: StatusRecord
 

@@ -1,4 +1,4 @@
-"""Deliveries to text: a block for people, a line for programs. Pure: no sockets, no streams.
+"""Deliveries to text: a block for people, a line for programs. Pure: no sockets, no files.
 
 Everything in an update was checked when it was decoded, so nothing here needs escaping.
 """
@@ -31,7 +31,7 @@ class Format(enum.StrEnum):
 def render(form: Format, delivery: Delivery, *, marks: bool = True) -> str:
     """Return one delivery as it is written, with its line ends.
 
-    `marks` says of what is not verified that it is not.
+    With `marks` an update that is not verified says so.
     """
     match delivery:
         case Gap():
@@ -74,9 +74,9 @@ def text_block(
 def json_line(
     update: Event | BinaryUpdate, *, verified: bool = True, state: str | None = None
 ) -> str:
-    """Return one flat JSON object on a line of its own; what the update lacks is null.
+    """Return one flat JSON object on a line of its own. A value that the update lacks is null.
 
-    `at` is there where an event is no check-in, `state` in snapshots.
+    An event that is no check-in has `at`, a snapshot has `state`.
     """
     members: dict[str, object] = {
         "seq": update.seq if isinstance(update, Event) else None,
@@ -98,7 +98,7 @@ def json_line(
 def _gap_block(gap: Gap) -> str:
     lines = [_RULE, f"Missing      : {gap.first} to {gap.last}"]
     if gap.log_id is not None:
-        lines.append(f"New Stream   : {gap.log_id}")
+        lines.append(f"New Log      : {gap.log_id}")
     return "\n".join([*lines, _RULE]) + "\n"
 
 

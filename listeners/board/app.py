@@ -1,6 +1,6 @@
-"""The board: everybody in a live table that fills the terminal, drawn by Textual (extra `board`).
+"""The board: all users in a live table that fills the terminal, drawn by Textual (extra `board`).
 
-Owns the screen and the keys. Who is here is `people`'s matter, and what is true the listener's.
+Owns the screen and the keys. `roster` knows the users, and the listener verifies the updates.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 from textual.widgets import Input, Static
 
-from listeners.board.roster import Order, People, Person, State
-from listeners.listener import Condition, Counts, Listener
+from listeners.board.roster import STATES, Roster, RosterEntry, SortOrder
+from listeners.listener import Condition, Listener, ListenerCounts
+from tornado_status.model.presence import State
 
 TICK_S = 1.0  # "3 s ago" is right to the second
-DRAW_S = 0.2  # at most so often for what was heard: more is not seen
-SILENCE_S = 15.0  # three of the server's heartbeats: something is wrong
+DRAW_S = 0.2  # the shortest pause between two redraws: nobody sees more
+SILENCE_S = 15.0  # three of the server's heartbeats were missed
 FRESH_S = 2.0  # how long a row stands out after a check-in
 WARNING_S = 30.0  # how long the listener's last warning stays on the screen
 
@@ -53,7 +54,10 @@ class Column:
 
 
 def columns(width: int) -> list[Column]:
-    """Return what fits into so many cells, from left to right; the e-mail takes what is left."""
+    """Return the columns that fit into `width` cells, from left to right.
+
+    The e-mail takes the cells that are left over.
+    """
     found = [Column(_STATE, 1 if width < 46 else 9), Column(_SEEN, 10)]
     if width >= 76:
         found.append(Column(_ADDRESS, 21 if width < 120 else 47))  # an IPv6 address with its port
@@ -72,25 +76,25 @@ def ago(seconds: float) -> str:
     return f"{int(seconds)} s ago"
 
 
-def cell(column: str, width: int, person: Person, state: State, age_s: float) -> str:
-    """Return a person's text in a column, before it is fitted to its width."""
+def cell(column: str, width: int, entry: RosterEntry, state: State, age_s: float) -> str:
+    """Return the text of an entry in a column, before it is fitted to its width."""
     match column:
         case "state":
             return _GLYPHS[state] if width == 1 else f"{_GLYPHS[state]} {state}"
         case "e-mail":
-            return person.email
+            return entry.email
         case "last seen":
             return ago(age_s).rjust(width)
         case "address":
-            if person.client_ip is None:
+            if entry.client_ip is None:
                 return ""
-            ip = f"[{person.client_ip}]" if ":" in person.client_ip else person.client_ip
-            return f"{ip}:{person.client_port}"
+            ip = f"[{entry.client_ip}]" if ":" in entry.client_ip else entry.client_ip
+            return f"{ip}:{entry.client_port}"
         case _:
-            return person.event if person.verified else "unverified"
+            return entry.event if entry.verified else "unverified"
 
 
-def heads(width: int) -> str:
+def headings(width: int) -> str:
     """Return the line above the rows."""
     names = {c: c.name.rjust(c.width) if c.name == _SEEN else c.name for c in columns(width)}
     return BETWEEN.join(fit(names[c] if c.width > 1 else "", c.width) for c in names).upper()
@@ -102,18 +106,18 @@ def fit(text: str, width: int) -> str:
 
 
 class _Table(ScrollView, can_focus=True):
-    """The rows in view, drawn when they are: ten thousand people cost what a screenful does."""
+    """The rows in view. Only these are drawn: ten thousand users cost what a screenful costs."""
 
     DEFAULT_CSS = "_Table { height: 1fr; scrollbar-size: 1 1; }"
 
-    def __init__(self, people: People, *, marks: bool) -> None:
+    def __init__(self, roster: Roster, *, marks: bool) -> None:
         super().__init__()
-        self._people = people
+        self._roster = roster
         self._marks = marks
-        self.rows: Sequence[Person] = ()
+        self.rows: Sequence[RosterEntry] = ()
         self.now = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
-    def show(self, rows: Sequence[Person], now: datetime.datetime) -> None:
+    def show(self, rows: Sequence[RosterEntry], now: datetime.datetime) -> None:
         self.rows, self.now = rows, now
         self.virtual_size = Size(self.scrollable_content_region.width, len(rows))
         self.refresh()
@@ -123,20 +127,20 @@ class _Table(ScrollView, can_focus=True):
         number = y + self.scroll_offset.y
         if number >= len(self.rows):
             return Strip.blank(width)
-        person = self.rows[number]
-        state, age_s = self._people.state(person, self.now), person.age_s(self.now)
+        entry = self.rows[number]
+        state, age_s = self._roster.state(entry, self.now), entry.age_s(self.now)
         style = _STYLES[state] + (_BOLD if age_s < FRESH_S else Style())
-        if self._marks and not person.verified:
+        if self._marks and not entry.verified:
             style = _UNVERIFIED
         parts = [
-            Segment(fit(cell(c.name, c.width, person, state, age_s), c.width) + BETWEEN, style)
+            Segment(fit(cell(c.name, c.width, entry, state, age_s), c.width) + BETWEEN, style)
             for c in columns(width)
         ]
         return Strip(parts).adjust_cell_length(width)
 
 
 class _Search(Input):
-    """The line to search in; Enter and Escape leave it."""
+    """The search line. Enter and Escape leave it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", show=False)]
 
@@ -145,10 +149,10 @@ class _Search(Input):
         self.post_message(self.Submitted(self, ""))
 
 
-class Board(App[None]):
-    """Shows what `listener` delivers, until that ends, q or Ctrl-C. `title` says what is heard.
+class BoardApp(App[None]):
+    """Shows what `listener` delivers, until the listener ends or the user presses q or Ctrl-C.
 
-    `warn` puts a sentence on the screen. `now` is the wall clock.
+    `title` says where it listens. `warn` puts a sentence on the screen. `now` is the wall clock.
     """
 
     CSS = """
@@ -162,18 +166,18 @@ class Board(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c,ctrl+q", "quit", priority=True, show=False),
         Binding("q", "quit", show=False),
-        # Priority, so that what is typed right behind it is searched for.
+        # Priority, so that the letters typed right after it go to the search line.
         Binding("slash", "search", priority=True, show=False),
         Binding("s", "order", show=False),
         Binding("r", "reverse", show=False),
         Binding("f", "filter", show=False),
-        Binding("escape", "everybody", show=False),
+        Binding("escape", "all", show=False),
     ]
 
     def __init__(
         self,
         listener: Listener,
-        people: People,
+        roster: Roster,
         title: str,
         *,
         marks: bool = True,
@@ -184,17 +188,17 @@ class Board(App[None]):
         self.shown = 0
         self.failure: BaseException | None = None
         self._listener = listener
-        self._people = people
+        self._roster = roster
         self._now = now
-        self._order = Order.EMAIL
+        self._order = SortOrder.EMAIL
         self._descending = False
         self._only: State | None = None
         self._search = ""
         self._changed = True
         self._warned_at = float("-inf")
-        self._table = _Table(people, marks=marks)
+        self._table = _Table(roster, marks=marks)
 
-    # ------------------------------------------------------------------------------- its life
+    # ------------------------------------------------------------------------------- start, end
 
     def compose(self) -> ComposeResult:
         yield Static(Text(self.title, no_wrap=True, overflow="ellipsis"), id="title")
@@ -215,11 +219,11 @@ class Board(App[None]):
     async def _listen(self) -> None:
         try:
             async for delivery in self._listener:
-                self._people.take(delivery)
-                self._people.repairs = self._listener.condition.repairs
+                self._roster.apply(delivery)
+                self._roster.repairs = self._listener.condition.repairs
                 self.shown += 1
                 self._changed = True
-        except Exception as error:  # the caller's: it is raised again once the screen is restored
+        except Exception as error:  # the caller raises it again once the screen is restored
             self.failure = error
         self.exit()
 
@@ -240,10 +244,10 @@ class Board(App[None]):
             self.draw()
 
     def draw(self) -> None:
-        """Show what is known now."""
+        """Draw the current state."""
         self._changed = False
         now = self._now()
-        rows = self._people.rows(
+        rows = self._roster.rows(
             now,
             order=self._order,
             descending=self._descending,
@@ -251,24 +255,24 @@ class Board(App[None]):
             only=self._only,
         )
         self._table.show(rows, now)
-        self._say("#columns", Text(heads(self._table.scrollable_content_region.width)))
-        self._say("#counts", self._counts(now, len(rows)))
-        self._say("#condition", condition_line(self._listener.condition, self._listener.counts))
-        self._say("#keys", self._keys())
+        self._show("#columns", Text(headings(self._table.scrollable_content_region.width)))
+        self._show("#counts", self._counts(now, len(rows)))
+        self._show("#condition", condition_line(self._listener.condition, self._listener.counts))
+        self._show("#keys", self._keys())
         if time.monotonic() - self._warned_at > WARNING_S:
             self.query_one("#warning").display = False
 
-    def _say(self, where: str, text: Text) -> None:
+    def _show(self, where: str, text: Text) -> None:
         text.no_wrap, text.overflow = True, "ellipsis"
         self.query_one(where, Static).update(text)
 
     def _counts(self, now: datetime.datetime, rows: int) -> Text:
-        counts = self._people.count(now)
+        counts = self._roster.count(now)
         text = Text()
-        for state in State:
+        for state in STATES:
             text.append(f"{_GLYPHS[state]} {counts[state]} {state}  ", _STYLES[state])
-        text.append(f"of {len(self._people)}")
-        if rows != len(self._people):
+        text.append(f"of {len(self._roster)}")
+        if rows != len(self._roster):
             text.append(f", {rows} shown", "bold")
         return text
 
@@ -289,11 +293,11 @@ class Board(App[None]):
     # -------------------------------------------------------------------------------- the keys
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Let a slash be a slash while it is searched for."""
+        """Let a slash be a letter while the search line has the focus."""
         return not (action == "search" and self.query_one(_Search).has_focus)
 
     def action_order(self) -> None:
-        orders = list(Order)
+        orders = list(SortOrder)
         self._order = orders[(orders.index(self._order) + 1) % len(orders)]
         self._descending = False
         self.draw()
@@ -303,12 +307,12 @@ class Board(App[None]):
         self.draw()
 
     def action_filter(self) -> None:
-        choices = [None, *State]
+        choices = [None, *STATES]
         self._only = choices[(choices.index(self._only) + 1) % len(choices)]
         self._table.scroll_home(animate=False)
         self.draw()
 
-    def action_everybody(self) -> None:
+    def action_all(self) -> None:
         self._search, self._only = "", None
         self.query_one(_Search).value = ""
         self.draw()
@@ -316,7 +320,7 @@ class Board(App[None]):
     def action_search(self) -> None:
         search = self.query_one(_Search)
         search.display = True
-        # Not `focus`, which takes effect later: the next key may be here already.
+        # Not `focus`, which takes effect later: the next key may have come by then.
         self.screen.set_focus(search)
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -329,12 +333,12 @@ class Board(App[None]):
         self.query_one(_Search).display = False
 
 
-def condition_line(condition: Condition, counts: Counts) -> Text:
-    """Say in one line whether what is on the screen can be relied on."""
+def condition_line(condition: Condition, counts: ListenerCounts) -> Text:
+    """Return one line that says whether the screen is complete and up to date."""
     text = Text()
     silent_s = condition.silent_s
-    if condition.trouble is not None:
-        text.append(f"cannot repair: {condition.trouble}", _BAD)
+    if condition.problem is not None:
+        text.append(f"cannot repair: {condition.problem}", _BAD)
     elif silent_s is None:
         text.append("nothing heard yet", "yellow")
     elif silent_s > SILENCE_S:

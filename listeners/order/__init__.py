@@ -1,1 +1,1 @@
-"""Order: every number once, gaps found, the position kept in a state file."""
+"""Order: which log is followed, every number once, gaps found, the position saved."""

@@ -1,4 +1,4 @@
-"""Where a listener stopped, in a file: a stream and the number up to which it delivered."""
+"""A file that holds a listener's position: a log id and the number up to which it delivered."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from listeners.order.sequence import Position
 from tornado_status.errors import ConfigError
 from tornado_status.wire.datagram import MAX_SEQ
 
-MAX_SIZE = 4096  # bytes: what is longer is not ours
-SAVE_INTERVAL_S = 1.0  # a crash repeats at most this much, and a disk bears one write a second
+MAX_SIZE = 4096  # bytes: a longer file is not a state file
+SAVE_INTERVAL_S = 1.0  # a crash repeats at most this much; one write a second costs a disk little
 
 
 class StateFile:
@@ -25,7 +25,7 @@ class StateFile:
         self._saved_at = float("-inf")
 
     def load(self) -> Position | None:
-        """Return what was saved, or None where there is no file. Raises `ConfigError`."""
+        """Return what was saved, or None if there is no file. Raises `ConfigError`."""
         try:
             with self._path.open("rb") as file:
                 text = file.read(MAX_SIZE + 1)
@@ -47,7 +47,7 @@ class StateFile:
         return self._saved
 
     def check(self) -> None:
-        """See whether the file can be written at all. Raises `ConfigError`."""
+        """Raise `ConfigError` if the file cannot be written."""
         if not os.access(self._path.parent, os.W_OK):
             raise ConfigError(f"--state: {self._path.parent} is no directory that can be written")
 

@@ -1,7 +1,7 @@
-"""What waits to be verified: a bounded queue for each source, served in turn. Pure.
+"""Datagrams that wait to be verified: a bounded queue for each source, served in turn. Pure.
 
-A signature takes longer to check than a forged datagram to send. So whoever floods fills a queue of
-its own, and the others are served as if it were not there.
+A signature takes longer to check than a forged datagram takes to send. A flood fills only the queue
+of its own source, and the other sources are served as usual.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_SOURCES = 256  # addresses with ports; those beyond it share one queue
 
 
 class FairQueue:
-    """Holds datagrams by source. When it is full, the longest queue gives way."""
+    """Holds datagrams by source. When it is full, the longest queue loses its newest datagram."""
 
     def __init__(self, max_waiting: int = MAX_WAITING, max_sources: int = MAX_SOURCES) -> None:
         self._max_waiting = max_waiting

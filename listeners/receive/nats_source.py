@@ -1,8 +1,8 @@
-"""Hears datagrams that a NATS broker carries, over one connection after the other.
+"""Receives datagrams from a NATS broker, and reconnects when the connection breaks.
 
-Where JetStream keeps the subject, an ordered consumer begins behind the last message that was
-heard, so that a connection that broke leaves no gap; elsewhere it is a plain subscription. Either
-way what is missing shows by the numbers, and is repaired.
+If JetStream keeps the subject, an ordered consumer begins after the last message that was received,
+so that a broken connection leaves no gap. Otherwise it is a plain subscription. In both cases the
+sequence numbers show what is missing, and it is repaired.
 """
 
 from __future__ import annotations
@@ -21,60 +21,63 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.js.manager import JetStreamManager
 
-LOOK_S = 5.0  # how often the consumer is looked at: a broker may forget it without a word
+CHECK_S = 5.0  # how often the consumer is checked: a broker may drop it without notice
 ANSWER_S = 3.0
-# What the library may hold until it is taken; what finds no room is repaired.
+# What the library may hold until it is handed on; what finds no room is repaired.
 MAX_MESSAGES = 65_536
 MAX_BYTES = 64 * 1024 * 1024
-SOME_CLOCKS_DIFFER = datetime.timedelta(seconds=10)  # what is heard twice is known
+CLOCK_DIFFERENCE = datetime.timedelta(seconds=10)  # what comes twice is a known duplicate
 INACTIVE_S = 30.0  # a consumer whose listener is gone is removed by the broker
 
-TakeIn = Callable[[bytes, Source], Awaitable[None]]
+OnMessage = Callable[[bytes, Source], Awaitable[None]]
 
 
 class NatsSource:
-    """Hears one subject of one broker. `since`: what is kept from that moment on is heard, too."""
+    """Subscribes to one subject of one broker.
+
+    With `since`, messages that the broker has kept from that time on come too.
+    """
 
     def __init__(
         self,
         broker: Broker,
-        take_in: TakeIn,
+        on_message: OnMessage,
         warn: Callable[[str], None],
         since: datetime.datetime | None,
     ) -> None:
-        self.listening = asyncio.Event()
+        self.subscribed = asyncio.Event()
         self._broker = broker
-        self._take_in = take_in
+        self._hand_on = on_message
         self._warn = warn
         self._since = since
         self._stream: str | None = None
-        self._last = 0  # the stream's own number of the last message, not the log's
-        self._heard = 0  # of this consumer
+        self._last = 0  # JetStream's own number of the last message, not the log's
+        self._received = 0  # messages of this consumer
         self._missed = asyncio.Event()
         self._problem: str | None = None
         self._stopping = False
 
     async def run(self) -> None:
-        """Hear until cancelled, or until `stop`."""
+        """Receive until cancelled, or until `stop`."""
         while not self._stopping:
             try:
                 async with connected(self._broker, "status-listener") as connection:
-                    await self._hear(connection)
+                    await self._receive(connection)
             except BrokerError as error:
-                self._tell(str(error))
+                self._warn_once(str(error))
             except Exception as error:  # the library's own
-                self._tell(f"the broker {self._broker}: {str(error).removeprefix('nats: ')}")
-            if self.listening.is_set():
-                # What is kept from now on is asked for, where there is no number to go on from.
+                self._warn_once(f"the broker {self._broker}: {str(error).removeprefix('nats: ')}")
+            if self.subscribed.is_set():
+                # Ask for what is kept from now on, if there is no number to go on from.
                 now = datetime.datetime.now(datetime.UTC)
-                self._since = self._since or now - SOME_CLOCKS_DIFFER
+                self._since = self._since or now - CLOCK_DIFFERENCE
             await asyncio.sleep(RETRY_S)
 
     def stop(self) -> None:
-        """Begin no other connection: the library may swallow a cancellation."""
+        """Open no more connections: the library may swallow a cancellation."""
         self._stopping = True
 
-    async def _hear(self, connection: NatsConnection) -> None:
+    async def _receive(self, connection: NatsConnection) -> None:
         client = connection.client
         host, _, port = connection.where.rpartition(":")
         source = (host, int(port))
@@ -93,17 +96,17 @@ class NatsSource:
             pending_bytes_limit=MAX_BYTES,
         )
         self._missed.clear()
-        self._heard = 0
+        self._received = 0
         consumer = None if stream is None else await self._consume(manager, stream, subject)
-        await client.flush(int(ANSWER_S))  # the broker knows of it now, or said why not
+        await client.flush(int(ANSWER_S))  # the broker has answered the subscription by now
         if connection.ended.is_set() or client.last_error is not before:
             raise BrokerError("refused", f"the broker {self._broker}: {client.last_error}")
         if self._problem is not None:
-            self._warn(f"hearing the broker {self._broker} again")
+            self._warn(f"receiving from the broker {self._broker} again")
         self._problem = None
-        self.listening.set()
+        self.subscribed.set()
         while not self._stopping:
-            if await _either(connection.ended, self._missed, LOOK_S):
+            if await _either(connection.ended, self._missed, CHECK_S):
                 why = "it closed the connection" if connection.ended.is_set() else "it left one out"
                 raise BrokerError("broken", f"the broker {self._broker}: {why}")
             if stream is not None and consumer is not None:
@@ -112,7 +115,7 @@ class NatsSource:
                 await client.flush(int(ANSWER_S))
 
     async def _find_stream(self, manager: JetStreamManager) -> str | None:
-        """Return the stream that keeps the subject; None also where we may not ask."""
+        """Return the JetStream stream that keeps the subject. None also if we may not ask."""
         from nats.errors import Error
 
         try:
@@ -125,7 +128,7 @@ class NatsSource:
 
         state = (await manager.stream_info(stream)).state
         if stream != self._stream or state.last_seq < self._last:
-            self._stream, self._last = stream, 0  # another one, or made anew
+            self._stream, self._last = stream, 0  # another one, or it was recreated
         config = ConsumerConfig(
             deliver_policy=DeliverPolicy.NEW,
             deliver_subject=subject,
@@ -147,14 +150,14 @@ class NatsSource:
     async def _on_message(self, message: Msg, source: Source) -> None:
         if message.reply.startswith("$JS.ACK."):
             sequence = message.metadata.sequence
-            self._heard += 1
-            if sequence.consumer != self._heard:
-                self._missed.set()  # what came too early is a duplicate the second time
+            self._received += 1
+            if sequence.consumer != self._received:
+                self._missed.set()  # this one comes again as a duplicate
                 return
             self._last = sequence.stream
-        await self._take_in(message.data, source)
+        await self._hand_on(message.data, source)
 
-    def _tell(self, problem: str) -> None:
+    def _warn_once(self, problem: str) -> None:
         if problem != self._problem:
             self._warn(f"{problem}; trying again")
         self._problem = problem

@@ -1,7 +1,7 @@
-"""Opens the sockets that hear everything: their options, their addresses, their groups.
+"""Opens the UDP sockets of a listener: their options, addresses and groups.
 
-One for IPv4, which hears groups and broadcasts alike, and one for IPv6 where there are groups of it
-or its address is IPv6. `Sockets.rejoin` keeps the groups joined as interfaces come and go.
+One socket for IPv4 receives groups and broadcasts alike. One for IPv6 is opened if there are IPv6
+groups or the address is IPv6. `Sockets.rejoin` keeps the groups joined as interfaces come and go.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from types import TracebackType
 
 from tornado_status.errors import ConfigError
 
-WILDCARD = "0.0.0.0"  # noqa: S104 - the only address that hears group and broadcast alike
+WILDCARD = "0.0.0.0"  # noqa: S104 - the only address that receives both groups and broadcasts
 
-# A full buffer loses datagrams without a word: this holds about 1,800 of the largest with the
-# kernel's own overhead, some 12,000 updates. Systems grant less where their limits say so.
+# A full buffer loses datagrams silently. This one holds about 1,800 of the largest with the
+# kernel's own overhead, some 12,000 updates. Systems with a lower limit grant less.
 RECEIVE_BUFFER = 4 * 1024 * 1024
 _SMALLEST_BUFFER = 64 * 1024
 
@@ -55,10 +55,10 @@ class Sockets:
             sock.close()
 
     def rejoin(self) -> list[str]:
-        """Join again where a membership has gone with its interface. Returns what changed.
+        """Join again if a membership has gone with its interface. Returns what changed.
 
-        Joining what is joined is refused, which tells that it is; so this is safe at any time, and
-        works where no system call says that an interface came back.
+        The kernel refuses to join a group twice, so this is safe at any time. No system call says
+        that an interface came back.
         """
         changes = []
         for membership in self._memberships:
@@ -83,12 +83,14 @@ class Sockets:
             self._memberships.append(membership)
 
 
-def open_ears(address: str, port: int, groups: Sequence[str], interfaces: Sequence[str]) -> Sockets:
+def open_sockets(
+    address: str, port: int, groups: Sequence[str], interfaces: Sequence[str]
+) -> Sockets:
     """Return bound, non-blocking UDP sockets that are in `groups` on `interfaces`, and only there.
 
-    `address` is a local address, `groups` are multicast groups of IPv4 or IPv6 (with `%interface`
-    on that one alone), `interfaces` are addresses of this machine or, on Linux, names. Raises
-    `ConfigError` with a sentence that says what to change. The caller closes them.
+    `address` is a local address. `groups` are multicast groups of IPv4 or IPv6 (with `%interface`
+    on that one alone). `interfaces` are addresses of this machine or, on Linux, names. Raises
+    `ConfigError` with a sentence that says what to change. The caller closes the sockets.
     """
     local = _address(address)
     wanted = [
@@ -96,11 +98,11 @@ def open_ears(address: str, port: int, groups: Sequence[str], interfaces: Sequen
         for text in dict.fromkeys(groups)
         for group, interface in _on_interfaces(text, interfaces)
     ]
-    ears = Sockets()
+    opened = Sockets()
     try:
         if isinstance(local, ipaddress.IPv4Address):
             sock = _open(socket.AF_INET, address, port)
-            ears.add(sock, [(g, i) for g, i in wanted if g.version == 4])
+            opened.add(sock, [(g, i) for g, i in wanted if g.version == 4])
         elif any(group.version == 4 for group, _ in wanted):
             raise ConfigError(
                 f"--address: {address} hears no IPv4 group: leave them out with --group"
@@ -108,11 +110,11 @@ def open_ears(address: str, port: int, groups: Sequence[str], interfaces: Sequen
         of_ipv6 = [(group, interface) for group, interface in wanted if group.version == 6]
         if of_ipv6 or local.version == 6:
             sock = _open(socket.AF_INET6, address if local.version == 6 else "::", port)
-            ears.add(sock, of_ipv6)
+            opened.add(sock, of_ipv6)
     except BaseException:
-        ears.close()
+        opened.close()
         raise
-    return ears
+    return opened
 
 
 def _address(text: str) -> Address:
@@ -282,7 +284,7 @@ def _request(group: Address, interface: str) -> bytes:
         return group.packed + struct.pack("@I", _index(interface, address))
     if isinstance(address, ipaddress.IPv4Address):
         return group.packed + address.packed
-    # By index only where the kernel takes one; elsewhere it would join by default route.
+    # Only Linux takes an index; other systems would join by default route.
     if sys.platform != "linux":
         raise ConfigError(
             f"--interface: expected an IPv4 address of this machine, got {interface!a}"

@@ -1,7 +1,7 @@
 """The server's answers: JSON to checked values. Pure.
 
-An answer over TLS is the server's word, but not therefore right: what contradicts itself, such as a
-page of events with a hole, is an error like any other.
+An answer over TLS comes from the server, but may still be wrong. An answer that contradicts itself,
+such as a page of events with a hole, is an error like any other.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from tornado_status.wire.datagram import MAX_SEQ, decode_update
 
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
 
-
 _ANY_MOMENT = "1970-01-01T00:00:00.000000Z"
 _STATE = re.compile(r"[a-z][a-z-]{0,31}")
 
@@ -26,7 +25,7 @@ class AnswerError(Exception):
 
 
 def announcers(body: bytes) -> tuple[uuid.UUID, list[str]]:
-    """Return the stream and the certificates (PEM) of `GET /api/announcers`."""
+    """Return the log id and the certificates (PEM) of `GET /api/announcers`."""
     members = _object(body)
     found = members.get("announcers")
     if not isinstance(found, list) or not all(isinstance(pem, str) for pem in found):
@@ -110,7 +109,7 @@ def _log_id(members: dict[str, object]) -> uuid.UUID:
     try:
         return uuid.UUID(value if isinstance(value, str) else "")
     except ValueError as error:
-        raise AnswerError("`stream` is no UUID") from error
+        raise AnswerError("`log` is no UUID") from error
 
 
 def _number(members: dict[str, object], name: str) -> int:

@@ -1,6 +1,6 @@
-"""Which keys may announce: from files that the operator gave, and from the server. No network.
+"""The keys that may announce: from files that the operator gave, and from the server. No network.
 
-A certificate's chain and purpose are judged once, here; its dates whenever its key is used.
+A certificate's chain and purpose are checked once, here; its dates whenever its key is used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_PUBLISHED = 64  # announcers: many servers, each with the last key and the n
 
 
 class KnownAnnouncers:
-    """The announcers by the name of their key; those of the server replace each other."""
+    """The announcers by the name of their key (kid). A new list of the server replaces the last."""
 
     def __init__(self, cas: Sequence[x509.Certificate] = ()) -> None:
         self._cas = cas
@@ -39,7 +39,10 @@ class KnownAnnouncers:
         return keys
 
     def replace_published(self, certificates: Iterable[str]) -> list[str]:
-        """Trust those (PEM, intermediate CAs behind) beside the files'. Returns why not others."""
+        """Trust these certificates (PEM, intermediate CAs behind each) beside those of the files.
+
+        Returns the reasons for those that are refused.
+        """
         published: dict[str, AnnouncerKey] = {}
         refusals = []
         for pem in certificates:

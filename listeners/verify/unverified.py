@@ -1,4 +1,4 @@
-"""Reads what nothing proves, unsigned or of an unknown key: bytes in, new updates out. Pure."""
+"""Reads datagrams that nothing proves, unsigned or of an unknown key: new updates out. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from listeners.order.lru_set import WINDOW_SIZE, Window
+from listeners.order.bounded_set import DEFAULT_SIZE, BoundedSet
 from tornado_status.model.records import Event
 from tornado_status.wire.datagram import BinaryUpdate, Datagram, decode
 
@@ -20,26 +20,27 @@ class Encoding(enum.StrEnum):
 
 
 @dataclass(slots=True)
-class Counts:
+class UnverifiedCounts:
     """What was not returned."""
 
     duplicates: int = 0  # updates
-    ignored: int = 0  # datagrams, well-formed, of the encoding that was not asked for
+    ignored: int = 0  # well-formed datagrams of the encoding that was not asked for
 
 
-class Receiver:
-    """Decodes datagrams and drops the updates that were heard before.
+class UnverifiedReader:
+    """Decodes datagrams and drops the updates that were received before.
 
-    JSON updates are known by their stream and number, binary ones, which have neither, by all
-    their bytes. An update heard in both encodings is shown twice: nothing proves the two equal.
+    A JSON update is known by its log id and number. A binary one, which has neither, is known by
+    all its bytes. An update that comes in both encodings is shown twice: nothing proves the two
+    equal.
     """
 
-    def __init__(self, encoding: Encoding = Encoding.AUTO, window_size: int = WINDOW_SIZE) -> None:
-        self.counts = Counts()
+    def __init__(self, encoding: Encoding = Encoding.AUTO, window_size: int = DEFAULT_SIZE) -> None:
+        self.counts = UnverifiedCounts()
         self._encoding = encoding
-        # One window each, so that a flood of one format cannot push out what the other remembers.
-        self._numbers = Window[tuple[int, int]](window_size)
-        self._payloads = Window[bytes](window_size)
+        # One set each, so that a flood of one format cannot push out what the other remembers.
+        self._numbers = BoundedSet[tuple[int, int]](window_size)
+        self._payloads = BoundedSet[bytes](window_size)
 
     def receive(self, payload: bytes) -> Sequence[Event | BinaryUpdate]:
         """Return the new updates of one datagram, in its order; none for a heartbeat.

@@ -1,7 +1,7 @@
-"""Judges signed datagrams: bytes in, a datagram that is proven or the reason why not. Pure.
+"""Verifies signed datagrams: bytes in, a verified datagram or the reason why not. Pure.
 
-Cheap checks first, by position; then the signature; what the bytes say is read last, so that a
-stranger's bytes never reach the JSON parser.
+Cheap checks by position come first, then the signature. The JSON parser comes last, so that it
+never gets bytes that no announcer signed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 
-from listeners.order.lru_set import Window
+from listeners.order.bounded_set import BoundedSet
 from tornado_status.errors import DatagramError
 from tornado_status.pki.announcer_keys import AnnouncerKey
 from tornado_status.wire.datagram import (
@@ -23,38 +23,40 @@ from tornado_status.wire.datagram import (
 )
 
 MAX_SKEW_S = 60.0
-# What proves nothing, but may be shown as such with --insecure. All the other reasons speak against
-# a datagram; these only do not speak for it.
-UNPROVEN = frozenset({"unsigned", "unknown-kid", "signature", "key-expired", "key-not-yet-valid"})
+# These reasons leave open whether a datagram is right: --insecure shows it, marked as not verified.
+# All other reasons show that it is wrong.
+UNVERIFIED_REASONS = frozenset(
+    {"unsigned", "unknown-kid", "signature", "key-expired", "key-not-yet-valid"}
+)
 
 # Copies of a datagram, by each target and interface, are milliseconds apart; a replay comes within
 # twice the skew. 16 bytes each.
 REMEMBERED = 16_384
 
-# How the shipped server begins a datagram. Another order is no error, only judged later.
+# How the shipped server begins a datagram. Another order is no error, only checked later.
 _OPENING = re.compile(
     rb'\{"v":1,"log":"([0-9a-f-]{36})",'
     rb'"sent":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)","head":(\d{1,19}),"updates":\['
 )
 
 
-class Copy(Exception):
+class DuplicateDatagram(Exception):
     """The same bytes were verified before."""
 
 
 class Verifier:
-    """Judges against `keys` (by kid) and a clock that is handed in, in UTC."""
+    """Verifies with `keys` (by kid) and a clock that is passed in, in UTC."""
 
     def __init__(
         self, keys: Callable[[], Mapping[str, AnnouncerKey]], max_skew_s: float = MAX_SKEW_S
     ) -> None:
         self._keys = keys
         self._max_skew = datetime.timedelta(seconds=max_skew_s)
-        self._verified = Window[bytes](REMEMBERED)
+        self._verified = BoundedSet[bytes](REMEMBERED)
         self._heartbeats: dict[str, datetime.datetime] = {}
 
     def screen(self, payload: bytes, now: datetime.datetime) -> tuple[str, bytes, bytes]:
-        """Refuse what can be refused at little cost. Raises `DatagramError`, or `Copy`.
+        """Do the cheap checks. Raises `DatagramError` or `DuplicateDatagram`.
 
         Returns the key's name, the signed bytes and the signature.
         """
@@ -75,13 +77,13 @@ class Verifier:
         if int(opening[3]) > MAX_SEQ:
             raise DatagramError("malformed", "`head` is not a number of the log")
         if _digest(payload) in self._verified:
-            raise Copy
+            raise DuplicateDatagram
         return parts
 
     def verify(self, payload: bytes, now: datetime.datetime) -> Datagram:
-        """Return what a datagram says that is signed by a known key, sent now and not a copy.
+        """Return the datagram, if a known key signed it, it was sent now and it is new.
 
-        Raises `DatagramError`, or `Copy`.
+        Raises `DatagramError` or `DuplicateDatagram`.
         """
         kid, signed, signature = self.screen(payload, now)
         if not self._announcer(kid, now).verify(signature, signed):
@@ -91,7 +93,7 @@ class Verifier:
             raise DatagramError("malformed", "`kid` is not the key that signed it")
         self._check_skew(datagram.sent, now)
         if not self._verified.add(_digest(payload)):
-            raise Copy
+            raise DuplicateDatagram
         if not datagram.updates:
             newest = self._heartbeats.get(kid)
             if newest is not None and datagram.sent <= newest:

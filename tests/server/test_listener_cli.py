@@ -271,7 +271,7 @@ def test_two_files_follow_a_rotation_without_a_server(
         assert len(listener.out.lines) == 2
 
 
-def test_a_new_stream_is_followed_once_the_server_confirms_it(
+def test_a_new_log_is_followed_once_the_server_confirms_it(
     start_server: StartServer, certs: Path, port: int
 ) -> None:
     """And not on the word of a datagram, even of one that is signed."""
@@ -282,7 +282,7 @@ def test_a_new_stream_is_followed_once_the_server_confirms_it(
         listener.wait_for_seq(3)
         with Announcing(port, certs / "announcer.key") as other:
             other.announce(99)
-            listener.says(f"its stream {LOG_ID} is not confirmed by the server")
+            listener.says(f"its log {LOG_ID} is not confirmed by the server")
         first.stop()
         [(stream,)] = first.rows("UPDATE head SET stream = gen_random_uuid() RETURNING stream")
         second = start_server(server={"port": first.port}, announce=same)
@@ -441,7 +441,7 @@ def test_what_is_refused_is_counted_by_its_reason(announcing: Announcing, certs:
 NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 
 
-def test_a_newer_signed_stream_is_followed_with_a_gap(announcing: Announcing, certs: Path) -> None:
+def test_a_newer_signed_log_is_followed_with_a_gap(announcing: Announcing, certs: Path) -> None:
     """Nobody but an announcer can begin one; a pinned listener keeps to its own."""
     pinned_to = ["--log", LOG_ID]
     with (

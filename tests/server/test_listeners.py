@@ -25,15 +25,16 @@ from hypothesis import strategies as st
 
 from listeners import cli
 from listeners import listener as library
-from listeners.complaints import Complaints
 from listeners.events import Snapshot
-from listeners.order.lru_set import Window
+from listeners.operator_warnings import OperatorWarnings
+from listeners.order.bounded_set import BoundedSet
 from listeners.output import Format, json_line, render, text_block
 from listeners.receive.sockets import WILDCARD
-from listeners.verify.unverified import Encoding, Receiver
+from listeners.verify.unverified import Encoding, UnverifiedReader
 from tests.support.harness import PATIENCE_S, ROOT, Lines, free_port, wait_until
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import Event, StatusRecord
+from tornado_status.runtime.rate_limit import MAX_KINDS, RateLimit
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     BinaryUpdate,
@@ -47,7 +48,7 @@ LISTENER = [sys.executable, "-W", "error", "-m", "listeners"]
 ALONE = ["--insecure", "--cert", "", "--announcer", ""]
 GROUP = "239.255.66.67"  # not the shipped one: a server may run on this machine
 BROADCAST = "127.255.255.255"
-STREAM = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
+LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 
 no_deadline = settings(deadline=None)  # a busy machine is no failure
@@ -62,9 +63,9 @@ def free_udp_port() -> int:
     return free_port(socket.SOCK_DGRAM)
 
 
-def as_json(*events: Event, stream: uuid.UUID = STREAM) -> bytes:
+def as_json(*events: Event, log_id: uuid.UUID = LOG_ID) -> bytes:
     (payload,) = encode_json(
-        stream, MOMENT, max((event.seq for event in events), default=0), events
+        log_id, MOMENT, max((event.seq for event in events), default=0), events
     )
     return payload
 
@@ -524,32 +525,32 @@ def test_what_cannot_be_used_is_one_sentence(arguments: list[str], sentence: str
 @given(st.integers(1, 6), st.lists(st.integers(0, 9), max_size=60))
 def test_the_window_knows_exactly_the_newest_keys(size: int, keys: list[int]) -> None:
     """A key is known again as long as it is among the newest, and memory is bounded."""
-    window = Window[int](size)
+    known = BoundedSet[int](size)
     remembered: list[int] = []
     for key in keys:
-        assert window.add(key) == (key not in remembered)
+        assert known.add(key) == (key not in remembered)
         if key not in remembered:
             remembered = [*remembered, key][-size:]
-        assert len(window) == len(remembered) <= size
+        assert len(known) == len(remembered) <= size
 
 
 @no_deadline
-@given(st.lists(st.tuples(st.sampled_from([STREAM, uuid.UUID(int=1)]), st.integers(1, 9))))
+@given(st.lists(st.tuples(st.sampled_from([LOG_ID, uuid.UUID(int=1)]), st.integers(1, 9))))
 def test_an_update_is_known_by_its_stream_and_number(heard: list[tuple[uuid.UUID, int]]) -> None:
     """The same number of another stream is another update."""
-    receiver = Receiver()
+    reader = UnverifiedReader()
     shown = [
-        (stream, seq)
-        for stream, seq in heard
-        if receiver.receive(as_json(check_in(seq), stream=stream))
+        (log_id, seq)
+        for log_id, seq in heard
+        if reader.receive(as_json(check_in(seq), log_id=log_id))
     ]
     assert shown == list(dict.fromkeys(heard))
-    assert receiver.counts.duplicates == len(heard) - len(shown)
+    assert reader.counts.duplicates == len(heard) - len(shown)
 
 
 def test_an_update_repeated_inside_a_datagram_is_shown_once() -> None:
     """It does not matter how the copies arrive."""
-    assert list(Receiver().receive(as_json(check_in(1), check_in(2), check_in(1)))) == [
+    assert list(UnverifiedReader().receive(as_json(check_in(1), check_in(2), check_in(1)))) == [
         check_in(1),
         check_in(2),
     ]
@@ -557,48 +558,64 @@ def test_an_update_repeated_inside_a_datagram_is_shown_once() -> None:
 
 def test_binary_updates_are_known_by_all_their_bytes() -> None:
     """The older format has no numbers: any difference makes another update."""
-    receiver = Receiver(Encoding.AUTO)
+    reader = UnverifiedReader(Encoding.AUTO)
     first, second = encode_binary(check_in(1)), encode_binary(check_in(2))
-    shown = [update for payload in (first, second, first) for update in receiver.receive(payload)]
+    shown = [update for payload in (first, second, first) for update in reader.receive(payload)]
     assert shown == [decode_binary(first), decode_binary(second)]
 
 
 def test_a_flood_in_one_format_does_not_bring_back_the_other() -> None:
     """Forged binary datagrams do not push numbered updates out of the memory."""
-    receiver = Receiver(window_size=4)
-    assert receiver.receive(as_json(check_in(1)))
+    reader = UnverifiedReader(window_size=4)
+    assert reader.receive(as_json(check_in(1)))
     for number in range(2, 20):
-        assert receiver.receive(encode_binary(check_in(number)))
-    assert not receiver.receive(as_json(check_in(1)))
+        assert reader.receive(encode_binary(check_in(number)))
+    assert not reader.receive(as_json(check_in(1)))
 
 
 @no_deadline
 @given(st.binary(max_size=400))
 def test_any_bytes_are_updates_or_refused(payload: bytes) -> None:
     """A stranger's bytes end nothing."""
-    receiver = Receiver()
+    reader = UnverifiedReader()
     with contextlib.suppress(DatagramError):
-        assert receiver.receive(payload) or receiver.counts == type(receiver.counts)()
+        assert reader.receive(payload) or reader.counts == type(reader.counts)()
 
 
-# ------------------------------------------------------------------------------ complaints, in pure
+# -------------------------------------------------------------------------------- warnings, in pure
 
 
-def test_a_complaint_is_made_once_a_minute_and_says_what_was_withheld() -> None:
+def test_a_warning_comes_once_a_minute_and_says_how_many_were_suppressed() -> None:
     """A flood of one kind from one source is one line, and the next one counts it."""
-    complaints = Complaints(interval_s=60)
-    told = [complaints.allow("a", float(second)) for second in (0, 1, 59, 60, 61, 120)]
-    assert told == [0, None, None, 2, None, 1]
-    assert complaints.allow("b", 120.0) == 0
+    times = iter((0.0, 1.0, 59.0, 60.0, 61.0, 120.0, 120.0))
+    limit = RateLimit(60.0, lambda: next(times))
+    assert [limit.allow("a") for _ in range(6)] == [0, None, None, 2, None, 1]
+    assert limit.allow("b") == 0
 
 
 def test_forged_sources_cost_bounded_lines_and_memory() -> None:
-    """A thousand forged sources a minute are told, and no more remembered."""
-    complaints = Complaints(interval_s=60, max_subjects=10)
-    assert sum(complaints.allow(source, 0.0) is not None for source in range(1000)) == 10
-    assert len(complaints) == 10
-    assert complaints.allow("later", 60.0) == 0
-    assert len(complaints) == 1
+    """However many sources there are in a minute, the warnings and the memory stay bounded."""
+    said: list[str] = []
+    warnings = OperatorWarnings(said.append)
+    for number in range(2000):
+        warnings.warn_limited(f"a datagram from {number}", "unsigned", "it has no signature")
+    assert said[0] == "a datagram from 0: it has no signature"
+    assert len(said) == MAX_KINDS + 1
+
+
+def test_a_full_rate_limit_forgets_the_oldest_first() -> None:
+    """What expired makes room, and what did not stays suppressed."""
+    now = 0.0
+    limit = RateLimit(60.0, lambda: now)
+    for number in range(MAX_KINDS):
+        now = number / MAX_KINDS
+        assert limit.allow(number) == 0
+    now = 60.0
+    assert limit.allow(0) == 0  # moves to the end
+    now = 60.0 + 2 / MAX_KINDS
+    assert limit.allow("new") == 0
+    assert limit.allow(0) is None
+    assert limit.allow(MAX_KINDS - 1) is None
 
 
 # ---------------------------------------------------------------------------------- output, in pure

@@ -218,7 +218,7 @@ def test_a_server_starts_and_checks_in_while_the_broker_is_away(
         listener.says("trying again")
         listener.wait_for_seq(40)  # over HTTPS: a broker is not needed for what there is
         with broker:
-            listener.says("hearing the broker")
+            listener.says("receiving from the broker")
             server.wait_event("announcing again")
             check_in(server, 40)
             shown = listener.wait_for(80)

@@ -20,11 +20,11 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from listeners.board import roster as people_module
-from listeners.board.app import Board, ago, columns, heads
-from listeners.board.roster import Order, People, State
+from listeners.board import roster as roster_module
+from listeners.board.app import BoardApp, ago, columns, headings
+from listeners.board.roster import Roster, SortOrder
 from listeners.events import Gap, Snapshot, Update
-from listeners.listener import Listener, Settings
+from listeners.listener import Listener, ListenerSettings
 from tests.support.announcing import Announcing, Relay
 from tests.support.harness import (
     LOOPBACK,
@@ -37,6 +37,7 @@ from tests.support.harness import (
 )
 from tests.support.listening import check_in, reading, verifying
 from tests.support.terminal import Terminal
+from tornado_status.model.presence import State
 from tornado_status.model.records import Event, StatusRecord
 from tornado_status.wire.datagram import BinaryUpdate, encode_json
 
@@ -55,19 +56,19 @@ def event(email: str, age_s: float, kind: str = "check-in", seq: int = 1, ip: st
     return Event(seq, kind, email, before(age_s), ip or "10.0.0.7", 51514)
 
 
-def heard(*events: Event, repairs: bool = True) -> People:
-    people = People(60, 180, repairs=repairs)
+def heard(*events: Event, repairs: bool = True) -> Roster:
+    roster = Roster(60, 180, repairs=repairs)
     for each in events:
-        people.take(Update(each, None))
-    return people
+        roster.apply(Update(each, None))
+    return roster
 
 
-def states(people: People, now: datetime.datetime = NOW) -> dict[str, str]:
-    return {person.email: people.state(person, now) for person in people.rows(now)}
+def states(roster: Roster, now: datetime.datetime = NOW) -> dict[str, str]:
+    return {person.email: roster.state(person, now) for person in roster.rows(now)}
 
 
-def emails(people: People, **how: Any) -> list[str]:
-    return [person.email.partition("@")[0] for person in people.rows(NOW, **how)]
+def emails(roster: Roster, **how: Any) -> list[str]:
+    return [person.email.partition("@")[0] for person in roster.rows(NOW, **how)]
 
 
 # --------------------------------------------------------------------------------- who is here
@@ -75,77 +76,77 @@ def emails(people: People, **how: Any) -> list[str]:
 
 def test_age_makes_late_and_offline() -> None:
     """One and a half intervals, then the time that makes offline; clocks that differ do not."""
-    people = heard(
+    roster = heard(
         event("a@example.com", -5), event("b@example.com", 90), event("c@example.com", 91)
     )
-    assert states(people) == {
+    assert states(roster) == {
         "a@example.com": "online",
         "b@example.com": "online",
         "c@example.com": "late",
     }
-    assert set(states(people, NOW + datetime.timedelta(seconds=200)).values()) == {"offline"}
-    assert people.count(NOW) == {State.ONLINE: 2, State.LATE: 1}
+    assert set(states(roster, NOW + datetime.timedelta(seconds=200)).values()) == {"offline"}
+    assert roster.count(NOW) == {State.ONLINE: 2, State.LATE: 1}
 
 
 def test_the_servers_word_goes_before_age() -> None:
     """Offline by its event, back by the check-in's; the last check-in is not forgotten."""
-    people = heard(event("a@example.com", 30), event("a@example.com", 1, "offline", 2))
-    assert states(people) == {"a@example.com": "offline"}
-    assert people.rows(NOW)[0].last_seen == before(30)
-    people.take(Update(event("a@example.com", 0, "back", 3), None))
-    assert states(people) == {"a@example.com": "online"}
-    people.take(Update(event("a@example.com", 0, "removed", 4), None))
-    assert states(people) == {}
+    roster = heard(event("a@example.com", 30), event("a@example.com", 1, "offline", 2))
+    assert states(roster) == {"a@example.com": "offline"}
+    assert roster.rows(NOW)[0].last_seen == before(30)
+    roster.apply(Update(event("a@example.com", 0, "back", 3), None))
+    assert states(roster) == {"a@example.com": "online"}
+    roster.apply(Update(event("a@example.com", 0, "removed", 4), None))
+    assert states(roster) == {}
 
 
 def test_kinds_of_events_that_are_not_known_are_shown_and_change_nothing() -> None:
     """A later server may announce more."""
-    people = heard(event("a@example.com", 100), event("a@example.com", 1, "promoted", 2))
-    [person] = people.rows(NOW)
+    roster = heard(event("a@example.com", 100), event("a@example.com", 1, "promoted", 2))
+    [person] = roster.rows(NOW)
     assert (person.event, person.last_seen) == ("promoted", before(100))
-    people.take(Update(event("b@example.com", 3, "offline", 3), None))
-    assert states(people) == {"a@example.com": "late", "b@example.com": "offline"}
+    roster.apply(Update(event("b@example.com", 3, "offline", 3), None))
+    assert states(roster) == {"a@example.com": "late", "b@example.com": "offline"}
 
 
 def test_rows_are_sorted_searched_and_filtered() -> None:
     """Equals by their e-mail, addresses by their numbers."""
-    people = heard(
+    roster = heard(
         event("b@example.com", 1, ip="10.0.0.10"),
         event("a@example.com", 100, ip="2001:db8::1"),
         event("d@other.example", 200, ip="10.0.0.9"),
         event("c@example.com", 2, ip="10.0.0.10"),
     )
-    assert emails(people) == ["a", "b", "c", "d"]
-    assert emails(people, descending=True) == ["d", "c", "b", "a"]
-    assert emails(people, order=Order.SEEN) == ["b", "c", "a", "d"]
-    assert emails(people, order=Order.STATE) == ["d", "a", "b", "c"]
-    assert emails(people, order=Order.STATE, descending=True) == ["b", "c", "a", "d"]
-    assert emails(people, order=Order.ADDRESS) == ["d", "b", "c", "a"]
-    assert emails(people, search=" OTHER.") == ["d"]
-    assert emails(people, search="10.0.0.1") == ["b", "c"]
-    assert emails(people, only=State.LATE) == ["a"]
+    assert emails(roster) == ["a", "b", "c", "d"]
+    assert emails(roster, descending=True) == ["d", "c", "b", "a"]
+    assert emails(roster, order=SortOrder.SEEN) == ["b", "c", "a", "d"]
+    assert emails(roster, order=SortOrder.STATE) == ["d", "a", "b", "c"]
+    assert emails(roster, order=SortOrder.STATE, descending=True) == ["b", "c", "a", "d"]
+    assert emails(roster, order=SortOrder.ADDRESS) == ["d", "b", "c", "a"]
+    assert emails(roster, search=" OTHER.") == ["d"]
+    assert emails(roster, search="10.0.0.1") == ["b", "c"]
+    assert emails(roster, only=State.LATE) == ["a"]
 
 
 def test_a_snapshot_replaces_everybody() -> None:
     """Who is not in it was removed while we did not hear; without repair nobody is forgotten."""
     for repairs, left in ((True, {"b@example.com", "c@example.com"}), (False, None)):
-        people = heard(event("a@example.com", 1), event("b@example.com", 1), repairs=repairs)
-        people.take(Gap(2, 9))
+        roster = heard(event("a@example.com", 1), event("b@example.com", 1), repairs=repairs)
+        roster.apply(Gap(2, 9))
         if repairs:
-            people.take(Snapshot(StatusRecord(9, "b@example.com", before(7), "10.0.0.8", 1)))
-        assert "a@example.com" in states(people)  # until it is known to be whole
-        people.take(Update(event("c@example.com", 0, "new", 10), None))
-        assert set(states(people)) == (left or {"a@example.com", "b@example.com", "c@example.com"})
+            roster.apply(Snapshot(StatusRecord(9, "b@example.com", before(7), "10.0.0.8", 1)))
+        assert "a@example.com" in states(roster)  # until it is known to be whole
+        roster.apply(Update(event("c@example.com", 0, "new", 10), None))
+        assert set(states(roster)) == (left or {"a@example.com", "b@example.com", "c@example.com"})
 
 
 def test_what_nothing_proves_is_marked_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asked for it gets it; memory and newer knowledge are not given up for it."""
-    monkeypatch.setattr(people_module, "MAX_UNVERIFIED", 2)
-    people = heard(event("a@example.com", 10))
+    monkeypatch.setattr(roster_module, "MAX_UNVERIFIED", 2)
+    roster = heard(event("a@example.com", 10))
     for email, age_s in (("a@example.com", 20), ("b@example.com", 1), ("c@example.com", 1)):
         update = BinaryUpdate(email, before(age_s), "10.0.0.9", 1)
-        people.take(Update(update, ("10.0.0.1", 6666), verified=False))
-    assert [(p.email, p.verified) for p in people.rows(NOW)] == [
+        roster.apply(Update(update, ("10.0.0.1", 6666), verified=False))
+    assert [(p.email, p.verified) for p in roster.rows(NOW)] == [
         ("a@example.com", True),
         ("b@example.com", False),
     ]
@@ -157,7 +158,7 @@ def test_columns_fit_into_any_width(width: int) -> None:
     found = columns(width)
     assert found[1].name == "e-mail"
     if width >= 20:
-        assert len(heads(width)) <= width
+        assert len(headings(width)) <= width
         assert found[1].width >= 5
 
 
@@ -179,7 +180,7 @@ def test_ages_are_told_in_their_largest_unit() -> None:
 class Driven:
     """A board without a terminal, fed by real datagrams, its clock standing still at `NOW`."""
 
-    def __init__(self, certs: Path, board: Board, pilot: Pilot[None], announcing: Announcing):
+    def __init__(self, certs: Path, board: BoardApp, pilot: Pilot[None], announcing: Announcing):
         self.board = board
         self.pilot = pilot
         self._announcing = announcing
@@ -210,11 +211,13 @@ class Driven:
 @contextlib.asynccontextmanager
 async def _driven(certs: Path, size: tuple[int, int]) -> Any:
     port = free_port(socket.SOCK_DGRAM)
-    settings = Settings(port=port, ca=certs / "ca.crt", announcers=[certs / "announcer.crt"])
+    settings = ListenerSettings(
+        port=port, ca=certs / "ca.crt", announcers=[certs / "announcer.crt"]
+    )
     with Announcing(port, certs / "announcer.key") as announcing:
         async with Listener(settings, warn=lambda sentence: None) as listener:
-            people = People(60, 180, repairs=False)
-            board = Board(listener, people, "listening on 0.0.0.0 port 6667", now=lambda: NOW)
+            roster = Roster(60, 180, repairs=False)
+            board = BoardApp(listener, roster, "listening on 0.0.0.0 port 6667", now=lambda: NOW)
             async with board.run_test(size=size) as pilot:
                 yield Driven(certs, board, pilot, announcing)
 
@@ -316,7 +319,7 @@ def test_ten_thousand_people_cost_what_a_screenful_does(certs: Path) -> None:
 
     async def act(shown: Driven) -> None:
         for number in range(10_000):
-            shown.board._people.take(Update(event(f"u{number:05}@example.com", 1), None))
+            shown.board._roster.apply(Update(event(f"u{number:05}@example.com", 1), None))
         shown.board.draw()
         await shown.pilot.pause()
         drawn: list[int] = []

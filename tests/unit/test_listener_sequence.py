@@ -12,18 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from listeners.events import Delivery, Gap, Snapshot, Update
-from listeners.order.backoff import MAX_RETRY_AFTER_S, UNKNOWN_S, Pace, Refresh
-from listeners.order.log_tracker import Streams, Verdict
+from listeners.order.log_tracker import LogStatus, LogTracker
+from listeners.order.retry_timer import MAX_RETRY_AFTER_S, RetryTimer
 from listeners.order.sequence import (
     REPORT_WINDOW_S,
     WINDOW_S,
+    EventSequence,
     Fetch,
     FetchEvents,
     FetchUsers,
     Position,
-    Sequence,
 )
 from listeners.receive.fair_queue import FairQueue
+from listeners.repair.key_refresh import UNKNOWN_S, KeyRefresh
 from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -37,7 +38,7 @@ examples = settings(deadline=None, max_examples=300)
 
 @dataclass
 class World:
-    """The server: a stream, its log, and what of it was pruned."""
+    """The server: a log, and what of it was pruned."""
 
     log_id: uuid.UUID
     log: list[Event] = field(default_factory=list)
@@ -57,14 +58,14 @@ class World:
     def status(self) -> dict[str, int]:
         return {event.email: event.seq for event in self.log}
 
-    def answer(self, wish: Fetch, page: int) -> EventPage | UserPage | None:
+    def answer(self, fetch: Fetch, page: int) -> EventPage | UserPage | None:
         """What the server says; None is 410."""
-        if isinstance(wish, FetchEvents):
-            if wish.after > self.head or wish.after < self.pruned:
+        if isinstance(fetch, FetchEvents):
+            if fetch.after > self.head or fetch.after < self.pruned:
                 return None
-            found = self.log[wish.after : wish.after + wish.limit]
+            found = self.log[fetch.after : fetch.after + fetch.limit]
             return EventPage(self.log_id, self.head, found)
-        after = wish.path.removeprefix("/api/users?after=") if wish.path else ""
+        after = fetch.path.removeprefix("/api/users?after=") if fetch.path else ""
         users = sorted(email for email in self.status() if email > after)
         records = [
             StatusRecord(self.status()[email], email, MOMENT, "10.0.0.7", 1)
@@ -122,7 +123,7 @@ class Run:
         self.now = 1000.0
         self.world = World(uuid.UUID(int=1))
         self.flying: list[tuple[uuid.UUID, int, list[Event]]] = []
-        self.max_held = chance.randint(4, 24)
+        self.max_pending = chance.randint(4, 24)
         self.page = chance.randint(1, 6)
         self.repairs = repairs
         for _ in range(chance.randint(0, 9)):
@@ -134,11 +135,11 @@ class Run:
         self.reader = Reader(Position(self.world.log_id, start))
         self.asked: tuple[Fetch, EventPage | UserPage | None] | None = None
 
-    def new_sequence(self) -> Sequence:
-        return Sequence(
+    def new_sequence(self) -> EventSequence:
+        return EventSequence(
             repairs=self.repairs,
-            chance=self.chance.random,
-            max_held=self.max_held,
+            rng=self.chance.random,
+            max_pending=self.max_pending,
             page=self.page,
         )
 
@@ -173,7 +174,7 @@ class Run:
                         self.world.commit(chance.randrange(USERS))
             case 11:
                 self.restart()
-        assert len(self.sequence) <= 2 * self.max_held + self.page + 2
+        assert len(self.sequence) <= 2 * self.max_pending + self.page + 2
 
     def send(self, events: list[Event], loss: float) -> None:
         copies = 0 if self.chance.random() < loss else self.chance.choice([1, 1, 2, 3])
@@ -182,42 +183,42 @@ class Run:
     def hear(self, datagram: tuple[uuid.UUID, int, list[Event]]) -> None:
         log_id, head, events = datagram
         if log_id == self.sequence.log_id:
-            self.sequence.hear(head, events, SOURCE, self.now)
+            self.sequence.receive(head, events, SOURCE, self.now)
         else:
             self.confirm(self.world.log_id)
 
     def confirm(self, log_id: uuid.UUID) -> bool:
-        """As the listener does when the server names a stream."""
+        """As the listener does when the server names a log."""
         if log_id == self.sequence.log_id:
             return False
         self.sequence.restart(log_id, 0, self.now)
         return True
 
     def ask(self) -> None:
-        wish = self.sequence.wish(self.now)
-        if wish is not None and self.asked is None:
-            self.sequence.asking(wish)
-            self.asked = (wish, self.world.answer(wish, self.page))
+        fetch = self.sequence.due_fetch(self.now)
+        if fetch is not None and self.asked is None:
+            self.sequence.fetch_started(fetch)
+            self.asked = (fetch, self.world.answer(fetch, self.page))
 
     def answer(self, *, fails: bool = False) -> None:
         if self.asked is None:
             return
-        (wish, answer), self.asked = self.asked, None
+        (fetch, answer), self.asked = self.asked, None
         if fails:
-            self.sequence.failed(self.now, self.chance.choice([None, 1.0]))
+            self.sequence.fetch_failed(self.now, self.chance.choice([None, 1.0]))
         elif answer is None:
-            assert isinstance(wish, FetchEvents)
-            self.sequence.gone(wish)
+            assert isinstance(fetch, FetchEvents)
+            self.sequence.events_gone(fetch)
         elif not self.confirm(answer.log_id):
             if isinstance(answer, EventPage):
-                assert isinstance(wish, FetchEvents)
-                self.sequence.page(wish, answer, self.now)
+                assert isinstance(fetch, FetchEvents)
+                self.sequence.receive_page(fetch, answer, self.now)
             else:
-                assert isinstance(wish, FetchUsers)
-                self.sequence.users(wish, answer, answer.following, self.now)
+                assert isinstance(fetch, FetchUsers)
+                self.sequence.receive_users(fetch, answer, answer.following, self.now)
 
     def take(self) -> bool:
-        delivery = self.sequence.take()
+        delivery = self.sequence.next_delivery()
         if delivery is None:
             return False
         self.reader.take(delivery)
@@ -253,7 +254,7 @@ class Run:
             while self.take():
                 pass
             self.hear((self.world.log_id, self.world.head, []))
-            if self.sequence.lag == 0 and self.sequence.wish(self.now + 1e6) is None:
+            if self.sequence.lag == 0 and self.sequence.due_fetch(self.now + 1e6) is None:
                 return
         raise AssertionError("it never comes to rest")
 
@@ -323,17 +324,17 @@ def event(seq: int) -> Event:
 LOG_ID, OTHER = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
-def begun(*, repairs: bool = True, after: int = 0, held: int = 100) -> Sequence:
-    sequence = Sequence(repairs=repairs, chance=lambda: 1.0, max_held=held, page=10)
+def begun(*, repairs: bool = True, after: int = 0, max_pending: int = 100) -> EventSequence:
+    sequence = EventSequence(repairs=repairs, rng=lambda: 1.0, max_pending=max_pending, page=10)
     sequence.begin(LOG_ID, after, after, 0.0)
     return sequence
 
 
-def taken(sequence: Sequence) -> list[Delivery]:
-    return list(iter(sequence.take, None))
+def taken(sequence: EventSequence) -> list[Delivery]:
+    return list(iter(sequence.next_delivery, None))
 
 
-def seqs(sequence: Sequence) -> list[object]:
+def seqs(sequence: EventSequence) -> list[object]:
     return [
         d.event.seq if isinstance(d, Update) and isinstance(d.event, Event) else d
         for d in taken(sequence)
@@ -343,26 +344,26 @@ def seqs(sequence: Sequence) -> list[object]:
 def test_what_overtook_within_the_window_costs_no_request() -> None:
     """Datagrams of two servers arrive in either order."""
     sequence = begun()
-    sequence.hear(2, [event(2)], SOURCE, 0.0)
-    assert sequence.take() is None
-    assert sequence.wish(WINDOW_S / 2) is None
-    sequence.hear(2, [event(1)], SOURCE, WINDOW_S / 2)
+    sequence.receive(2, [event(2)], SOURCE, 0.0)
+    assert sequence.next_delivery() is None
+    assert sequence.due_fetch(WINDOW_S / 2) is None
+    sequence.receive(2, [event(1)], SOURCE, WINDOW_S / 2)
     assert seqs(sequence) == [1, 2]
-    assert sequence.wish(1e9) is None
+    assert sequence.due_fetch(1e9) is None
 
 
 def test_a_gap_is_fetched_after_the_window_and_a_random_wait() -> None:
     """A thousand listeners miss the same datagram, and do not ask in the same moment."""
     sequence = begun()
-    sequence.hear(3, [event(3)], SOURCE, 0.0)
+    sequence.receive(3, [event(3)], SOURCE, 0.0)
     moment = sequence.wake_at()
     assert moment is not None
     assert moment > WINDOW_S
-    assert sequence.wish(moment - 0.001) is None
-    wish = sequence.wish(moment)
-    assert wish == FetchEvents(0, 3)
-    sequence.asking(wish)
-    assert sequence.page(wish, EventPage(LOG_ID, 3, [event(n) for n in (1, 2, 3)]), moment)
+    assert sequence.due_fetch(moment - 0.001) is None
+    fetch = sequence.due_fetch(moment)
+    assert fetch == FetchEvents(0, 3)
+    sequence.fetch_started(fetch)
+    assert sequence.receive_page(fetch, EventPage(LOG_ID, 3, [event(n) for n in (1, 2, 3)]), moment)
     assert seqs(sequence) == [1, 2, 3]
     assert sequence.counts.repaired == 2
 
@@ -370,27 +371,27 @@ def test_a_gap_is_fetched_after_the_window_and_a_random_wait() -> None:
 def test_a_lost_tail_is_noticed_by_a_heartbeat() -> None:
     """Its head says that there is more."""
     sequence = begun()
-    sequence.hear(5, [], SOURCE, 0.0)
-    assert sequence.wish(10.0) == FetchEvents(0, 5)
+    sequence.receive(5, [], SOURCE, 0.0)
+    assert sequence.due_fetch(10.0) == FetchEvents(0, 5)
     assert sequence.lag == 5
 
 
 def test_a_page_that_says_there_is_nothing_is_asked_for_again() -> None:
     """The datagrams know of more: a standby may be behind."""
     sequence = begun()
-    sequence.hear(5, [], SOURCE, 0.0)
-    wish = sequence.wish(10.0)
-    assert isinstance(wish, FetchEvents)
-    assert not sequence.page(wish, EventPage(LOG_ID, 0, []), 10.0)
-    assert sequence.wish(10.1) is None
-    assert sequence.wish(60.0) == wish
+    sequence.receive(5, [], SOURCE, 0.0)
+    fetch = sequence.due_fetch(10.0)
+    assert isinstance(fetch, FetchEvents)
+    assert not sequence.receive_page(fetch, EventPage(LOG_ID, 0, []), 10.0)
+    assert sequence.due_fetch(10.1) is None
+    assert sequence.due_fetch(60.0) == fetch
 
 
 def test_what_finds_no_room_is_repaired_later() -> None:
     """A reader who stands still bounds memory and loses nothing."""
-    sequence = begun(held=20)
+    sequence = begun(max_pending=20)
     for number in range(1, 100):
-        sequence.hear(number, [event(number)], SOURCE, 0.0)
+        sequence.receive(number, [event(number)], SOURCE, 0.0)
     assert len(sequence) == 10
     assert sequence.counts.overflowed == 89
     got: list[object] = []
@@ -398,24 +399,24 @@ def test_what_finds_no_room_is_repaired_later() -> None:
     while len(got) < 99:
         got += seqs(sequence)
         now += 1.0
-        wish = sequence.wish(now)
-        assert isinstance(wish, FetchEvents)
-        found = [event(n) for n in range(wish.after + 1, wish.after + 1 + wish.limit)]
-        sequence.page(wish, EventPage(LOG_ID, 99, found), now)
+        fetch = sequence.due_fetch(now)
+        assert isinstance(fetch, FetchEvents)
+        found = [event(n) for n in range(fetch.after + 1, fetch.after + 1 + fetch.limit)]
+        sequence.receive_page(fetch, EventPage(LOG_ID, 99, found), now)
         got += seqs(sequence)
     assert got == list(range(1, 100))
 
 
 def test_a_snapshot_to_begin_with_is_no_gap() -> None:
     """What is heard meanwhile follows it, and nothing before it was missed."""
-    sequence = Sequence(repairs=True, chance=lambda: 0.0, page=10)
+    sequence = EventSequence(repairs=True, rng=lambda: 0.0, page=10)
     sequence.begin_with_snapshot(LOG_ID)
-    sequence.hear(7, [event(7)], SOURCE, 0.0)
+    sequence.receive(7, [event(7)], SOURCE, 0.0)
     assert taken(sequence) == []
-    wish = sequence.wish(0.0)
-    assert wish == FetchUsers(None)
+    fetch = sequence.due_fetch(0.0)
+    assert fetch == FetchUsers(None)
     record = StatusRecord(5, "a@example.com", event(5).last_seen, "10.0.0.7", 1)
-    sequence.users(FetchUsers(None), UserPage(LOG_ID, 6, [record], None), None, 0.0)
+    sequence.receive_users(FetchUsers(None), UserPage(LOG_ID, 6, [record], None), None, 0.0)
     assert taken(sequence) == [Snapshot(record), Update(event(7), SOURCE)]
     assert (sequence.position, sequence.counts.missed, sequence.lag) == (Position(LOG_ID, 7), 0, 0)
 
@@ -423,21 +424,21 @@ def test_a_snapshot_to_begin_with_is_no_gap() -> None:
 def test_without_a_server_a_gap_is_told_once_and_late() -> None:
     """It cannot be taken back; what comes after that is a duplicate."""
     sequence = begun(repairs=False)
-    sequence.hear(3, [event(3)], SOURCE, 0.0)
+    sequence.receive(3, [event(3)], SOURCE, 0.0)
     assert not sequence.expire(REPORT_WINDOW_S / 2)
     assert sequence.expire(REPORT_WINDOW_S)
     assert seqs(sequence) == [Gap(1, 2), 3]
-    sequence.hear(3, [event(1)], SOURCE, 2.0)
-    assert sequence.take() is None
+    sequence.receive(3, [event(1)], SOURCE, 2.0)
+    assert sequence.next_delivery() is None
     assert sequence.counts.duplicates == 1
 
 
-def test_a_new_stream_without_a_server_is_a_gap_of_its_own() -> None:
+def test_a_new_log_without_a_server_is_a_gap_of_its_own() -> None:
     """What was heard of the one before comes first."""
     sequence = begun(repairs=False)
-    sequence.hear(1, [event(1)], SOURCE, 0.0)
+    sequence.receive(1, [event(1)], SOURCE, 0.0)
     sequence.restart(OTHER, 6, 0.0)
-    sequence.hear(7, [event(7)], SOURCE, 0.0)
+    sequence.receive(7, [event(7)], SOURCE, 0.0)
     assert seqs(sequence) == [1, Gap(1, 6, OTHER), 7]
     assert sequence.position == Position(OTHER, 7)
 
@@ -445,44 +446,44 @@ def test_a_new_stream_without_a_server_is_a_gap_of_its_own() -> None:
 def test_a_position_is_not_moved_by_half_a_snapshot() -> None:
     """Who is killed in it gets it again."""
     sequence = begun(after=3)
-    sequence.hear(9, [], SOURCE, 0.0)
-    wish = sequence.wish(10.0)
-    assert isinstance(wish, FetchEvents)
-    sequence.gone(wish)
-    ask = sequence.wish(10.0)
+    sequence.receive(9, [], SOURCE, 0.0)
+    fetch = sequence.due_fetch(10.0)
+    assert isinstance(fetch, FetchEvents)
+    sequence.events_gone(fetch)
+    ask = sequence.due_fetch(10.0)
     assert ask == FetchUsers(None)
     assert isinstance(ask, FetchUsers)
     records = [StatusRecord(n, f"u{n}@example.com", MOMENT, "::1", 1) for n in (8, 9, 10)]
-    sequence.users(ask, UserPage(LOG_ID, 9, records, None), None, 10.0)
-    assert sequence.take() == Gap(4, 9)
-    assert sequence.take() == Snapshot(records[0])
+    sequence.receive_users(ask, UserPage(LOG_ID, 9, records, None), None, 10.0)
+    assert sequence.next_delivery() == Gap(4, 9)
+    assert sequence.next_delivery() == Snapshot(records[0])
     assert sequence.position == Position(LOG_ID, 3)
-    assert sequence.take() == Snapshot(records[1])
+    assert sequence.next_delivery() == Snapshot(records[1])
     # Record 10 is newer than the snapshot: its own update follows.
-    sequence.hear(10, [event(10)], SOURCE, 10.0)
+    sequence.receive(10, [event(10)], SOURCE, 10.0)
     assert seqs(sequence) == [10]
     assert sequence.position == Position(LOG_ID, 10)
 
 
-# ------------------------------------------------------------------------------- pace, streams
+# ------------------------------------------------------------------------------- timers, logs
 
 
 @examples
 @given(st.lists(st.one_of(st.none(), st.floats(0, 1e9)), max_size=40), st.floats(0, 1))
 def test_a_back_off_grows_and_is_bounded(answers: list[float | None], chance: float) -> None:
     """Never sooner than the server asked, and never so late that it is forgotten."""
-    pace = Pace(lambda: chance)
+    timer = RetryTimer(lambda: chance)
     for retry_after_s in answers:
-        wait = pace.failed(0.0, retry_after_s)
+        wait = timer.failed(0.0, retry_after_s)
         asked = min(retry_after_s or 0.0, MAX_RETRY_AFTER_S)
         assert asked < wait <= asked + 30
-    pace.succeeded()
-    assert pace.failed(0.0) <= 0.5
+    timer.succeeded()
+    assert timer.failed(0.0) <= 0.5
 
 
 def test_a_flood_of_unknown_keys_is_no_flood_of_requests() -> None:
     """An hour of it is about one request a minute; a real rotation is followed at once."""
-    refresh = Refresh(lambda: 0.5)
+    refresh = KeyRefresh(lambda: 0.5)
     refresh.answered(0.0, changed=True)
     refresh.want(10.0)
     assert refresh.due < 10.0 + UNKNOWN_S[0]
@@ -499,32 +500,32 @@ def test_a_flood_of_unknown_keys_is_no_flood_of_requests() -> None:
     assert refresh.due < now + 6
 
 
-def test_another_stream_is_followed_only_on_good_grounds() -> None:
+def test_another_log_is_followed_only_on_evidence() -> None:
     """The server's word, the operator's pin, or without both a newer signed datagram."""
     later = MOMENT + datetime.timedelta(seconds=1)
-    asks = Streams(confirms=True)
-    assert asks.judge(LOG_ID, MOMENT) is Verdict.UNCONFIRMED
+    asks = LogTracker(confirms=True)
+    assert asks.check(LOG_ID, MOMENT) is LogStatus.UNCONFIRMED
     asks.follow(LOG_ID)
-    assert asks.judge(LOG_ID, MOMENT) is Verdict.FOLLOWED
-    assert asks.judge(OTHER, later) is Verdict.UNCONFIRMED
+    assert asks.check(LOG_ID, MOMENT) is LogStatus.FOLLOWED
+    assert asks.check(OTHER, later) is LogStatus.UNCONFIRMED
     asks.follow(OTHER)
-    assert asks.judge(LOG_ID, later) is Verdict.REFUSED
+    assert asks.check(LOG_ID, later) is LogStatus.REFUSED
 
-    trusts = Streams()
-    assert trusts.judge(LOG_ID, MOMENT) is Verdict.NEW
+    trusts = LogTracker()
+    assert trusts.check(LOG_ID, MOMENT) is LogStatus.NEW
     trusts.follow(LOG_ID, MOMENT)
-    assert trusts.judge(OTHER, MOMENT) is Verdict.REFUSED
-    assert trusts.judge(OTHER, later) is Verdict.NEW
+    assert trusts.check(OTHER, MOMENT) is LogStatus.REFUSED
+    assert trusts.check(OTHER, later) is LogStatus.NEW
     trusts.follow(OTHER, later)
-    assert trusts.judge(LOG_ID, later + datetime.timedelta(hours=1)) is Verdict.REFUSED
+    assert trusts.check(LOG_ID, later + datetime.timedelta(hours=1)) is LogStatus.REFUSED
 
-    pinned = Streams(pinned=OTHER, confirms=True)
-    assert pinned.judge(LOG_ID, later) is Verdict.REFUSED
-    assert pinned.judge(OTHER, MOMENT) is Verdict.NEW
+    pinned = LogTracker(pinned=OTHER, confirms=True)
+    assert pinned.check(LOG_ID, later) is LogStatus.REFUSED
+    assert pinned.check(OTHER, MOMENT) is LogStatus.NEW
     assert not pinned.allows(LOG_ID)
 
 
-# ------------------------------------------------------------------------------------- intake
+# --------------------------------------------------------------------------------- fair queue
 
 
 def test_who_floods_displaces_nobody_else() -> None:

@@ -21,7 +21,7 @@ from listeners.order.sequence import Position
 from listeners.order.state_file import StateFile
 from listeners.repair import api_responses
 from listeners.verify.known_announcers import MAX_PUBLISHED, KnownAnnouncers
-from listeners.verify.verifier import UNPROVEN, Copy, Verifier
+from listeners.verify.verifier import UNVERIFIED_REASONS, DuplicateDatagram, Verifier
 from tests.support.vectors import written_event
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import Event
@@ -115,7 +115,7 @@ def test_any_bytes_that_are_signed_decode_or_are_refused(text: bytes) -> None:
     """Even an announcer cannot break a listener."""
     ending = b',"kid":"' + SIGNER.kid.encode() + b'"'
     for payload in (signed(text + ending), signed(b'{"v":1,' + text + ending)):
-        with contextlib.suppress(DatagramError, Copy):
+        with contextlib.suppress(DatagramError, DuplicateDatagram):
             verifier().verify(payload, NOW)
 
 
@@ -193,7 +193,14 @@ def test_each_refusal_has_its_reason(payload: bytes, expected: str) -> None:
 
 def test_only_want_of_proof_can_be_overlooked() -> None:
     """--insecure shows what nothing proves, never what something speaks against."""
-    assert not UNPROVEN & {"skew", "version", "malformed", "too-long", "log", "old-heartbeat"}
+    assert not UNVERIFIED_REASONS & {
+        "skew",
+        "version",
+        "malformed",
+        "too-long",
+        "log",
+        "old-heartbeat",
+    }
 
 
 def test_members_in_another_order_are_no_reason() -> None:
@@ -224,9 +231,9 @@ def test_a_replay_is_a_copy_and_a_heartbeat_must_be_newer() -> None:
     update, heartbeat = datagram(event()), datagram()
     for payload in (update, heartbeat):
         assert judge.verify(payload, NOW).head == 42
-        with pytest.raises(Copy):
+        with pytest.raises(DuplicateDatagram):
             judge.screen(payload, NOW)
-        with pytest.raises(Copy):
+        with pytest.raises(DuplicateDatagram):
             judge.verify(payload, NOW + seconds(30))
     assert reason(datagram(sent=NOW - seconds(1)), judge) == "old-heartbeat"
     assert judge.verify(datagram(sent=NOW + seconds(1)), NOW).updates == ()

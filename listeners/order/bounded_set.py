@@ -1,4 +1,8 @@
-"""What was heard before: a bounded memory of keys. Pure."""
+"""A set with a size limit, for what was received before. Pure.
+
+`runtime.bounded_dict` would do for small sizes. In a plain dict the oldest key gets slower to find
+with every key that was dropped: 20 microseconds at the default size, instead of 0.3.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +14,16 @@ Key = TypeVar("Key", bound=Hashable)
 
 # Copies of an update (by multicast, by broadcast, from a second interface) are milliseconds apart.
 # A database logs at most about 64,000 check-ins a second, so this is a second at the highest rate.
-WINDOW_SIZE = 65_536
+DEFAULT_SIZE = 65_536
 
 
-class Window(Generic[Key]):
+class BoundedSet(Generic[Key]):
     """Remembers the newest `size` keys, in the order in which they first came."""
 
-    def __init__(self, size: int = WINDOW_SIZE) -> None:
+    def __init__(self, size: int = DEFAULT_SIZE) -> None:
         if size < 1:
             raise ValueError(f"size: expected at least 1, got {size}")
         self._size = size
-        # An OrderedDict, because a dict's oldest key gets ever slower to find as keys are dropped.
         self._keys: OrderedDict[Key, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -30,7 +33,7 @@ class Window(Generic[Key]):
         return key in self._keys
 
     def add(self, key: Key) -> bool:
-        """Remember `key` and forget the oldest one beyond the size. False: it was known."""
+        """Add `key` and drop the oldest one beyond the size. Returns whether `key` was new."""
         if key in self._keys:
             return False
         self._keys[key] = None

@@ -1,0 +1,175 @@
+"""Asks the server what is due: who announces, which log there is, which events are missing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Callable
+
+from clients.https import HttpsError, Refused, Unreachable
+from listeners.operator_warnings import OperatorWarnings
+from listeners.order.log_follower import LogFollower
+from listeners.order.retry_timer import RetryTimer
+from listeners.order.sequence import PAGE, Fetch, FetchEvents, FetchUsers
+from listeners.repair.key_refresh import KeyRefresh
+from listeners.repair.server_api import Gone, ServerApi
+from listeners.verify.known_announcers import KnownAnnouncers
+
+FIRST_ANSWER_S = 5.0  # how long a server may delay the first datagram
+
+
+class Repair:
+    """Keeps `keys` and the log of `follower` complete, one request at a time. Close it.
+
+    `clock` is the event loop's. `failure` is why the last request got no answer, else None.
+    """
+
+    def __init__(
+        self,
+        server: ServerApi,
+        keys: KnownAnnouncers,
+        follower: LogFollower,
+        warnings: OperatorWarnings,
+        clock: Callable[[], float],
+    ) -> None:
+        self.failure: str | None = None
+        self._server = server
+        self._keys = keys
+        self._follower = follower
+        self._warnings = warnings
+        self._clock = clock
+        self._refresh = KeyRefresh(random.random)
+        self._locating = RetryTimer(random.random)
+
+    def close(self) -> None:
+        """Close the connection to the server."""
+        self._server.close()
+
+    def want_announcers(self) -> None:
+        """Ask soon who announces, and for which log: a datagram has an unknown key or log."""
+        self._refresh.want(self._clock())
+
+    async def start(self) -> None:
+        """Learn keys and log before the first datagram, if the server answers soon.
+
+        Raises `Refused`. A server that does not answer is asked again later.
+        """
+        try:
+            async with asyncio.timeout(FIRST_ANSWER_S):
+                await self._ask_who_announces()
+                await self._locate_log()
+        except TimeoutError:
+            self._failed(Unreachable(f"No answer from {self._server.where} yet"))
+        except Refused:
+            raise
+        except HttpsError as error:
+            self._failed(error)
+
+    def wake_at(self) -> float:
+        """Return when a request may be due that missing events did not cause."""
+        if self._follower.sequence.log_id is None:
+            return min(self._refresh.due, self._locating.not_before)
+        return self._refresh.due
+
+    async def request(self) -> bool:
+        """Send the request that is due, and return whether there was one."""
+        now = self._clock()
+        try:
+            if now >= self._refresh.due:
+                await self._ask_who_announces()
+            elif self._follower.sequence.log_id is None:
+                if now < self._locating.not_before:
+                    return False
+                await self._locate_log()
+            else:
+                return await self._fetch_missing(now)
+        except HttpsError as error:
+            self._failed(error)
+        return True
+
+    async def _ask_who_announces(self) -> None:
+        known = set(self._keys.known)
+        try:
+            log_id, certificates = await self._server.announcers()
+        except HttpsError as error:
+            self._refresh.failed(self._clock(), _retry_after_s(error))
+            raise
+        self.failure = None
+        for reason in self._keys.replace_published(certificates):
+            self._warnings.warn_limited("an announcer of the server", reason, f"refused: {reason}")
+        moved = (
+            self._follower.sequence.log_id is not None
+            and self._follower.allows(log_id)
+            and self._follower.follow_confirmed(log_id, self._clock())
+        )
+        changed = moved or set(self._keys.known) != known
+        self._refresh.answered(self._clock(), changed=changed)
+
+    async def _locate_log(self) -> None:
+        """Learn the log and its head, and begin to follow it."""
+        try:
+            page = await self._server.users(None, 1)
+        except HttpsError as error:
+            self._locating.failed(self._clock(), _retry_after_s(error))
+            raise
+        self.failure = None
+        if self._follower.sequence.log_id is not None:
+            return  # a datagram of the pinned log was faster
+        if self._follower.allows(page.log_id):
+            self._follower.begin_confirmed(page.log_id, page.head, self._clock())
+            return
+        self._locating.failed(self._clock())
+        self._warnings.warn_limited(
+            "the server", "log", f"its log is {page.log_id}, not the pinned"
+        )
+
+    async def _fetch_missing(self, now: float) -> bool:
+        sequence = self._follower.sequence
+        fetch = sequence.due_fetch(now)
+        if fetch is None:
+            return False
+        sequence.fetch_started(fetch)
+        try:
+            await self._fetch(fetch)
+        except HttpsError as error:
+            sequence.fetch_failed(self._clock(), _retry_after_s(error))
+            raise
+        return True
+
+    async def _fetch(self, fetch: Fetch) -> None:
+        sequence = self._follower.sequence
+        match fetch:
+            case FetchEvents(after, limit):
+                try:
+                    events = await self._server.events(after, limit)
+                except Gone as error:
+                    self._warnings.warn(f"{error}: updates are missing, a snapshot follows")
+                    sequence.events_gone(fetch)
+                    return
+                self.failure = None
+                if not self._is_another_log(events.log_id) and not sequence.receive_page(
+                    fetch, events, self._clock()
+                ):
+                    self._failed(
+                        Unreachable(f"{self._server.where} does not have event {after + 1} yet")
+                    )
+            case FetchUsers(path):
+                users = await self._server.users(path, PAGE)
+                self.failure = None
+                if not self._is_another_log(users.log_id):
+                    sequence.receive_users(fetch, users, users.following, self._clock())
+
+    def _is_another_log(self, log_id: uuid.UUID) -> bool:
+        """Follow the log of an answer, and return whether it is another one than before."""
+        if not self._follower.allows(log_id):
+            raise Unreachable(f"its log is now {log_id}, not the pinned one")
+        return self._follower.follow_confirmed(log_id, self._clock())
+
+    def _failed(self, error: HttpsError) -> None:
+        self.failure = str(error)
+        self._warnings.warn_limited("the server", str(error), str(error))
+
+
+def _retry_after_s(error: HttpsError) -> float | None:
+    return error.retry_after_s if isinstance(error, Unreachable) else None

@@ -1,0 +1,179 @@
+"""From received bytes to verified datagrams, and to unverified updates if they are asked for.
+
+Cheap checks are done at once. Signatures are verified in turns on the event loop, from a queue that
+is fair to all senders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from listeners.events import Source, Update
+from listeners.operator_warnings import OperatorWarnings
+from listeners.receive.fair_queue import FairQueue
+from listeners.verify.unverified import Encoding, UnverifiedReader
+from listeners.verify.verifier import UNVERIFIED_REASONS, DuplicateDatagram, Verifier
+from tornado_status.errors import DatagramError
+from tornado_status.wire.datagram import Datagram, decode_binary
+
+VERIFY = 32  # signatures checked in a row, some milliseconds: sockets are drained between
+MAX_UNVERIFIED = 4096  # unverified updates that wait for the reader, with `insecure`
+
+
+@dataclass(slots=True)
+class VerificationCounts:
+    """What became of the datagrams."""
+
+    datagrams: int = 0
+    duplicates: int = 0  # whole datagrams
+    refused: Counter[str] = field(default_factory=Counter)  # datagrams, by reason
+    ignored: int = 0  # of the encoding that was not asked for
+    dropped: int = 0  # no room, before they were verified
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationEvents:
+    """What a `Verification` calls.
+
+    `verified` gets a verified datagram and its sender, and may raise `DatagramError`.
+    `unknown_key` is called for a datagram whose key is not known. `progress` is called after a
+    turn, and when unverified updates came.
+    """
+
+    verified: Callable[[Datagram, Source], None]
+    unknown_key: Callable[[], None]
+    progress: Callable[[], None]
+
+
+class Verification:
+    """Checks each datagram, and hands it on or counts why not.
+
+    Without a `verifier` nothing is verified. With `insecure` updates without proof go to
+    `unverified`.
+    """
+
+    def __init__(
+        self,
+        verifier: Verifier | None,
+        events: VerificationEvents,
+        warnings: OperatorWarnings,
+        *,
+        encoding: Encoding,
+        insecure: bool,
+    ) -> None:
+        self.counts = VerificationCounts()
+        self.unverified: deque[Update] = deque()
+        self.reader = UnverifiedReader(encoding)
+        self._verifier = verifier
+        self._events = events
+        self._warnings = warnings
+        self._encoding = encoding
+        self._insecure = insecure
+        self._queue = FairQueue()
+        self._scheduled = False
+        self._warned_of_binary = False
+
+    def __len__(self) -> int:
+        """Return how many datagrams wait for their signature check."""
+        return len(self._queue)
+
+    def receive(self, payload: bytes, address: Sequence[object]) -> None:
+        """Check a datagram, and queue it for its signature check if it may be right."""
+        self.counts.datagrams += 1
+        source = (str(address[0]), int(str(address[1])))
+        try:
+            if not payload.startswith(b'{"'):
+                self._receive_binary(payload, source)
+            elif self._encoding is Encoding.BINARY:
+                self.counts.ignored += 1
+            elif self._verifier is None:
+                self._read_unverified(payload, source)
+            else:
+                self._screen(self._verifier, payload, source)
+        except DatagramError as error:
+            self._refuse(source, error)
+
+    def _screen(self, verifier: Verifier, payload: bytes, source: Source) -> None:
+        try:
+            verifier.screen(payload, datetime.datetime.now(datetime.UTC))
+        except DuplicateDatagram:
+            self.counts.duplicates += 1
+        except DatagramError as error:
+            self._without_proof(payload, source, error)
+        else:
+            if not self._queue.put(payload, source):
+                self.counts.dropped += 1
+            if not self._scheduled:
+                self._schedule(verifier)
+
+    def _schedule(self, verifier: Verifier) -> None:
+        self._scheduled = True
+        asyncio.get_running_loop().call_soon(self._verify_some, verifier)
+
+    def _verify_some(self, verifier: Verifier) -> None:
+        """Verify some of what waits. The loop reads the sockets between two calls."""
+        for _ in range(VERIFY):
+            waiting = self._queue.get()
+            if waiting is None:
+                break
+            self._verify(verifier, *waiting)
+        self._scheduled = False
+        if len(self._queue):
+            self._schedule(verifier)
+        self._events.progress()
+
+    def _verify(self, verifier: Verifier, payload: bytes, source: Source) -> None:
+        try:
+            try:
+                datagram = verifier.verify(payload, datetime.datetime.now(datetime.UTC))
+                self._events.verified(datagram, source)
+            except DatagramError as error:
+                self._without_proof(payload, source, error)
+        except DuplicateDatagram:
+            self.counts.duplicates += 1
+        except DatagramError as error:
+            self._refuse(source, error)
+
+    def _without_proof(self, payload: bytes, source: Source, error: DatagramError) -> None:
+        """Report an unknown key. Read the updates if they are asked for, else raise `error`."""
+        if error.reason == "unknown-kid":
+            self._events.unknown_key()
+        if not (self._insecure and error.reason in UNVERIFIED_REASONS):
+            raise error
+        self._read_unverified(payload, source)
+
+    def _receive_binary(self, payload: bytes, source: Source) -> None:
+        # With --encoding binary the operator accepts that nothing is verified.
+        if self._insecure or self._encoding is Encoding.BINARY:
+            self._read_unverified(payload, source)
+            return
+        if self._encoding is Encoding.JSON:
+            self.counts.ignored += 1
+            return
+        decode_binary(payload)  # raises if it is no datagram at all
+        self.counts.refused["binary"] += 1
+        if not self._warned_of_binary:
+            self._warned_of_binary = True
+            self._warnings.warn(
+                "datagrams of the binary format are not signed: they are counted, and shown only "
+                "with --encoding binary or --insecure"
+            )
+
+    def _read_unverified(self, payload: bytes, source: Source) -> None:
+        for update in self.reader.receive(payload):
+            if len(self.unverified) < MAX_UNVERIFIED:
+                self.unverified.append(Update(update, source, verified=False))
+            else:
+                self.counts.dropped += 1
+        if self.unverified:
+            self._events.progress()
+
+    def _refuse(self, source: Source, error: DatagramError) -> None:
+        self.counts.refused[error.reason] += 1
+        self._warnings.warn_limited(
+            f"dropped a datagram from {source[0]}", error.reason, str(error)
+        )
