@@ -33,7 +33,7 @@ from listeners.repair.repair import Repair
 from listeners.repair.server_api import ServerApi
 from listeners.verify.known_announcers import KnownAnnouncers
 from listeners.verify.unverified import Encoding
-from listeners.verify.verification import Verification, VerificationEvents
+from listeners.verify.verification import Verification, VerificationCallbacks
 from listeners.verify.verifier import MAX_SKEW_S, Verifier
 from tornado_status.errors import ConfigError
 from tornado_status.wire.datagram import MAX_DATAGRAM, Datagram
@@ -145,7 +145,12 @@ class Listener:
             check_files(settings.broker)
         self._verification = Verification(
             Verifier(lambda: self._keys.known, settings.max_skew_s) if self._verifies else None,
-            VerificationEvents(self._order, self._want_announcers, lambda: self._ready.set()),
+            VerificationCallbacks(
+                verified=self._order,
+                unknown_key=self._want_announcers,
+                progress=lambda: self._ready.set(),
+                call_soon=lambda turn: self._loop.call_soon(turn),
+            ),
             self._warnings,
             encoding=settings.encoding,
             insecure=settings.insecure,

@@ -1,16 +1,16 @@
 """From received bytes to verified datagrams, and to unverified updates if they are asked for.
 
-Cheap checks are done at once. Signatures are verified in turns on the event loop, from a queue that
-is fair to all senders.
+Cheap checks are done at once. Signatures are verified in turns, from a queue that is fair to all
+senders. No event loop is imported: the caller schedules the turns.
 """
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from listeners.events import Source, Update
 from listeners.operator_warnings import OperatorWarnings
@@ -36,17 +36,18 @@ class VerificationCounts:
 
 
 @dataclass(frozen=True, slots=True)
-class VerificationEvents:
+class VerificationCallbacks:
     """What a `Verification` calls.
 
     `verified` gets a verified datagram and its sender, and may raise `DatagramError`.
     `unknown_key` is called for a datagram whose key is not known. `progress` is called after a
-    turn, and when unverified updates came.
+    turn, and when unverified updates came. `call_soon` schedules a turn.
     """
 
     verified: Callable[[Datagram, Source], None]
     unknown_key: Callable[[], None]
     progress: Callable[[], None]
+    call_soon: Callable[[Callable[[], None]], object]
 
 
 class Verification:
@@ -59,7 +60,7 @@ class Verification:
     def __init__(
         self,
         verifier: Verifier | None,
-        events: VerificationEvents,
+        callbacks: VerificationCallbacks,
         warnings: OperatorWarnings,
         *,
         encoding: Encoding,
@@ -69,7 +70,7 @@ class Verification:
         self.unverified: deque[Update] = deque()
         self.reader = UnverifiedReader(encoding)
         self._verifier = verifier
-        self._events = events
+        self._callbacks = callbacks
         self._warnings = warnings
         self._encoding = encoding
         self._insecure = insecure
@@ -112,7 +113,7 @@ class Verification:
 
     def _schedule(self, verifier: Verifier) -> None:
         self._scheduled = True
-        asyncio.get_running_loop().call_soon(self._verify_some, verifier)
+        self._callbacks.call_soon(partial(self._verify_some, verifier))
 
     def _verify_some(self, verifier: Verifier) -> None:
         """Verify some of what waits. The loop reads the sockets between two calls."""
@@ -124,13 +125,13 @@ class Verification:
         self._scheduled = False
         if len(self._queue):
             self._schedule(verifier)
-        self._events.progress()
+        self._callbacks.progress()
 
     def _verify(self, verifier: Verifier, payload: bytes, source: Source) -> None:
         try:
             try:
                 datagram = verifier.verify(payload, datetime.datetime.now(datetime.UTC))
-                self._events.verified(datagram, source)
+                self._callbacks.verified(datagram, source)
             except DatagramError as error:
                 self._without_proof(payload, source, error)
         except DuplicateDatagram:
@@ -141,7 +142,7 @@ class Verification:
     def _without_proof(self, payload: bytes, source: Source, error: DatagramError) -> None:
         """Report an unknown key. Read the updates if they are asked for, else raise `error`."""
         if error.reason == "unknown-kid":
-            self._events.unknown_key()
+            self._callbacks.unknown_key()
         if not (self._insecure and error.reason in UNVERIFIED_REASONS):
             raise error
         self._read_unverified(payload, source)
@@ -170,7 +171,7 @@ class Verification:
             else:
                 self.counts.dropped += 1
         if self.unverified:
-            self._events.progress()
+            self._callbacks.progress()
 
     def _refuse(self, source: Source, error: DatagramError) -> None:
         self.counts.refused[error.reason] += 1
