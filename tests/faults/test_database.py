@@ -421,7 +421,7 @@ def test_the_disk_is_full(
 def test_several_sockets_are_tried_one_by_one(
     make_postgres: MakePostgres, start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Hosts may be directories, too; libpq by itself would try the first one only."""
+    """Hosts may be directories, too; aiopg by itself would try the first one only."""
     postgres = make_postgres()
     url = postgres.url.replace("host=", f"host={tmp_path},")
     server = start_server(url=url)

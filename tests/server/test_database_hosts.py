@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -201,34 +201,52 @@ def test_attempts_are_bounded(database_url: str) -> None:
         assert open_to(url) == before
 
 
-@pytest.mark.parametrize("silent", [0, 4])
-def test_a_slow_login_is_waited_for(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often silent addresses, and itself, are begun anew meanwhile."""
-    monkeypatch.setattr(failover, "STAGGER_S", 0.001)
-    monkeypatch.setattr(failover, "AGAIN_S", 0.001)
+class Login:
+    """In place of a connection: nothing is open."""
 
-    class Login:
-        def abandon(self) -> None:
-            pass
+    def abandon(self) -> None:
+        pass
 
-    async def race() -> tuple[Login, int]:
-        begun = 0
 
-        async def connect(parameters: failover.Parameters) -> Login:
-            nonlocal begun
-            begun += 1
-            if parameters["host"] != "slow":
-                await asyncio.Event().wait()
-            for _ in range(500):  # longer than any begun beside it would take to push it out
-                await asyncio.sleep(0.001)
+def race(answer: Callable[[str, int], float | str], *names: str) -> tuple[Any, dict[str, int]]:
+    """Let hosts race; return the winner, and how often each was asked.
+
+    `answer` of a host and how often it was asked before: seconds until it has logged in, or why it
+    refuses.
+    """
+
+    async def run() -> tuple[Any, dict[str, int]]:
+        asked = dict.fromkeys(names, 0)
+
+        async def connect(parameters: failover.Parameters) -> Any:
+            name = parameters["host"]
+            asked[name] += 1
+            found = answer(name, asked[name] - 1)
+            if isinstance(found, str):
+                raise StoreUnavailable(found)
+            await asyncio.sleep(found)
             return Login()
 
-        names = [*(f"silent{number}" for number in range(silent)), "slow"]
-        each = [{"host": name, "hostaddr": LOOPBACK, "port": "5432"} for name in names]
-        return await failover.first(each, connect, 5.0), begun
+        hosts = [{"host": name, "hostaddr": LOOPBACK, "port": "5432"} for name in names]
+        return await failover.first(hosts, connect, PATIENCE_S), asked
 
-    _, begun = asyncio.run(race())
-    assert silent + 1 < begun <= failover.MAX_AT_ONCE
+    return asyncio.run(run())
+
+
+def test_a_slow_login_is_waited_for() -> None:
+    """A host that was just tried is not tried a second time beside itself, nor is a silent one."""
+    _, asked = race(lambda name, _: LONG_S if name == "silent" else 1.0, "silent", "slow")
+    assert asked == {"silent": 1, "slow": 1}
+
+
+def test_a_read_only_host_is_asked_again_while_another_is_silent() -> None:
+    """It is the standby of a dead primary, and is promoted meanwhile."""
+
+    def answer(name: str, before: int) -> float | str:
+        return LONG_S if name == "dead" else "the database is read-only" if before < 2 else 0.0
+
+    _, asked = race(answer, "dead", "standby")
+    assert asked == {"dead": 1, "standby": 3}
 
 
 @pytest.mark.parametrize(
