@@ -1,6 +1,6 @@
 """The certificate authority: private keys, certificates and the CRL, made in memory.
 
-Owns what stands in a certificate (RFC 5280). Writes nothing: see `files`. The `issue_*` methods
+Owns the content of a certificate (RFC 5280). Writes nothing: see `key_files`. The `issue_*` methods
 issue only what the server accepts; `Authority.certify` signs whatever it is given.
 """
 
@@ -171,7 +171,7 @@ class Authority(Credential):
             days,
             now,
         )
-        # The server's own judgement, so that this and the server can never drift apart unnoticed.
+        # The server's own check, so that a difference between the two is noticed here.
         try:
             identity = identify(credential.certificate.public_bytes(serialization.Encoding.DER))
         except IdentityError as error:
@@ -243,8 +243,8 @@ class Authority(Credential):
     ) -> x509.Certificate:
         """Sign exactly this, with a random serial number and both key identifiers added.
 
-        Judges nothing. It is what the `issue_*` methods stand on, and the way to odd certificates
-        (two common names, no purpose, an intermediate CA) for those who test against them.
+        Checks nothing. The `issue_*` methods use it, and so do tests that need odd certificates:
+        two common names, no purpose, an intermediate CA.
         """
         return _sign(
             self.key,
@@ -267,7 +267,7 @@ class Authority(Credential):
     ) -> x509.CertificateRevocationList:
         """Sign a complete CRL of exactly these entries, good for `days`.
 
-        `number` must be above those of all lists before (RFC 5280, 5.2.3); nobody looks here.
+        `number` must be above those of all earlier lists (RFC 5280, 5.2.3); it is not checked here.
         Raises `ConfigError` when the CA's own certificate does not let it sign CRLs.
         """
         if not _may_sign_crls(self.certificate):
@@ -324,7 +324,7 @@ class Authority(Credential):
 def first_crl_number(now: datetime.datetime) -> int:
     """Return the number of a list that follows none: the microseconds since the epoch.
 
-    A CA that is made again often has the name of the one before, and whoever knows its lists by
+    A CA that is made again often has the name of the one before. A program that knows its lists by
     that name must not see their numbers fall. No two lists are signed within a microsecond.
     """
     return (now - _EPOCH) // datetime.timedelta(microseconds=1)

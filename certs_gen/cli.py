@@ -11,12 +11,13 @@ import re
 import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from cryptography.x509 import CertificateRevocationList
 
-from certs_gen import copies, development, files, revocation
+from certs_gen import copies, development, key_files, revocation
 from certs_gen.authority import (
     CA_CERTIFICATE_FILE,
     CRL_DAYS,
@@ -28,7 +29,8 @@ from certs_gen.authority import (
     dns_name,
     ip_address,
 )
-from certs_gen.files import NewFile
+from certs_gen.key_files import NewFile
+from tornado_status import __version__
 from tornado_status.errors import ConfigError
 from tornado_status.model.email_address import parse_email
 
@@ -46,7 +48,7 @@ _LEGIBLE = "abcdefghjkmnpqrstuvwxyz23456789"
 
 
 class _Options(argparse.Namespace):
-    """What the parser fills in; a command sees those that are its own."""
+    """The options of all commands. A command may read only its own."""
 
     run: Callable[[_Options], None]
     prog: str
@@ -68,7 +70,7 @@ class _Options(argparse.Namespace):
     copied_email: str | None
 
 
-class _Parser(argparse.ArgumentParser):
+class _CertsParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # argparse would print the usage, too, and leave the process from in here.
         raise ConfigError(message)
@@ -92,9 +94,9 @@ def _make_set(options: _Options) -> None:
     if options.force and options.if_missing:
         raise ConfigError("--if-missing and --force contradict each other")
     paths = [options.out / name for name in development.FILE_NAMES]
-    files.make_directory(options.out)
-    with files.locked(options.out):
-        there = files.existing(paths)
+    key_files.make_directory(options.out)
+    with key_files.locked(options.out):
+        there = key_files.existing(paths)
         if options.if_missing:
             if len(there) == len(paths):
                 return
@@ -105,7 +107,7 @@ def _make_set(options: _Options) -> None:
                     "--force makes a new one, its CA included"
                 )
         if not options.force:
-            files.refuse_existing(paths)
+            key_files.refuse_existing(paths)
         made = development.make(
             options.out, days=options.days or LEAF_DAYS, key_type=options.key_type or "ec"
         )
@@ -127,17 +129,17 @@ def _issue_client(options: _Options) -> None:
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        stem = files.client_stem(options.email)
-        made = files.pair(options.out, stem, credential)
+        stem = key_files.client_stem(options.email)
+        made = key_files.pair(options.out, stem, credential)
         if options.pkcs12:
-            # A new one is shown once and kept nowhere. It is the default, because everybody on this
-            # machine can read in `ps` what is given as an option.
+            # A new password is shown once and stored nowhere. It is the default, because all users
+            # of this machine can read an option in `ps`.
             password = options.pkcs12_password or _new_password()
             made.append(
                 NewFile(
                     options.out / f"{stem}.p12",
                     credential.pkcs12(options.email, password, [authority.certificate]),
-                    files.PRIVATE,
+                    key_files.PRIVATE,
                     note="" if options.pkcs12_password else f"password {password}",
                 )
             )
@@ -152,7 +154,7 @@ def _issue_server(options: _Options) -> None:
         credential = authority.issue_server(
             names, ips, days=options.days or LEAF_DAYS, key_type=options.key_type or "ec"
         )
-        _write(files.pair(options.out, "server", credential), options)
+        _write(key_files.pair(options.out, "server", credential), options)
 
 
 def _issue_announcer(options: _Options) -> None:
@@ -160,7 +162,7 @@ def _issue_announcer(options: _Options) -> None:
         raise ConfigError("--key-type: an announcer's key is always Ed25519")
     with _authority(options) as authority:
         credential = authority.issue_announcer(options.stem, days=options.days or LEAF_DAYS)
-        _write(files.pair(options.out, options.stem, credential), options)
+        _write(key_files.pair(options.out, options.stem, credential), options)
 
 
 def _revoke(options: _Options) -> None:
@@ -171,7 +173,7 @@ def _revoke(options: _Options) -> None:
         reason = revocation.REASONS[options.reason]
         crl = revocation.next_crl(authority, last, serials, reason=reason, days=options.days)
         file = development.crl_file(options.out, crl)
-        files.replace(file)
+        key_files.replace(file)
     for path in unread:
         _say(f"{path} was not looked at: no certificate in PEM can be read in it")
     for serial in serials:
@@ -188,14 +190,14 @@ def _issue_crl(options: _Options) -> None:
         last = revocation.last_crl(options.out / development.CRL_FILE, authority)
         crl = revocation.next_crl(authority, last, days=options.days or CRL_DAYS)
         file = development.crl_file(options.out, crl)
-        files.replace(file)
+        key_files.replace(file)
     _say_crl(file, last)
 
 
 def _copy(options: _Options) -> None:
-    if not files.existing([options.out / CA_CERTIFICATE_FILE]):
+    if not key_files.existing([options.out / CA_CERTIFICATE_FILE]):
         raise ConfigError(f"{options.out} has no certificates: make a set first")
-    with files.locked(options.out):
+    with key_files.locked(options.out):
         changed = copies.copy(options.out, options.role, options.to, email=options.copied_email)
     for file in changed:
         _say(str(file.path))
@@ -218,29 +220,29 @@ def _authority_of_crl(options: _Options) -> contextlib.AbstractContextManager[Au
 def _authority(options: _Options) -> Iterator[Authority]:
     if options.if_missing:
         raise ConfigError("--if-missing is for a whole set, not for a command")
-    if not files.existing([options.out / CA_CERTIFICATE_FILE]):
+    if not key_files.existing([options.out / CA_CERTIFICATE_FILE]):
         raise ConfigError(
             f"{options.out} has no CA: make a set first, {options.prog} --out {options.out}"
         )
-    with files.locked(options.out):
+    with key_files.locked(options.out):
         yield Authority.load(options.out)
 
 
 def _write(made: Sequence[NewFile], options: _Options) -> None:
-    files.write(made, force=options.force)
+    key_files.write(made, force=options.force)
     for file in made:
         _say(f"{file.path} ({file.note})" if file.note else str(file.path))
 
 
-def _parser(prog: str) -> _Parser:
-    parser = _Parser(
+def _parser(prog: str) -> _CertsParser:
+    parser = _CertsParser(
         prog=prog,
         description=_DESCRIPTION,
         epilog=f"More: {prog} COMMAND --help, and docs/certificates.md.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.set_defaults(run=_make_set, prog=prog)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_common(parser, "replace a whole set: also its CA, so what the old CA issued is void")
     _add_key_type(parser)
     parser.add_argument(
@@ -248,39 +250,36 @@ def _parser(prog: str) -> _Parser:
         action="store_true",
         help="do nothing if the set is complete, make it if there is none, else fail",
     )
-    parser.set_defaults(out=development.DIRECTORY, days=None, force=False, key_type=None)
-
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-
-    client = commands.add_parser(
-        "client",
-        help="issue to one more user or device: EMAIL.crt and EMAIL.key",
-        description="Issue to one more user or device: EMAIL.crt and EMAIL.key. The e-mail is the "
-        "identity; an operator is a client whom access.readers in config.yaml names.",
-        allow_abbrev=False,
+    parser.set_defaults(
+        run=_make_set, prog=prog, out=development.DIRECTORY, days=None, force=False, key_type=None
     )
-    client.add_argument("email", metavar="EMAIL", type=_argument(client_email))
-    _add_common(client)
-    _add_key_type(client)
-    client.add_argument(
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for command in _COMMANDS:
+        added = commands.add_parser(
+            command.name, help=command.help, description=command.description, allow_abbrev=False
+        )
+        command.add_arguments(added)
+        added.set_defaults(run=command.run)
+    return parser
+
+
+def _add_client(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("email", metavar="EMAIL", type=_argument(client_email))
+    _add_common(parser)
+    _add_key_type(parser)
+    parser.add_argument(
         "--pkcs12", action="store_true", help="write EMAIL.p12, too, to import in a browser"
     )
-    client.add_argument(
+    parser.add_argument(
         "--pkcs12-password",
         metavar="PASSWORD",
         type=_argument(_password),
         help="of EMAIL.p12; by default a new one, which is printed",
     )
-    client.set_defaults(run=_issue_client)
 
-    server = commands.add_parser(
-        "server",
-        help="issue to the server: server.crt and server.key",
-        description="Issue to the server: server.crt and server.key. Without --name and --ip: "
-        f"{', '.join([*development.SERVER_NAMES, *development.SERVER_IPS])}.",
-        allow_abbrev=False,
-    )
-    server.add_argument(
+
+def _add_server(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--name",
         dest="names",
         metavar="NAME",
@@ -289,7 +288,7 @@ def _parser(prog: str) -> _Parser:
         type=_argument(dns_name),
         help="DNS name by which clients reach it; may be repeated",
     )
-    server.add_argument(
+    parser.add_argument(
         "--ip",
         dest="ips",
         metavar="ADDRESS",
@@ -298,17 +297,12 @@ def _parser(prog: str) -> _Parser:
         type=_argument(_ip),
         help="IP address by which clients reach it; may be repeated",
     )
-    _add_common(server)
-    _add_key_type(server)
-    server.set_defaults(run=_issue_server)
+    _add_common(parser)
+    _add_key_type(parser)
 
-    announcer = commands.add_parser(
-        "announcer",
-        help="issue to an announcer: a key that signs status datagrams",
-        description="Issue to an announcer: an Ed25519 key that signs status datagrams.",
-        allow_abbrev=False,
-    )
-    announcer.add_argument(
+
+def _add_announcer(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "--name",
         dest="stem",
         metavar="STEM",
@@ -316,56 +310,37 @@ def _parser(prog: str) -> _Parser:
         type=_argument(_announcer_stem),
         help="write STEM.crt and STEM.key, so that the next one can lie beside (announcer)",
     )
-    _add_common(announcer)
-    announcer.set_defaults(run=_issue_announcer)
+    _add_common(parser)
 
-    revoke = commands.add_parser(
-        "revoke",
-        help="revoke certificates: add them to ca.crl",
-        description="Revoke certificates: add them to ca.crl. An e-mail stands for every "
-        "certificate of it that is in the directory, a serial number for that one, be it there "
-        "or not.",
-        allow_abbrev=False,
-    )
-    revoke.add_argument(
+
+def _add_revoke(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
         "revoked",
         metavar="EMAIL|SERIAL",
         nargs="+",
         type=_argument(_email_or_serial),
         help="the serial number in hex, as the server or openssl shows it",
     )
-    revoke.add_argument(
+    parser.add_argument(
         "--reason",
         metavar="NAME",
         choices=list(revocation.REASONS),
         default="unspecified",
         help=f"what the list says of it; the server does not care: {', '.join(revocation.REASONS)}",
     )
-    _add_out(revoke)
-    _add_days(revoke, f"how long the list is good ({CRL_DAYS}, or as long as the last one)")
-    revoke.set_defaults(run=_revoke)
+    _add_out(parser)
+    _add_days(parser, f"how long the list is good ({CRL_DAYS}, or as long as the last one)")
 
-    crl = commands.add_parser(
-        "crl",
-        help="issue ca.crl anew, before it expires",
-        description="Issue ca.crl anew, before it expires: it revokes what it revoked before.",
-        allow_abbrev=False,
-    )
-    _add_out(crl)
-    _add_days(crl, f"how long the list is good ({CRL_DAYS})")
-    crl.set_defaults(run=_issue_crl)
 
-    copy = commands.add_parser(
-        "copy",
-        help="copy what a server, a listener or a client needs, and no other key",
-        description="Copy to DIR what a server, a listener or a client needs, and no other key. "
-        "Files that are there already as they should be are left alone, so it may be repeated: "
-        "after a renewal, or when ca.crl has changed.",
-        allow_abbrev=False,
-    )
-    copy.add_argument("role", choices=copies.ROLES, help="who will read the copies")
-    copy.add_argument("to", metavar="DIR", type=Path, help="where to; it is made if need be")
-    copy.add_argument(
+def _add_crl(parser: argparse.ArgumentParser) -> None:
+    _add_out(parser)
+    _add_days(parser, f"how long the list is good ({CRL_DAYS})")
+
+
+def _add_copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("role", choices=copies.ROLES, help="who will read the copies")
+    parser.add_argument("to", metavar="DIR", type=Path, help="where to; it is made if need be")
+    parser.add_argument(
         "--email",
         dest="copied_email",
         metavar="EMAIL",
@@ -373,9 +348,67 @@ def _parser(prog: str) -> _Parser:
         help="whose certificate a listener or client gets, instead of operator's or client's; it "
         "has their file name in DIR",
     )
-    _add_out(copy)
-    copy.set_defaults(run=_copy)
-    return parser
+    _add_out(parser)
+
+
+@dataclass(frozen=True, slots=True)
+class _Command:
+    name: str
+    run: Callable[[_Options], None]
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    help: str
+    description: str
+
+
+_COMMANDS = (
+    _Command(
+        "client",
+        _issue_client,
+        _add_client,
+        "issue to one more user or device: EMAIL.crt and EMAIL.key",
+        "Issue to one more user or device: EMAIL.crt and EMAIL.key. The e-mail is the identity; an "
+        "operator is a client whom access.readers in config.yaml names.",
+    ),
+    _Command(
+        "server",
+        _issue_server,
+        _add_server,
+        "issue to the server: server.crt and server.key",
+        "Issue to the server: server.crt and server.key. Without --name and --ip: "
+        f"{', '.join([*development.SERVER_NAMES, *development.SERVER_IPS])}.",
+    ),
+    _Command(
+        "announcer",
+        _issue_announcer,
+        _add_announcer,
+        "issue to an announcer: a key that signs status datagrams",
+        "Issue to an announcer: an Ed25519 key that signs status datagrams.",
+    ),
+    _Command(
+        "revoke",
+        _revoke,
+        _add_revoke,
+        "revoke certificates: add them to ca.crl",
+        "Revoke certificates: add them to ca.crl. An e-mail stands for every certificate of it "
+        "that is in the directory, a serial number for that one, be it there or not.",
+    ),
+    _Command(
+        "crl",
+        _issue_crl,
+        _add_crl,
+        "issue ca.crl anew, before it expires",
+        "Issue ca.crl anew, before it expires: it revokes what it revoked before.",
+    ),
+    _Command(
+        "copy",
+        _copy,
+        _add_copy,
+        "copy what a server, a listener or a client needs, and no other key",
+        "Copy to DIR what a server, a listener or a client needs, and no other key. Files that are "
+        "there already as they should be are left alone, so it may be repeated: after a renewal, "
+        "or when ca.crl has changed.",
+    ),
+)
 
 
 def _add_common(parser: argparse.ArgumentParser, force_help: str = "replace the files") -> None:

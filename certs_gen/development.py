@@ -1,4 +1,4 @@
-"""The development set: which certificates are in it, and what they are called."""
+"""The development set: its certificates and their file names."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from certs_gen import files
+from certs_gen import key_files
 from certs_gen.authority import Authority, KeyType
-from certs_gen.files import NewFile
+from certs_gen.key_files import NewFile
 
 DIRECTORY = Path("certs")  # where config.yaml looks for them
 SERVER_NAMES = ("localhost", "server")  # `server` is its name among containers
@@ -26,7 +26,7 @@ FILE_NAMES = (*(f"{stem}.{suffix}" for stem in STEMS for suffix in ("crt", "key"
 def make(directory: Path, *, days: int, key_type: KeyType) -> list[NewFile]:
     """Make a new CA and everything that it issues for a start, to be written in `directory`."""
     authority = Authority.create(key_type=key_type)
-    made = files.pair(directory, "ca", authority, key_mode=files.CA_PRIVATE)
+    made = key_files.pair(directory, "ca", authority, key_mode=key_files.CA_PRIVATE)
     made.append(crl_file(directory, authority.empty_crl()))
     issued = {
         "server": authority.issue_server(SERVER_NAMES, SERVER_IPS, days=days, key_type=key_type),
@@ -36,7 +36,7 @@ def make(directory: Path, *, days: int, key_type: KeyType) -> list[NewFile]:
         ANNOUNCER_STEM: authority.issue_announcer(days=days),
     }
     for stem, credential in issued.items():
-        made += files.pair(directory, stem, credential)
+        made += key_files.pair(directory, stem, credential)
     return made
 
 

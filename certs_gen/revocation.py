@@ -1,7 +1,7 @@
-"""Revocation: whom a serial number stands for, and the list that follows the last one.
+"""Revocation: which certificate a serial number belongs to, and the CRL that follows the last one.
 
-Owns what is kept from one CRL to the next, and how CRLs are numbered. Reads the directory of a set
-and writes nothing: see `files`. Signing is the `authority`'s.
+Owns the entries that go from one CRL to the next, and how CRLs are numbered. Reads the directory of
+a set and writes nothing: see `key_files`. `authority` signs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tornado_status.model.email_address import parse_email
 from tornado_status.pki.certificates import UNREADABLE, issued_by, quietly
 
 # Not those for the certificates of other CAs (cACompromise, aACompromise), nor those that can be
-# taken back (certificateHold, removeFromCRL): what is revoked here stays revoked.
+# reversed (certificateHold, removeFromCRL): a certificate that is revoked here stays revoked.
 REASONS = {
     reason.value: reason
     for reason in (
@@ -122,8 +122,8 @@ def serials(
 def last_crl(path: Path, authority: Authority) -> x509.CertificateRevocationList | None:
     """Read the list that the next one is to follow. None when there is nothing at `path`.
 
-    Raises `ConfigError` unless it is one complete list of this very CA: whatever else it is,
-    somebody would miss it.
+    Raises `ConfigError` unless it is one complete list of this CA: any other file is not
+    overwritten.
     """
     try:
         pem = path.read_bytes()
@@ -193,8 +193,8 @@ def number_of(crl: x509.CertificateRevocationList) -> int:
 def next_number(last: x509.CertificateRevocationList | None, now: datetime.datetime) -> int:
     """Return a number above that of `last`, and above those of lists that are lost.
 
-    Numbers must never fall (RFC 5280, 5.2.3), whatever became of the file: they are the time, and
-    count on from the last one only where that is ahead of the clock.
+    Numbers must never fall (RFC 5280, 5.2.3), even if the file was lost: a number is the time, or
+    one more than the last one if that is ahead of the clock.
     """
     number = first_crl_number(now)
     if last is not None:

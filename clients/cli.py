@@ -26,17 +26,17 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130  # as shells report a program that SIGINT ended
 
-MAX_SECONDS = 7 * 24 * 3600  # whoever wants to wait longer has mistaken the unit
+MAX_SECONDS = 7 * 24 * 3600  # a longer time is a mistake of the unit
 
 _EPILOG = f"""\
 exit status:
   0  checked in (204); with --every also: ended by SIGINT or SIGTERM
-  1  refused by the server: a TLS alert, a 4xx, or an answer that is no check-in's
+  1  refused by the server: a TLS alert, a 4xx, or an answer of something else than a check-in
   2  a wrong option, URL or file: nothing was sent
   3  not known to be recorded, try again later: not reachable, not trusted, no answer in time,
      429, 503 and other errors of the server
   130  without --every: interrupted by a signal
-With --every and --count it is that of the last attempt.
+With --every and --count it is the exit status of the last attempt.
 
 With --every the connection is kept. After a failure the next attempt comes after a random wait of
 at most {MAX_LIMIT_S:g} seconds, or the server's Retry-After and that; the files are read again for
@@ -116,11 +116,11 @@ def _status(error: HttpsError) -> int:
 
 @contextlib.contextmanager
 def _signals_interrupt() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a KeyboardInterrupt, out of whatever waits."""
+    """Turn the first SIGINT or SIGTERM into a KeyboardInterrupt, which ends any wait."""
     numbers = (signal.SIGINT, signal.SIGTERM)
 
     def interrupt(*_: object) -> NoReturn:
-        for number in numbers:  # a second one must not disturb the end
+        for number in numbers:  # a second signal must not disturb the shutdown
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -132,20 +132,35 @@ def _signals_interrupt() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _write(stream: TextIO | None, line: str) -> None:
-    """Write a line, flushed. A reader that has gone stops no check-in: from then on, to nobody."""
-    if stream is None:  # closed before we started
+def _write(output: TextIO | None, line: str) -> None:
+    """Write a line and flush it. If the reader has gone, this and later lines are discarded."""
+    if output is None:  # closed before we started
         return
     try:
-        stream.write(f"{line}\n")
-        stream.flush()
+        output.write(f"{line}\n")
+        output.flush()
     except BaseException as error:
-        # What is left in the buffer would fail, or wait, once more at exit.
+        # The rest of the buffer would fail, or wait, again at exit.
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
+        os.dup2(null, output.fileno())
         os.close(null)
         if not isinstance(error, OSError):
             raise
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.exit(message=f"{parser.prog} {_version()}\n")
+
+
+def _version() -> str:
+    # Imported here: a check-in does not need it, and it takes a moment to load.
+    import importlib.metadata
+
+    try:
+        return importlib.metadata.version("tornado-status")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (tornado-status is not installed)"
 
 
 class _ClientParser(argparse.ArgumentParser):
@@ -161,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and exit")
     parser.add_argument(
         "--url",
         default="https://localhost:8443/api/client",

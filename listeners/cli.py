@@ -33,6 +33,7 @@ from listeners.output import Format, render
 from listeners.receive.sockets import WILDCARD
 from listeners.verify.unverified import Encoding
 from listeners.verify.verifier import MAX_SKEW_S
+from tornado_status import __version__
 from tornado_status.errors import ConfigError
 from tornado_status.wire.datagram import MAX_SEQ
 from tornado_status.wire.nats_broker import (
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 PROGRAM = "status-listener"
 
-# What certs_gen makes, and where the shipped server is.
+# The files that certs_gen makes, and the address of the shipped server.
 URL = "https://localhost:8443"
 CERTIFICATE = "certs/operator.crt"
 PRIVATE_KEY = "certs/operator.key"
@@ -461,6 +462,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     _add_receiving(parser.add_argument_group("receiving"))
     _add_broker(parser.add_argument_group("receiving from a broker"))
     _add_trust(parser.add_argument_group("trust and repair"))

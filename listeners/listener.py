@@ -40,7 +40,7 @@ from tornado_status.wire.datagram import MAX_DATAGRAM, Datagram
 from tornado_status.wire.nats_broker import Broker
 from tornado_status.wire.nats_connection import check_files
 
-# What the shipped config.yaml announces.
+# The target in the shipped config.yaml.
 GROUP = "239.255.66.66"
 PORT = 6667
 INTERFACE = "127.0.0.1"
@@ -55,7 +55,7 @@ logger = logging.getLogger("listeners")
 
 @dataclass(frozen=True, slots=True)
 class ListenerSettings:
-    """What to listen to, what to trust, and where to begin.
+    """The addresses to listen on, the certificates to trust, and the number to begin with.
 
     Trust: `ca`, and one or both of `announcers` (certificate files) and `url` with a reader's
     `certificate` and `private_key`. The latter also repairs. Without them `insecure` is needed, or
@@ -86,7 +86,7 @@ class ListenerSettings:
 
 @dataclass(frozen=True, slots=True)
 class ListenerCounts:
-    """What became of everything that was received, so far."""
+    """Datagrams and updates so far, by their fate."""
 
     datagrams: int
     duplicates: int  # updates that were known; a whole datagram counts as one
@@ -133,7 +133,7 @@ class Listener:
         if not (self._verifies or settings.insecure or settings.encoding is Encoding.BINARY):
             raise ConfigError(
                 "nothing to verify announcements with: give --announcer and --ca, or --url with a "
-                "reader's --cert and --key, or --insecure to show what nobody vouches for"
+                "reader's --cert and --key, or --insecure to show unverified updates"
             )
         if settings.start == "snapshot" and server is None:
             raise ConfigError("--from snapshot: needs a reader's certificate (--cert, --key)")
@@ -325,7 +325,7 @@ class Listener:
 
     @property
     def counts(self) -> ListenerCounts:
-        """What happened so far."""
+        """Datagrams and updates so far."""
         received, unverified = self._verification.counts, self._verification.reader.counts
         ordered = self._follower.sequence.counts
         return ListenerCounts(

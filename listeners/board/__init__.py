@@ -1,1 +1,1 @@
-"""The terminal board: everybody in a live table (extra `board`)."""
+"""The terminal board: all users in a live table (extra `board`)."""

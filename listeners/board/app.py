@@ -26,7 +26,7 @@ from listeners.listener import Condition, Listener, ListenerCounts
 from tornado_status.model.presence import State
 
 TICK_S = 1.0  # "3 s ago" is right to the second
-DRAW_S = 0.2  # the shortest pause between two redraws: nobody sees more
+DRAW_S = 0.2  # the shortest pause between two redraws: the eye sees no more
 SILENCE_S = 15.0  # three of the server's heartbeats were missed
 FRESH_S = 2.0  # how long a row stands out after a check-in
 WARNING_S = 30.0  # how long the listener's last warning stays on the screen

@@ -12,7 +12,7 @@ MAX_RETIRED = 1024  # logs that were left, never to be followed again
 
 
 class LogStatus(enum.Enum):
-    """What the log of a verified datagram is to this listener."""
+    """How the log of a verified datagram relates to the one that is followed."""
 
     FOLLOWED = "followed"
     NEW = "new"  # to be followed from now on

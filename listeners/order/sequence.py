@@ -53,7 +53,7 @@ class Position:
 
 @dataclass(slots=True)
 class SequenceCounts:
-    """What became of the updates of one `EventSequence`."""
+    """Updates of one `EventSequence`, by their fate."""
 
     duplicates: int = 0
     repaired: int = 0  # updates that were fetched

@@ -105,7 +105,7 @@ def open_sockets(
             opened.add(sock, [(g, i) for g, i in wanted if g.version == 4])
         elif any(group.version == 4 for group, _ in wanted):
             raise ConfigError(
-                f"--address: {address} hears no IPv4 group: leave them out with --group"
+                f"--address: {address} receives no IPv4 group: leave them out with --group"
             )
         of_ipv6 = [(group, interface) for group, interface in wanted if group.version == 6]
         if of_ipv6 or local.version == 6:
@@ -184,12 +184,14 @@ def _enlarge_buffer(sock: socket.socket) -> None:
 
 
 def _refuse_foreign_groups(sock: socket.socket) -> None:
-    """Hear only the groups this socket joined, on the interface where it joined them.
+    """Receive only the groups that this socket joined, on the interface where it joined them.
 
     Linux otherwise delivers to a wildcard socket every group that any program here has joined.
     """
     if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # ENOPROTOOPT: a kernel without it hears more, not less
+        with contextlib.suppress(
+            OSError
+        ):  # ENOPROTOOPT: a kernel without it receives more, not less
             if sock.family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
             else:
@@ -199,7 +201,7 @@ def _refuse_foreign_groups(sock: socket.socket) -> None:
 
 def _bind(sock: socket.socket, address: str, port: int) -> None:
     try:
-        # With the scope of a link-local address, where it has one.
+        # With the scope of a link-local address, if it has one.
         [(*_, local)] = socket.getaddrinfo(
             address, port, sock.family, socket.SOCK_DGRAM, flags=socket.AI_NUMERICHOST
         )[:1]
@@ -218,7 +220,7 @@ def _why_not_bound(error: OSError, address: str, port: int) -> str:
         case errno.EADDRNOTAVAIL | errno.ENODEV:
             return (
                 f"{address} is not an address of this machine: "
-                f"give one that is with --address, or leave it out to hear on all"
+                f"give one that is with --address, or leave it out to listen on all"
             )
         case errno.EINVAL if address.startswith("fe80:"):
             return f"{address} needs its interface: give it with --address as {address}%INTERFACE"

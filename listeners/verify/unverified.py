@@ -21,7 +21,7 @@ class Encoding(enum.StrEnum):
 
 @dataclass(slots=True)
 class UnverifiedCounts:
-    """What was not returned."""
+    """Updates and datagrams that were not returned."""
 
     duplicates: int = 0  # updates
     ignored: int = 0  # well-formed datagrams of the encoding that was not asked for

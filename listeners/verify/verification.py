@@ -26,7 +26,7 @@ MAX_UNVERIFIED = 4096  # unverified updates that wait for the reader, with `inse
 
 @dataclass(slots=True)
 class VerificationCounts:
-    """What became of the datagrams."""
+    """Datagrams, by their fate."""
 
     datagrams: int = 0
     duplicates: int = 0  # whole datagrams
@@ -37,7 +37,7 @@ class VerificationCounts:
 
 @dataclass(frozen=True, slots=True)
 class VerificationCallbacks:
-    """What a `Verification` calls.
+    """The functions that a `Verification` calls.
 
     `verified` gets a verified datagram and its sender, and may raise `DatagramError`.
     `unknown_key` is called for a datagram whose key is not known. `progress` is called after a

@@ -1,9 +1,10 @@
-"""The listener on its own, showing what nobody vouches for, and its parts in pure."""
+"""The listener on its own with unverified updates, and its pure parts."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import importlib.metadata
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from listeners.output import Format, json_line, render, text_block
 from listeners.receive.sockets import WILDCARD
 from listeners.verify.unverified import Encoding, UnverifiedReader
 from tests.support.harness import PATIENCE_S, ROOT, Lines, free_port, wait_until
+from tornado_status import __version__
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import Event, StatusRecord
 from tornado_status.runtime.rate_limit import MAX_KINDS, RateLimit
@@ -482,7 +484,7 @@ def test_a_port_taken_by_another_program_is_a_sentence() -> None:
             ["--address", "localhost"],
             "--address: expected an IPv4 or IPv6 address, got 'localhost'",
         ),
-        (["--address", "::1"], "--address: ::1 hears no IPv4 group"),
+        (["--address", "::1"], "--address: ::1 receives no IPv4 group"),
         (["--interface", "192.0.2.1"], "no interface of this machine has the address 192.0.2.1"),
         (["--interface", "nonesuch0"], "--interface: "),
         (["--interface", WILDCARD], "0.0.0.0 names no interface"),
@@ -580,6 +582,31 @@ def test_any_bytes_are_updates_or_refused(payload: bytes) -> None:
     reader = UnverifiedReader()
     with contextlib.suppress(DatagramError):
         assert reader.receive(payload) or reader.counts == type(reader.counts)()
+
+
+# ----------------------------------------------------------------------------------- the version
+
+
+@pytest.mark.parametrize("program", ["listeners", "clients", "certs_gen"])
+def test_each_program_says_its_version(program: str) -> None:
+    """On one line, with exit status 0."""
+    done = subprocess.run(
+        [sys.executable, "-m", program, "--version"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("\n") == 1
+    if program == "clients":  # it does not import the server's package
+        try:
+            expected = importlib.metadata.version("tornado-status")
+        except importlib.metadata.PackageNotFoundError:
+            expected = "unknown (tornado-status is not installed)"
+    else:
+        expected = __version__
+    assert done.stdout.endswith(f" {expected}\n")
 
 
 # -------------------------------------------------------------------------------- warnings, in pure

@@ -24,7 +24,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certs_gen import cli, development, files
+from certs_gen import cli, development, key_files
 from certs_gen.authority import (
     CLOCK_SKEW,
     Authority,
@@ -478,7 +478,7 @@ def test_a_file_that_appears_in_the_last_moment_is_not_overwritten(
     (own_certs / "a@example.com.crt").write_bytes(b"precious")
     before = contents(own_certs)
     monkeypatch.setattr(
-        files, "existing", lambda paths: [path for path in paths if path.stem == "ca"]
+        key_files, "existing", lambda paths: [path for path in paths if path.stem == "ca"]
     )
     error = run("client", "a@example.com", "--out", own_certs).refused()
     assert "a@example.com.crt exists already" in error
@@ -566,7 +566,7 @@ def test_containers_that_start_at_once_share_one_set(tmp_path: Path) -> None:
 
 def test_a_run_waits_for_the_other_one_before_it_looks(tmp_path: Path) -> None:
     """A start in the middle of another one's writing finds a complete set, not half of one."""
-    with files.locked(tmp_path):
+    with key_files.locked(tmp_path):
         second = subprocess.Popen(
             [sys.executable, "-c", WAITING, "--if-missing", "--out", str(tmp_path)],
             env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -578,7 +578,7 @@ def test_a_run_waits_for_the_other_one_before_it_looks(tmp_path: Path) -> None:
         said = second.stdout.readline()
         made = development.make(tmp_path, days=1, key_type="ec")
         for file in made:
-            files.write([file], force=False)
+            key_files.write([file], force=False)
     rest = second.communicate(timeout=60)
     assert (said, *rest, second.returncode) == ("waiting\n", "", "", 0)
     assert contents(tmp_path) == {file.path.name: file.content for file in made}
@@ -745,7 +745,7 @@ def test_a_ca_that_cannot_issue_is_one_sentence(run: Run, own_certs: Path) -> No
     (own_certs / "ca.crt").write_bytes(good_certificate)
 
     expired = Authority.create(days=1, now=datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC))
-    files.write(files.pair(own_certs, "ca", expired), force=True)
+    key_files.write(key_files.pair(own_certs, "ca", expired), force=True)
     assert "expired on 2020-01-02" in run(*issue).refused()
     assert not (own_certs / "a@example.com.crt").exists()
 
@@ -841,7 +841,7 @@ def test_an_e_mail_with_a_slash_stays_in_the_directory(
 def test_e_mails_that_differ_have_files_that_differ() -> None:
     """No client's files are mistaken for another's, or for those of the set."""
     emails = ["a/b@example.com", "a%2Fb@example.com", "a%252Fb@example.com", "ab@example.com"]
-    stems = {files.client_stem(email) for email in emails}
+    stems = {key_files.client_stem(email) for email in emails}
     assert len(stems) == len(emails)
     assert all("@" in stem and "/" not in stem for stem in stems)
 

@@ -299,7 +299,7 @@ def test_what_cannot_be_had_is_a_gap_and_a_snapshot(
 
 @examples
 @given(st.randoms(), st.sampled_from([0.0, 0.1, 0.3, 0.6]), st.integers(0, 250))
-def test_without_a_server_gaps_are_told(chance: random.Random, loss: float, steps: int) -> None:
+def test_without_a_server_gaps_are_reported(chance: random.Random, loss: float, steps: int) -> None:
     """Each number is delivered or in a gap, once and in order."""
     run = Run(chance, repairs=False, calm=True)
     for _ in range(steps):
@@ -421,7 +421,7 @@ def test_a_snapshot_to_begin_with_is_no_gap() -> None:
     assert (sequence.position, sequence.counts.missed, sequence.lag) == (Position(LOG_ID, 7), 0, 0)
 
 
-def test_without_a_server_a_gap_is_told_once_and_late() -> None:
+def test_without_a_server_a_gap_is_reported_once_and_late() -> None:
     """It cannot be taken back; what comes after that is a duplicate."""
     sequence = begun(repairs=False)
     sequence.receive(3, [event(3)], SOURCE, 0.0)
@@ -444,7 +444,7 @@ def test_a_new_log_without_a_server_is_a_gap_of_its_own() -> None:
 
 
 def test_a_position_is_not_moved_by_half_a_snapshot() -> None:
-    """Who is killed in it gets it again."""
+    """A listener that is killed in it gets it again."""
     sequence = begun(after=3)
     sequence.receive(9, [], SOURCE, 0.0)
     fetch = sequence.due_fetch(10.0)
@@ -528,15 +528,15 @@ def test_another_log_is_followed_only_on_evidence() -> None:
 # --------------------------------------------------------------------------------- fair queue
 
 
-def test_who_floods_displaces_nobody_else() -> None:
+def test_a_flood_displaces_no_other_source() -> None:
     """Each source has its turn, and the longest queue gives way."""
-    intake = FairQueue(max_waiting=100)
+    queue = FairQueue(max_waiting=100)
     for number in range(1000):
-        intake.put(b"forged %d" % number, ("10.0.0.66", 1))
+        queue.put(b"forged %d" % number, ("10.0.0.66", 1))
         if number % 100 == 0:
-            intake.put(b"good %d" % (number // 100), ("10.0.0.1", 6666))
-    assert len(intake) == 100
-    first = [intake.get() for _ in range(20)]
+            queue.put(b"good %d" % (number // 100), ("10.0.0.1", 6666))
+    assert len(queue) == 100
+    first = [queue.get() for _ in range(20)]
     good = [found[0] for found in first if found is not None and found[1][0] == "10.0.0.1"]
     assert good == [b"good %d" % number for number in range(10)]
 
@@ -544,10 +544,10 @@ def test_who_floods_displaces_nobody_else() -> None:
 @pytest.mark.parametrize("sources", [1, 3, 1000])
 def test_forged_sources_cost_bounded_memory(sources: int) -> None:
     """However many there are."""
-    intake = FairQueue(max_waiting=50, max_sources=8)
+    queue = FairQueue(max_waiting=50, max_sources=8)
     for number in range(500):
-        intake.put(b"x", ("10.0.0.1", number % sources))
-    assert len(intake) == 50
-    while intake.get() is not None:
+        queue.put(b"x", ("10.0.0.1", number % sources))
+    assert len(queue) == 50
+    while queue.get() is not None:
         pass
-    assert len(intake) == 0
+    assert len(queue) == 0

@@ -22,7 +22,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certs_gen import cli, files, revocation
+from certs_gen import cli, key_files, revocation
 from certs_gen.authority import (
     CLOCK_SKEW,
     CRL_DAYS,
@@ -476,7 +476,7 @@ def test_a_ca_made_elsewhere_revokes_too(tmp_path: Path) -> None:
 def test_revocations_at_once_lose_nothing(own_certs: Path) -> None:
     """Each run reads the list only when it is alone, so that the last one has them all."""
     wanted = range(0xA1, 0xA7)
-    with files.locked(own_certs):
+    with key_files.locked(own_certs):
         runs = [
             subprocess.Popen(
                 [sys.executable, "-c", WAITING, "revoke", f"{n:x}", "--out", str(own_certs)],
@@ -660,7 +660,7 @@ def test_the_ca_does_not_revoke_itself(own_certs: Path) -> None:
 def test_a_ca_that_is_named_by_an_e_mail_is_not_revoked_by_it(tmp_path: Path) -> None:
     """Only what it issued is."""
     ca = Authority.create(name="ops@example.com")
-    files.write(files.pair(tmp_path, "ca", ca), force=False)
+    key_files.write(key_files.pair(tmp_path, "ca", ca), force=False)
     assert "no certificate for" in run("revoke", "ops@example.com", "--out", tmp_path).refused()
     assert run("client", "ops@example.com", "--out", tmp_path).status == 0
     assert run("revoke", "ops@example.com", "--out", tmp_path).status == 0

@@ -21,7 +21,7 @@ PUBLIC = 0o644
 PRIVATE = 0o600
 CA_PRIVATE = 0o400  # written once, never again: a slip of an editor must not change it
 # Open to others: the server may run as another user, in a container too, and needs the certificates
-# here. What is secret is protected by its own mode, whoever made the directory.
+# here. Each secret file is protected by its own mode.
 DIRECTORY = 0o755
 
 
@@ -88,7 +88,7 @@ def locked(directory: Path) -> Iterator[None]:
     """Keep other runs out of the directory.
 
     Two containers that start at once on one volume would otherwise mix two sets. The wait is as
-    long as the other run, which waits for nobody; if it dies, the system frees the lock.
+    long as the other run, which itself does not wait. If it dies, the system frees the lock.
     """
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -111,8 +111,8 @@ def write(files: Sequence[NewFile], *, force: bool) -> None:
     """
     if not force:
         refuse_existing(file.path for file in files)
-    # Keys first: what an interruption leaves is then a key without a certificate, which is nobody's
-    # identity and is taken by no server, and never a certificate whose key is lost.
+    # Keys first: an interruption then leaves a key without a certificate, which no server accepts,
+    # and never a certificate whose key is lost.
     ordered = sorted(files, key=lambda file: not file.private)
     if force:
         _replace(ordered)
@@ -123,9 +123,9 @@ def write(files: Sequence[NewFile], *, force: bool) -> None:
 def replace(file: NewFile) -> None:
     """Put a public file in the place of the old one, if there is one. Raises `ConfigError`.
 
-    In one step: whoever opens it meanwhile, or after a kill -9 or a power cut, finds the old file
-    or the new one, whole. Where it is a symbolic link, the file that it points to is replaced: that
-    one is read somewhere.
+    In one step: a program that opens it at the same time, or after a kill -9 or a power cut, finds
+    the old file or the new one, whole. If it is a symbolic link, the file that it points to is
+    replaced, because another program reads that one.
     """
     target = Path(os.path.realpath(file.path))
     beside = _beside(target)
