@@ -6,6 +6,7 @@
 # make scan   look at a running server's TLS with sslyze and testssl.sh
 # make audit  ask for known vulnerabilities of the locked dependencies
 # make docs   build the documentation site in site/
+# make release VERSION=x.y.z  check, build and tag a release: CONTRIBUTING.md
 # Others: lint, test-all (unit and server tests on every other installed Python), lock, clean
 
 TESTED := 3.13 3.12 3.11
@@ -24,7 +25,7 @@ PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check check-rest bench soak scan audit docs test-all lint lock clean
+.PHONY: run test check check-rest bench soak scan audit docs test-all lint lock release clean
 
 run: $(VENV)/.run
 	@$(BIN)/python -c "import sys; v = '%d.%d' % sys.version_info[:2]; \
@@ -115,6 +116,9 @@ COMPILE = $(BIN)/uv pip compile --quiet $(UPGRADE) $(LOCK_FLAGS)
 UPGRADE := --upgrade
 LOCK_FLAGS := --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
 	--no-emit-index-url --no-emit-find-links
+
+release: $(VENV)/.dev
+	tools/release.sh "$(VERSION)"
 
 clean:
 	rm -rf $(VENV) $(SCAN) site benchmarks/.build build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

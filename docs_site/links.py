@@ -9,8 +9,10 @@ import re
 PAGES = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
+    "CODE_OF_CONDUCT.md": "code-of-conduct.md",
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "license.md",
+    "SECURITY.md": "reporting.md",
     "config.yaml": "reference/config.md",
     "tornado_status/api/openapi.yaml": "reference/api.md",
     "benchmarks/results/results.md": "benchmark-results.md",

@@ -136,6 +136,14 @@ RECOVERED = "system/test_backup.py::test_the_embedded_database_is_recovered_to_a
 PROMOTED = "system/test_backup.py::test_the_server_goes_on_with_a_promoted_standby_by_itself"
 
 REASONS: dict[str, dict[str, Reason]] = {
+    "CONTRIBUTING.md": {
+        "make .venv/.dev                      # set up: .venv with the locked packages": Reason(
+            Why.INSTALLS, "docs/test_contributing.py::test_make_has_each_target_of_the_page"
+        ),
+        "make release VERSION=0.1.0": Reason(
+            Why.MINUTES, "system/test_release.py::test_one_command_builds_and_tags_a_release"
+        ),
+    },
     "README.md": {
         "make run     # sets everything up and serves on https://localhost:8443": here(
             Why.FOR_EVER, "test_the_readme_shows_what_is_seen"
