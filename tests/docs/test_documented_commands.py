@@ -405,7 +405,7 @@ def test_the_readme_shows_what_is_seen(tmp_path: Path) -> None:
     page = "README.md"
     start, test = block_of(page, "make run").commands.splitlines()
     with reader(tmp_path) as somebody:
-        assert "-m pytest" in somebody.types(f"{test.partition('#')[0]} --dry-run")
+        assert "-m tests.support.run_tests" in somebody.types(f"{test.partition('#')[0]} --dry-run")
         with somebody.starts(start.partition("#")[0]) as server:
             serving = server.out.wait_for(lambda line: "Serving on" in line, "Serving on")
             assert pages.pattern(pages.shown(page, "Serving on")).fullmatch(serving)
