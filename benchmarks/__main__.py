@@ -1,52 +1,171 @@
 """`python -m benchmarks`: build, measure, print the table, write it with its plot.
 
-Only a run of everything is written to benchmarks/results and README.md; less is a first look.
+Every contender is measured in every round, in turn, so that disturbances meet all alike. Only a run
+of everything is written to benchmarks/results and README.md; less is a first look.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
+import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from benchmarks import pages, report
-from benchmarks.campaign import OWN_WORKLOADS, Plan, run
-from benchmarks.errors import BenchmarkError
-from benchmarks.peers.registry import QUICK, all_peers
-from benchmarks.places import BENCHMARKS, BUILD, ROOT
-from benchmarks.workloads import WORKLOADS
+from benchmarks import comparison, plot, store_driver, streams, tables
+from benchmarks.contender import Contender
+from benchmarks.load import compile_load
+from benchmarks.peers.registry import CONTENDERS, QUICK, THIS_SERVER
+from benchmarks.programs import BENCHMARKS, BUILD, ROOT, BenchmarkError, exit_status, say
+from benchmarks.results import Results, Row
+from benchmarks.rig import Rig, rig
+from benchmarks.workloads import CONNECTIONS, WORKLOADS, keep_alive
 
 ROUNDS, SECONDS, IDLE_CONNECTIONS = 5, 5.0, 2000
 QUICK_ROUNDS, QUICK_SECONDS, QUICK_IDLE_CONNECTIONS = 2, 1.0, 500
 QUICK_BUDGET_S = 110.0  # on a busy machine there is one round, and a note that says so
-EXIT_FAILED = 1
+
+USERS = (1_000, 1_000_000)
+AFTER_CHECKPOINT = "right after a checkpoint"
+SERVERS = (1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonPlan:
+    """What to measure. `seconds` is the measured time of each workload in each round."""
+
+    peers: Sequence[Contender]
+    workloads: Sequence[str]
+    rounds: int
+    seconds: float
+    idle_connections: int
+    budget_s: float = float("inf")  # no round but the first begins that would end later
+
+
+def run(plan: ComparisonPlan) -> Results:
+    """Build, measure, and return the numbers. Raises `BenchmarkError` if nothing is possible."""
+    BUILD.mkdir(exist_ok=True)
+    compile_load(BUILD)  # first: without it nothing is possible
+    left_out: dict[str, str] = {}
+    contenders = [peer for peer in plan.peers if _is_prepared(peer, left_out)]
+    with rig(
+        CONNECTIONS, seconds=plan.seconds, idle_connections=plan.idle_connections
+    ) as surroundings:
+        results = surroundings.results
+        results.rows += [Row(p.name, p.title, p.writes, p.does_the_job) for p in contenders]
+        results.left_out |= left_out
+        if "users" in plan.workloads:
+            for users in USERS:
+                say(f"filling a database with {users:,} users")
+                store_driver.fill(surroundings.postgres, f"users_{users}", users)
+        compared = [name for name in WORKLOADS if name in plan.workloads]
+        for number in results.in_rounds(plan.rounds, plan.budget_s):
+            # Each is first and last in turn.
+            turn = number % len(contenders) if contenders else 0
+            for contender in [*contenders[turn:], *contenders[:turn]]:
+                if compared and not _measure(surroundings, contender, compared):
+                    contenders.remove(contender)
+            for name, measure in OWN_WORKLOADS.items():
+                if name in plan.workloads:
+                    try:
+                        measure(surroundings)
+                    except BenchmarkError as error:
+                        say(f"  {name}: {error}")
+                        results.note(f"{name}: a round failed: {error}")
+    return results
+
+
+def _is_prepared(contender: Contender, left_out: dict[str, str]) -> bool:
+    try:
+        for prepare in contender.prepare:
+            prepare()
+    except BenchmarkError as error:
+        say(f"left out: {contender.title}: {error}")
+        left_out[contender.title] = str(error)
+        return False
+    return True
+
+
+def _measure(surroundings: Rig, contender: Contender, workloads: Sequence[str]) -> bool:
+    """Measure one round of a contender. One that fails is left out of the results: False."""
+    results = surroundings.results
+    try:
+        with surroundings.at_work(contender) as bench:
+            for workload in workloads:
+                results.add(workload, contender.name, WORKLOADS[workload](bench))
+    except BenchmarkError as error:
+        say(f"  {contender.name}: left out: {error}")
+        (row,) = [row for row in results.rows if row.name == contender.name]
+        results.leave_out(row, str(error))
+        return False
+    return True
+
+
+# ------------------------------------------------------------------- of tornado_status alone
+
+
+def measure_users(surroundings: Rig) -> None:
+    """Check in random users at full speed, directly through the store."""
+    postgres = surroundings.postgres
+
+    def drive(users: int, row: str) -> None:
+        numbers = store_driver.drive_stores(
+            postgres, [f"users_{users}"], users, surroundings.seconds, CONNECTIONS
+        )
+        surroundings.results.add("users", row, numbers)
+
+    for users in USERS:
+        store_driver.touch(postgres, f"users_{users}")
+        drive(users, str(users))
+    postgres.execute("postgres", "CHECKPOINT")
+    drive(max(USERS), f"{max(USERS)} {AFTER_CHECKPOINT}")
+
+
+def measure_reuse_port(surroundings: Rig) -> None:
+    """Several servers on one port and one database."""
+    for servers in SERVERS:
+        with surroundings.at_work(dataclasses.replace(THIS_SERVER, servers=servers)) as bench:
+            surroundings.results.add("reuse_port", str(servers), keep_alive(bench))
+
+
+def measure_streams(surroundings: Rig) -> None:
+    """Readers of the live stream."""
+    for count in streams.STREAMS:
+        with surroundings.at_work(THIS_SERVER) as bench:
+            surroundings.results.add("streams", str(count), streams.measure(bench, count))
+
+
+OWN_WORKLOADS: dict[str, Callable[[Rig], None]] = {
+    "users": measure_users,
+    "reuse_port": measure_reuse_port,
+    "streams": measure_streams,
+}
+
+# ------------------------------------------------------------------------------ the command line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     plan, out, page = _read(arguments)
-    signal.signal(signal.SIGTERM, _terminated)
-    try:
+
+    def work() -> None:
         results = run(plan)
-    except BenchmarkError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return EXIT_FAILED
-    table = report.markdown(results)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(results.to_json())
-    (out / "results.md").write_text(table)
-    (out / "results.svg").write_text(report.svg(results))
-    if page is not None:
-        page.write_text(pages.fill(page.read_text(), report.summary(results), report.COMMAND))
-    print(table)
-    return 0
+        table = comparison.markdown(results)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "results.json").write_text(results.to_json())
+        (out / "results.md").write_text(table)
+        (out / "results.svg").write_text(plot.svg(results))
+        if page is not None:
+            blocks = comparison.summary(results)
+            page.write_text(tables.fill(page.read_text(), blocks, comparison.COMMAND))
+        print(table)
+
+    return exit_status(work)
 
 
-def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path, Path | None]:
-    peers = {peer.name: peer for peer in all_peers()}
+def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path | None]:
+    peers = [contender.name for contender in CONTENDERS]
     workloads = [*WORKLOADS, *OWN_WORKLOADS]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -55,16 +174,12 @@ def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path, Path | None]:
     parser.add_argument(
         "--quick", action="store_true", help=f"in two minutes, a first look: {', '.join(QUICK)}"
     )
-    parser.add_argument(
-        "--only", nargs="+", choices=peers, metavar="PEER", help=f"of {', '.join(peers)}"
-    )
-    parser.add_argument(
-        "--workloads",
-        nargs="+",
-        choices=workloads,
-        metavar="NAME",
-        help=f"of {', '.join(workloads)}",
-    )
+    for option, choices, metavar in (
+        ("--only", peers, "PEER"),
+        ("--workloads", workloads, "NAME"),
+    ):
+        known = f"of {', '.join(choices)}"
+        parser.add_argument(option, nargs="+", choices=choices, metavar=metavar, help=known)
     parser.add_argument("--rounds", type=int, help=f"(default: {ROUNDS})")
     parser.add_argument(
         "--seconds", type=float, help=f"measured in each workload and round (default: {SECONDS:g})"
@@ -77,28 +192,21 @@ def _read(arguments: Sequence[str] | None) -> tuple[Plan, Path, Path | None]:
     )
     options = parser.parse_args(arguments)
     quick: bool = options.quick
-    names = options.only or (QUICK if quick else list(peers))
+    names = options.only or (QUICK if quick else peers)
     chosen = options.workloads or (list(WORKLOADS) if quick else workloads)
     if not set(chosen) & set(WORKLOADS):
         names = []  # nothing to compare
-    whole = not quick and names == list(peers) and chosen == workloads
-    results = BENCHMARKS / "results"
-    return (
-        Plan(
-            peers=[peer for name, peer in peers.items() if name in names],
-            workloads=chosen,
-            rounds=options.rounds or (QUICK_ROUNDS if quick else ROUNDS),
-            seconds=options.seconds or (QUICK_SECONDS if quick else SECONDS),
-            idle_connections=QUICK_IDLE_CONNECTIONS if quick else IDLE_CONNECTIONS,
-            budget_s=QUICK_BUDGET_S if quick else float("inf"),
-        ),
-        options.out or (results if whole else BUILD / "results"),
-        ROOT / "README.md" if whole and options.out is None else None,
+    whole = not quick and names == peers and chosen == workloads
+    plan = ComparisonPlan(
+        peers=[contender for contender in CONTENDERS if contender.name in names],
+        workloads=chosen,
+        rounds=options.rounds or (QUICK_ROUNDS if quick else ROUNDS),
+        seconds=options.seconds or (QUICK_SECONDS if quick else SECONDS),
+        idle_connections=QUICK_IDLE_CONNECTIONS if quick else IDLE_CONNECTIONS,
+        budget_s=QUICK_BUDGET_S if quick else float("inf"),
     )
-
-
-def _terminated(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)  # so that everything that was started is ended
+    out = options.out or (BENCHMARKS / "results" if whole else BUILD / "results")
+    return plan, out, ROOT / "README.md" if whole and options.out is None else None
 
 
 if __name__ == "__main__":

@@ -1,27 +1,42 @@
 """What a listener costs, and how much it can hear: `python -m benchmarks.cost_of_listening`.
 
-A real listener, which verifies every datagram and repairs from a real server, hears entries of
-the log that are announced to it on loopback (`hearing`): at several paces, in one burst, and not at
-all, so that it must fetch them. Its own counters say what became of them.
+A real listener, which verifies every datagram and repairs from a real server over HTTPS, hears
+entries of the log that are announced to it on loopback: at several paces, in one burst, and not at
+all, so that it must fetch them. Its own counters say what became of them. The announcements come
+from here, as from other servers on the same database: they are signed with the announcer's key, and
+go to a port that the server does not announce to.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
+import re
+import signal
+import socket
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from benchmarks import hearing, machine
-from benchmarks.errors import BenchmarkError
-from benchmarks.hearing import Listener, Sender
-from benchmarks.peers.this_server.peer import ThisServer
-from benchmarks.processes import Meter
-from benchmarks.results import Results
-from benchmarks.rig import AtWork, Rig, rig
-from benchmarks.workloads import Numbers
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from benchmarks import scaling_tables
+from benchmarks.contender import GROUP, LOOPBACK, free_port
+from benchmarks.peers.registry import THIS_SERVER
+from benchmarks.processes import cpu_s
+from benchmarks.programs import BenchmarkError, Child, exit_status
+from benchmarks.results import Numbers, Results
+from benchmarks.rig import Rig, rig
+from benchmarks.workloads import Bench
+from tornado_status.model.records import Event
+from tornado_status.pki.announcer_keys import Signer
+from tornado_status.wire.datagram import encode_json
 
 PACES = (1_000, 5_000, 10_000, 20_000, 40_000, 80_000)  # updates a second
 QUICK_PACES = (1_000, 10_000, 80_000)
@@ -31,124 +46,189 @@ ROUNDS, SECONDS = 3, 2.0
 QUICK_ROUNDS, QUICK_SECONDS = 1, 1.0
 CLIENTS = 16
 FULL = 512  # check-ins in a commit under load: datagrams are full
-IN_TIME = 0.98  # shown at the end of the sending: it keeps up
 
-ALONE = "alone"  # one update a datagram, as under light load
+ANSWER_TIMEOUT_S = 30.0  # to start, to answer one SIGUSR1, to end: a listener with much to do
+HEAR_TIMEOUT_S = 60.0  # to hear, or fetch, all of it
+TICK_S = 0.002  # between two bursts of a paced sender
+POLL_S = 0.02
 
+_SUMMARY = re.compile(
+    r"Heard (?P<datagrams>\d+) datagrams: (?P<shown>\d+) updates shown, \d+ duplicates, "
+    r"(?P<refused>\d+) refused.*?(?:, (?P<dropped>\d+) dropped in a flood)?, "
+    r"\d+ of the other encoding, (?P<repaired>\d+) repaired, (?P<missed>\d+) missed, "
+)
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """One run of a sender: what the listener did of it, and what it took."""
-
-    updates: int
-    datagrams: int
-    seconds: float  # of sending
-    all_shown_s: float  # since the sending began
-    shown_in_time: int
-    heard: hearing.Heard
-    kernel_drops: int
-    cpu_s: float
-    server_s: float
-    database_s: float
-
-    def numbers(self) -> Numbers:
-        return {
-            "updates": self.updates,
-            "datagrams": self.datagrams,
-            "rate": self.updates / self.seconds if self.seconds else 0.0,
-            "heard_rate": self.updates / self.all_shown_s,
-            "in_time": self.shown_in_time / self.updates,
-            "repaired": self.heard.repaired,
-            "missed": self.heard.missed,
-            "dropped": self.heard.dropped,
-            "kernel_drops": self.kernel_drops,
-            "cpu_us_per_update": self.cpu_s / self.updates * 1e6,
-            "cpu_us_per_datagram": self.cpu_s / self.datagrams * 1e6 if self.datagrams else 0.0,
-            "server_us_per_update": self.server_s / self.updates * 1e6,
-            "database_us_per_update": self.database_s / self.updates * 1e6,
-        }
+_ANOTHER_SERVERS = """\
+WITH locked AS (SELECT seq FROM head FOR UPDATE), written AS (
+    INSERT INTO check_in (seq, at, event, email, client_ip, client_port, issuer, serial)
+    SELECT locked.seq + n, clock_timestamp(), 'check-in', u.email, u.client_ip, u.client_port,
+           u.issuer, u.serial
+    FROM locked, generate_series(1, %s) n,
+         (SELECT *, row_number() OVER (ORDER BY email) - 1 AS i, count(*) OVER () AS of
+          FROM user_status) u
+    WHERE u.i = n %% u.of
+    RETURNING seq, email, at, host(client_ip), client_port
+), moved AS (
+    UPDATE head SET seq = (SELECT max(seq) FROM written)
+)
+SELECT * FROM written ORDER BY seq
+"""
 
 
-@dataclass(frozen=True, slots=True)
+def parse_line(line: str) -> dict[str, Any] | None:
+    """Read the lines of a listener: that it listens, and its summary; None for any other."""
+    if line.startswith("Listening on "):
+        return {"event": "listening"}
+    match = _SUMMARY.search(line)
+    if match is None:
+        return None
+    counts = {name: int(value or 0) for name, value in match.groupdict().items()}
+    return {"event": "summary", "counts": Counter(counts)}
+
+
 class Hearing:
-    """A listener beside a server at work, and what announces to it."""
+    """`python -m listeners` beside a server at work, and what announces to it.
 
-    listener: Listener
-    sender: Sender
-    working: AtWork
-    database: int  # PostgreSQL's process
+    Its updates are thrown away. `kernel_drops` is what the kernel dropped at its full socket.
+    """
+
+    def __init__(self, child: Child, bench: Bench, port: int) -> None:
+        self._child, self._bench, self._port = child, bench, port
+        site = bench.site
+        key = load_pem_private_key(site.identities.key("announcer").read_bytes(), password=None)
+        if not isinstance(key, Ed25519PrivateKey):
+            raise RuntimeError("the announcer's key is not one of Ed25519")
+        self._signer = Signer(key)
+        ((log_id,),) = site.postgres.execute(site.database, "SELECT stream::text FROM head")
+        self._log_id = uuid.UUID(log_id)
 
     def run(
         self, updates: int, seconds: float, *, batch: int = FULL, withheld: slice | None = None
-    ) -> Outcome:
+    ) -> Numbers:
         """Announce so many updates over `seconds` (0: at once), and wait until all are shown.
 
-        The datagrams that `withheld` picks of all are not sent. Raises `BenchmarkError` where the
+        The datagrams that `withheld` picks of all are not sent. Raises `BenchmarkError` if the
         listener refuses something, or does not get everything.
         """
-        before = self.listener.heard()
-        events = self.sender.write(updates)
-        datagrams = self.sender.datagrams(events, batch)
+        before = self._counts()
+        datagrams = self._datagrams(updates, batch)
         if withheld is not None:
             del datagrams[withheld]
-        drops, cpu_s = hearing.kernel_drops(self.listener.port), self.listener.cpu_s()
-        meter = Meter(self.working.processes, [self.database])
-        meter.start()
-        begun = time.monotonic()
-        took_s = self.sender.send(datagrams, seconds)
-        in_time = self.listener.heard() - before
-        heard = self.listener.wait_shown(before.shown + before.missed + updates) - before
-        all_shown_s = time.monotonic() - begun
-        meter.stop()
-        if heard.refused:
-            raise BenchmarkError(f"a listener refused {heard.refused} datagrams")
-        return Outcome(
-            updates,
-            len(datagrams),
-            took_s,
-            all_shown_s,
-            in_time.shown,
-            heard,
-            hearing.kernel_drops(self.listener.port) - drops,
-            self.listener.cpu_s() - cpu_s,
-            meter.server_s,
-            meter.database_s,
-        )
+        drops, used_s = self._kernel_drops(), cpu_s([self._child.pid])
+        with self._bench.meter() as meter:
+            begun = time.monotonic()
+            self._send(datagrams, seconds)
+            sending_s = time.monotonic() - begun
+            in_time = self._counts()["shown"] - before["shown"]
+            deadline = begun + sending_s + HEAR_TIMEOUT_S
+            while True:
+                heard = self._counts()
+                heard.subtract(before)
+                if heard["shown"] + heard["missed"] >= updates:
+                    break
+                if time.monotonic() > deadline:
+                    raise BenchmarkError(f"a listener showed {heard['shown']} of {updates} updates")
+                time.sleep(POLL_S)
+            all_shown_s = time.monotonic() - begun
+        if heard["refused"]:
+            raise BenchmarkError(f"a listener refused {heard['refused']} datagrams")
+        used_s = cpu_s([self._child.pid]) - used_s
+        return {
+            "updates": updates,
+            "datagrams": len(datagrams),
+            "rate": updates / sending_s if sending_s else 0.0,
+            "heard_rate": updates / all_shown_s,
+            "in_time": in_time / updates,
+            **{name: heard[name] for name in ("shown", "repaired", "missed", "dropped")},
+            "kernel_drops": self._kernel_drops() - drops,
+            "cpu_us_per_update": used_s / updates * 1e6,
+            "cpu_us_per_datagram": used_s / max(1, len(datagrams)) * 1e6,
+            "server_us_per_update": meter.server_s / updates * 1e6,
+            "database_us_per_update": meter.database_s / updates * 1e6,
+        }
+
+    def _counts(self) -> Counter[str]:
+        """What it did since its start."""
+        self._child.signal(signal.SIGUSR1)
+        counts: Counter[str] = self._child.wait("summary", ANSWER_TIMEOUT_S)["counts"]
+        return counts
+
+    def _datagrams(self, updates: int, batch: int) -> list[bytes]:
+        """Commit so many entries of the log, of users who are there; return their datagrams."""
+        site = self._bench.site
+        events = [
+            Event(seq, "check-in", email, at.astimezone(datetime.UTC), client_ip, client_port, None)
+            for seq, email, at, client_ip, client_port in site.postgres.execute(
+                site.database, _ANOTHER_SERVERS, updates
+            )
+        ]
+        now = datetime.datetime.now(datetime.UTC)
+        found: list[bytes] = []
+        for first in range(0, len(events), batch):
+            committed = events[first : first + batch]
+            found += encode_json(self._log_id, now, committed[-1].seq, committed, self._signer)
+        return found
+
+    def _send(self, datagrams: Sequence[bytes], seconds: float) -> None:
+        """Send them evenly over so many seconds; 0: at once."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            loopback = socket.inet_aton(LOOPBACK)
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+            sock.connect((GROUP, self._port))
+            begun = time.monotonic()
+            for number, payload in enumerate(datagrams):
+                ahead_s = begun + seconds * number / len(datagrams) - time.monotonic()
+                if ahead_s > TICK_S:
+                    time.sleep(ahead_s)
+                sock.send(payload)
+
+    def _kernel_drops(self) -> int:
+        """Return how many datagrams the kernel dropped at its full socket (proc(5))."""
+        lines = Path("/proc/net/udp").read_text("ascii").splitlines()[1:]
+        fields = [line.split() for line in lines]
+        return sum(int(f[-1]) for f in fields if int(f[1].rpartition(":")[2], 16) == self._port)
+
+
+@contextlib.contextmanager
+def hearing(bench: Bench) -> Iterator[Hearing]:
+    """Run a listener that repairs from the server at work, from now on.
+
+    Raises `BenchmarkError` if it ends with a status other than 0.
+    """
+    identities = bench.site.identities
+    reader = identities.emails[0]  # the server's reader
+    port = free_port(socket.SOCK_DGRAM)
+    options = {
+        "--url": f"https://localhost:{bench.site.port}",
+        "--ca": identities.certificate("ca"),
+        "--cert": identities.certificate(reader),
+        "--key": identities.key(reader),
+        "--group": GROUP,
+        "--interface": LOOPBACK,
+        "--port": port,
+        "--format": "json",
+    }
+    words = [word for option in options.items() for word in option]
+    command = [sys.executable, "-m", "listeners", *words]
+    with Child(command, parse=parse_line, on_stderr=True) as child:
+        child.wait("listening", ANSWER_TIMEOUT_S)
+        yield Hearing(child, bench, port)
+        child.signal(signal.SIGTERM)
+        status = child.end()
+    if status != 0:
+        raise BenchmarkError(f"a listener ended with {status}")
 
 
 def measure(surroundings: Rig, results: Results, paces: Sequence[int], seconds: float) -> None:
     """Add one round to `results`: workloads `listening` (by pace), `burst`, `fetching`."""
-    with (
-        surroundings.at_work(ThisServer()) as working,
-        hearing.listening(working) as listener,
-    ):
-        site = working.site
-        sender = Sender(surroundings.postgres, site.database, site.identities, listener.port)
-        at_work = Hearing(listener, sender, working, surroundings.postgres.pid)
-        slow = min(paces)
-        numbers = at_work.run(round(slow * seconds), seconds, batch=1).numbers()
-        results.add("listening", ALONE, numbers)
+    with surroundings.at_work(THIS_SERVER) as bench, hearing(bench) as listener:
+        numbers = listener.run(round(min(paces) * seconds), seconds, batch=1)
+        results.add("listening", scaling_tables.ALONE, numbers)
         for pace in paces:
-            numbers = at_work.run(round(pace * seconds), seconds).numbers()
-            results.add("listening", str(pace), numbers)
-        results.add("burst", str(BURST), at_work.run(BURST, 0).numbers())
+            results.add("listening", str(pace), listener.run(round(pace * seconds), seconds))
+        results.add("burst", str(BURST), listener.run(BURST, 0))
         # The last one says what the others were.
-        fetched = at_work.run(FETCHED, 0, withheld=slice(0, -1)).numbers()
-        results.add("fetching", str(FETCHED), fetched)
-        listener.stop()
-
-
-def keeps_up(results: Results) -> int:
-    """Return the highest pace that was shown in time, nothing repaired, in all rounds; or 0."""
-    found = 0
-    for name in results.rounds.get("listening", {}):
-        if name == ALONE:
-            continue
-        repaired = results.summary("listening", name, "repaired")
-        in_time = results.summary("listening", name, "in_time")
-        if repaired and in_time and repaired.high == 0 and in_time.median >= IN_TIME:
-            found = max(found, int(name))
-    return found
+        results.add("fetching", str(FETCHED), listener.run(FETCHED, 0, withheld=slice(0, -1)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -157,30 +237,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Measure what a listener costs, and how much it can hear.",
     )
     parser.add_argument("--quick", action="store_true", help="a first look")
-    options = parser.parse_args(arguments)
-    rounds = QUICK_ROUNDS if options.quick else ROUNDS
-    seconds = QUICK_SECONDS if options.quick else SECONDS
-    paces: Sequence[int] = QUICK_PACES if options.quick else PACES
-    begun = time.monotonic()
-    try:
-        with rig(CLIENTS) as surroundings:
-            results = Results(
-                date=datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes"),
-                machine=machine.describe(surroundings.postgres),
-                settings={"rounds": rounds, "seconds": seconds},
-                rows=[],
-            )
-            for _ in range(rounds):
-                measure(surroundings, results, paces, seconds)
-    except BenchmarkError as error:
-        print(f"benchmarks: {error}", file=sys.stderr)
-        return 1
-    # Imported here: the report of all of them knows this one.
-    from benchmarks.scaling_report import listening
+    quick = parser.parse_args(arguments).quick
+    rounds = QUICK_ROUNDS if quick else ROUNDS
+    seconds = QUICK_SECONDS if quick else SECONDS
 
-    print("\n\n".join(listening(results)))
-    print(f"\n{time.monotonic() - begun:.0f} s; medians of {rounds} rounds of {seconds:g} s")
-    return 0
+    def work() -> None:
+        begun = time.monotonic()
+        with rig(CLIENTS, seconds=seconds) as surroundings:
+            results = surroundings.results
+            for _ in results.in_rounds(rounds, float("inf")):
+                measure(surroundings, results, QUICK_PACES if quick else PACES, seconds)
+        print("\n\n".join(scaling_tables.listeners(results)))
+        print(f"\n{time.monotonic() - begun:.0f} s; medians of {rounds} rounds of {seconds:g} s")
+
+    return exit_status(work)
 
 
 if __name__ == "__main__":

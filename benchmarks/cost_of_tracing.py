@@ -6,19 +6,18 @@ the spans is not in it: a thread does that, for at most as many as are sampled.
 
 from __future__ import annotations
 
-import statistics
 import time
 import uuid
 from collections.abc import Callable
 
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from tornado_status.config import TracingSettings as Settings
+from benchmarks.cost_of_metrics import median_ns
+from tornado_status.config import TracingSettings
 from tornado_status.model.records import CheckIn, CommittedBatch
 from tornado_status.observe.counters import Batch
 from tornado_status.observe.tracing import Tracing
 
-ROUNDS = 9
 TIMES = 2_000  # in a round
 ENDPOINT = "http://127.0.0.1:4318/v1/traces"  # nothing is sent there
 
@@ -27,7 +26,7 @@ TRACED = {"traceparent": "00-0123456789abcdef0123456789abcdef-0123456789abcdef-0
 
 
 def tracing(ratio: float) -> Tracing:
-    return Tracing(Settings(endpoint=ENDPOINT, sample_ratio=ratio), ENDPOINT)
+    return Tracing(TracingSettings(endpoint=ENDPOINT, sample_ratio=ratio), ENDPOINT)
 
 
 def commit(made_by: Tracing, size: int) -> Callable[[], None]:
@@ -44,12 +43,16 @@ def commit(made_by: Tracing, size: int) -> Callable[[], None]:
     return work
 
 
-def request(made_by: Tracing, headers: dict[str, str]) -> Callable[[], None]:
-    """A request from its beginning to its end."""
-    asked = HTTPServerRequest(
+def http_request(headers: dict[str, str]) -> HTTPServerRequest:
+    return HTTPServerRequest(
         start_line=RequestStartLine("POST", "/api/client", "HTTP/1.1"),
         headers=HTTPHeaders({"Host": "localhost", **headers}),
     )
+
+
+def request(made_by: Tracing, headers: dict[str, str]) -> Callable[[], None]:
+    """A request from its beginning to its end."""
+    asked = http_request(headers)
 
     def work() -> None:
         span = made_by.begin(asked, "/api/client")
@@ -60,26 +63,9 @@ def request(made_by: Tracing, headers: dict[str, str]) -> Callable[[], None]:
     return work
 
 
-def microseconds(work: Callable[[], None]) -> float:
-    """Return the median of the rounds, each time."""
-    found = []
-    for _ in range(ROUNDS):
-        begun = time.process_time_ns()
-        for _ in range(TIMES):
-            work()
-        found.append((time.process_time_ns() - begun) / TIMES / 1000)
-    return statistics.median(found)
-
-
 def main() -> None:
     none, every, beside = tracing(0), tracing(1), tracing(0)
-    waiting = beside.begin(
-        HTTPServerRequest(
-            start_line=RequestStartLine("POST", "/api/client", "HTTP/1.1"),
-            headers=HTTPHeaders({"Host": "localhost", **TRACED}),
-        ),
-        "/api/client",
-    )
+    waiting = beside.begin(http_request(TRACED), "/api/client")
     if waiting is None:
         raise SystemExit("nothing is traced: is OTEL_SDK_DISABLED set?")
     waiting.mark(CHECK_INS[0])
@@ -90,7 +76,7 @@ def main() -> None:
         "a request, not sampled": request(none, {}),
         "a request, sampled": request(none, TRACED),
     }.items():
-        print(f"{microseconds(work):7.1f}  {what}")
+        print(f"{median_ns(work, TIMES) / 1000:7.1f}  {what}")
 
 
 if __name__ == "__main__":

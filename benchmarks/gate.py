@@ -10,17 +10,15 @@ import datetime
 import http.client
 import json
 import socket
-import ssl
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from benchmarks.errors import Refused
-from benchmarks.identities import BAD, STRANGER, Identities
+from benchmarks.contender import BROADCAST, GROUP, LOOPBACK, Site
+from benchmarks.identities import BAD, STRANGER
+from benchmarks.instruments import receiver
 from benchmarks.load import Load, run
-from benchmarks.peers.base import BROADCAST, GROUP, LOOPBACK
+from benchmarks.programs import BenchmarkError
 
 ANSWER_TIMEOUT_S = 10.0  # for one check-in, on a machine that may be busy
 DATAGRAM_TIMEOUT_S = 5.0  # on loopback, after the answer: it is there, or it was never sent
@@ -29,109 +27,110 @@ SINGLE_CHECK_INS = 5  # one by one, each of which has to reach the disk before i
 CLOCK_SKEW = datetime.timedelta(seconds=30)  # the database's and ours are one
 
 Update = tuple[str, str, int]  # e-mail, client_ip, client_port
-Query = Callable[..., Sequence[tuple[Any, ...]]]
+Receivers = Mapping[str, socket.socket]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A server at work. `query(sql, *parameters)` runs in its database, on its own connection."""
-
-    port: int
-    announce_port: int
-    identities: Identities
-    query: Query
-    load_program: Path
+class GateRefused(BenchmarkError):
+    """A server does not do the job, and so is not measured."""
 
 
-def check(candidate: Candidate) -> None:
-    """Return if the server does the job. Raises `Refused` with the first thing that it does not."""
-    with _Listener(GROUP, candidate.announce_port) as group:
-        with _Listener(BROADCAST, candidate.announce_port) as broadcast:
-            listeners = {"multicast": group, "broadcast": broadcast}
-            _single_check_ins(candidate, listeners)
-            _every_identity(candidate, listeners)
-            _refusals(candidate, listeners)
+def check(site: Site, load_program: Path) -> None:
+    """Return if the server does the job. Raises `GateRefused` with the first failure."""
+    with (
+        receiver(GROUP, site.announce_port) as group,
+        receiver(BROADCAST, site.announce_port) as broadcast,
+    ):
+        receivers = {"multicast": group, "broadcast": broadcast}
+        for _ in range(SINGLE_CHECK_INS):
+            _single_check_in(site, receivers)
+        _every_identity(site, receivers, load_program)
+        status, _ = _check_in(site, BAD)
+        _expect(status == 400, f"a CN that is no e-mail address is answered {status}, not 400")
+        _strangers(site)
+        ((users,),) = site.postgres.execute(site.database, "SELECT count(*) FROM user_status")
+        _expect(users == len(site.identities.emails), "a client that was refused has a row")
+        for kind, sock in receivers.items():
+            more = _announced(sock, None, QUIET_S)
+            _expect(not more, f"more announcements than check-ins by {kind}")
 
 
-def check_answers(candidate: Candidate) -> None:
-    """The gate for a ceiling, of which only answers are expected. Raises `Refused`."""
-    email = candidate.identities.emails[0]
-    _expect(_check_in(candidate, email)[0] == 204, "a check-in is not answered 204")
-    _expect(_check_in(candidate, None)[0] != 204, "204 without a certificate")
-    _expect(_check_in(candidate, STRANGER)[0] != 204, "204 for a certificate of another CA")
+def check_answers(site: Site, load_program: Path) -> None:
+    """The gate for a ceiling, of which only answers are expected. Raises `GateRefused`."""
+    status, _ = _check_in(site, site.identities.emails[0])
+    _expect(status == 204, "a check-in is not answered 204")
+    _strangers(site)
 
 
-def _single_check_ins(candidate: Candidate, listeners: dict[str, _Listener]) -> None:
-    email = candidate.identities.emails[0]
-    for _ in range(SINGLE_CHECK_INS):
-        (before,) = candidate.query("SELECT pg_current_wal_flush_lsn()::text")[0]
-        status, port = _check_in(candidate, email)
-        flushed = candidate.query("SELECT pg_current_wal_flush_lsn()::text")[0][0] != before
-        _expect(status == 204, f"a check-in is answered {status}, not 204")
-        rows = candidate.query(
-            "SELECT last_seen, host(client_ip), client_port FROM user_status WHERE email = %s",
-            email,
+def _single_check_in(site: Site, receivers: Receivers) -> None:
+    email = site.identities.emails[0]
+    lsn = "SELECT pg_current_wal_flush_lsn()::text"
+    before = site.postgres.execute(site.database, lsn)
+    status, port = _check_in(site, email)
+    flushed = site.postgres.execute(site.database, lsn) != before
+    _expect(status == 204, f"a check-in is answered {status}, not 204")
+    rows = site.postgres.execute(
+        site.database,
+        "SELECT last_seen, host(client_ip), client_port FROM user_status WHERE email = %s",
+        email,
+    )
+    _expect(len(rows) == 1, "204 without a committed row")
+    last_seen, client_ip, client_port = rows[0]
+    _expect((client_ip, client_port) == (LOOPBACK, port), "a row with another address")
+    age = abs(datetime.datetime.now(datetime.UTC) - last_seen)
+    _expect(age < CLOCK_SKEW, "a row with another time")
+    _expect(flushed, "204 before the commit is on the disk (synchronous_commit, fsync)")
+    for kind, sock in receivers.items():
+        _expect(
+            _announced(sock, 1, DATAGRAM_TIMEOUT_S) == Counter({(email, LOOPBACK, port): 1}),
+            f"no announcement of the check-in by {kind}, or not just one",
         )
-        _expect(len(rows) == 1, "204 without a committed row")
-        last_seen, client_ip, client_port = rows[0]
-        _expect((client_ip, client_port) == (LOOPBACK, port), "a row with another address")
-        age = abs(datetime.datetime.now(datetime.UTC) - last_seen)
-        _expect(age < CLOCK_SKEW, "a row with another time")
-        _expect(flushed, "204 before the commit is on the disk (synchronous_commit, fsync)")
-        for kind, listener in listeners.items():
-            _expect(
-                listener.updates(1) == Counter({(email, LOOPBACK, port): 1}),
-                f"no announcement of the check-in by {kind}, or not just one",
-            )
 
 
-def _every_identity(candidate: Candidate, listeners: dict[str, _Listener]) -> None:
-    emails = candidate.identities.emails
+def _every_identity(site: Site, receivers: Receivers, load_program: Path) -> None:
+    emails = site.identities.emails
+    count = len(emails)
     result = run(
         Load(
-            candidate.load_program,
+            load_program,
             "handshake",
-            candidate.port,
-            candidate.identities.listed,
-            connections=min(16, len(emails)),
-            requests=len(emails),
-            seconds=ANSWER_TIMEOUT_S + 0.1 * len(emails),
+            site.port,
+            site.identities.listed,
+            connections=min(16, count),
+            requests=count,
+            seconds=ANSWER_TIMEOUT_S + 0.1 * count,
         )
     )
     _expect(
-        result.count == len(emails) and not result.errors,
-        f"{result.count} of {len(emails)} valid certificates accepted ({result.first_error})",
+        result.count == count and not result.errors,
+        f"{result.count} of {count} valid certificates accepted ({result.first_error})",
     )
-    recorded = {row[0] for row in candidate.query("SELECT email FROM user_status")}
-    _expect(recorded == set(emails), "the rows are not those of who has checked in")
-    for kind, listener in listeners.items():
-        heard = Counter(email for email, _, _ in listener.updates(len(emails)).elements())
-        _expect(heard == Counter(emails), f"not one announcement of each check-in by {kind}")
+    recorded = site.postgres.execute(site.database, "SELECT email FROM user_status")
+    _expect({row[0] for row in recorded} == set(emails), "the rows are not those of the clients")
+    for kind, sock in receivers.items():
+        heard = _announced(sock, count, DATAGRAM_TIMEOUT_S)
+        _expect(
+            Counter(email for email, _, _ in heard.elements()) == Counter(emails),
+            f"not one announcement of each check-in by {kind}",
+        )
 
 
-def _refusals(candidate: Candidate, listeners: dict[str, _Listener]) -> None:
-    status, _ = _check_in(candidate, BAD)
-    _expect(status == 400, f"a CN that is no e-mail address is answered {status}, not 400")
-    _expect(_check_in(candidate, None)[0] != 204, "204 without a certificate")
-    _expect(_check_in(candidate, STRANGER)[0] != 204, "204 for a certificate of another CA")
-    ((users,),) = candidate.query("SELECT count(*) FROM user_status")
-    _expect(users == len(candidate.identities.emails), "somebody who was refused has a row")
-    for kind, listener in listeners.items():
-        _expect(not listener.more(), f"more announcements than check-ins by {kind}")
+def _strangers(site: Site) -> None:
+    _expect(_check_in(site, None)[0] != 204, "204 without a certificate")
+    _expect(_check_in(site, STRANGER)[0] != 204, "204 for a certificate of another CA")
 
 
 def _expect(fulfilled: bool, otherwise: str) -> None:
     if not fulfilled:
-        raise Refused(otherwise)
+        raise GateRefused(f"refused by the gate: {otherwise}")
 
 
-def _check_in(candidate: Candidate, name: str | None) -> tuple[int, int]:
+def _check_in(site: Site, name: str | None) -> tuple[int, int]:
     """Check in over a connection of its own: the status and our port. Status 0: TLS refused."""
-    context = ssl.create_default_context(cafile=str(candidate.identities.ca))
-    if name is not None:
-        context.load_cert_chain(*candidate.identities.pair(name))
     connection = http.client.HTTPSConnection(
-        "localhost", candidate.port, context=context, timeout=ANSWER_TIMEOUT_S
+        "localhost",
+        site.port,
+        context=site.identities.client_context(name),
+        timeout=ANSWER_TIMEOUT_S,
     )
     try:
         connection.connect()
@@ -140,49 +139,21 @@ def _check_in(candidate: Candidate, name: str | None) -> tuple[int, int]:
         response = connection.getresponse()
         response.read()
     except (OSError, http.client.HTTPException) as error:
-        if name in (None, STRANGER):
-            return 0, 0
-        raise Refused(f"a check-in is not answered: {error}") from error
+        _expect(name in (None, STRANGER), f"a check-in is not answered: {error}")
+        return 0, 0
     finally:
         connection.close()
     return response.status, port
 
 
-class _Listener:
-    """Hears one address on loopback."""
-
-    def __init__(self, address: str, port: int) -> None:
-        sock = self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
-        sock.bind((address, port))
-        if address == GROUP:
-            membership = socket.inet_aton(GROUP) + socket.inet_aton(LOOPBACK)
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-
-    def __enter__(self) -> _Listener:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def updates(self, expected: int) -> Counter[Update]:
-        """Return who is announced, until it is `expected` updates or too late for more."""
-        heard: Counter[Update] = Counter()
-        self._socket.settimeout(DATAGRAM_TIMEOUT_S)
-        with contextlib.suppress(TimeoutError):
-            while heard.total() < expected:
-                heard.update(_updates(self._socket.recv(65536)))
-        return heard
-
-    def more(self) -> Counter[Update]:
-        """Return who is announced although nobody is expected any more."""
-        heard: Counter[Update] = Counter()
-        self._socket.settimeout(QUIET_S)
-        with contextlib.suppress(TimeoutError):
-            while True:
-                heard.update(_updates(self._socket.recv(65536)))
-        return heard
+def _announced(sock: socket.socket, expected: int | None, timeout_s: float) -> Counter[Update]:
+    """Return the announced updates: as many as expected, or all that come before a pause."""
+    heard: Counter[Update] = Counter()
+    sock.settimeout(timeout_s)
+    with contextlib.suppress(TimeoutError):
+        while expected is None or heard.total() < expected:
+            heard.update(_updates(sock.recv(65536)))
+    return heard
 
 
 def _updates(payload: bytes) -> list[Update]:
@@ -194,4 +165,4 @@ def _updates(payload: bytes) -> list[Update]:
             for update in message.get("updates", [message])
         ]
     except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise Refused("an announcement that is not what was agreed") from error
+        raise GateRefused("refused by the gate: an announcement of another format") from error

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
 from certs_gen.authority import Authority, Credential
 
-BAD = "bad_client"  # whose CN is no e-mail address
+BAD = "bad_client"  # its CN is no e-mail address
 STRANGER = "stranger"  # of another CA
 
 ISSUER = "CN=tornado_status benchmark CA"  # of users who have no certificate
@@ -15,34 +16,30 @@ ISSUER = "CN=tornado_status benchmark CA"  # of users who have no certificate
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """Where the files are. `listed` names them line by line, as load.c reads it."""
+    """The files, by name: `ca`, `server`, `announcer`, a client's e-mail, `BAD` or `STRANGER`.
+
+    `listed` names the files of all clients with an e-mail, line by line, as load.c reads it.
+    """
 
     directory: Path
     emails: tuple[str, ...]
 
-    @property
-    def ca(self) -> Path:
-        return self.directory / "ca.crt"
+    def certificate(self, name: str) -> Path:
+        return self.directory / f"{name}.crt"
 
-    @property
-    def server_certificate(self) -> Path:
-        return self.directory / "server.crt"
-
-    @property
-    def server_key(self) -> Path:
-        return self.directory / "server.key"
-
-    @property
-    def announcer_key(self) -> Path:
-        return self.directory / "announcer.key"
+    def key(self, name: str) -> Path:
+        return self.directory / f"{name}.key"
 
     @property
     def listed(self) -> Path:
         return self.directory / "clients.txt"
 
-    def pair(self, name: str) -> tuple[Path, Path]:
-        """Return the certificate and the key of a client: an e-mail, `BAD` or `STRANGER`."""
-        return self.directory / f"{name}.crt", self.directory / f"{name}.key"
+    def client_context(self, name: str | None) -> ssl.SSLContext:
+        """Return a context that trusts the CA and shows the certificate of `name`, if any."""
+        context = ssl.create_default_context(cafile=str(self.certificate("ca")))
+        if name is not None:
+            context.load_cert_chain(self.certificate(name), self.key(name))
+        return context
 
 
 def email(number: int) -> str:
@@ -59,19 +56,20 @@ def make(directory: Path, count: int) -> Identities:
     identities = Identities(directory, tuple(email(number) for number in range(count)))
     directory.mkdir(parents=True, exist_ok=True)
     authority = Authority.create()
-    _write(directory, "ca", authority)
-    _write(directory, "server", authority.issue_server(["localhost"], ["127.0.0.1"]))
-    _write(directory, "announcer", authority.issue_announcer())
-    _write(directory, BAD, authority.issue_bad_client())
-    _write(directory, STRANGER, Authority.create().issue_client("stranger@example.com"))
-    for name in identities.emails:
-        _write(directory, name, authority.issue_client(name))
-    pairs = [identities.pair(name) for name in identities.emails]
-    identities.listed.write_text("".join(f"{cert}\t{key}\n" for cert, key in pairs))
+    issued: dict[str, Credential] = {
+        "ca": authority,
+        "server": authority.issue_server(["localhost"], ["127.0.0.1"]),
+        "announcer": authority.issue_announcer(),
+        BAD: authority.issue_bad_client(),
+        STRANGER: Authority.create().issue_client("stranger@example.com"),
+        **{name: authority.issue_client(name) for name in identities.emails},
+    }
+    for name, credential in issued.items():
+        # Keys of a CA that nothing trusts, for a minute on this machine.
+        certificate, key = credential.certificate_pem(), credential.key_pem()
+        identities.certificate(name).write_bytes(certificate)
+        identities.key(name).write_bytes(key)
+        (directory / f"{name}.pem").write_bytes(certificate + key)
+    files = [directory / f"{name}.pem" for name in identities.emails]
+    identities.listed.write_text("".join(f"{file}\n" for file in files))
     return identities
-
-
-def _write(directory: Path, name: str, credential: Credential) -> None:
-    # Keys of a CA that nobody trusts, for a minute on this machine.
-    (directory / f"{name}.crt").write_bytes(credential.certificate_pem())
-    (directory / f"{name}.key").write_bytes(credential.key_pem())

@@ -1,31 +1,33 @@
-"""The load generator as an object: compiles load.c, runs it, reads what it says."""
+"""The load generator: compiles load.c, runs it, reads its events."""
 
 from __future__ import annotations
 
-import json
+import contextlib
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from benchmarks.errors import BenchmarkError, Unavailable
-from benchmarks.places import BENCHMARKS
+from benchmarks.programs import BENCHMARKS, BenchmarkError, Child, Unavailable
 
 SOURCE = BENCHMARKS / "load.c"
 FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
 LIBRARIES = ("-lssl", "-lcrypto", "-lm")
+PERCENTILES = {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 1000}  # in thousandths
 
 Mode = Literal["keep-alive", "handshake", "resumed", "idle"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What the load generator counted in its measured time.
+    """The counts of the measured time.
 
-    `rate` is in requests a second, `latency_us` in microseconds by percentile (`p50` ... `max`),
-    `cpu_s` what the generator itself used: near `seconds`, it was the bottleneck.
+    `rate` is in requests a second. `cpu_s` is the generator's own CPU time: near `seconds`, the
+    generator was the bottleneck.
     """
 
     mode: str
@@ -34,11 +36,18 @@ class LoadResult:
     seconds: float
     rate: float
     resumed: int
-    reconnects: int
     cpu_s: float
-    latency_us: dict[str, int]
-    errors_by_kind: dict[str, int]
     first_error: str
+    latencies_us: list[int]
+
+
+def percentiles_ms(latencies_us: Sequence[int]) -> dict[str, float]:
+    """Return the percentiles by the nearest rank, as `p50_ms` ... `max_ms`; 0 of no values."""
+    ordered = sorted(latencies_us)
+    return {
+        f"{name}_ms": ordered[-(-len(ordered) * share // 1000) - 1] / 1000 if ordered else 0.0
+        for name, share in PERCENTILES.items()
+    }
 
 
 def compile_load(directory: Path) -> Path:
@@ -59,12 +68,12 @@ def compile_load(directory: Path) -> Path:
     return program
 
 
-class Load:
+class Load(Child):
     """One run of the load generator, which bounds every wait of its own.
 
     With a `rate`, in requests a second, `keep-alive` begins them at random moments, as many
-    independent clients would, and latency counts from those moments; 0: each connection asks again
-    as soon as it is answered. Ends with the `with` block, whatever happened.
+    independent clients would, and latency counts from those moments. Without it, each connection
+    asks again as soon as it is answered.
     """
 
     def __init__(
@@ -79,78 +88,26 @@ class Load:
         warmup_s: float = 1.0,
         requests: int = 0,
         rate: float = 0.0,
-        expect: int = 204,
     ) -> None:
-        arguments: dict[str, object] = {
-            "port": port,
-            "identities": identities,
-            "connections": connections,
-            "seconds": seconds,
-            "warmup": warmup_s,
-            "expect": expect,
-        }
-        if requests:
-            arguments["requests"] = requests
-        if rate:
-            arguments["rate"] = rate
-        command = [str(program), mode]
-        for name, value in arguments.items():
-            command += [f"--{name}", str(value)]
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def __enter__(self) -> Load:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                stream.close()
-
-    def wait_event(self, event: str) -> dict[str, Any]:
-        """Return the line of this event. Raises `BenchmarkError` where it never comes."""
-        output = self._process.stdout
-        if output is None:
-            raise RuntimeError("no pipe")
-        for line in output:
-            entry: dict[str, Any] = json.loads(line)
-            if entry["event"] == event:
-                return entry
-        _, complaint = self._process.communicate()
-        raise BenchmarkError(complaint.strip() or f"load ended without {event!r}")
-
-    def release(self) -> None:
-        """Let an idle run go: its connections close."""
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        numbers = [connections, warmup_s, seconds, requests, rate]
+        super().__init__([program, mode, port, identities, *numbers])
 
     def stop(self) -> None:
         """End the measured time now."""
-        self._process.terminate()
+        self.signal(signal.SIGTERM)
 
     def result(self) -> LoadResult:
         """Wait for the end and return what was counted."""
-        entry = self.wait_event("result")
+        entry = self.wait("result")
         return LoadResult(**{name: entry[name] for name in LoadResult.__slots__})
 
 
-def run(
-    load: Load,
-    on_measuring: Callable[[], None] = lambda: None,
-    on_measured: Callable[[], None] = lambda: None,
-) -> LoadResult:
-    """Run to the end; call back at both ends of the measured time."""
+def run(load: Load, *beside: AbstractContextManager[object]) -> LoadResult:
+    """Run to the end. `beside` are entered for the measured time."""
     with load:
-        load.wait_event("measuring")
-        on_measuring()
-        load.wait_event("measured")
-        on_measured()
+        load.wait("measuring")
+        with contextlib.ExitStack() as measured:
+            for each in beside:
+                measured.enter_context(each)
+            load.wait("measured")
         return load.result()

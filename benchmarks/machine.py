@@ -1,4 +1,4 @@
-"""What a run was made on: numbers of two machines do not compare."""
+"""The machine of a run: numbers of two machines do not compare."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ssl
 import subprocess
 from pathlib import Path
 
-from benchmarks.database import Postgres
+from benchmarks.postgresql import PostgreSql
 
 _VERSIONS = {
     "nginx": (["nginx", "-v"], r"nginx/(\S+)"),
@@ -20,8 +20,8 @@ _VERSIONS = {
 }
 
 
-def describe(postgres: Postgres) -> dict[str, str]:
-    """Return what a reader has to know, name by name."""
+def describe(postgres: PostgreSql) -> dict[str, str]:
+    """Return the hardware, the kernel and the versions, by name."""
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     machine = {
         "CPU": _cpu_model(),

@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import statistics
+import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.workloads import Numbers
+from benchmarks.programs import say
+
+Numbers = dict[str, float]  # of one measured time, under names with their units
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A peer as it stands in the table."""
+    """A contender as it stands in the table."""
 
     name: str
     title: str
     writes: str
     does_the_job: bool
-
-
-@dataclass(slots=True)
-class Results:
-    """`rounds` holds, by workload and row, the numbers of each round. `date` is ISO 8601, UTC."""
-
-    date: str
-    machine: dict[str, str]
-    settings: dict[str, float]
-    rows: list[Row]
-    rounds: dict[str, dict[str, list[Numbers]]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)  # title -> reason
-    notes: list[str] = field(default_factory=list)
-
-    def add(self, workload: str, row: str, numbers: Numbers) -> None:
-        self.rounds.setdefault(workload, {}).setdefault(row, []).append(numbers)
-
-    def note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-
-    def leave_out(self, row: Row, reason: str) -> None:
-        """Take a row and all its numbers out, and keep the reason."""
-        self.rows.remove(row)
-        self.left_out[row.title] = reason
-        for by_row in self.rounds.values():
-            by_row.pop(row.name, None)
-
-    def summary(self, workload: str, row: str, *number: str) -> Summary | None:
-        """Return a number, or the sum of several, over all rounds; None where it is missing."""
-        rounds = self.rounds.get(workload, {}).get(row, [])
-        if not rounds or any(name not in numbers for name in number for numbers in rounds):
-            return None
-        return summarise([sum(numbers[name] for name in number) for numbers in rounds])
-
-    def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +39,68 @@ class Summary:
         return (self.high - self.low) / 2 / self.median if self.median else 0.0
 
 
-def summarise(values: list[float]) -> Summary:
-    """Raises `statistics.StatisticsError` where there are none."""
-    return Summary(statistics.median(values), min(values), max(values))
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+
+
+@dataclass(slots=True)
+class Results:
+    """`rounds` holds, by workload and row, the numbers of each round. `date` is ISO 8601, UTC."""
+
+    date: str = field(default_factory=now)
+    machine: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, float] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    rounds: dict[str, dict[str, list[Numbers]]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)  # title -> reason
+    notes: list[str] = field(default_factory=list)
+
+    def add(self, workload: str, row: str, numbers: Numbers) -> None:
+        self.rounds.setdefault(workload, {}).setdefault(row, []).append(numbers)
+        shown = (name for name in _SHOWN if name in numbers)
+        say(f"  {workload} {row}: {', '.join(f'{name} {numbers[name]:.4g}' for name in shown)}")
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def leave_out(self, row: Row, reason: str) -> None:
+        """Take a row and all its numbers out, and keep the reason."""
+        self.rows.remove(row)
+        self.left_out[row.title] = reason
+        for by_row in self.rounds.values():
+            by_row.pop(row.name, None)
+
+    def in_rounds(self, count: int, budget_s: float) -> Iterator[int]:
+        """Yield so many times; but begin no round, after the first, that would end too late."""
+        begun, longest_s = time.monotonic(), 0.0
+        for number in range(count):
+            at = time.monotonic()
+            if number and at - begun + longest_s > budget_s:
+                self.note(f"{number} of {count} rounds: no time for more")
+                return
+            say(f"round {number + 1} of {count}")
+            yield number
+            self.settings["rounds"] = number + 1
+            longest_s = max(longest_s, time.monotonic() - at)
+
+    def summary(self, workload: str, row: str, *number: str) -> Summary:
+        """Summarise a number, or the sum of several, over all rounds.
+
+        Raises `KeyError` if it was not measured.
+        """
+        rounds = self.rounds[workload][row]
+        values = [sum(numbers[name] for name in number) for numbers in rounds]
+        return Summary(statistics.median(values), min(values), max(values))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+_SHOWN = (
+    *("rate", "p50_ms", "p99_ms", "server_cpu_ms", "database_cpu_ms", "kib_per_connection"),
+    *("kib_per_stream", "cpu_us_per_message", "cpu_us_per_update"),
+)
 
 
 def load(path: Path) -> Results:

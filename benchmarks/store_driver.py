@@ -1,4 +1,4 @@
-"""Drives tornado_status's store in this process, without TLS and HTTP.
+"""Drives tornado_status's store alone, without TLS and HTTP: full databases, several stores.
 
 `python -m benchmarks.store_driver URL USERS WARMUP_S SECONDS IN_FLIGHT` checks in random ones of
 the users, so many at a time. It prints `{"event": "ready"}`, begins with the first line of its
@@ -9,95 +9,161 @@ Certificates for a million users cannot be issued in reasonable time; a full sto
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
-import resource
+import statistics
 import sys
 import time
+from collections.abc import Sequence
 
-from benchmarks.identities import device, email
-from tornado_status.config import DatabaseSettings, LoggingSettings
+from benchmarks.identities import ISSUER, device, email
+from benchmarks.instruments import CommitSampler, Meter
+from benchmarks.postgresql import PostgreSql, open_store
+from benchmarks.programs import BenchmarkError, Child
+from benchmarks.results import Numbers
+from benchmarks.workloads import warmup_s
 from tornado_status.errors import StoreError
 from tornado_status.model.records import CheckIn, Event
-from tornado_status.observe import logging_setup
-from tornado_status.store import Store
 
 DRAIN_TIMEOUT_S = 10.0
 SEED = 20_260_101  # the same users in every run
 
+# With the certificate that the driver checks in with: a change of it costs more than a check-in.
+_FILL = """\
+INSERT INTO user_status
+    (email, seq, last_seen, client_ip, client_port, issuer, serial, first_seen)
+SELECT 'user' || lpad(n::text, 7, '0') || '@example.com', n + 1, now(), '127.0.0.1', 40000,
+       %s, lpad(to_hex(n), 40, '0'), now()
+FROM generate_series(0, %s - 1) AS n
+"""
 
-class Driver:
-    """Keeps `in_flight` check-ins under way and counts those that were recorded."""
+# One row of each page: a second copy of every row would not fit into the pages.
+_TOUCH = """\
+UPDATE user_status SET seq = seq WHERE ctid = ANY (ARRAY(
+    SELECT DISTINCT ON ((ctid::text::point)[0]) ctid FROM user_status
+    ORDER BY (ctid::text::point)[0], ctid
+))
+"""
 
-    def __init__(self, store: Store, users: int, in_flight: int) -> None:
-        self._store = store
-        self._users = users
-        self._in_flight = in_flight
-        self._random = random.Random(SEED)  # noqa: S311 - to spread, not to hide
-        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._stopped = False
-        self.recorded = 0
 
-    def start(self) -> None:
-        for _ in range(self._in_flight):
-            self._next()
+def fill(postgres: PostgreSql, name: str, users: int) -> None:
+    """Make the database `name` with a row for each of `users` users, who have all checked in."""
+    postgres.create(name)
+    postgres.migrate(name)
+    postgres.execute(name, _FILL, ISSUER, users)
+    postgres.execute(name, "UPDATE head SET seq = %s", users)
+    postgres.execute(name, "VACUUM ANALYZE")
+    postgres.execute(name, "CHECKPOINT")
 
-    def stop(self) -> None:
-        """Begin no more check-ins."""
-        self._stopped = True
 
-    async def wait(self, seconds: float) -> None:
-        """Let it run. Raises the `StoreError` that a check-in ended with, if any did."""
-        await asyncio.wait({self._failed}, timeout=seconds)
-        if self._failed.done():
-            self._failed.result()
+def touch(postgres: PostgreSql, name: str) -> None:
+    """Change each page of the status once, as others did since the last checkpoint.
 
-    def _next(self) -> None:
-        number = self._random.randrange(self._users)
-        self._store.submit(CheckIn(email(number), "127.0.0.1", 40000, *device(number)), self._done)
+    The first change after a checkpoint writes an image of the whole page to the WAL: forty times
+    what a check-in writes, and in service once in five minutes for thousands of check-ins.
+    """
+    postgres.execute(name, _TOUCH)
 
-    def _done(self, result: Event | StoreError) -> None:
-        if isinstance(result, StoreError):
-            if not self._failed.done():
-                self._failed.set_exception(result)
-            return
-        self.recorded += 1
-        if not self._stopped:
-            self._next()
+
+def drive_stores(
+    postgres: PostgreSql, names: Sequence[str], users: int, seconds: float, in_flight: int
+) -> Numbers:
+    """Drive one store in a process of its own for each of the databases `names`, at once.
+
+    One database may be named several times. Numbers are of all together; `batch` is the check-ins
+    in a commit, `commit_ms` the time of one.
+    """
+    command = [sys.executable, "-m", "benchmarks.store_driver"]
+    how = [users, warmup_s(seconds), seconds, in_flight]
+    meter, sampler = Meter([], [postgres.pid]), CommitSampler(postgres)
+    with contextlib.ExitStack() as stack:
+        drivers = [
+            stack.enter_context(Child([*command, postgres.url(name), *how])) for name in names
+        ]
+        for driver in drivers:
+            driver.wait("ready")
+        for driver in drivers:
+            driver.go_on()
+        for driver in drivers:
+            driver.wait("measuring")
+        with sampler, meter:
+            drivers[0].wait("measured")
+        results = [driver.wait("result") for driver in drivers]
+
+    def total(name: str) -> float:
+        return float(sum(result[name] for result in results))
+
+    count, batches = total("count"), total("batches")
+    if not count:
+        raise BenchmarkError("the store recorded nothing in the measured time")
+    return {
+        "rate": sum(result["count"] / result["seconds"] for result in results),
+        "server_cpu_ms": total("cpu_s") / count * 1000,
+        "database_cpu_ms": (meter.database_s - sampler.cpu_s) / count * 1000,
+        "batch": count / batches,
+        "commit_ms": total("commit_s") / batches * 1000,
+        "commits_rate": batches / statistics.mean(result["seconds"] for result in results),
+        **sampler.numbers(count),
+    }
+
+
+# ------------------------------------------------------------------------- the process that drives
 
 
 async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight: int) -> None:
-    logging_setup.configure(LoggingSettings(level="warning"))
-    store = Store(DatabaseSettings(url=url), enrolment_closed=False)
-    await store.start()
-    await store.wait_connected()
-    _say({"event": "ready"})
+    store = await open_store(url)
+    failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    numbers = random.Random(SEED)  # noqa: S311 - to spread, not to hide
+    recorded, stopped = 0, False
+
+    def begin() -> None:
+        number = numbers.randrange(users)
+        store.submit(CheckIn(email(number), "127.0.0.1", 40000, *device(number)), done)
+
+    def done(result: Event | StoreError) -> None:
+        nonlocal recorded
+        if isinstance(result, StoreError):
+            if not failed.done():
+                failed.set_exception(result)
+            return
+        recorded += 1
+        if not stopped:
+            begin()
+
+    async def wait(seconds: float) -> None:
+        """Let it run. Raises the `StoreError` that a check-in ended with, if any did."""
+        await asyncio.wait({failed}, timeout=seconds)
+        if failed.done():
+            failed.result()
+
+    def counts() -> dict[str, float]:
+        commits = store.counted.commits
+        return {
+            "count": recorded,
+            "seconds": time.monotonic(),
+            "cpu_s": time.process_time(),
+            "batches": sum(commits.counts),
+            "commit_s": commits.sum,
+        }
+
+    say(event="ready")
     await asyncio.to_thread(sys.stdin.readline)
-    driver = Driver(store, users, in_flight)
-    driver.start()
-    await driver.wait(warmup_s)
-    _say({"event": "measuring"})
-    begun, cpu, before = time.monotonic(), _cpu_s(), driver.recorded
-    commits = store.counted.commits
-    batches, commit_s = sum(commits.counts), commits.sum
-    await driver.wait(seconds)
-    elapsed, cpu = time.monotonic() - begun, _cpu_s() - cpu
-    count = driver.recorded - before
-    batches, commit_s = sum(commits.counts) - batches, commits.sum - commit_s
-    _say({"event": "measured"})
-    result = {"count": count, "seconds": elapsed, "cpu_s": cpu}
-    _say({"event": "result", **result, "batches": batches, "commit_s": commit_s})
-    driver.stop()
+    for _ in range(in_flight):
+        begin()
+    await wait(warmup_s)
+    say(event="measuring")
+    before = counts()
+    await wait(seconds)
+    after = counts()
+    say(event="measured")
+    say(event="result", **{name: after[name] - before[name] for name in after})
+    stopped = True
     await store.drain(DRAIN_TIMEOUT_S)
     await store.stop()
 
 
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _say(entry: dict[str, object]) -> None:
+def say(**entry: object) -> None:
     print(json.dumps(entry), flush=True)
 
 

@@ -1,122 +1,138 @@
-"""What it costs that many follow: memory a stream, CPU a message, and check-ins beside them."""
+"""What live streams cost: memory of each, CPU of a message, and check-ins beside them.
+
+`python -m benchmarks.streams PORT CA CERTIFICATE KEY COUNT` is the process that reads: it opens
+COUNT connections to /api/stream on 127.0.0.1 and counts what comes. It prints JSON, one object a
+line: `{"event": "holding"}` once all are open; then for each line on its input
+`{"event": "heard", "messages": N}`, of all together.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
 import ssl
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
 
-from benchmarks import processes
-from benchmarks.errors import BenchmarkError
-from benchmarks.places import ROOT
-from benchmarks.processes import Meter
-from benchmarks.workloads import Bench, Numbers, keep_alive
+from benchmarks.processes import pss_kib
+from benchmarks.programs import BenchmarkError, Child
+from benchmarks.results import Numbers
+from benchmarks.workloads import Bench, keep_alive
 
 STREAMS = (0, 1000)
 PACE = 20  # check-ins a second while the cost of a message is measured
 SETTLE_S = 30.0  # for the last messages to come
+OPENING_AT_ONCE = 32
+REQUEST = b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"
+MARK = b"\nid: "  # before each message but the first of a chunk, whose line the chunk's size ends
 
 
 def measure(bench: Bench, streams: int) -> Numbers:
     """Measure with so many streams of all events open; 0 to compare with."""
-    before = processes.pss_kib(bench.server)
-    with _followers(bench, streams) as followers:
-        after = processes.pss_kib(bench.server)
-        paced = _paced(bench, followers, streams)
+    identities = bench.site.identities
+    reader = identities.emails[0]
+    files = (identities.certificate("ca"), identities.certificate(reader), identities.key(reader))
+    command = [sys.executable, "-m", "benchmarks.streams", bench.site.port, *files, streams]
+    before = pss_kib(bench.server)
+    with Child(command) as readers:
+        readers.wait("holding")
+        after = pss_kib(bench.server)
+        paced = _paced(bench, readers, streams)
         beside = keep_alive(bench)
-        return {
-            "kib_per_stream": (after - before) / streams if streams else 0.0,
-            **paced,
-            "rate": beside["rate"],
-            "p50_ms": beside["p50_ms"],
-            "p99_ms": beside["p99_ms"],
-        }
+    return {
+        "kib_per_stream": (after - before) / streams if streams else 0.0,
+        **paced,
+        **{name: beside[name] for name in ("rate", "p50_ms", "p99_ms")},
+    }
 
 
-class _Followers:
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def wait(self, event: str) -> dict[str, Any]:
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            raise BenchmarkError("the followers ended")
-        entry: dict[str, Any] = json.loads(line)
-        if entry["event"] != event:
-            raise BenchmarkError(f"the followers said {entry}")
-        return entry
-
-    def heard(self) -> int:
-        if self._process.stdin is not None:
-            self._process.stdin.write("\n")
-            self._process.stdin.flush()
-        return int(self.wait("heard")["messages"])
+def _heard(readers: Child) -> int:
+    readers.go_on()
+    return int(readers.wait("heard")["messages"])
 
 
-@contextlib.contextmanager
-def _followers(bench: Bench, count: int) -> Iterator[_Followers | None]:
-    if not count:
-        yield None
-        return
-    certificate, key = bench.identities.pair(bench.identities.emails[0])
-    arguments = (bench.port, bench.identities.ca, certificate, key, count)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.followers", *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        followers = _Followers(process)
-        followers.wait("holding")
-        yield followers
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                pipe.close()
-
-
-def _paced(bench: Bench, followers: _Followers | None, streams: int) -> Numbers:
+def _paced(bench: Bench, readers: Child, streams: int) -> Numbers:
     """Check in at a steady pace; return what a message to one stream costs the server."""
-    meter = Meter(bench.server, bench.database)
-    before = followers.heard() if followers else 0
-    connection = _connect(bench)
-    meter.start()
+    identities = bench.site.identities
+    context = identities.client_context(identities.emails[1])
+    connection = http.client.HTTPSConnection(
+        "localhost", bench.site.port, context=context, timeout=SETTLE_S
+    )
+    before = _heard(readers)
     count = max(1, round(PACE * bench.seconds))
-    begun = time.monotonic()
-    for number in range(count):
-        time.sleep(max(0.0, begun + number / PACE - time.monotonic()))
-        connection.request("POST", "/api/client")
-        response = connection.getresponse()
-        response.read()
-        if response.status != 204:
-            raise BenchmarkError(f"a check-in was answered {response.status}")
-    connection.close()
     wanted = count * streams
-    heard = 0
-    deadline = time.monotonic() + SETTLE_S
-    while followers and heard < wanted and time.monotonic() < deadline:
-        time.sleep(0.05)
-        heard = followers.heard() - before
-    meter.stop()
-    if heard < wanted:
-        raise BenchmarkError(f"{wanted} messages were due, and {heard} came")
+    with bench.meter() as meter, contextlib.closing(connection):
+        begun = time.monotonic()
+        for number in range(count):
+            time.sleep(max(0.0, begun + number / PACE - time.monotonic()))
+            connection.request("POST", "/api/client")
+            response = connection.getresponse()
+            response.read()
+            if response.status != 204:
+                raise BenchmarkError(f"a check-in was answered {response.status}")
+        deadline = time.monotonic() + SETTLE_S
+        while (heard := _heard(readers) - before) < wanted:
+            if time.monotonic() > deadline:
+                raise BenchmarkError(f"{wanted} messages were due, and {heard} came")
+            time.sleep(0.05)
     return {
         "server_cpu_ms": meter.server_s / count * 1000,
         "cpu_us_per_message": meter.server_s / wanted * 1e6 if wanted else 0.0,
     }
 
 
-def _connect(bench: Bench) -> http.client.HTTPSConnection:
-    context = ssl.create_default_context(cafile=str(bench.identities.ca))
-    context.load_cert_chain(*bench.identities.pair(bench.identities.emails[1]))
-    return http.client.HTTPSConnection("localhost", bench.port, context=context, timeout=SETTLE_S)
+# -------------------------------------------------------------------------- the process that reads
+
+
+class _StreamReader(asyncio.Protocol):
+    """One stream. `open` is done when its answer begins."""
+
+    heard = 0  # of all
+
+    def __init__(self) -> None:
+        self.open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._end = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.write(REQUEST)
+
+    def data_received(self, data: bytes) -> None:
+        if not self.open.done():
+            if not data.startswith(b"HTTP/1.1 200 "):
+                self.open.set_exception(RuntimeError(data.split(b"\r\n", 1)[0].decode()))
+                return
+            self.open.set_result(None)
+        data = self._end + data
+        _StreamReader.heard += data.count(MARK)
+        self._end = data[1 - len(MARK) :]  # a mark may be cut
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.open.done():
+            self.open.set_exception(error or RuntimeError("closed"))
+
+
+async def main(port: int, ca: str, certificate: str, key: str, count: int) -> None:
+    context = ssl.create_default_context(cafile=ca)
+    context.load_cert_chain(certificate, key)
+    loop = asyncio.get_running_loop()
+    opening = asyncio.Semaphore(OPENING_AT_ONCE)
+
+    async def open_one() -> None:
+        async with opening:
+            _, reader = await loop.create_connection(
+                _StreamReader, "127.0.0.1", port, ssl=context, server_hostname="localhost"
+            )
+            await reader.open
+
+    await asyncio.gather(*(open_one() for _ in range(count)))
+    print(json.dumps({"event": "holding"}), flush=True)
+    while await asyncio.to_thread(sys.stdin.readline):
+        print(json.dumps({"event": "heard", "messages": _StreamReader.heard}), flush=True)
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    asyncio.run(main(int(given[0]), given[1], given[2], given[3], int(given[4])))

@@ -1,1 +1,1 @@
-"""The servers that are compared, one a folder: `peer.py` says how it runs, the rest is it."""
+"""The servers that are compared: `registry` says how each runs, the rest is their source."""

@@ -8,10 +8,17 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 PATH = "/api/client"
+METHODS = ("PATCH", "POST", "PUT")
 BAD_NAME = b"CN must be a valid email address"
+# One statement in autocommit, for psycopg's placeholders.
+UPSERT = """
+INSERT INTO user_status (email, last_seen, client_ip, client_port) VALUES (%s, %s, %s, %s)
+ON CONFLICT (email) DO UPDATE SET last_seen = excluded.last_seen,
+    client_ip = excluded.client_ip, client_port = excluded.client_port
+"""
 
 # What a web form calls an e-mail address (HTML Living Standard, 4.10.5.1.5), with a dot in it.
 _EMAIL = re.compile(
@@ -41,37 +48,31 @@ def email_or_none(common_names: Iterable[str]) -> str | None:
 
 
 def email_of(certificate: object) -> str | None:
-    """Return the e-mail in what `ssl` calls a peer certificate, None where there is none."""
+    """Return the e-mail in what `ssl` calls a peer certificate, None if there is none."""
     if not isinstance(certificate, dict):
         return None
     subject = certificate.get("subject", ())
     return email_or_none(value for part in subject for name, value in part if name == "commonName")
 
 
-class Announcer:
-    """Sends each check-in to the group and to the broadcast address, by loopback."""
-
-    def __init__(self) -> None:
-        port = int(setting("ANNOUNCE_PORT"))
-        group = self._group = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        group.setblocking(False)
-        group.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
-        group.connect((setting("GROUP"), port))
-        broadcast = self._broadcast = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        broadcast.setblocking(False)
-        broadcast.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        broadcast.connect((setting("BROADCAST"), port))
+def announcing() -> Callable[[str, datetime.datetime, str, int], None]:
+    """Return what sends a check-in to the group and to the broadcast address, by loopback."""
+    sockets = []
+    loopback = socket.inet_aton("127.0.0.1")
+    for target in ("GROUP", "BROADCAST"):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        sock.connect((setting(target), int(setting("ANNOUNCE_PORT"))))
+        sockets.append(sock)
 
     def announce(
-        self, email: str, last_seen: datetime.datetime, client_ip: str, client_port: int
+        email: str, last_seen: datetime.datetime, client_ip: str, client_port: int
     ) -> None:
-        payload = json.dumps(
-            {
-                "email": email,
-                "last_seen": last_seen.isoformat(),
-                "client_ip": client_ip,
-                "client_port": client_port,
-            }
-        ).encode()
-        for sock in (self._group, self._broadcast):
-            sock.send(payload)
+        members = {"email": email, "last_seen": last_seen.isoformat()}
+        payload = json.dumps(members | {"client_ip": client_ip, "client_port": client_port})
+        for sock in sockets:
+            sock.send(payload.encode())
+
+    return announce

@@ -1,4 +1,4 @@
-"""The benchmark: it counts what happened, and refuses who does not do the job."""
+"""The benchmark: it counts what happened, and refuses a server that does not do the job."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import shutil
 import socket
 import socketserver
 import ssl
+import statistics
 import subprocess
 import sys
 import threading
@@ -23,34 +24,34 @@ import psycopg2
 import pytest
 
 from benchmarks import (
-    capacity,
+    __main__,
+    comparison,
     cost_of_listening,
-    counted,
     gate,
-    hearing,
     identities,
+    instruments,
     load,
-    ours,
-    pages,
+    plot,
     processes,
-    report,
     results,
     scaling,
-    scaling_report,
+    scaling_tables,
+    store_driver,
+    tables,
     wire,
+    workloads,
 )
-from benchmarks.__main__ import main
-from benchmarks.campaign import Plan
-from benchmarks.campaign import run as run_campaign
-from benchmarks.database import STATUS_SCHEMA
-from benchmarks.errors import Refused, Unavailable
+from benchmarks.__main__ import ComparisonPlan, main
+from benchmarks.contender import STATUS_SCHEMA, Site
+from benchmarks.gate import GateRefused
 from benchmarks.identities import Identities
-from benchmarks.load import Load, Mode, run
-from benchmarks.peers.base import find_program
-from benchmarks.peers.this_server.peer import ThisServer
-from benchmarks.results import Results, Row, summarise
-from benchmarks.rig import AtWork, Rig, rig
-from benchmarks.watch import SHARES, classify
+from benchmarks.instruments import SHARES, wait_of
+from benchmarks.load import Load, Mode, percentiles_ms, run
+from benchmarks.peers.registry import THIS_SERVER
+from benchmarks.programs import BenchmarkError, Unavailable, find_program
+from benchmarks.results import Results, Row
+from benchmarks.rig import Rig, rig
+from benchmarks.workloads import Bench
 from tests.support.harness import (
     BROADCAST,
     GROUP,
@@ -59,10 +60,8 @@ from tests.support.harness import (
     ROOT,
     free_port,
     require,
-    rows,
     wait_until,
 )
-from tornado_status.store.group_commit import PREPARE_RECORD
 
 pytestmark = pytest.mark.once
 
@@ -104,8 +103,8 @@ class TlsServer(socketserver.ThreadingTCPServer):
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.context.minimum_version = ssl.TLSVersion.TLSv1_3
         self.context.verify_mode = ssl.CERT_REQUIRED
-        self.context.load_cert_chain(clients.server_certificate, clients.server_key)
-        self.context.load_verify_locations(clients.ca)
+        self.context.load_cert_chain(clients.certificate("server"), clients.key("server"))
+        self.context.load_verify_locations(clients.certificate("ca"))
 
     @property
     def port(self) -> int:
@@ -180,7 +179,7 @@ def test_standing_connections_count_each_answered_request(
     """A hundred requests over four connections, besides the first one of each."""
     with serving(clients, always(OK)) as server:
         counted = run(start_load(server, "keep-alive", requests=100))
-    assert (counted.count, counted.errors, counted.reconnects) == (100, 0, 0)
+    assert (counted.count, counted.errors) == (100, 0)
     assert (server.connections, server.requests) == (CLIENTS, CLIENTS + 100)
 
 
@@ -204,14 +203,22 @@ def test_resumed_connections_use_tickets_from_the_second_on(
     assert counted.resumed == 30 - CLIENTS
 
 
-def test_an_answer_is_read_to_the_end_of_its_body(
-    clients: Identities, start_load: StartLoad
+@pytest.mark.parametrize(
+    ("answer", "what"),
+    [
+        (OK + OK, "more than one answer to one request"),
+        (b"HTTP/1.0 204 No Content\r\n\r\n", "expected HTTP/1.1"),
+        (b"HTTP/1.1 204 No Content\r\nX: " + bytes(5000), "a head without an end"),
+    ],
+)
+def test_what_is_no_answer_is_an_error(
+    clients: Identities, start_load: StartLoad, answer: bytes, what: str
 ) -> None:
-    """Otherwise the rest of it would be taken for the next answer."""
-    body = b"HTTP/1.1 200 OK\r\nX: y\r\ncontent-length: 9000\r\n\r\n" + bytes(9000)
-    with serving(clients, always(body)) as server:
-        counted = run(start_load(server, "keep-alive", requests=40, expect=200))
-    assert (counted.count, counted.errors) == (40, 0)
+    """Otherwise the rest of one could be taken for the next answer."""
+    with serving(clients, always(answer)) as server:
+        counted = run(start_load(server, "handshake", requests=4))
+    assert (counted.count, counted.errors) == (0, 4)
+    assert counted.first_error == f"protocol: {what}"
 
 
 def test_another_status_is_an_error_and_no_answer(
@@ -221,7 +228,6 @@ def test_another_status_is_an_error_and_no_answer(
     with serving(clients, always(BAD_NAME)) as server:
         counted = run(start_load(server, "handshake", requests=8))
     assert (counted.count, counted.errors) == (0, 8)
-    assert counted.errors_by_kind["status"] == 8
     assert counted.first_error == "status: the answer was 400 Bad Request"
 
 
@@ -230,7 +236,8 @@ def test_a_connection_that_closes_without_an_answer_is_an_error(
 ) -> None:
     with serving(clients, always(b"")) as server:
         counted = run(start_load(server, "handshake", requests=4))
-    assert (counted.count, counted.errors_by_kind["closed"]) == (0, 4)
+    assert (counted.count, counted.errors) == (0, 4)
+    assert counted.first_error.startswith("closed: ")
 
 
 def test_idle_connections_stay_until_they_are_released(
@@ -239,7 +246,7 @@ def test_idle_connections_stay_until_they_are_released(
     """Each has checked in once, more of them than there are identities."""
     with serving(clients, always(OK)) as server:
         with start_load(server, "idle", connections=12) as holding:
-            holding.wait_event("holding")
+            holding.wait("holding")
             assert (server.open, server.requests) == (12, 12)
             holding.release()
             assert holding.result().errors == 0
@@ -261,8 +268,8 @@ def test_paced_requests_begin_when_they_are_due_whoever_is_late(
         paced = run(start_load(server, "keep-alive", rate=1000, **options))
     assert (waiting.count, paced.count, paced.errors) == (10, 10, 0)
     # Ten were due within moments, and each had to wait for those before it.
-    assert paced.latency_us["max"] > 700_000
-    assert paced.latency_us["p50"] > waiting.latency_us["p50"] * 2
+    assert max(paced.latencies_us) > 700_000
+    assert statistics.median(paced.latencies_us) > statistics.median(waiting.latencies_us) * 2
 
 
 def test_a_paced_run_offers_no_more_than_it_was_told(
@@ -275,35 +282,30 @@ def test_a_paced_run_offers_no_more_than_it_was_told(
 
 
 def test_only_standing_connections_can_be_paced(load_program: Path, clients: Identities) -> None:
-    command = [str(load_program), "handshake", "--port", "1", "--identities", str(clients.listed)]
-    done = subprocess.run([*command, "--rate", "5"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "load: --rate goes with keep-alive\n")
+    wrong = Load(load_program, "handshake", 1, clients.listed, connections=1, rate=5)
+    with wrong, pytest.raises(BenchmarkError, match="load: a rate goes with keep-alive"):
+        wrong.wait("measuring")
 
 
 @pytest.mark.parametrize(
     ("latencies", "expected"),
     [
-        (range(1000, 0, -1), {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 1000}),
-        ([7], {"p50": 7, "p90": 7, "p99": 7, "p99.9": 7, "max": 7}),
-        ([1, 2, 3], {"p50": 2, "p90": 3, "p99": 3, "p99.9": 3, "max": 3}),
-        ([], {"p50": 0, "p90": 0, "p99": 0, "p99.9": 0, "max": 0}),
+        (range(1000, 0, -1), [0.5, 0.9, 0.99, 0.999, 1.0]),
+        ([7], [0.007] * 5),
+        ([1, 2, 3], [0.002, 0.003, 0.003, 0.003, 0.003]),
+        ([], [0] * 5),
     ],
 )
-def test_percentiles_are_the_nearest_rank(
-    load_program: Path, latencies: list[int], expected: dict[str, int]
-) -> None:
-    text = "\n".join(map(str, latencies))
-    done = subprocess.run(
-        [load_program, "percentiles"], input=text, capture_output=True, text=True, check=True
-    )
-    printed = json.loads(done.stdout)
-    assert (printed["count"], printed["latency_us"]) == (len(latencies), expected)
+def test_percentiles_are_the_nearest_rank(latencies: list[int], expected: list[float]) -> None:
+    found = percentiles_ms(latencies)
+    assert list(found) == ["p50_ms", "p90_ms", "p99_ms", "p99.9_ms", "max_ms"]
+    assert list(found.values()) == expected
 
 
 # ------------------------------------------------------------------------------------- the gate
 
 
-class Peer:
+class SmallServer:
     """A small server that does the whole job, unless told to leave out a part of it."""
 
     def __init__(self, database_url: str, leaves_out: str) -> None:
@@ -342,24 +344,28 @@ class Peer:
             sock.sendto(payload, (target, self.announce_port))
 
 
-def go_through_gate(peer: Peer, url: str, clients: Identities, load_program: Path) -> None:
-    rows(url, STATUS_SCHEMA)
-    with serving(clients, peer.answer) as server:
-        gate.check(
-            gate.Candidate(
-                port=server.port,
-                announce_port=peer.announce_port,
-                identities=clients,
-                query=lambda sql, *parameters: rows(url, sql, *parameters),
-                load_program=load_program,
-            )
-        )
+@pytest.fixture
+def go_through_gate(
+    surroundings: Rig, clients: Identities, load_program: Path, tmp_path: Path
+) -> Iterator[Callable[[str], None]]:
+    postgres, name = surroundings.postgres, "gate"
+    postgres.create(name)
+    postgres.execute(name, STATUS_SCHEMA)
+
+    def go(leaves_out: str) -> None:
+        candidate = SmallServer(postgres.url(name), leaves_out)
+        ports = (candidate.announce_port, 0, ())
+        with serving(clients, candidate.answer) as server:
+            gate.check(Site(server.port, *ports, postgres, name, clients, tmp_path), load_program)
+
+    yield go
+    postgres.drop(name)
 
 
-def test_the_gate_lets_through_who_does_the_job(
-    database_url: str, clients: Identities, load_program: Path
+def test_the_gate_lets_a_server_through_that_does_the_job(
+    go_through_gate: Callable[[str], None],
 ) -> None:
-    go_through_gate(Peer(database_url, ""), database_url, clients, load_program)
+    go_through_gate("")
 
 
 @pytest.mark.parametrize(
@@ -372,18 +378,16 @@ def test_the_gate_lets_through_who_does_the_job(
         (BROADCAST, "no announcement of the check-in by broadcast"),
     ],
 )
-def test_the_gate_refuses_who_leaves_out_a_part_of_the_job(
-    database_url: str,
-    clients: Identities,
-    load_program: Path,
+def test_the_gate_refuses_a_server_that_leaves_out_a_part_of_the_job(
+    go_through_gate: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
     leaves_out: str,
     reason: str,
 ) -> None:
-    """Whoever answers before the work is done would be the fastest."""
+    """A server that answers before the work is done would be the fastest."""
     monkeypatch.setattr(gate, "DATAGRAM_TIMEOUT_S", 1.0)  # it will not come
-    with pytest.raises(Refused, match=reason):
-        go_through_gate(Peer(database_url, leaves_out), database_url, clients, load_program)
+    with pytest.raises(GateRefused, match=reason):
+        go_through_gate(leaves_out)
 
 
 # ---------------------------------------------------------------------------------- what is used
@@ -403,7 +407,7 @@ def test_the_cpu_time_of_ended_children_still_counts() -> None:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ended\n"
-        assert processes.tree([process.pid]) == [process.pid]
+        assert list(processes.tree([process.pid])) == [process.pid]
         assert processes.cpu_s([process.pid]) >= 0.28  # the kernel counts in hundredths
         assert processes.pss_kib([process.pid]) > 1000
         assert process.stdin is not None
@@ -415,67 +419,56 @@ def test_the_cpu_time_of_ended_children_still_counts() -> None:
 
 @pytest.fixture(scope="module")
 def surroundings(load_program: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with rig(CLIENTS, tmp_path_factory.mktemp("rig")) as made:
+    build = tmp_path_factory.mktemp("rig")
+    with rig(CLIENTS, seconds=0.3, idle_connections=8, build=build) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def this_server() -> ThisServer:
-    return ThisServer()
-
-
-@pytest.fixture(scope="module")
-def working(surroundings: Rig, this_server: ThisServer) -> Iterator[AtWork]:
+def bench(surroundings: Rig) -> Iterator[Bench]:
     """This server, past the gate."""
-    with surroundings.at_work(this_server) as at_work:
-        yield at_work
+    with surroundings.at_work(THIS_SERVER) as made:
+        yield made
 
 
-def test_what_a_server_counts_is_what_was_done(
-    surroundings: Rig, this_server: ThisServer, working: AtWork, start_load: StartLoad
-) -> None:
-    """Its metrics, the log, and an ear that only counts say the same."""
-    before = counted.read(this_server.management_ports)
-    with wire.Ear(working.site.announce_port) as ear:
+def test_what_a_server_counts_is_what_was_done(bench: Bench) -> None:
+    """Its metrics, the log, and the datagrams that were received say the same."""
+    site = bench.site
+    counts = instruments.OwnCounts(site.management_ports)
+    with instruments.DatagramSampler(site.announce_port) as datagrams, counts:
         done = run(
             Load(
-                surroundings.load_program,
+                bench.load_program,
                 "keep-alive",
-                working.site.port,
-                surroundings.identities.listed,
+                site.port,
+                site.identities.listed,
                 connections=CLIENTS,
                 requests=100,
                 seconds=PATIENCE_S,
             )
         )
-    happened = counted.read(this_server.management_ports) - before
     assert done.count == 100
-    assert happened.check_ins == 100 + CLIENTS  # and the first one of each connection
-    assert 1 <= happened.batches <= happened.check_ins
-    assert ear.datagrams == happened.datagrams
-    assert ear.bytes > 200 * ear.datagrams
+    assert counts["check_ins"] == 100 + CLIENTS  # and the first one of each connection
+    assert 1 <= counts["batches"] <= counts["check_ins"]
+    assert datagrams.datagrams == counts["datagrams"]
+    assert datagrams.mean_bytes > 200
 
 
-def test_a_measured_rate_has_all_its_numbers(
-    surroundings: Rig, this_server: ThisServer, working: AtWork
-) -> None:
-    plan = dataclasses.replace(scaling.QUICK_PLAN, seconds=0.3, idle_connections=8)
-    made = Results("now", {}, {}, [])
-    at_work = scaling.Working(surroundings, this_server, working, plan, made)
-    numbers = at_work.check_ins("keep-alive", CLIENTS)
+def test_a_measured_rate_has_all_its_numbers(bench: Bench) -> None:
+    numbers = scaling.check_ins(bench, "keep-alive", CLIENTS)
     assert numbers["batch"] >= 1
     assert numbers["updates_per_datagram"] >= 1
     assert numbers["wal_bytes"] > 100
     assert sum(numbers[f"share_{name}"] for name in SHARES) == pytest.approx(1)
-    sizes = at_work.sizes()
+    sizes = scaling.sizes(bench)
     assert sizes["log_bytes"] > 100
     assert sizes["status_bytes"] > 100
-    assert at_work.idle()["kib_before"] > 1000
+    assert workloads.idle(bench)["kib_before"] > 1000
 
 
-def test_a_resumed_connection_moves_less_than_a_new_one(surroundings: Rig, working: AtWork) -> None:
+def test_a_resumed_connection_moves_less_than_a_new_one(bench: Bench) -> None:
     """And a check-in on an open one is a request, an answer, and what acknowledges them."""
-    traffic = wire.measure(working.site.port, surroundings.identities)
+    traffic = wire.measure(bench.site.port, bench.site.identities)
     assert traffic["check-in"].bytes > len(wire.REQUEST) + len(OK)
     assert 2 <= traffic["check-in"].segments <= 6
     assert traffic["check-in"].bytes < traffic["resumed"].bytes < traffic["handshake"].bytes
@@ -483,14 +476,14 @@ def test_a_resumed_connection_moves_less_than_a_new_one(surroundings: Rig, worki
 
 
 def test_stores_on_one_database_share_its_numbers_and_others_do_not(surroundings: Rig) -> None:
-    """Which is what one stream, and a stream each, are."""
+    """One log of all, and a log each."""
     postgres = surroundings.postgres
-    names = ("one_stream", "another_stream")
+    names = ("one_log", "another_log")
     for name in names:
-        ours.fill(postgres, name, 10)
+        store_driver.fill(postgres, name, 10)
     for driven in (names[:1] * 2, names):
         before = [postgres.execute(name, "SELECT seq FROM head")[0][0] for name in names]
-        numbers = ours.drive_stores(postgres, driven, 10, 0.3, 4)
+        numbers = store_driver.drive_stores(postgres, driven, 10, 0.3, 4)
         after = [postgres.execute(name, "SELECT seq FROM head")[0][0] for name in names]
         moved = [new > old for new, old in zip(after, before, strict=True)]
         assert moved == [True, len(set(driven)) == 2]
@@ -503,26 +496,17 @@ def test_stores_on_one_database_share_its_numbers_and_others_do_not(surroundings
         postgres.drop(name)
 
 
-def test_a_listener_hears_and_repairs_what_is_announced_to_it(
-    surroundings: Rig, working: AtWork
-) -> None:
+def test_a_listener_hears_and_repairs_what_is_announced_to_it(bench: Bench) -> None:
     """Nothing is counted as heard that was not: what is withheld is fetched, and no more."""
-    site = working.site
-    with hearing.listening(working) as listener:
-        sender = hearing.Sender(
-            surroundings.postgres, site.database, site.identities, listener.port
-        )
-        at_work = cost_of_listening.Hearing(listener, sender, working, surroundings.postgres.pid)
-        heard = at_work.run(300, 0.3)
-        assert (heard.heard.shown, heard.heard.repaired, heard.heard.missed) == (300, 0, 0)
-        assert heard.datagrams == heard.heard.datagrams < 300
-        alone = at_work.run(20, 0.1, batch=1)
-        assert (alone.datagrams, alone.heard.datagrams, alone.heard.shown) == (20, 20, 20)
-        partly = at_work.run(20, 0.1, batch=1, withheld=slice(5, 12))
-        assert (partly.heard.datagrams, partly.heard.shown) == (13, 20)
-        assert (partly.heard.repaired, partly.heard.missed) == (7, 0)
-        last = listener.stop()
-    assert (last.shown, last.repaired, last.refused) == (340, 7, 0)
+    with cost_of_listening.hearing(bench) as listener:
+        heard = listener.run(300, 0.3)
+        assert (heard["shown"], heard["repaired"], heard["missed"]) == (300, 0, 0)
+        assert heard["datagrams"] < 300
+        alone = listener.run(20, 0.1, batch=1)
+        assert (alone["datagrams"], alone["shown"], alone["repaired"]) == (20, 20, 0)
+        partly = listener.run(20, 0.1, batch=1, withheld=slice(5, 12))
+        assert (partly["datagrams"], partly["shown"]) == (13, 20)
+        assert (partly["repaired"], partly["missed"]) == (7, 0)
 
 
 @pytest.mark.parametrize(
@@ -531,18 +515,20 @@ def test_a_listener_hears_and_repairs_what_is_announced_to_it(
         (
             "Heard 35 datagrams: 20 updates shown, 12 duplicates, 3 refused (signature 3), "
             "0 of the other encoding, 2 repaired, 1 missed, lag 4.",
-            hearing.Heard(35, 20, 3, 0, 2, 1, 4),
+            (35, 20, 3, 0, 2, 1),
         ),
         (
             "Heard 9 datagrams: 2 updates shown, 0 duplicates, 0 refused, 7 dropped in a flood, "
             "0 of the other encoding, 0 repaired, 0 missed, lag 0.",
-            hearing.Heard(9, 2, 0, 7, 0, 0, 0),
+            (9, 2, 0, 7, 0, 0),
         ),
-        ("Listening on 0.0.0.0 port 6667", None),
     ],
 )
-def test_a_listeners_summary_is_read(line: str, expected: hearing.Heard | None) -> None:
-    assert hearing.parse_summary(line) == expected
+def test_a_listeners_summary_is_read(line: str, expected: tuple[int, ...]) -> None:
+    names = ("datagrams", "shown", "refused", "dropped", "repaired", "missed")
+    counts = dict(zip(names, expected, strict=True))
+    assert cost_of_listening.parse_line(line) == {"event": "summary", "counts": counts}
+    assert cost_of_listening.parse_line("another line") is None
 
 
 @pytest.mark.parametrize(
@@ -562,12 +548,12 @@ def test_what_a_commit_waits_for_has_a_name(
     state: str, kind: str | None, event: str | None, expected: str
 ) -> None:
     """In PostgreSQL's words, which changed their spelling in version 17."""
-    assert classify(state, kind, event) == expected
+    assert wait_of(state, kind, event) == expected
 
 
 def scaling_results() -> Results:
     """Round numbers, to reckon with."""
-    made = Results("2026-01-02T03:04+00:00", {"CPU": "A"}, {"seconds": 1.0, "rounds": 1}, [])
+    made = Results("2026-01-02T03:04+00:00", {"CPU": "A"}, {"seconds": 1.0, "rounds": 1})
     shares = dict.fromkeys((f"share_{name}" for name in SHARES), 0.2)
     store = {"rate": 20_000.0, "server_cpu_ms": 0.01, "database_cpu_ms": 0.02, "batch": 50.0}
     store |= {"commit_ms": 2.0, "commits_rate": 400.0, "wal_bytes": 400.0} | shares
@@ -579,8 +565,8 @@ def scaling_results() -> Results:
         made.add("servers", row, check_ins | {"database_cpu_ms": database})
     for row, rate in (("8", 9_000.0), ("64", 50_000.0)):
         made.add("in_flight", row, store | {"rate": rate})
-    made.add("one_stream", "2", store)
-    made.add("own_streams", "2", store)
+    made.add("one_log", "2", store)
+    made.add("own_logs", "2", store)
     made.add("idle", "connection", {"kib": 32.0, "kib_before": 70_000})
     made.add("disk", "row", {"log_bytes": 200.0, "status_bytes": 300.0, "entries": 100})
     for row in ("check-in", "handshake", "resumed"):
@@ -596,61 +582,68 @@ def scaling_results() -> Results:
 
 
 def test_what_a_million_need_follows_from_what_was_measured() -> None:
-    need = capacity.needs(scaling_results(), 600_000, 60)
-    assert need.rate == 10_000
-    assert need.server_cores == pytest.approx(1.0)  # 10,000 times 0.1 ms
-    assert need.servers == 2
-    assert need.database_cores == pytest.approx(0.5)  # at the dearest, two servers
-    assert need.handshake_cores == pytest.approx(10)
-    assert need.stream_share == pytest.approx(0.2)  # of 50,000, with the largest batches
-    assert need.wal_mb_s == pytest.approx(4.0)
-    assert need.log_gb_day == pytest.approx(172.8)
-    assert need.log_gb == pytest.approx(7 * 172.8)
-    assert need.status_gb == pytest.approx(0.18)
-    assert need.connections_gib == pytest.approx(600_000 * 32 / 2**20)
-    assert need.check_ins_mbit_s == pytest.approx(40)
-    assert need.datagrams_s == 2000
-    assert need.announcements_mbit_s == pytest.approx(2000 * (1184 + 66) * 8 / 1e6)
-    assert need.listener_cores == pytest.approx(0.3)
+    found = scaling_tables.needs(scaling_results(), 600_000, 60)
+    expected = {
+        "check-ins a second": 10_000,
+        "cores for servers, connections kept": 1.0,  # 10,000 times 0.1 ms
+        "processes of the server, each half busy": 2,
+        "cores for PostgreSQL": 0.5,  # at the dearest, two servers
+        "cores for servers, if each check-in made a handshake": 10,
+        "the same, with tickets": 10,
+        # Of 50,000, with the largest batches.
+        "share of what one log took on this machine, with full commits": 0.2,
+        "memory for a million open connections, GiB": 600_000 * 32 / 2**20,
+        "WAL, MB a second": 4.0,
+        "WAL, GB a day, to archive or to a standby": 345.6,
+        "log, GB a day": 172.8,
+        "log, GB, of 7 days (`history.retention`)": 7 * 172.8,
+        "status of all users, GB": 0.18,
+        "clients' network, Mbit/s, both ways": 40,
+        "the same of handshakes, if each check-in made one": 40,
+        "datagrams a second, to each target": 2000,
+        "announcements, Mbit/s, to each target": 2000 * (1184 + 66) * 8 / 1e6,
+        "share of a core, for each listener": 0.3,
+    }
+    assert {what: number for what, (number, _) in found.items()} == pytest.approx(expected)
 
 
 def test_a_listener_keeps_up_only_where_nothing_had_to_be_repaired() -> None:
     made = scaling_results()
-    assert cost_of_listening.keeps_up(made) == 5000
+    assert scaling_tables.keeps_up(made) == 5000
     made.rounds["listening"]["5000"].append(made.rounds["listening"]["9000"][0])
-    assert cost_of_listening.keeps_up(made) == 1000  # not in every round
+    assert scaling_tables.keeps_up(made) == 1000  # not in every round
 
 
 def marked(names: list[str]) -> str:
     parts = [
-        f"{pages.begin(name, scaling_report.COMMAND)}\nold\n{pages.end(name)}" for name in names
+        f"{tables.begin(name, scaling_tables.COMMAND)}\nold\n{tables.end(name)}" for name in names
     ]
     return "before\n" + "\nbetween\n".join(parts) + "\nafter\n"
 
 
 def test_a_page_is_filled_where_it_is_marked_and_nowhere_else() -> None:
     made = scaling_results()
-    names = list(scaling_report.blocks(made))
-    page = scaling_report.fill(marked(names), made)
+    names = list(scaling_tables.blocks(made))
+    page = scaling_tables.fill(marked(names), made)
     assert page.startswith("before\n")
     assert page.endswith("\nafter\n")
     assert page.count("\nbetween\n") == len(names) - 1
     assert "old" not in page
-    assert all(text in page for text in scaling_report.blocks(made).values())
-    assert scaling_report.fill(page, made) == page
+    assert all(text in page for text in scaling_tables.blocks(made).values())
+    assert scaling_tables.fill(page, made) == page
     for wrong in (names[1:], [*names, "another"]):
         with pytest.raises(ValueError, match="the page has the blocks"):
-            scaling_report.fill(marked(wrong), made)
+            scaling_tables.fill(marked(wrong), made)
 
 
 def test_the_page_on_scaling_has_the_numbers_that_were_measured() -> None:
     """`python -m benchmarks.scaling` writes results and page together."""
     page = scaling.PAGE.read_text()
     made = results.load(scaling.RESULTS / "scaling.json")
-    assert scaling_report.fill(page, made) == page
-    assert (scaling.RESULTS / "scaling.md").read_text() == scaling_report.markdown(made)
+    assert scaling_tables.fill(page, made) == page
+    assert (scaling.RESULTS / "scaling.md").read_text() == scaling_tables.markdown(made)
     made.rounds["disk"]["row"] = [{"log_bytes": 1.0, "status_bytes": 1.0, "entries": 1}]
-    assert scaling_report.fill(page, made) != page
+    assert scaling_tables.fill(page, made) != page
 
 
 def test_the_walls_come_in_the_order_that_the_page_says() -> None:
@@ -658,25 +651,23 @@ def test_the_walls_come_in_the_order_that_the_page_says() -> None:
     made = results.load(scaling.RESULTS / "scaling.json")
 
     def cpu(row: str, part: str) -> float:
-        summary = made.summary("rates", row, f"{part}_cpu_ms")
-        assert summary is not None
-        return summary.median
+        return made.summary("rates", row, f"{part}_cpu_ms").median
 
     assert cpu("handshake", "server") > 5 * cpu("full", "server")
     assert cpu("handshake", "server") > cpu("resumed", "server")
     assert cpu("full", "server") > cpu("full", "database")
     assert cpu("100", "server") > cpu("full", "server")  # batches make it cheaper
-    need = capacity.needs(made, scaling_report.MILLION, scaling_report.EVERY_S)
-    assert need.log_gb > need.status_gb
+    need = scaling_tables.needs(made, scaling_tables.MILLION, scaling_tables.EVERY_S)
+    assert need["log, GB a day"] > need["status of all users, GB"]
 
 
 def test_a_filled_database_is_one_in_which_all_have_checked_in(surroundings: Rig) -> None:
     """With the certificates that the driver uses: a change of certificate costs more."""
     postgres = surroundings.postgres
-    ours.fill(postgres, "filled", 20)
+    store_driver.fill(postgres, "filled", 20)
     known = "SELECT email, issuer, serial, devices FROM user_status ORDER BY email"
     before = postgres.execute("filled", known)
-    ours.drive_stores(postgres, ["filled"], 20, 0.2, 4)
+    store_driver.drive_stores(postgres, ["filled"], 20, 0.2, 4)
     assert postgres.execute("filled", known) == before
     assert len(before) == 20
     kinds = postgres.execute("filled", "SELECT DISTINCT event FROM check_in")
@@ -687,12 +678,12 @@ def test_a_filled_database_is_one_in_which_all_have_checked_in(surroundings: Rig
 def test_pages_that_were_changed_already_need_no_image(surroundings: Rig) -> None:
     """Right after a checkpoint the first change of a page writes all of it, the second does not."""
     postgres = surroundings.postgres
-    ours.fill(postgres, "images", 1000)
+    store_driver.fill(postgres, "images", 1000)
     wal = {}
     for touched in (False, True):
         postgres.execute("postgres", "CHECKPOINT")
         if touched:
-            ours.touch(postgres, "images")
+            store_driver.touch(postgres, "images")
         before = postgres.execute("images", "SELECT pg_current_wal_insert_lsn()::text")[0][0]
         postgres.execute(
             "images",
@@ -711,12 +702,12 @@ def test_a_quick_run_ends_with_the_round_that_its_time_allows(
     monkeypatch: pytest.MonkeyPatch, load_program: Path
 ) -> None:
     """And says so. Of the users, each number is measured, and the largest after a checkpoint."""
-    monkeypatch.setattr(ours, "USERS", (10, 20))
-    made = run_campaign(Plan([], ["users"], 50, 0.2, 8, budget_s=0.0))
-    assert list(made.rounds["users"]) == ["10", "20", f"20 {ours.AFTER_CHECKPOINT}"]
+    monkeypatch.setattr(__main__, "USERS", (10, 20))
+    made = __main__.run(ComparisonPlan([], ["users"], 50, 0.2, 8, budget_s=0.0))
+    assert list(made.rounds["users"]) == ["10", "20", f"20 {__main__.AFTER_CHECKPOINT}"]
     assert made.settings["rounds"] == 1
     assert made.notes == ["1 of 50 rounds: no time for more"]
-    assert made.summary("users", "10", "wal_bytes") is not None
+    assert made.summary("users", "10", "wal_bytes").median > 0
 
 
 @pytest.mark.parametrize("less", [["--quick"], ["--only", "go"], ["--workloads", "idle"]])
@@ -740,10 +731,10 @@ def test_no_round_begins_that_would_end_too_late(
     """A busy machine gives fewer rounds, and they are told."""
     monkeypatch.setattr(scaling.Scaling, "everything", lambda self: [lambda: time.sleep(0.2)])
     monkeypatch.setattr(scaling, "USERS", 10)
-    plan = dataclasses.replace(scaling.QUICK_PLAN, rounds=50, streams=(1,), budget_s=0.0)
+    plan = dataclasses.replace(scaling.QUICK_PLAN, rounds=50, stores=(1,), budget_s=0.0)
     made = scaling.run(plan)
     assert made.settings["rounds"] == 1
-    assert made.notes == ["1 of 50 rounds: there was no time for more"]
+    assert made.notes == ["1 of 50 rounds: no time for more"]
 
 
 def test_cpu_time_never_falls_while_children_come_and_go() -> None:
@@ -808,19 +799,22 @@ def squeezed(text: str) -> str:
 
 
 def test_a_summary_is_the_median_with_its_range() -> None:
-    summary = summarise([3.0, 1.0, 2.5])
+    made = Results()
+    for rate in (3.0, 1.0, 2.5):
+        made.add("keep-alive", "one", {"rate": rate})
+    summary = made.summary("keep-alive", "one", "rate")
     assert (summary.median, summary.low, summary.high) == (2.5, 1.0, 3.0)
     assert summary.spread == pytest.approx(0.4)
 
 
 def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
     """What was not measured is a dash, ratios refer to the first row, notes stand below."""
-    text = report.markdown(fixed_results())
+    text = comparison.markdown(fixed_results())
     lines = text.splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5]]
     titles, _, django, ours, nginx = table
     assert titles == ["server", "keep-alive: check-ins/s", "p50 / p99 ms", "CPU ms", "idle: KiB"]
-    x, dash = report.TIMES, report.NOTHING
+    x, dash = tables.TIMES, tables.NOTHING
     cpu = f"0.030 ±0% (0.77{x})"
     ceiling = ["ceiling", f"88,000 ±0% (88.0{x})", "0.683 / 12.3", cpu, dash]
     same = ["0.683 / 12.3", f"0.030 + 0.009 ±0% (1.00{x})"]
@@ -836,31 +830,30 @@ def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
 def test_a_column_that_an_older_run_did_not_measure_is_left_out() -> None:
     """What one row lacks is a dash, what all lack is no column."""
     made = fixed_results()
-    assert "WAL" not in report.markdown(made)
-    after = f"1000000 {ours.AFTER_CHECKPOINT}"
+    assert "WAL" not in comparison.markdown(made)
+    after = f"1000000 {__main__.AFTER_CHECKPOINT}"
     made.add("users", after, keep_alive(25000) | {"wal_bytes": 4000.0})
-    text = squeezed(report.markdown(made))
+    text = squeezed(comparison.markdown(made))
     assert (
         "| users in the database | check-ins/s | CPU ms: server + PostgreSQL | WAL bytes |" in text
     )
-    assert f"| 1,000,000, {ours.AFTER_CHECKPOINT} | 25,000 ±0% (0.50{report.TIMES}) |" in text
+    assert f"| 1,000,000, {__main__.AFTER_CHECKPOINT} | 25,000 ±0% (0.50{tables.TIMES}) |" in text
     assert text.count("| 4,000 |") == 1
 
 
 def test_the_committed_table_is_that_of_the_committed_numbers() -> None:
     """The same for the plot, and for the block of README.md."""
     made = results.load(RESULTS / "results.json")
-    assert (RESULTS / "results.md").read_text() == report.markdown(made)
-    assert (RESULTS / "results.svg").read_text() == report.svg(made)
+    assert (RESULTS / "results.md").read_text() == comparison.markdown(made)
+    assert (RESULTS / "results.svg").read_text() == plot.svg(made)
     readme = (ROOT / "README.md").read_text()
-    assert pages.fill(readme, report.summary(made), report.COMMAND) == readme
+    assert tables.fill(readme, comparison.summary(made), comparison.COMMAND) == readme
     made.rounds["keep-alive"]["tornado_status"] = [keep_alive(1.0)]
-    assert pages.fill(readme, report.summary(made), report.COMMAND) != readme
+    assert tables.fill(readme, comparison.summary(made), comparison.COMMAND) != readme
 
 
 def test_the_plot_is_well_formed_and_shows_every_row() -> None:
-    plot = report.svg(fixed_results())
-    root = ElementTree.fromstring(plot)  # noqa: S314 - our own
+    root = ElementTree.fromstring(plot.svg(fixed_results()))  # noqa: S314 - our own
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert {"Slow & <old>", "tornado_status", "ceiling", "20,000"} <= set(texts)
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
@@ -873,15 +866,15 @@ def test_results_survive_their_file(tmp_path: Path) -> None:
     """A table can be made again from results.json, to the letter."""
     path = tmp_path / "results.json"
     path.write_text(fixed_results().to_json())
-    assert report.markdown(results.load(path)) == report.markdown(fixed_results())
+    assert comparison.markdown(results.load(path)) == comparison.markdown(fixed_results())
 
 
 def test_a_row_that_is_left_out_takes_its_numbers_along() -> None:
     made = fixed_results()
     made.leave_out(made.rows[0], "refused by the gate: 204 without a committed row")
-    text = report.markdown(made)
+    text = comparison.markdown(made)
     assert "Left out: Slow & <old>: refused by the gate" in text
-    assert f"20,000 ±0% (1.0{report.TIMES})" in text  # the first row is another now
+    assert f"20,000 ±0% (1.0{tables.TIMES})" in text  # the first row is another now
 
 
 # ------------------------------------------------------------------------------ the command line
@@ -897,15 +890,3 @@ def test_an_unknown_peer_is_one_line_and_status_2(capsys: pytest.CaptureFixture[
         main(["--only", "apache"])
     assert exit_.value.code == 2
     assert "invalid choice: 'apache'" in capsys.readouterr().err
-
-
-def test_the_go_server_commits_with_this_servers_own_statement() -> None:
-    """It is a copy, so that Go builds alone; it leaves out only what closed enrolment needs."""
-    copy = (ROOT / "benchmarks/peers/go_net_http/record.sql").read_text()
-    statement = "\n".join(line for line in copy.splitlines() if not line.startswith("--"))
-    for_closed_enrolment = (
-        ",\n       CASE WHEN $8 THEN ARRAY(SELECT n FROM accepted ORDER BY n) END"
-    )
-    assert for_closed_enrolment in PREPARE_RECORD
-    ours = PREPARE_RECORD.replace(for_closed_enrolment, "")
-    assert statement.split() == ours.split()

@@ -47,7 +47,7 @@ func serveGroupCommit() {
 	check(err)
 	writer := &writer{
 		connection: connection,
-		stream:     rows[0],
+		logID:      rows[0],
 		announcer:  newAnnouncer(),
 		signer:     newSigner(),
 	}
@@ -67,7 +67,7 @@ func serveGroupCommit() {
 
 type writer struct {
 	connection *pgconn.PgConn
-	stream     string
+	logID      string
 	announcer  announcer
 	signer     signer
 }
@@ -122,8 +122,8 @@ func (w *writer) commit(batch []*checkIn) error {
 // announce sends as many updates a datagram as fit, as docs/protocol.md says.
 func (w *writer) announce(batch []*checkIn, base int64, lastSeen string, events map[string]string) {
 	sent := time.Now().UTC().Format(timestamp)
-	envelope := fmt.Sprintf(`{"v":1,"stream":"%s","sent":"%s","head":%d,"updates":[`,
-		w.stream, sent, base+int64(len(batch)))
+	envelope := fmt.Sprintf(`{"v":1,"log":"%s","sent":"%s","head":%d,"updates":[`,
+		w.logID, sent, base+int64(len(batch)))
 	datagram := append(make([]byte, 0, maxDatagram), envelope...)
 	for number, c := range batch {
 		event := "check-in"

@@ -11,7 +11,15 @@ from django.db import connection
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.urls import path
 
-from benchmarks.peers.python_parts import BAD_NAME, PATH, Announcer, email_or_none, setting
+from benchmarks.peers.python_parts import (
+    BAD_NAME,
+    METHODS,
+    PATH,
+    UPSERT,
+    announcing,
+    email_or_none,
+    setting,
+)
 
 settings.configure(
     ALLOWED_HOSTS=["localhost"],
@@ -32,16 +40,9 @@ settings.configure(
     },
 )
 
-# One statement in autocommit: a model's update_or_create would be a transaction of three.
-UPSERT = """
-INSERT INTO user_status (email, last_seen, client_ip, client_port) VALUES (%s, %s, %s, %s)
-ON CONFLICT (email) DO UPDATE SET last_seen = excluded.last_seen,
-    client_ip = excluded.client_ip, client_port = excluded.client_port
-"""
-METHODS = ("PATCH", "POST", "PUT")
 _COMMON_NAME = re.compile(r"(?:^|,)CN=([^,+\\]+)")  # RFC 4514
 
-announcer = Announcer()
+announce = announcing()
 
 
 def check_in(request: HttpRequest) -> HttpResponse:
@@ -53,9 +54,10 @@ def check_in(request: HttpRequest) -> HttpResponse:
     client_ip = request.META["HTTP_X_CLIENT_IP"]
     client_port = int(request.META["HTTP_X_CLIENT_PORT"])
     last_seen = datetime.datetime.now(datetime.UTC)
+    # One statement: a model's update_or_create would be a transaction of three.
     with connection.cursor() as cursor:
         cursor.execute(UPSERT, [email, last_seen, client_ip, client_port])
-    announcer.announce(email, last_seen, client_ip, client_port)
+    announce(email, last_seen, client_ip, client_port)
     return HttpResponse(status=204)
 
 

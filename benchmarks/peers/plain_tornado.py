@@ -1,9 +1,10 @@
-"""Check-ins with Tornado's RequestHandler and a pool of aiopg connections."""
+"""Check-ins with Tornado as its documentation shows it: RequestHandler, a pool of aiopg."""
 
 from __future__ import annotations
 
 import asyncio
 import datetime
+from typing import Any
 
 import aiopg
 from tornado.httpserver import HTTPServer
@@ -12,24 +13,20 @@ from tornado.web import Application, RequestHandler
 from benchmarks.peers.python_parts import (
     BAD_NAME,
     PATH,
-    Announcer,
+    UPSERT,
+    announcing,
     email_of,
     server_context,
     setting,
 )
 
 POOL = 32
-UPSERT = """
-INSERT INTO user_status (email, last_seen, client_ip, client_port) VALUES (%s, %s, %s, %s)
-ON CONFLICT (email) DO UPDATE SET last_seen = excluded.last_seen,
-    client_ip = excluded.client_ip, client_port = excluded.client_port
-"""
 
 
-class Client(RequestHandler):
-    def initialize(self, pool: aiopg.Pool, announcer: Announcer) -> None:
+class CheckInHandler(RequestHandler):
+    def initialize(self, pool: aiopg.Pool, announce: Any) -> None:
         self._pool = pool
-        self._announcer = announcer
+        self._announce = announce
 
     async def post(self) -> None:
         # Once a connection: reading the certificate costs as much as the rest of this handler.
@@ -37,10 +34,8 @@ class Client(RequestHandler):
         try:
             email, address = stream.checked_in_as
         except AttributeError:
-            email, address = (
-                email_of(self.request.get_ssl_certificate()),
-                stream.socket.getpeername(),
-            )
+            email = email_of(self.request.get_ssl_certificate())
+            address = stream.socket.getpeername()
             stream.checked_in_as = email, address
         if email is None:
             self.set_status(400)
@@ -49,14 +44,13 @@ class Client(RequestHandler):
         last_seen = datetime.datetime.now(datetime.UTC)
         async with self._pool.acquire() as connection, connection.cursor() as cursor:
             await cursor.execute(UPSERT, (email, last_seen, *address))
-        self._announcer.announce(email, last_seen, *address)
+        self._announce(email, last_seen, *address)
         self.set_status(204)
 
     patch = put = post
 
 
 async def main() -> None:
-    announcer = Announcer()
     pool = await aiopg.create_pool(
         host=setting("DATABASE_SOCKET"),
         user=setting("DATABASE_USER"),
@@ -65,7 +59,7 @@ async def main() -> None:
         maxsize=POOL,
     )
     application = Application(
-        [(PATH, Client, {"pool": pool, "announcer": announcer})],
+        [(PATH, CheckInHandler, {"pool": pool, "announce": announcing()})],
         log_function=lambda handler: None,
     )
     server = HTTPServer(application, ssl_options=server_context(), idle_connection_timeout=180)

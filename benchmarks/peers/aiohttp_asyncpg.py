@@ -1,4 +1,4 @@
-"""Check-ins with aiohttp and asyncpg."""
+"""Check-ins with aiohttp and asyncpg, on uvloop."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ from aiohttp import web
 
 from benchmarks.peers.python_parts import (
     BAD_NAME,
+    METHODS,
     PATH,
-    Announcer,
+    UPSERT,
+    announcing,
     email_of,
     server_context,
     setting,
 )
 
 POOL = 16
-UPSERT = """
-INSERT INTO user_status (email, last_seen, client_ip, client_port) VALUES ($1, $2, $3, $4)
-ON CONFLICT (email) DO UPDATE SET last_seen = excluded.last_seen,
-    client_ip = excluded.client_ip, client_port = excluded.client_port
-"""
 
 
 async def main() -> None:
-    announcer = Announcer()
+    announce = announcing()
     pool = await asyncpg.create_pool(
         host=setting("DATABASE_SOCKET"),
         user=setting("DATABASE_USER"),
@@ -35,6 +32,7 @@ async def main() -> None:
         min_size=POOL,
         max_size=POOL,
     )
+    upsert = UPSERT % ("$1", "$2", "$3", "$4")
 
     async def check_in(request: web.Request) -> web.Response:
         transport = request.transport
@@ -45,12 +43,12 @@ async def main() -> None:
             return web.Response(status=400, body=BAD_NAME)
         client_ip, client_port = transport.get_extra_info("peername")
         last_seen = datetime.datetime.now(datetime.UTC)
-        await pool.execute(UPSERT, email, last_seen, client_ip, client_port)
-        announcer.announce(email, last_seen, client_ip, client_port)
+        await pool.execute(upsert, email, last_seen, client_ip, client_port)
+        announce(email, last_seen, client_ip, client_port)
         return web.Response(status=204)
 
     application = web.Application()
-    for method in ("PATCH", "POST", "PUT"):
+    for method in METHODS:
         application.router.add_route(method, PATH, check_in)
     runner = web.AppRunner(application, access_log=None, keepalive_timeout=180)
     await runner.setup()

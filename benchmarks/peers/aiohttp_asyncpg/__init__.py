@@ -1,1 +1,0 @@
-"""aiohttp with asyncpg, on uvloop."""

@@ -1,1 +1,0 @@
-"""nginx, gunicorn and Django: the way most Python services are run."""

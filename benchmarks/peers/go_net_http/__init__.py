@@ -1,1 +1,0 @@
-"""Go's net/http with pgx: one program, which commits each request by itself or many at once."""

@@ -1,1 +1,0 @@
-"""Node.js with its own https module, and pg."""

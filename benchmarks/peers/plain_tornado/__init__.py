@@ -1,1 +1,0 @@
-"""Tornado as its documentation shows it: a RequestHandler, and a pool of connections."""

@@ -1,1 +1,0 @@
-"""tornado_status itself."""
