@@ -23,7 +23,8 @@ RUN python -m venv tools \
     && tools/bin/python -m pip install --no-deps --only-binary :all: --require-hashes \
         --requirement image-build.txt
 
-COPY LICENSE README.md pyproject.toml ./
+COPY LICENSE README.md config.yaml pyproject.toml ./
+COPY deploy/tornado-status.service deploy/
 COPY certs_gen certs_gen
 COPY clients clients
 COPY listeners listeners

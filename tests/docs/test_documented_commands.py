@@ -10,7 +10,6 @@ import ast
 import contextlib
 import dataclasses
 import enum
-import json
 import os
 import re
 import shlex
@@ -115,6 +114,7 @@ RUN: dict[str, dict[str, str]] = {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
         "python -m tornado_status users add new_user@example.com": r"new_user@example\.com",
         "python -m tornado_status users erase former_user@example.com": r"former_user@example\.com",
+        "python -m tornado_status users list": r"valid_user@example\.com +new",
     },
     "docs/presence.md": {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
@@ -258,9 +258,6 @@ REASONS: dict[str, dict[str, Reason]] = {
             Why.ELSEWHERE, COMPLETED
         ),
         "fpath=(~/.zfunc $fpath)   # in ~/.zshrc": Reason(Why.ELSEWHERE, COMPLETED),
-    },
-    "docs/people.md": {
-        "python -m tornado_status users list": here(Why.FOR_EVER, "test_people_are_listed"),
     },
     "docs/scaling.md": {
         ".venv/bin/python -m benchmarks.scaling            # five minutes; --quick for a first look"
@@ -540,18 +537,6 @@ def test_the_listener_of_the_page_hears_a_broker(tmp_path: Path) -> None:
 
 
 TLS = {"cert_file": "server.crt", "key_file": "server.key", "ca_file": "ca.crt"}
-
-
-def test_people_are_listed(tmp_path: Path) -> None:
-    """Once, by state, as JSON, and again and again until Ctrl-C."""
-    page = "docs/people.md"
-    *once, watch = block_of(page, "python -m tornado_status users list").commands.splitlines()
-    with reader_of(page, tmp_path) as somebody:
-        everybody, offline, as_json = (somebody.types(line) for line in once)
-        assert re.search(r"valid_user@example\.com +new|new +valid_user@example\.com", everybody)
-        assert "valid_user" not in offline
-        assert json.loads(as_json)["email"] == "valid_user@example.com"
-        look(somebody, watch, r"valid_user@example\.com", "\x03")
 
 
 # ------------------------------------------------------------------- what is not run, looked at

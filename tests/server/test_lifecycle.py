@@ -29,6 +29,7 @@ from tests.support.harness import (
     running_server,
     wait_until,
 )
+from tornado_status import __version__
 
 EMBEDDED = "embedded"
 
@@ -402,8 +403,9 @@ def test_a_database_of_a_newer_generation_is_refused(
     assert rows(database_url, "SELECT count(*) FROM check_in") == [(1,)]
 
 
-def test_version_is_printed() -> None:
-    """`tornado-status version`."""
-    result = run("version")
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version_is_printed(word: str) -> None:
+    """As a command, and as the option that most programs have."""
+    result = run(word)
     assert result.returncode == 0
-    assert result.stdout.startswith("tornado_status ")
+    assert result.stdout == f"tornado_status {__version__}\n"

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
-import pty
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -38,7 +34,7 @@ from tests.support.harness import (
 )
 from tests.support.store import check_in, run, until
 from tornado_status.api import Access
-from tornado_status.commands import users
+from tornado_status.commands.users import changes
 from tornado_status.config import DatabaseSettings, PresenceSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.records import ERASED_EMAIL, Event
@@ -344,7 +340,6 @@ def test_the_command_works_on_an_embedded_database(
         (["add", "-"], "a@example.com\nb\0@example.com\n", "'b\\x00@example.com': not a valid"),
         (["remove", "\x1b[2J@example.com"], "", "'\\x1b[2J@example.com': not a valid"),
         (["erase", "x" * 2000], "", "does not fit in a common name"),
-        (["list", "--watch"], "", "--watch draws on a terminal"),
     ],
 )  # fmt: skip
 def test_a_wrong_word_is_told_and_changes_nothing(
@@ -403,50 +398,14 @@ def test_everybody_is_listed(start_server: StartServer, tmp_path: Path) -> None:
     ]
 
 
-def test_the_table_is_redrawn_until_ctrl_c(server: Server, tmp_path: Path) -> None:
-    """On a terminal; who comes appears, and Ctrl-C is the ordinary end."""
-    config = tmp_path / "users.yaml"
-    config.write_text(yaml.safe_dump(server.settings))
-    terminal, inside = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, *USERS, "list", "--watch", "--config", str(config)],
-        cwd=ROOT,
-        env=plain_environment(),
-        stdin=inside,
-        stdout=inside,
-        stderr=inside,
-        start_new_session=True,
-    )
-    os.close(inside)
-    os.set_blocking(terminal, False)
-    drawn = b""
-
-    def shows(text: bytes) -> bool:
-        nonlocal drawn
-        with contextlib.suppress(OSError):  # nothing yet, or nothing more
-            drawn += os.read(terminal, 65536)
-        return text in drawn
-
-    wait_until(lambda: shows(b"0 users"), "an empty table")
-    assert VALID.encode() not in drawn
-    assert server.request("POST", "/api/client").status == 204
-    wait_until(lambda: shows(b"1 user:"), "one user")
-    assert VALID.encode() in drawn
-    process.send_signal(signal.SIGINT)
-    assert process.wait(PATIENCE_S) == 0
-    shows(b"")
-    assert b"Traceback" not in drawn
-    os.close(terminal)
-
-
 def test_emails_are_canonical_and_once() -> None:
     """From the command line and the input alike."""
-    assert users.emails(["A@example.com", "-", "a@example.com"], ["b@example.com\n", "\n"]) == [
+    assert changes.emails(["A@example.com", "-", "a@example.com"], ["b@example.com\n", "\n"]) == [
         "a@example.com",
         "b@example.com",
     ]
     with pytest.raises(ConfigError):
-        users.emails(["-"], ["x\n"])
+        changes.emails(["-"], ["x\n"])
 
 
 # ------------------------------------------------------------------------------------- erasing

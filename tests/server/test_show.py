@@ -48,20 +48,20 @@ def shown(path: Path, **environment: str) -> dict[str, tuple[object, str]]:
 def test_every_setting_says_where_it_comes_from(tmp_path: Path) -> None:
     """Default, file, the platform's variables, ours: what counts in the end."""
     path = tmp_path / "config.yaml"
-    path.write_text("server: {port: 1, host: 127.0.0.1}\nadmin: {host: '::1'}\n")
+    path.write_text("server: {port: 1, host: 127.0.0.1}\nmanagement: {host: '::1'}\n")
     found = shown(
         path,
         PORT="2",
         DATABASE_URL=URL,
         TORNADO_STATUS_LOGGING__LEVEL="debug",
-        TORNADO_STATUS_ADMIN='{"port": 0}',
+        TORNADO_STATUS_MANAGEMENT='{"port": 0}',
     )
     assert found["server.host"] == ("127.0.0.1", str(path))
     assert found["server.port"] == (2, "PORT")
     assert found["logging.level"] == ("debug", "TORNADO_STATUS_LOGGING__LEVEL")
     assert found["logging.format"] == ("console", "default")
     assert found["database.url"][1] == "DATABASE_URL"
-    assert found["management.port"] == (0, "TORNADO_STATUS_ADMIN")
+    assert found["management.port"] == (0, "TORNADO_STATUS_MANAGEMENT")
     assert found["management.host"] == ("127.0.0.1", "default")  # replaced as a whole
     assert shown(path, PORT="2", TORNADO_STATUS_SERVER__PORT="3")["server.port"] == (
         3,

@@ -129,7 +129,7 @@ def copy_of_the_checkout(into: Path) -> Path:
     """Copy all that git has, or would take."""
     for name in checkout():
         (into / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, into / name)
+        shutil.copy2(ROOT / name, into / name, follow_symlinks=False)
     return into
 
 

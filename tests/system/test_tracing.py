@@ -36,7 +36,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tornado_status import config
-from tornado_status.commands import doctor
+from tornado_status.commands.doctor import report
 from tornado_status.errors import ConfigError
 from tornado_status.observe import logging_setup
 from tornado_status.observe.tracing import Tracing
@@ -474,9 +474,9 @@ def test_the_doctor_says_that_it_is_not_installed(
     path = tmp_path / "config.yaml"
     path.write_text("tracing: {endpoint: 'http://127.0.0.1:4318'}\n")
     sentence = "tracing.endpoint: the server does not start without the extra otel"
-    assert sentence not in doctor.text(doctor.examine(path, {}))
+    assert sentence not in report.text(report.examine(path, {}))
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
-    assert f"PROBLEM config: {sentence}\n" in doctor.text(doctor.examine(path, {}))
+    assert f"PROBLEM config: {sentence}\n" in report.text(report.examine(path, {}))
 
 
 @pytest.mark.parametrize(

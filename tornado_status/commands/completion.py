@@ -1,26 +1,32 @@
-"""`tornado-status completion`: scripts for shells, made from the parser of the command line."""
+"""`tornado-status completion`: completion scripts for shells, made from the parser."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-import shtab
 
-SHELLS = ("bash", "zsh")
-
-
-def script(parser: argparse.ArgumentParser, shell: str) -> str:
-    """Return the script that one of `SHELLS` is to read; options that name files complete them."""
-    _mark_files(parser)
-    text: str = shtab.complete(parser, shell=shell)
-    return text
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell to complete in")
 
 
-def _mark_files(parser: argparse.ArgumentParser) -> None:
+def run(options: argparse.Namespace) -> int:
+    """Print a completion script.
+
+    In bash: `source <(tornado-status completion bash)`; in zsh, after compinit:
+    `eval "$(tornado-status completion zsh)"`. See docs/operation.md.
+    """
+    import shtab
+
+    _complete_files(options.parser, shtab.FILE)
+    print(shtab.complete(options.parser, shell=options.shell))
+    return 0
+
+
+def _complete_files(parser: argparse.ArgumentParser, choices: object) -> None:
     for action in parser._actions:
         if action.type is Path:
-            action.complete = shtab.FILE  # type: ignore[attr-defined] # as shtab wants it
+            action.complete = choices  # type: ignore[attr-defined] # where shtab looks for it
         if isinstance(action, argparse._SubParsersAction):
             for inner in action.choices.values():
-                _mark_files(inner)
+                _complete_files(inner, choices)

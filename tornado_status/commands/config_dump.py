@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,7 @@ from tornado_status.config import Settings
 
 MASK = "********"
 
-# Names of what is never shown. Not of files that hold keys: where those are is no secret.
+# Names of settings that are never shown. Names of files that hold keys are no secrets.
 _SECRET = re.compile(
     r"secret|passw|passphrase|passcode|token|credential|authorization|cookie|(^|_)(api)?key(s|$)",
     re.IGNORECASE,
@@ -21,11 +23,25 @@ _SECRET = re.compile(
 _FILE = re.compile(r"_(file|path)$", re.IGNORECASE)
 _PARAMETER = re.compile(r"pass|secret|token|key|auth|sig", re.IGNORECASE)
 _KEY = re.compile(r"-----BEGIN [A-Z ]*(PRIVATE KEY|SECRET)")
-_USER_IS_NO_SECRET = ("postgresql", "postgres")  # elsewhere whoever is alone there is a token
+_USER_IS_NO_SECRET = ("postgresql", "postgres")  # elsewhere a user without a password is a token
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--format", choices=("yaml", "json"), default="yaml", help="default: yaml, as in the file"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the settings in effect and where each comes from, without secrets."""
+    settings = config.load(options.config, os.environ)
+    format_of = as_json if options.format == "json" else as_yaml
+    print(format_of(settings, config.origins(options.config, os.environ)), end="")
+    return 0
 
 
 def as_yaml(settings: Settings, origins: Mapping[str, str]) -> str:
-    """Return all settings as config.yaml could hold them, each with its origin behind it."""
+    """Return all settings in the form of config.yaml, each with its origin as a comment."""
     lines = []
     for section, value in masked(settings).items():
         if not isinstance(value, dict):
@@ -39,7 +55,7 @@ def as_yaml(settings: Settings, origins: Mapping[str, str]) -> str:
 
 
 def as_json(settings: Settings, origins: Mapping[str, str]) -> str:
-    """Return the same for machines: `{"section.key": {"value": …, "origin": …}}`."""
+    """Return the same for programs: `{"section.key": {"value": …, "origin": …}}`."""
     found: dict[str, object] = {}
     for section, value in masked(settings).items():
         keys = (
@@ -51,7 +67,7 @@ def as_json(settings: Settings, origins: Mapping[str, str]) -> str:
 
 
 def masked(settings: Settings) -> dict[str, object]:
-    """Return the settings as plain values, less the secrets."""
+    """Return the settings as plain values, with secrets masked."""
     plain = _plain("", settings.model_dump())
     if not isinstance(plain, dict):
         raise TypeError("settings are sections")
@@ -60,7 +76,7 @@ def masked(settings: Settings) -> dict[str, object]:
 
 def _plain(name: str, value: object) -> object:
     if isinstance(value, dict):
-        # Below a name that is secret, all is.
+        # Everything below a secret name is secret.
         return {
             str(key): _plain(name if _is_secret(name) else str(key), inner)
             for key, inner in value.items()
@@ -81,7 +97,7 @@ def _is_secret(name: str) -> bool:
 
 
 def _without_secrets(text: str) -> str:
-    """Return a URL without its password; of the web's, whose path may be one, only the host."""
+    """Return a URL with secrets masked. Of an HTTP URL only the host is shown."""
     if "://" not in text:
         return text
     try:

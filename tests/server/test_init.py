@@ -1,0 +1,81 @@
+"""`tornado-status init`: files to begin with, also where there is no checkout."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tests.support.pages import copy_of_the_checkout
+from tornado_status import config
+
+ORIGINALS = {
+    "config.yaml": ROOT / "config.yaml",
+    "tornado-status.service": ROOT / "deploy" / "tornado-status.service",
+}
+
+
+def init(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tornado_status", "init", *words],
+        cwd=directory,
+        env=plain_environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("new/site",)])
+def test_init_writes_what_is_shipped(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Into the current directory or another one, which it makes; and says what to do next."""
+    done = init(tmp_path, *words)
+    assert (done.returncode, done.stderr) == (0, "")
+    wrote, then = done.stdout.splitlines()
+    assert wrote.startswith("Wrote ")
+    assert "status-certs" in then
+    directory = tmp_path.joinpath(*words)
+    assert {path.name for path in directory.iterdir()} == set(ORIGINALS)
+    for name, original in ORIGINALS.items():
+        assert (directory / name).read_bytes() == original.read_bytes()
+    config.load(directory / "config.yaml", {})
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_init_overwrites_nothing(tmp_path: Path, name: str) -> None:
+    """If one of the files exists, it stays, and the other one is not written either."""
+    (tmp_path / name).write_text("mine")
+    done = init(tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"tornado-status: {name} exists already; nothing was written\n"
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_init_says_where_it_cannot_write(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = init(tmp_path, "file/below")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "tornado-status: file/below: cannot write there: Not a directory\n"
+
+
+@pytest.mark.once
+def test_the_wheel_has_the_files_themselves(tmp_path: Path) -> None:
+    """Not the links to them that the checkout has."""
+    copy = copy_of_the_checkout(tmp_path)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
+            *("--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path), str(copy)),
+        ],
+        check=True,
+        timeout=PATIENCE_S,
+    )
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        for name, original in ORIGINALS.items():
+            packed = wheel.read(f"tornado_status/commands/templates/{name}")
+            assert packed == original.read_bytes()
