@@ -20,8 +20,8 @@ from tornado_status.announce import Announcer, Publication
 from tornado_status.api import (
     Access,
     AccessLog,
-    InFlight,
-    Streams,
+    RequestsInFlight,
+    Subscriptions,
     load_board,
     make_application,
     problem_answer,
@@ -116,8 +116,8 @@ class Server:
         self._store = self._make_store()
         self._publication = Publication(self._store.publish_announcers)
         self._alerts = Alerts(load_senders(settings.alerts), self._store.alerts)
-        self._streams = Streams(self._store.feed, settings.live)
-        self._in_flight = InFlight()
+        self._subscriptions = Subscriptions(self._store.feed, settings.live)
+        self._in_flight = RequestsInFlight()
         self._access_log = AccessLog(self._store.counted)
         self._port = self._make_port()
         self._watcher = FileWatcher(credential_files(settings), self._reload)
@@ -150,7 +150,7 @@ class Server:
         """Start, then run until cancelled. Raises the error of the first part that fails."""
         await self.start()
         await asyncio.gather(
-            *(part.wait_failed() for part in (self._store, self._streams, self._announcer)),
+            *(part.wait_failed() for part in (self._store, self._subscriptions, self._announcer)),
             *(asyncio.shield(task) for task in self._background),
         )
 
@@ -204,7 +204,7 @@ class Server:
             self._tracing.start()  # not before: PostgreSQL is forked off, and this has a thread
 
     def _start_readers(self) -> None:
-        self._streams.start()
+        self._subscriptions.start()
         self._at_stop("alerts", lambda: self._alerts.stop(self._deadline.left(LEASES)))
 
     def _accept_connections(self) -> None:
@@ -216,7 +216,7 @@ class Server:
         left = self._deadline.left
         self._port.drain()
         await self._store.drain(left(ANSWERED))
-        await self._streams.close(left(GOODBYES))
+        await self._subscriptions.close(left(GOODBYES))
         if not await self._in_flight.wait_none(left(REQUESTS)):
             self._log.warning("drain timed out", unanswered=self._in_flight.count)
         # A connection closes by itself once its last answer is on its way.
@@ -266,7 +266,7 @@ class Server:
         )
 
     def _make_application(
-        self, peers: ConnectionAuthenticator | RequestAuthenticator
+        self, authenticator: ConnectionAuthenticator | RequestAuthenticator
     ) -> Application:
         settings = self._settings
         board = load_board(
@@ -276,10 +276,10 @@ class Server:
             self._store,
             Access(settings.access.readers, settings.access.admins),
             self._in_flight,
-            peers,
+            authenticator,
             self._rate_limit,
             self._access_log,
-            self._streams,
+            self._subscriptions,
             board,
             self._tracing,
         )
@@ -301,7 +301,7 @@ class Server:
             self._store.metrics,
             self._port.metrics,
             self._access_log.metrics,
-            self._streams.metrics,
+            self._subscriptions.metrics,
             self._announcer.metrics,
             self._alerts.metrics,
         ]

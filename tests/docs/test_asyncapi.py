@@ -100,6 +100,6 @@ def test_every_kind_of_message_is_as_described(start_server: StartServer) -> Non
             assert said is not None
             check(kind_of(said.data), said.data)
             found.add(kind_of(said.data))
-    for gap in (framing.gap(1, 7), framing.gap(8, 7, LOG_ID)):
+    for gap in (framing.gap_message(1, 7), framing.gap_message(8, 7, LOG_ID)):
         check("gap", json.loads(gap.body))
     assert found | {"gap"} == set(MESSAGES)

@@ -27,7 +27,7 @@ from tests.support.harness import (
     free_port,
     wait_until,
 )
-from tornado_status.api import Access, AccessLog, InFlight, make_application
+from tornado_status.api import Access, AccessLog, RequestsInFlight, make_application
 from tornado_status.api.request_id import request_id
 from tornado_status.config import LoggingSettings
 from tornado_status.model.records import CheckIn, Event, Peer, StatusRecord
@@ -226,7 +226,7 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
         application = make_application(
             cast(Any, BrokenStore()),
             Access([]),
-            InFlight(),
+            RequestsInFlight(),
             cast(Any, Somebody()),
             None,
             AccessLog(counted),

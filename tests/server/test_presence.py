@@ -28,7 +28,7 @@ from tests.support.harness import (
 )
 from tests.support.own_connections import break_connections
 from tests.support.store import HOURLY, check_in, run, until
-from tornado_status.api.export import csv_lines, csv_row
+from tornado_status.api.log import csv_lines, csv_row
 from tornado_status.config import DatabaseSettings, HistorySettings, PresenceSettings
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
 from tornado_status.model import presence
@@ -644,7 +644,7 @@ def test_an_export_that_cannot_be_finished_is_cut_off(start_server: StartServer)
     with pytest.raises((http.client.IncompleteRead, ConnectionError, ssl.SSLError)):
         response.read()
     connection.close()
-    assert server.wait_event("export cut off")["who"] == "operator@example.com"
+    assert server.wait_event("export cut off")["email"] == "operator@example.com"
 
 
 def test_a_cell_is_no_formula() -> None:

@@ -408,9 +408,9 @@ def test_an_email_that_looks_like_a_pattern_is_only_itself() -> None:
         Event(n, "check-in", email, moment, "10.0.0.1", 5)
         for n, email in enumerate(("*@example.com", "somebody@example.com"), start=1)
     ]
-    assert event_filter.own("*@example.com", ()).select(events) == events[:1]
-    assert event_filter.parse(["*@example.com"], ()).select(events) == events
-    both = event_filter.Wanted(frozenset(["*@example.com"]), frozenset(["x*"]))
+    assert event_filter.own_events("*@example.com", ()).select(events) == events[:1]
+    assert event_filter.parse_filter(["*@example.com"], ()).select(events) == events
+    both = event_filter.EventFilter(frozenset(["*@example.com"]), frozenset(["x*"]))
     assert both.select(events) == events[:1]
 
 

@@ -15,7 +15,7 @@ from tornado.web import Application, RequestHandler
 
 from tests.support.harness import Answer
 from tornado_status.api import make_application
-from tornado_status.api.problem import METHODS
+from tornado_status.api.handler import METHODS
 
 # Pages for people: served on the same port, and no part of the API.
 PAGES = re.compile(r"/|/board(/.*)?")

@@ -402,6 +402,10 @@ def test_a_page_elsewhere_gets_nothing_done(start_server: StartServer, visit: Vi
             page.evaluate("document.forms[0].submit()")
         assert navigation.value.status == 403
         page.goto("about:blank")
-    refused = [event for event in server.events("refused") if "other web sites" in event["why"]]
+    refused = [
+        event
+        for event in server.events("request forbidden")
+        if "other web sites" in event["reason"]
+    ]
     assert {event["what"].split()[0] for event in refused} >= {"POST", "GET"}
     assert server.rows("SELECT count(*) FROM check_in") == before

@@ -30,13 +30,12 @@ from tests.support.harness import (
     running_server,
     wait_until,
 )
-from tornado_status.api import users
-from tornado_status.api.export import COLUMNS
+from tornado_status.api import log, read_handler, users
 from tornado_status.api.live import event_filter
 from tornado_status.api.openapi import load_document
-from tornado_status.api.problem import MAX_BODY
 from tornado_status.model.presence import State
 from tornado_status.model.records import EventKind
+from tornado_status.runtime.http_timeouts import MAX_BODY
 from tornado_status.wire import datagram
 
 VALID = "valid_user@example.com"
@@ -168,7 +167,7 @@ def test_its_limits_are_those_of_the_code() -> None:
     known = {
         "LimitUsers": users.MAX_USERS,
         "LimitHistory": users.MAX_HISTORY,
-        "LimitEvents": users.MAX_EVENTS,
+        "LimitEvents": log.MAX_EVENTS,
         "EmailPatterns/schema/maxItems": event_filter.MAX_TERMS,
         "EmailPatterns/schema/items": event_filter.MAX_PATTERN,
         "EventKinds/schema/maxItems": event_filter.MAX_TERMS,
@@ -187,7 +186,7 @@ def test_its_limits_are_those_of_the_code() -> None:
     assert list(upper_bounds(DOCUMENT["paths"])) == []
     parameters = DOCUMENT["components"]["parameters"]
     for name in ("LimitUsers", "LimitHistory", "LimitEvents"):
-        assert parameters[name]["schema"]["default"] == users.DEFAULT_LIMIT
+        assert parameters[name]["schema"]["default"] == read_handler.DEFAULT_LIMIT
     for text in (
         DOCUMENT["info"]["description"],
         DOCUMENT["components"]["responses"]["TooLarge"]["description"],
@@ -372,7 +371,7 @@ def test_the_lines_of_an_export_are_as_described(shared: Server) -> None:
     for line in lines:
         check.validate(json.loads(line))
     first = ask(shared, ("GET", "/api/events.csv")).body.decode().splitlines()[0]
-    assert first.split(",") == list(COLUMNS)
+    assert first.split(",") == list(log.COLUMNS)
 
 
 def test_a_page_of_a_history_names_the_next(start_server: StartServer) -> None:

@@ -1,4 +1,4 @@
-"""Who may read what, and who may enrol and remove. Pure."""
+"""Permissions: who may read all users, and who may enrol and remove them. Pure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from tornado_status.model.email_patterns import any_of
 
 
 class Access:
-    """The readers of everybody's status, and the admins, by e-mail or shell pattern
-    (`*@ops.example.com`). Admins may read, too.
+    """The readers and the admins, by e-mail address or shell pattern (`*@ops.example.com`).
+
+    Admins are readers, too.
     """
 
     def __init__(self, readers: Iterable[str], admins: Iterable[str] = ()) -> None:
@@ -18,13 +19,13 @@ class Access:
         self._admins = any_of(admins)
 
     def may_read_all(self, email: str) -> bool:
-        """Say whether this (canonical) e-mail may read everybody's status."""
-        return _names(self._readers, email) or self.may_administer(email)
+        """Return whether this (canonical) e-mail address may read the status of all users."""
+        return _matches(self._readers, email) or self.may_administer(email)
 
     def may_administer(self, email: str) -> bool:
-        """Say whether this (canonical) e-mail may enrol and remove users."""
-        return _names(self._admins, email)
+        """Return whether this (canonical) e-mail address may enrol and remove users."""
+        return _matches(self._admins, email)
 
 
-def _names(patterns: re.Pattern[str] | None, email: str) -> bool:
+def _matches(patterns: re.Pattern[str] | None, email: str) -> bool:
     return patterns is not None and patterns.fullmatch(email) is not None

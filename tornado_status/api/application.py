@@ -2,93 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tornado.web import Application, RequestHandler
 
 from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
-from tornado_status.api.board.page import Board, BoardFileHandler, BoardPageHandler
-from tornado_status.api.client import ClientHandler, Limit, Recorder
-from tornado_status.api.export import EventsExportHandler, HistoryExportHandler
-from tornado_status.api.in_flight import InFlight
-from tornado_status.api.live.connections import SocketHandler, StreamHandler, Watch
-from tornado_status.api.live.subscriptions import Streams
-from tornado_status.api.openapi import OpenApiHandler
-from tornado_status.api.problem import NotFound, Peers, Tracing
-from tornado_status.api.users import (
+from tornado_status.api.board.page import BoardFileHandler, BoardPage, BoardPageHandler
+from tornado_status.api.client import ClientHandler
+from tornado_status.api.handler import NotFoundHandler
+from tornado_status.api.in_flight import RequestsInFlight
+from tornado_status.api.live.connections import SocketHandler, StreamHandler
+from tornado_status.api.live.subscriptions import Subscriptions
+from tornado_status.api.log import (
     AnnouncersHandler,
+    EventsExportHandler,
     EventsHandler,
-    HistoryHandler,
-    Registry,
-    UserHandler,
-    UsersHandler,
+    HistoryExportHandler,
 )
+from tornado_status.api.openapi import OpenApiHandler
+from tornado_status.api.ports import ApiStore, Authenticator
+from tornado_status.api.users import HistoryHandler, UserHandler, UsersHandler
 from tornado_status.runtime.rate_limit import RateLimit
 
-# What the groups in the routes are.
+if TYPE_CHECKING:
+    from tornado_status.model.check_in_rate_limit import CheckInRateLimit
+    from tornado_status.observe.tracing import Tracing
+
+# The names of the groups in the routes.
 PARAMETERS = {"([^/]+)": "email", "(csv|jsonl)": "format", "(.+)": "file"}
-
-
-class Judge_(Peers, Watch, Protocol):
-    """What the handlers need to know of who sent a request."""
-
-
-class ApiStore(Recorder, Registry, Protocol):
-    """The parts of the store that the handlers need."""
 
 
 def make_application(
     store: ApiStore,
     access: Access,
-    in_flight: InFlight,
-    peers: Judge_,
-    limit: Limit | None,
+    in_flight: RequestsInFlight,
+    authenticator: Authenticator,
+    rate_limit: CheckInRateLimit | None,
     access_log: AccessLog,
-    streams: Streams,
-    board: Board,
+    subscriptions: Subscriptions,
+    board: BoardPage,
     tracing: Tracing | None = None,
 ) -> Application:
-    """Return the application.
-
-    `in_flight` counts its requests; `peers` tells who sent one, `limit` how often
-    each may check in. `access_log` is told of every answer; `streams` serves who follows,
-    `board` is the page for people. `tracing` makes spans of requests, where there is one.
-    """
+    """Return the application. `rate_limit` and `tracing` are None if they are off."""
     common: dict[str, object] = {
         "in_flight": in_flight,
-        "peers": peers,
-        "mistakes": RateLimit(),
-        "refusals": RateLimit(),
+        "authenticator": authenticator,
+        "error_log_limit": RateLimit(),
+        "refusal_log_limit": RateLimit(),
         "tracing": tracing,
     }
-    reading = {**common, "store": store, "access": access}
-    following = {**reading, "streams": streams, "watch": peers}
+    read = {**common, "store": store, "access": access}
+    check_in = {**common, "store": store, "rate_limit": rate_limit}
+    subscribe = {**read, "subscriptions": subscriptions}
     routes: list[tuple[str, type[RequestHandler], dict[str, object]]] = [
-        (r"/api/client", ClientHandler, {**common, "store": store, "limit": limit}),
-        (r"/api/users", UsersHandler, reading),
-        (r"/api/users/([^/]+)", UserHandler, reading),
-        (r"/api/users/([^/]+)/history", HistoryHandler, reading),
-        (r"/api/users/([^/]+)/history\.(csv|jsonl)", HistoryExportHandler, reading),
-        (r"/api/events\.(csv|jsonl)", EventsExportHandler, reading),
-        (r"/api/events", EventsHandler, reading),
-        (r"/api/announcers", AnnouncersHandler, reading),
-        (r"/api/stream", StreamHandler, following),
-        (r"/api/socket", SocketHandler, following),
+        (r"/api/client", ClientHandler, check_in),
+        (r"/api/users", UsersHandler, read),
+        (r"/api/users/([^/]+)", UserHandler, read),
+        (r"/api/users/([^/]+)/history", HistoryHandler, read),
+        (r"/api/users/([^/]+)/history\.(csv|jsonl)", HistoryExportHandler, read),
+        (r"/api/events\.(csv|jsonl)", EventsExportHandler, read),
+        (r"/api/events", EventsHandler, read),
+        (r"/api/announcers", AnnouncersHandler, read),
+        (r"/api/stream", StreamHandler, subscribe),
+        (r"/api/socket", SocketHandler, subscribe),
         (r"/api/openapi\.json", OpenApiHandler, common),
-        (r"/", BoardPageHandler, {**reading, "board": board}),
-        (r"/board/(.+)", BoardFileHandler, {**reading, "board": board}),
+        (r"/", BoardPageHandler, {**read, "board": board}),
+        (r"/board/(.+)", BoardFileHandler, {**read, "board": board}),
     ]
     return Application(
-        [(path, handler, {**known, "route": _template(path)}) for path, handler, known in routes],
-        default_handler_class=NotFound,
+        [(path, handler, {**parts, "route": _template(path)}) for path, handler, parts in routes],
+        default_handler_class=NotFoundHandler,
         default_handler_args=common,
-        log_function=access_log.answered,
+        log_function=access_log.log_response,
     )
 
 
 def _template(path: str) -> str:
-    """Return a route's pattern as the field writes it: `/api/users/{email}`."""
+    """Return a route's pattern as traces name it: `/api/users/{email}`."""
     for pattern, name in PARAMETERS.items():
         path = path.replace(pattern, f"{{{name}}}")
     return path.replace("\\", "")

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from tornado_status.api.problem import Handler, Problem
+from tornado_status.api.handler import Handler
+from tornado_status.api.problem import Problem
 from tornado_status.api.users import record_json
-from tornado_status.model.records import CheckIn, Event, StatusRecord
+
+if TYPE_CHECKING:
+    from tornado_status.api.ports import ApiStore
+    from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 
 CHECK_IN_METHODS = ("POST", "PUT", "PATCH")
 
 
-class Recorder(Protocol):
-    """The part of the store that this handler needs."""
-
-    async def record(self, check_in: CheckIn) -> Event: ...
-
-    async def user(self, email: str) -> StatusRecord | None: ...
-
-
-class Limit(Protocol):
-    """How often one identity may check in: `limits.CheckInRateLimit`."""
-
-    def allow(self, email: str, now: float) -> None: ...
-
-
 class ClientHandler(Handler):
-    """`PATCH`, `POST`, `PUT`: 204 after the commit. `GET`: the caller's own record."""
+    """`PATCH`, `POST`, `PUT`: 204 after the commit. `GET`: the client's own record."""
 
-    store: Recorder
-    limit: Limit | None
+    store: ApiStore
+    rate_limit: CheckInRateLimit | None
 
     async def post(self) -> None:
-        if self.limit is not None:
-            self.limit.allow(self.check_in.email, time.monotonic())
+        if self.rate_limit is not None:
+            self.rate_limit.allow(self.check_in.email, time.monotonic())
         check_in = self.check_in
         if self.span is not None:
             check_in = self.span.mark(check_in)

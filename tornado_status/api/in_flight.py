@@ -1,12 +1,14 @@
-"""Counting requests that are being answered, so that a shutdown can wait for them."""
+"""Requests that are being answered, counted for the graceful shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 
+from tornado_status.runtime.waiting import wait_set
 
-class InFlight:
-    """Requests that were begun and are not answered yet."""
+
+class RequestsInFlight:
+    """The number of requests that have begun and are not answered yet."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -23,10 +25,5 @@ class InFlight:
             self._none.set()
 
     async def wait_none(self, timeout_s: float) -> bool:
-        """Wait until none is left; False where that takes longer than `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._none.wait()
-        except TimeoutError:
-            return False
-        return True
+        """Wait until no request is in flight; return False if that takes longer."""
+        return await wait_set(self._none, timeout_s)

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from tornado_status import __version__
-from tornado_status.api.problem import Handler
+from tornado_status.api.handler import Handler
 
 
 def load_document() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A name for each request, to find its lines in the log by. Pure."""
+"""The `X-Request-ID` of a request, which finds its lines in the log. Pure."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import secrets
 
 HEADER = "X-Request-ID"
 
-# What proxies and programs make of it: UUIDs, hexadecimal, traces with their separators. Nothing
-# that could forge a line or fill the log.
-_SANE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/-]{0,127}", re.ASCII)
+# As proxies and programs make them: UUIDs, hexadecimal, trace ids with separators. No character
+# that could forge a log line, and a bounded length.
+_ACCEPTED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:=+/-]{0,127}", re.ASCII)
 
 
-def request_id(asked_for: str | None) -> str:
-    """Return the sender's own name for a request where it is sane, else a new one."""
-    if asked_for is not None and _SANE.fullmatch(asked_for):
-        return asked_for
+def request_id(sent: str | None) -> str:
+    """Return the id that the client sent if it is acceptable, else a new one."""
+    if sent is not None and _ACCEPTED.fullmatch(sent):
+        return sent
     return secrets.token_hex(8)

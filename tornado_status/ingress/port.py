@@ -38,7 +38,6 @@ from tornado_status.runtime.http_timeouts import HttpTimeouts
 # two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
 MAX_HEAD = 2 * READ_CHUNK - 1
 MAX_PROXIED_HEAD = 64 * 1024  # a certificate and its chain are in it; nothing is inside OpenSSL
-MAX_BODY = 4096  # read and ignored
 
 
 class CheckInPort:
@@ -83,7 +82,7 @@ class CheckInPort:
             ssl_options=context,
             chunk_size=READ_CHUNK,
             max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
-            max_body_size=MAX_BODY,
+            max_body_size=http_timeouts.MAX_BODY,
             idle_connection_timeout=deadlines.both_s,
             body_timeout=http_timeouts.BODY_TIMEOUT_S,
         )

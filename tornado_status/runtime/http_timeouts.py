@@ -16,7 +16,8 @@ from dataclasses import dataclass
 
 from tornado.iostream import IOStream
 
-BODY_TIMEOUT_S = 10.0  # bodies have at most 4 KB, three packets
+MAX_BODY = 4096  # bytes: check-ins and reads have no body; the server reads and ignores one
+BODY_TIMEOUT_S = 10.0  # for three packets
 STALL_S = 30.0  # without an acknowledgement: the client is gone, or as good as gone
 TCP_INFO_ACKED = slice(120, 128)  # tcpi_bytes_acked of struct tcp_info (linux/tcp.h), a u64
 

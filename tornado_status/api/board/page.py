@@ -10,9 +10,9 @@ from importlib.resources.abc import Traversable
 from tornado.template import Template
 
 from tornado_status.api.problem import Problem
-from tornado_status.api.users import ReadHandler
+from tornado_status.api.read_handler import ReadHandler
 
-# Only what comes from this server; no inline code or style; in nobody's frame.
+# Content from this server only, no inline code or style, and in no frame.
 CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -34,7 +34,7 @@ CONTENT_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class BoardFile:
     """A file of the board, read once. `tag` is its ETag."""
 
     body: bytes
@@ -43,43 +43,43 @@ class File:
 
 
 @dataclass(frozen=True, slots=True)
-class Board:
-    """What the page is made of; `late_after_s` and `offline_after_s` are of silence."""
+class BoardPage:
+    """The board's templates and files, and the silence after which a user is late or offline."""
 
     late_after_s: float
     offline_after_s: float
     page: Template
-    refusal: Template
-    files: dict[str, File]
+    forbidden: Template
+    files: dict[str, BoardFile]
 
 
-def load_board(late_after_s: float, offline_after_s: float) -> Board:
+def load_board(late_after_s: float, offline_after_s: float) -> BoardPage:
     """Read the board's files from the package."""
     folder = resources.files(__package__) / "files"
-    return Board(
+    return BoardPage(
         late_after_s,
         offline_after_s,
         Template((folder / "index.html").read_bytes()),
-        Template((folder / "no.html").read_bytes()),
-        {**_files(folder, ""), **_files(folder / "vendor", "vendor/")},
+        Template((folder / "forbidden.html").read_bytes()),
+        {**_read_files(folder, ""), **_read_files(folder / "vendor", "vendor/")},
     )
 
 
-def _files(folder: Traversable, prefix: str) -> dict[str, File]:
+def _read_files(folder: Traversable, prefix: str) -> dict[str, BoardFile]:
     found = {}
     for entry in folder.iterdir():
         content_type = CONTENT_TYPES.get(entry.name[entry.name.rfind(".") :])
         if content_type is not None:
             body = entry.read_bytes()
             tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-            found[prefix + entry.name] = File(body, content_type, tag)
+            found[prefix + entry.name] = BoardFile(body, content_type, tag)
     return found
 
 
 class BoardPageHandler(ReadHandler):
-    """`/`: the page for readers; for others, in a browser, a page that says no."""
+    """`/`: the board for readers. In a browser, other users get a page that says why not."""
 
-    board: Board
+    board: BoardPage
 
     async def get(self) -> None:
         _set_security_headers(self)
@@ -87,8 +87,8 @@ class BoardPageHandler(ReadHandler):
             if "text/html" not in self.request.headers.get("Accept", ""):
                 self.require_reader()
             self.set_status(403)
-        reader = self.get_status() == 200
-        template = self.board.page if reader else self.board.refusal
+        is_reader = self.get_status() == 200
+        template = self.board.page if is_reader else self.board.forbidden
         self.set_header("Content-Type", "text/html; charset=utf-8")
         self.finish(
             template.generate(
@@ -102,7 +102,7 @@ class BoardPageHandler(ReadHandler):
 class BoardFileHandler(ReadHandler):
     """`/board/…`: styles, scripts and pictures of the page."""
 
-    board: Board
+    board: BoardPage
 
     async def get(self, name: str) -> None:
         self.require_reader()
@@ -110,7 +110,7 @@ class BoardFileHandler(ReadHandler):
         if file is None:
             raise Problem(404, "There is nothing here")
         _set_security_headers(self)
-        self.set_header("Cache-Control", "private, no-cache")  # kept, and asked about each time
+        self.set_header("Cache-Control", "private, no-cache")  # cached, and revalidated each time
         self.set_header("Etag", file.tag)
         if self.check_etag_header():
             self.set_status(304)

@@ -1,4 +1,4 @@
-"""/api/stream and /api/socket: the live stream, as Server-Sent Events and over a WebSocket."""
+"""/api/stream and /api/socket: the live stream as Server-Sent Events and over a WebSocket."""
 
 from __future__ import annotations
 
@@ -8,90 +8,88 @@ import random
 import uuid
 from collections.abc import Callable
 from email.utils import formatdate
-from typing import Protocol, cast
+from typing import cast
 
-from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import stream_request_body
 from tornado.websocket import WebSocketHandler
 
-from tornado_status.api.live import event_filter
+from tornado_status.api.live.event_filter import (
+    EventFilter,
+    FilterError,
+    own_events,
+    parse_filter,
+)
 from tornado_status.api.live.framing import RETRY_MS, EventStream, WebSocketFrames
-from tornado_status.api.live.subscriptions import Follower, Place, Streams
+from tornado_status.api.live.slots import Slot
+from tornado_status.api.live.subscription import Subscription
+from tornado_status.api.live.subscriptions import Subscriptions
 from tornado_status.api.problem import Problem
+from tornado_status.api.read_handler import ReadHandler
 from tornado_status.api.request_id import HEADER as REQUEST_ID
-from tornado_status.api.users import ReadHandler
 from tornado_status.errors import StoreError
 from tornado_status.runtime.http_timeouts import TimeoutStream
 from tornado_status.wire import datagram
 
-MAX_IGNORED = 4096  # bytes from a client that has nothing to say once it follows
+MAX_IGNORED = 4096  # bytes from a client, which has nothing to say once it is subscribed
 
 EVENT_STREAM = EventStream()
 WEB_SOCKET_FRAMES = WebSocketFrames()
 
 
-class Watch(Protocol):
-    """Says of a request's connection, for as long as it lasts, why it has to end."""
-
-    def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]: ...
-
-
 @stream_request_body
-class FollowHandler(ReadHandler):
-    """What both ways of following have in common: who may, which events, and from where."""
+class SubscribeHandler(ReadHandler):
+    """Base of both ways to subscribe: permission, event filter, and the position to resume from."""
 
-    streams: Streams
-    watch: Watch
+    subscriptions: Subscriptions
 
-    async def allow(self) -> Place:
-        """Return the place of a stream that may begin. Raises `Problem` and `StoreUnavailable`."""
+    async def admit(self) -> Slot:
+        """Return a slot for a new subscription. Raises `Problem` and `StoreUnavailable`."""
         self.is_reader = self.access.may_read_all(self.check_in.email)
-        self.wanted = self._wanted()
+        self.event_filter = self._event_filter()
         self.since = self._since()
-        self.of_log = self._log_id()
-        if self._last:
+        self.log_id = self._log_id()
+        if self.ends_connection:
             raise Problem(503, "This connection ends: connect anew", {"Retry-After": "1"})
-        self.refusal = self.watch.watch(self.request)
-        self.wire = cast(TimeoutStream, getattr(self.request.connection, "stream", None))
-        place = self.streams.take_place(self.check_in.email, is_reader=self.is_reader)
+        self.refusal = self.authenticator.watch(self.request)
+        self.iostream = cast(TimeoutStream, getattr(self.request.connection, "stream", None))
+        slot = self.subscriptions.take_slot(self.check_in.email, is_reader=self.is_reader)
         try:
-            await self.streams.open()
+            await self.subscriptions.open_feed()
         except BaseException:
-            place.give_back()
+            slot.release()
             raise
-        return place
+        return slot
 
-    def follow(self, place: Place, say_goodbye: Callable[[int, str], None]) -> Follower:
-        """Begin to follow."""
-        frames = WEB_SOCKET_FRAMES if isinstance(self, WebSocketHandler) else EVENT_STREAM
-        follower = Follower(
-            place,
-            self.wire,
-            frames,
-            self.wanted,
+    def subscribe(self, slot: Slot, say_goodbye: Callable[[int, str], None]) -> Subscription:
+        """Begin to deliver events over this connection."""
+        subscription = Subscription(
+            slot,
+            self.iostream,
+            WEB_SOCKET_FRAMES if isinstance(self, WebSocketHandler) else EVENT_STREAM,
+            self.event_filter,
             self.refusal,
             say_goodbye,
-            position=self.since,
-            log_id=self.of_log,
+            since=self.since,
+            log_id=self.log_id,
         )
-        self.streams.add(follower)
-        return follower
+        self.subscriptions.add(subscription)
+        return subscription
 
-    def _wanted(self) -> event_filter.Wanted:
+    def _event_filter(self) -> EventFilter:
         patterns = self.get_query_arguments("email")
         kinds = self.get_query_arguments("event")
         try:
             if self.is_reader:
-                return event_filter.parse(patterns, kinds)
+                return parse_filter(patterns, kinds)
             if [pattern.lower() for pattern in patterns] != [self.check_in.email]:
                 self.require_reader()
-            return event_filter.own(self.check_in.email, kinds)
-        except event_filter.FilterError as error:
+            return own_events(self.check_in.email, kinds)
+        except FilterError as error:
             raise Problem(400, str(error)) from error
 
     def _since(self) -> int | None:
-        # A browser that connects again sends the URL of before, and the header with where it is.
+        # A browser reconnects with the first URL, and adds the header with its position.
         last = self.request.headers.get("Last-Event-ID", "").strip()
         if not last:
             if not self.get_query_arguments("after"):
@@ -111,19 +109,19 @@ class FollowHandler(ReadHandler):
             raise Problem(400, "log: expected a UUID") from error
 
 
-class StreamHandler(FollowHandler):
-    """`GET`: Server-Sent Events, without an end."""
+class StreamHandler(SubscribeHandler):
+    """`GET`: an endless response of Server-Sent Events."""
 
     async def get(self) -> None:
         if self.request.version != "HTTP/1.1":
             raise Problem(505, "The stream needs HTTP/1.1")
-        place = await self.allow()
-        wire = self.wire
-        if wire.closed():
-            place.give_back()
+        slot = await self.admit()
+        iostream = self.iostream
+        if iostream.closed():
+            slot.release()
             return
         self.detach()
-        self.leave_flight()
+        self.count_as_answered()
         self.application.log_request(self)
         head = (
             "HTTP/1.1 200 OK\r\n"
@@ -131,44 +129,44 @@ class StreamHandler(FollowHandler):
             "Content-Type: text/event-stream\r\n"
             "Cache-Control: no-store\r\n"
             f"{REQUEST_ID}: {self.request_id}\r\n"
-            "X-Accel-Buffering: no\r\n"  # nginx would keep events back
+            "X-Accel-Buffering: no\r\n"  # or nginx buffers events
             "Connection: close\r\n"
             "Transfer-Encoding: chunked\r\n\r\n"
         )
-        # Not all at once after a restart.
+        # Spreads the reconnects after a restart.
         retry_ms = RETRY_MS + random.randrange(RETRY_MS)  # noqa: S311 - jitter
         with contextlib.suppress(StreamClosedError):
-            wire.write(head.encode() + EVENT_STREAM.opening(retry_ms))
+            iostream.write(head.encode() + EVENT_STREAM.opening(retry_ms))
 
         def say_goodbye(_: int, reason: str) -> None:
             try:
-                written = asyncio.ensure_future(wire.write(EVENT_STREAM.ending(reason)))
+                written = asyncio.ensure_future(iostream.write(EVENT_STREAM.ending(reason)))
             except StreamClosedError:
                 return
-            written.add_done_callback(lambda _: wire.close())
+            written.add_done_callback(lambda _: iostream.close())
 
-        follower = self.follow(place, say_goodbye)
-        wire.set_close_callback(lambda: self.streams.closed(follower))
-        _ignore(wire, MAX_IGNORED)
+        subscription = self.subscribe(slot, say_goodbye)
+        iostream.set_close_callback(lambda: self.subscriptions.on_disconnected(subscription))
+        _ignore_input(iostream, MAX_IGNORED)
 
 
-class SocketHandler(FollowHandler, WebSocketHandler):
+class SocketHandler(SubscribeHandler, WebSocketHandler):
     """The same messages over a WebSocket (RFC 6455)."""
 
-    _place: Place | None = None
-    _follower: Follower | None = None
+    _slot: Slot | None = None
+    _subscription: Subscription | None = None
 
     async def get(self, *args: str, **kwargs: str) -> None:
         self._require_handshake()
-        self._place = await self.allow()
+        self._slot = await self.admit()
         try:
             await super().get(*args, **kwargs)
         finally:
-            if self._follower is None:  # what was sent is no WebSocket handshake after all
-                self._place.give_back()
+            if self._subscription is None:  # Tornado refused the handshake
+                self._slot.release()
 
     def _require_handshake(self) -> None:
-        # Tornado looks, too, but refuses in bare text.
+        # Tornado checks this, too, but answers in plain text.
         headers = self.request.headers
         ours = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
         if headers.get("Upgrade", "").lower() != "websocket":
@@ -182,30 +180,31 @@ class SocketHandler(FollowHandler, WebSocketHandler):
     async def open(self, *args: str, **kwargs: str) -> None:
         """See `WebSocketHandler.open`."""
         try:
-            await self.streams.open()
+            await self.subscriptions.open_feed()
         except StoreError:
             self.close(1013, "The database is away: try again")
             return
-        if self._place is None or self.wire.closed():
+        if self._slot is None or self.iostream.closed():
             return
-        self._follower = self.follow(self._place, self._say_goodbye)
+        self._subscription = self.subscribe(self._slot, self._say_goodbye)
 
     def on_message(self, message: str | bytes) -> None:
-        """Ignore it: a follower has nothing to say."""
+        """Ignore it."""
 
     def on_close(self) -> None:
-        if self._follower is not None:
-            self.streams.closed(self._follower)
+        if self._subscription is not None:
+            self.subscriptions.on_disconnected(self._subscription)
 
     def on_finish(self) -> None:
         if self.get_status() == 101:
-            self.leave_flight()  # and no more: a connection without a request would seem idle
+            # No more than this: ingress closes a connection without a request as idle.
+            self.count_as_answered()
         else:
             super().on_finish()
 
     def on_connection_close(self) -> None:
-        self._gone = True
-        self.leave_flight()
+        self._is_disconnected = True
+        self.count_as_answered()
         WebSocketHandler.on_connection_close(self)
 
     @property
@@ -214,20 +213,20 @@ class SocketHandler(FollowHandler, WebSocketHandler):
 
     @property
     def ping_interval(self) -> float:
-        return self.streams.keep_alive_s
+        return self.subscriptions.keep_alive_s
 
     @property
     def ping_timeout(self) -> float:
-        return self.streams.keep_alive_s
+        return self.subscriptions.keep_alive_s
 
     def _say_goodbye(self, code: int, reason: str) -> None:
         self.close(code, reason)
 
 
-def _ignore(wire: TimeoutStream, limit: int) -> None:
-    """Read, which notices that the client hangs up; one that goes on talking is hung up on."""
+def _ignore_input(iostream: TimeoutStream, limit: int) -> None:
+    """Read and ignore up to `limit` bytes, then close. Reading notices that the client hangs up."""
     try:
-        reading = asyncio.ensure_future(wire.read_bytes(limit, partial=True))
+        reading = asyncio.ensure_future(iostream.read_bytes(limit, partial=True))
     except StreamClosedError:
         return
 
@@ -236,8 +235,8 @@ def _ignore(wire: TimeoutStream, limit: int) -> None:
             return
         left = limit - len(reading.result())
         if left > 0:
-            _ignore(wire, left)
+            _ignore_input(iostream, left)
         else:
-            wire.close()
+            iostream.close()
 
     reading.add_done_callback(on_read)

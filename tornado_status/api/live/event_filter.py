@@ -1,4 +1,4 @@
-"""Which events a reader of the live stream wants. Pure."""
+"""Event filters of subscriptions: by e-mail address, pattern and kind of event. Pure."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from tornado_status.model.email_patterns import any_of
 from tornado_status.model.records import Event
 
-MAX_TERMS = 20  # of each kind: every event is held against every different filter
-MAX_PATTERN = 254  # characters, as of an e-mail
+MAX_TERMS = 20  # of each sort: every event is matched against every different filter
+MAX_PATTERN = 254  # characters, as of an e-mail address
 MAX_KIND = 32
 
 _SPECIAL = re.compile(r"[*?\[]")
@@ -19,14 +19,14 @@ _KIND = re.compile(r"[a-z][a-z-]*")
 
 
 class FilterError(ValueError):
-    """A filter that cannot be; the message is a sentence for the client."""
+    """An invalid filter; the message is a sentence for the client."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """Events of these e-mails or patterns and of these kinds; of all where there is none.
+class EventFilter:
+    """Selects events of these e-mails or patterns, and of these kinds. An empty set selects all.
 
-    `emails` are literal, whatever characters are in them: `*@example.com` is an address, too.
+    `emails` are literal: `*@example.com` is a valid address, too.
     """
 
     emails: frozenset[str] = frozenset()
@@ -35,38 +35,38 @@ class Wanted:
 
     @property
     def only(self) -> frozenset[str] | None:
-        """The e-mails where nobody else's events are wanted, else None."""
+        """The e-mails, if events of these users alone can match; else None."""
         return self.emails if self.emails and not self.patterns else None
 
     def select(self, events: Sequence[Event]) -> Sequence[Event]:
-        """Return the wanted ones of `events`."""
+        """Return the events that match."""
         if self.kinds:
             events = [event for event in events if event.event in self.kinds]
         if self.patterns:
-            matches = _matches(self)
+            matches = _matcher(self)
             events = [event for event in events if matches(event.email)]
         elif self.emails:
             events = [event for event in events if event.email in self.emails]
         return events
 
 
-def own(email: str, kinds: Iterable[str]) -> Wanted:
-    """Return a filter for the events of one user."""
-    return Wanted(emails=frozenset([email]), kinds=_kinds(kinds))
+def own_events(email: str, kinds: Iterable[str]) -> EventFilter:
+    """Return a filter for the events of one user. Raises `FilterError`."""
+    return EventFilter(emails=frozenset([email]), kinds=_parse_kinds(kinds))
 
 
-def parse(patterns: Iterable[str], kinds: Iterable[str]) -> Wanted:
+def parse_filter(patterns: Iterable[str], kinds: Iterable[str]) -> EventFilter:
     """Return a reader's filter. Raises `FilterError`."""
     lowered = {pattern.lower() for pattern in patterns}
     if len(lowered) > MAX_TERMS or any(not 0 < len(text) <= MAX_PATTERN for text in lowered):
         raise FilterError(
             f"email: expected up to {MAX_TERMS} patterns of 1-{MAX_PATTERN} characters"
         )
-    shaped = frozenset(text for text in lowered if _SPECIAL.search(text))
-    return Wanted(frozenset(lowered) - shaped, shaped, _kinds(kinds))
+    special = frozenset(text for text in lowered if _SPECIAL.search(text))
+    return EventFilter(frozenset(lowered) - special, special, _parse_kinds(kinds))
 
 
-def _kinds(kinds: Iterable[str]) -> frozenset[str]:
+def _parse_kinds(kinds: Iterable[str]) -> frozenset[str]:
     found = frozenset(kinds)
     if len(found) > MAX_TERMS or any(
         len(kind) > MAX_KIND or not _KIND.fullmatch(kind) for kind in found
@@ -76,10 +76,11 @@ def _kinds(kinds: Iterable[str]) -> frozenset[str]:
 
 
 @functools.lru_cache(256)
-def _matches(wanted: Wanted) -> Callable[[str], object]:
-    compiled = any_of([*wanted.patterns, *map(_literally, wanted.emails)])
+def _matcher(event_filter: EventFilter) -> Callable[[str], object]:
+    compiled = any_of([*event_filter.patterns, *map(_escape, event_filter.emails)])
     return compiled.fullmatch if compiled is not None else lambda _: None
 
 
-def _literally(email: str) -> str:
+def _escape(email: str) -> str:
+    """Return a pattern that matches this address alone."""
     return re.sub(r"([*?\[])", r"[\1]", email)

@@ -1,4 +1,4 @@
-"""The live stream's messages, and their bytes as Server-Sent Events and as WebSocket frames. Pure.
+"""The messages of the live stream, framed as Server-Sent Events or for a WebSocket. Pure.
 
 A message is one JSON object: an event as in a datagram, a `gap`, or the `position`.
 """
@@ -14,46 +14,46 @@ from typing import Protocol
 from tornado_status.model.records import Event
 from tornado_status.wire import datagram
 
-RETRY_MS = 1000  # the least a browser waits before it connects again
+RETRY_MS = 1000  # the least that a browser waits before it reconnects
 
 _TEXT_FRAME = 0x81  # RFC 6455, 5.2: the last fragment, of text
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """`seq` is the position that a reader has reached with it; `event` its kind."""
+class LiveMessage:
+    """One message. `seq` is the reader's position after it; `event` is its kind."""
 
     seq: int
     event: str
     body: bytes
 
 
-def of_event(event: Event) -> Message:
-    """Return an entry of the log as a message."""
-    return Message(event.seq, event.event, datagram.encode_update(event))
+def event_message(event: Event) -> LiveMessage:
+    """Return an event of the log as a message."""
+    return LiveMessage(event.seq, event.event, datagram.encode_update(event))
 
 
-def position(log_id: uuid.UUID, seq: int) -> Message:
-    """Return what says where the reader is: it has, or has been spared, all up to `seq`."""
+def position_message(log_id: uuid.UUID, seq: int) -> LiveMessage:
+    """Return the reader's position: it has all events up to `seq` that its filter selects."""
     body = {"event": "position", "log": str(log_id), "seq": seq}
-    return Message(seq, "position", _json(body))
+    return LiveMessage(seq, "position", _json(body))
 
 
-def gap(first: int, last: int, log_id: uuid.UUID | None = None) -> Message:
-    """Return what says that events are missing; `stream` where a new one has begun."""
+def gap_message(first: int, last: int, log_id: uuid.UUID | None = None) -> LiveMessage:
+    """Return a message that events are missing; with `log_id` if a new log has begun."""
     body: dict[str, object] = {"event": "gap", "from": first, "to": last}
     if log_id is not None:
         body["log"] = str(log_id)
-    return Message(last, "gap", _json(body))
+    return LiveMessage(last, "gap", _json(body))
 
 
 class Framing(Protocol):
-    """How messages go over one kind of connection."""
+    """How one kind of connection carries messages."""
 
-    def frame(self, message: Message) -> bytes: ...
+    def frame(self, message: LiveMessage) -> bytes: ...
 
     def join(self, frames: list[bytes]) -> bytes:
-        """Return what is written at once, for frames in order."""
+        """Return the bytes of one write, for frames in order."""
         ...
 
 
@@ -62,7 +62,7 @@ class EventStream:
 
     LAST_CHUNK = b"0\r\n\r\n"
 
-    def frame(self, message: Message) -> bytes:
+    def frame(self, message: LiveMessage) -> bytes:
         return b"id: %d\nevent: %b\ndata: %b\n\n" % (
             message.seq,
             message.event.encode(),
@@ -76,18 +76,18 @@ class EventStream:
         return b"%x\r\n%b\r\n" % (len(data), data)
 
     def opening(self, retry_ms: int) -> bytes:
-        """Return the first chunk: how long to wait before connecting again."""
+        """Return the first chunk: how long the client waits before it reconnects."""
         return self.chunk(b"retry: %d\n\n" % retry_ms)
 
     def ending(self, reason: str) -> bytes:
-        """Return the last chunks, with the reason as a comment for people."""
+        """Return the last chunks, with the reason as a comment."""
         return self.chunk(b": %b\n\n" % reason.encode()) + self.LAST_CHUNK
 
 
 class WebSocketFrames:
-    """One text frame of a server (RFC 6455, 5.2) for each message."""
+    """One unmasked text frame (RFC 6455, 5.2) for each message."""
 
-    def frame(self, message: Message) -> bytes:
+    def frame(self, message: LiveMessage) -> bytes:
         size = len(message.body)
         if size < 126:
             head = struct.pack("!BB", _TEXT_FRAME, size)

@@ -1,8 +1,8 @@
-"""Exports: the log, or one user's history, whole, as CSV or as JSON lines.
+"""/api/events, /api/announcers, and the exports of the log and of one user's history.
 
-Streamed a page at a time, so that neither the server nor the database holds more than that; the
-client's reading sets the pace. An export that cannot be finished is cut off, never ended early: a
-client sees that it is not whole.
+An export is CSV or JSON lines. It is sent page by page at the client's pace, so neither the server
+nor the database holds more than one page. If the server cannot finish an export, it closes the
+connection without HTTP's last chunk: the client sees that the export is incomplete.
 """
 
 from __future__ import annotations
@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import csv
 import io
+import json
 from collections.abc import AsyncIterator, Sequence
+from urllib.parse import urlencode
 
 import structlog
 from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 
 from tornado_status.api.problem import Problem
-from tornado_status.api.users import ReadHandler, history_json
+from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler
+from tornado_status.api.users import history_json
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import HistoryEntry, timestamp
 from tornado_status.wire import datagram
 
-PAGE = 1000  # entries in memory: about a third of a megabyte
-READ_TIMEOUT_S = 60.0  # a client that takes no page for so long is cut off
+MAX_EVENTS = 100_000  # a page of about 20 MB
+EXPORT_PAGE = 1000  # entries in memory: about a third of a megabyte
+READ_TIMEOUT_S = 60.0  # for a client to read one page of an export
 
 COLUMNS = (
     "seq",
@@ -36,18 +40,47 @@ COLUMNS = (
     "issuer",
     "serial",
 )
-TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"}
+
+
+class EventsHandler(ReadHandler):
+    """The log after a sequence number, without gaps, each event as in a datagram."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        after = self.integer("after", 0, 0, datagram.MAX_SEQ)
+        limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_EVENTS)
+        try:
+            page = await self.store.events(after, limit)
+        except HistoryGone as error:
+            raise Problem(410, f"{error}; start again from /api/users") from error
+        if page.events and page.events[-1].seq < page.head:
+            query = urlencode({"after": page.events[-1].seq, "limit": limit})
+            self.set_next(f"/api/events?{query}")
+        events = b",".join(datagram.encode_update(event) for event in page.events)
+        opening = f'{{"log":"{page.log_id}","head":{page.head},"events":['.encode()
+        self.write_json(opening + events + b"]}")
+
+
+class AnnouncersHandler(ReadHandler):
+    """The announcer certificates: current, of the last hour, and of the next key rotation."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        log_id, certificates = await self.store.announcers()
+        self.write_json(json.dumps({"log": str(log_id), "announcers": certificates}).encode())
 
 
 class ExportHandler(ReadHandler):
-    """Base of the two exports: writes pages of entries in the form that the path asks for."""
+    """Base of the two exports."""
 
     async def export(self, name: str, form: str, pages: AsyncIterator[list[HistoryEntry]]) -> None:
+        """Send `pages` as a file of this name, in the form `csv` or `jsonl`."""
         try:
             first: list[HistoryEntry] = await anext(pages, [])
         except HistoryGone as error:
             raise Problem(410, str(error)) from error
-        self.set_header("Content-Type", TYPES[form])
+        self.set_header("Content-Type", EXPORT_TYPES[form])
         self.set_header("Content-Disposition", f'attachment; filename="{name}.{form}"')
         try:
             if form == "csv":
@@ -57,7 +90,10 @@ class ExportHandler(ReadHandler):
                 await self._write(page, form)
         except (StoreError, TimeoutError, StreamClosedError) as error:
             structlog.get_logger().warning(
-                "export cut off", who=self.check_in.email, path=self.request.path, reason=str(error)
+                "export cut off",
+                email=self.check_in.email,
+                path=self.request.path,
+                reason=str(error),
             )
             connection = self.request.connection
             if isinstance(connection, HTTP1Connection):
@@ -73,7 +109,7 @@ class ExportHandler(ReadHandler):
 
 
 class EventsExportHandler(ExportHandler):
-    """The log in order, after a number or from its oldest entry, up to the head of this moment."""
+    """The log in order, after a number or from its oldest event, up to the head at the start."""
 
     async def get(self, form: str) -> None:
         self.require_reader()
@@ -81,26 +117,26 @@ class EventsExportHandler(ExportHandler):
         await self.export("events", form, self._pages(after))
 
     async def _pages(self, after: int | None) -> AsyncIterator[list[HistoryEntry]]:
-        end, entries = await self.store.log(after, PAGE)
+        end, entries = await self.store.log(after, EXPORT_PAGE)
         while entries:
             yield entries
             after = entries[-1].event.seq
             if after >= end:
                 return
-            _, entries = await self.store.log(after, min(PAGE, end - after))
+            _, entries = await self.store.log(after, min(EXPORT_PAGE, end - after))
 
 
 class HistoryExportHandler(ExportHandler):
-    """One user's entries, the newest first: for readers, and for the user."""
+    """One user's events, newest first: for readers, and for the user."""
 
     async def get(self, text: str, form: str) -> None:
-        email = self.readable(text)
+        email = self.readable_email(text)
         await self.export("history", form, self._pages(email))
 
     async def _pages(self, email: str) -> AsyncIterator[list[HistoryEntry]]:
         before = None
         while True:
-            page = await self.store.history(email, before, PAGE)
+            page = await self.store.history(email, before, EXPORT_PAGE)
             yield page.entries
             before = page.before
             if before is None:
@@ -108,7 +144,7 @@ class HistoryExportHandler(ExportHandler):
 
 
 def csv_row(entry: HistoryEntry) -> tuple[object, ...]:
-    """Return an entry as the columns of `COLUMNS`; what it lacks is empty."""
+    """Return an entry as the columns of `COLUMNS`; a missing member is an empty cell."""
     event = entry.event
     seen = None if event.last_seen is None else timestamp(event.last_seen)
     return (
@@ -132,5 +168,5 @@ def csv_lines(rows: Sequence[Sequence[object]]) -> bytes:
 
 
 def _cell(text: str | None) -> str | None:
-    # A spreadsheet takes such a cell for a formula, and an e-mail address may begin like one.
+    # A spreadsheet evaluates such a cell as a formula, and an e-mail address may begin like one.
     return f"'{text}" if text and text[0] in "=+-@\t\r" else text

@@ -1,0 +1,218 @@
+"""The base of all handlers: authenticates, checks, counts and traces a request, answers errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import structlog
+from tornado.http1connection import HTTP1Connection
+from tornado.iostream import StreamClosedError
+from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
+
+from tornado_status.api.problem import (
+    CONTENT_TYPE,
+    INTERNAL_ERROR,
+    Problem,
+    describe,
+    problem_body,
+)
+from tornado_status.api.request_checks import check_body_size, check_framing, is_same_origin
+from tornado_status.api.request_id import HEADER, request_id
+from tornado_status.errors import StatusError, StoreUnavailable, TooFrequent, UserUnknown
+from tornado_status.model.records import CheckIn
+
+if TYPE_CHECKING:
+    from tornado_status.api.in_flight import RequestsInFlight
+    from tornado_status.api.ports import Authenticator
+    from tornado_status.observe.tracing import RequestSpan, Tracing
+    from tornado_status.runtime.rate_limit import RateLimit
+
+MAX_LOGGED_PATH = 200  # characters: a path may be as long as a head
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+
+
+@stream_request_body  # `prepare` runs before the body arrives: a large one is never read
+class Handler(RequestHandler):
+    """Base of all handlers.
+
+    Handlers raise `Problem` and `StoreUnavailable`. The server logs any other exception and
+    answers 500.
+    """
+
+    in_flight: RequestsInFlight
+    authenticator: Authenticator
+    error_log_limit: RateLimit  # of tracebacks: a client that causes one can cause it again
+    refusal_log_limit: RateLimit
+    tracing: Tracing | None = None
+    route = ""  # the path as a template, /api/users/{email}
+    span: RequestSpan | None = None
+    request_id = ""  # the client's or a new one; set before any response
+    check_in: CheckIn  # what the client certificate says; set by `prepare`
+    error: BaseException | None = None  # the error that the response is about
+    ends_connection = False  # the connection closes after this request
+    _is_disconnected = False  # the client hung up before the response
+
+    def initialize(self, **services: object) -> None:
+        self._is_in_flight = False
+        self._has_begun = False
+        for name, service in services.items():
+            setattr(self, name, service)
+
+    def set_default_headers(self) -> None:
+        if not self.request_id:
+            self.request_id = request_id(self.request.headers.get(HEADER))
+        self.set_header(HEADER, self.request_id)
+        self.clear_header("Server")  # versions are no client's business
+        self.clear_header("Content-Type")
+        self.set_header("Cache-Control", "no-store")
+        if self.ends_connection:
+            self.set_header("Connection", "close")
+
+    def prepare(self) -> Awaitable[None] | None:
+        if not self.authenticator.begin(self.request):
+            raise Finish
+        self._has_begun = True
+        self.in_flight.begin()
+        self._is_in_flight = True
+        # Bound for this request's task only: each of its log lines has the fields.
+        structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        if self.tracing is not None:
+            self.span = self.tracing.begin(self.request, self.route)
+            if self.span is not None:
+                structlog.contextvars.bind_contextvars(trace_id=self.span.trace_id)
+        peer = self.authenticator.peer_of(self.request)
+        if self.authenticator.is_last(self.request):
+            self.ends_connection = True
+            self.set_header("Connection", "close")
+        if peer.check_in is None:
+            if peer.refusal is None:
+                raise Problem(400, "No required SSL certificate was sent")
+            # Tornado closes the connection if the body was not read; a proxy has to be told.
+            close = {"Connection": "close"}
+            raise Problem(peer.refusal.status, peer.refusal.detail, close)
+        self.check_in = peer.check_in
+        check_framing(self.request)
+        if not is_same_origin(self.request):
+            self.forbid("Requests from other web sites are not served")
+        check_body_size(self.request)
+        return None
+
+    def forbid(self, detail: str) -> NoReturn:
+        """Answer 403 with one sentence. The log has one line a minute for each kind."""
+        request, peer = self.request, self.check_in
+        suppressed = self.refusal_log_limit.allow((peer.email, request.method, type(self)))
+        if suppressed is not None:
+            structlog.get_logger().warning(
+                "request forbidden",
+                email=peer.email,
+                method=request.method,
+                path=request.path[:MAX_LOGGED_PATH],
+                reason=detail,
+                client_ip=peer.client_ip,
+                suppressed=suppressed,
+            )
+        raise Problem(403, detail)
+
+    def decode_argument(self, value: bytes, name: str | None = None) -> str:
+        """See `RequestHandler.decode_argument`. PostgreSQL stores no text with a NUL in it."""
+        text = super().decode_argument(value, name)
+        if "\0" in text:
+            raise Problem(400, "A parameter contains a NUL character")
+        return text
+
+    def data_received(self, chunk: bytes) -> None:
+        """Ignore the body. The HTTP server bounds one that comes in chunks."""
+
+    def count_as_answered(self) -> None:
+        """End the request's span, and no longer count it as in flight. Idempotent."""
+        if self._is_in_flight:
+            self._is_in_flight = False
+            self.in_flight.end()
+            if self.span is not None:
+                status = None if self._is_disconnected else self.get_status()
+                check_in = getattr(self, "check_in", None)
+                self.span.end(self.request_id, check_in, status, self.error)
+
+    def on_finish(self) -> None:
+        self.count_as_answered()
+        if self._has_begun:
+            self._has_begun = False
+            self.authenticator.end(self.request)
+        if self.ends_connection and isinstance(self.request.connection, HTTP1Connection):
+            stream = self.request.connection.stream
+            with contextlib.suppress(StreamClosedError):
+                # Completes after what is being written.
+                asyncio.ensure_future(stream.write(b"")).add_done_callback(lambda _: stream.close())
+
+    def on_connection_close(self) -> None:
+        # Tornado does not call on_finish if the client hangs up.
+        self._is_disconnected = True
+        self.on_finish()
+
+    def log_exception(self, typ: Any, value: Any, tb: Any) -> None:
+        if isinstance(value, HTTPError | StoreUnavailable | TooFrequent | UserUnknown | Finish):
+            return
+        suppressed = self.error_log_limit.allow((type(self), typ, _raised_at(tb)))
+        if suppressed is None:
+            return
+        structlog.get_logger().error(
+            "request failed",
+            method=self.request.method,
+            path=self.request.path,
+            suppressed=suppressed,
+            exc_info=(typ, value, tb),
+        )
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        error = self.error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, StatusError):
+            status_code = describe(error)[0]
+        super().send_error(status_code, **kwargs)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        detail: str | None = None
+        headers: dict[str, str] = {}
+        if isinstance(error, Problem):
+            detail, headers = error.detail, error.headers
+        elif isinstance(error, StatusError):
+            _, detail, headers = describe(error)
+        elif status_code == 405:
+            headers = {"Allow": ", ".join(self._allowed_methods())}
+        elif status_code >= 500:
+            detail = INTERNAL_ERROR
+        for name, value in headers.items():
+            self.set_header(name, value)
+        self.set_header("Content-Type", CONTENT_TYPE)
+        self.finish(problem_body(status_code, detail))
+
+    def write_json(self, body: bytes) -> None:
+        """Answer 200 with a body that is JSON already."""
+        self.set_header("Content-Type", "application/json")
+        self.finish(body)
+
+    def _allowed_methods(self) -> list[str]:
+        base = RequestHandler
+        return [
+            m for m in METHODS if getattr(type(self), m.lower()) is not getattr(base, m.lower())
+        ]
+
+
+class NotFoundHandler(Handler):
+    """Any path that has no route."""
+
+    def prepare(self) -> Awaitable[None] | None:
+        super().prepare()
+        raise Problem(404, "There is nothing here")
+
+
+def _raised_at(tb: TracebackType | None) -> tuple[str, int] | None:
+    """Return the file and line that an exception was raised in."""
+    while tb is not None and tb.tb_next is not None:
+        tb = tb.tb_next
+    return None if tb is None else (tb.tb_frame.f_code.co_filename, tb.tb_lineno)

@@ -1,0 +1,138 @@
+"""Catching up: bringing a subscription that resumes to the position of the live group.
+
+It is served from the feed's newest events, or from the log, at the pace of its client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Sequence
+
+import structlog
+
+from tornado_status.api.live import framing
+from tornado_status.api.live.delivery import Delivery
+from tornado_status.api.live.event_filter import EventFilter
+from tornado_status.api.live.framing import LiveMessage
+from tornado_status.api.live.live_group import LiveGroup
+from tornado_status.api.live.subscription import Subscription
+from tornado_status.api.ports import EventFeed
+from tornado_status.errors import HistoryGone, StoreError
+from tornado_status.model.records import Event, LogSpan
+from tornado_status.runtime.rate_limit import RateLimit
+
+PAGE = 1000  # events of one write
+RETRY_S = 0.5  # while the database is away
+
+
+class CatchUp:
+    """The subscriptions that are catching up, a task each."""
+
+    def __init__(
+        self, feed: EventFeed, group: LiveGroup, delivery: Delivery, keep_alive_s: float
+    ) -> None:
+        self._feed = feed
+        self._group = group
+        self._delivery = delivery
+        self._keep_alive_s = keep_alive_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cpu = asyncio.Lock()
+        self._log = structlog.get_logger()
+        self._error_log_limit = RateLimit()
+
+    def start(self, subscription: Subscription) -> None:
+        """Catch up in the background, then join the live group."""
+        task = asyncio.create_task(self._run(subscription), name="catching up")
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._on_done(task, subscription))
+
+    async def close(self) -> None:
+        """Cancel all tasks."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _on_done(self, task: asyncio.Task[None], subscription: Subscription) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # The client reconnects, and may cause the same error again.
+            if (suppressed := self._error_log_limit.allow(type(error))) is not None:
+                self._log.error("subscription failed", suppressed=suppressed, exc_info=error)
+            self._delivery.cut_off(subscription)
+
+    async def _run(self, subscription: Subscription) -> None:
+        loop = asyncio.get_running_loop()
+        while subscription.is_open and not self._group.join(subscription):
+            if loop.time() - subscription.last_sent > self._keep_alive_s:
+                log_id = subscription.log_id or self._group.log_id
+                message = framing.position_message(log_id, subscription.position)
+                self._delivery.send(subscription, message)
+            try:
+                await self._send_page(subscription)
+            except StoreError as error:
+                self._log.debug("catching up waits for the database", reason=str(error))
+                await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))  # noqa: S311 - jitter
+
+    async def _send_page(self, subscription: Subscription) -> None:
+        """Send the next events, or a gap, or wait until the live group has moved."""
+        group, log_id, position = self._group, subscription.log_id, subscription.position
+        if log_id != group.log_id:
+            subscription.log_id, subscription.position = group.log_id, group.position
+            message = framing.gap_message(1, group.position, group.log_id)
+            self._delivery.send(subscription, message)
+            return
+        if group.position < position <= self._feed.head:
+            await group.wait_moved(RETRY_S)  # the live group is behind this position
+            return
+        ahead = group.position - position
+        events: Sequence[Event] | None = self._feed.after(position, min(PAGE, ahead))
+        if events and ahead > 0:
+            last = events[-1].seq
+        else:
+            # The position is older than the feed, or newer than its head. The log knows.
+            try:
+                page = await self._feed.read(position, _only(subscription.event_filter))
+            except HistoryGone:
+                await self._send_gap(subscription)
+                return
+            if page.log_id != log_id or page.last <= position:
+                await group.wait_moved(RETRY_S)
+                return
+            events, last = page.events, page.last
+        written = await self._send_events(subscription, events, last)
+        if written is not None:
+            await asyncio.wait({asyncio.ensure_future(written)})
+
+    async def _send_events(
+        self, subscription: Subscription, events: Sequence[Event], last: int
+    ) -> Awaitable[None] | None:
+        async with self._cpu:
+            began = time.thread_time()
+            written: Awaitable[None] | None = None
+            if selected := subscription.event_filter.select(events):
+                written = self._delivery.send_events(subscription, selected)
+            subscription.position = last
+            # All who catch up share half of the processor.
+            await asyncio.sleep(time.thread_time() - began)
+        return written
+
+    async def _send_gap(self, subscription: Subscription) -> None:
+        span = await self._feed.span()
+        if span.log_id == subscription.log_id:
+            message = gap_after(subscription.position, span)
+            subscription.position = message.seq
+            self._delivery.send(subscription, message)
+        else:
+            await self._group.wait_moved(RETRY_S)
+
+
+def gap_after(position: int, span: LogSpan) -> LiveMessage:
+    """Return the gap between a position and the log: it was pruned, or is above the log's head."""
+    last = span.head if position > span.head else span.oldest - 1
+    return framing.gap_message(position + 1, last)
+
+
+def _only(event_filter: EventFilter) -> list[str] | None:
+    return sorted(event_filter.only) if event_filter.only is not None else None

@@ -1,0 +1,78 @@
+"""What the handlers need of the other adapters, which they may not import: see server.py."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from tornado.httputil import HTTPServerRequest
+
+from tornado_status.model.records import (
+    CheckIn,
+    Event,
+    EventPage,
+    HistoryEntry,
+    HistoryPage,
+    LogSlice,
+    LogSpan,
+    Peer,
+    StatusRecord,
+    UserPage,
+)
+
+
+class Authenticator(Protocol):
+    """Ingress: by connection if TLS ends here, by request if it ends at a proxy in front."""
+
+    def peer_of(self, request: HTTPServerRequest) -> Peer: ...
+
+    def is_last(self, request: HTTPServerRequest) -> bool: ...
+
+    def begin(self, request: HTTPServerRequest) -> bool: ...
+
+    def end(self, request: HTTPServerRequest) -> None: ...
+
+    def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]: ...
+
+
+class ApiStore(Protocol):
+    """`store.Store`. Each method raises `StoreUnavailable`."""
+
+    async def record(self, check_in: CheckIn) -> Event: ...
+
+    async def enrol(self, email: str) -> bool: ...
+
+    async def remove(self, email: str) -> bool: ...
+
+    async def user(self, email: str) -> StatusRecord | None: ...
+
+    async def users(self, after: str, limit: int) -> UserPage: ...
+
+    async def history(self, email: str, before: int | None, limit: int) -> HistoryPage: ...
+
+    async def log(self, after: int | None, limit: int) -> tuple[int, list[HistoryEntry]]: ...
+
+    async def events(self, after: int, limit: int) -> EventPage: ...
+
+    async def log_span(self) -> LogSpan: ...
+
+    async def announcers(self) -> tuple[uuid.UUID, list[str]]: ...
+
+
+class EventFeed(Protocol):
+    """`store.follow.feed.Feed`: the newest events, and the log behind them."""
+
+    log_id: uuid.UUID
+    head: int
+    on_advance: Callable[[], None]
+
+    async def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def after(self, position: int, limit: int) -> list[Event] | None: ...
+
+    async def read(self, position: int, emails: Sequence[str] | None) -> LogSlice: ...
+
+    async def span(self) -> LogSpan: ...
