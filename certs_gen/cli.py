@@ -132,8 +132,8 @@ def _issue_client(options: _Options) -> None:
         stem = key_files.client_stem(options.email)
         made = key_files.pair(options.out, stem, credential)
         if options.pkcs12:
-            # A new password is shown once and stored nowhere. It is the default, because all users
-            # of this machine can read an option in `ps`.
+            # A new password is shown once and stored nowhere. That is the default: all users of
+            # this machine can read an option in `ps`.
             password = options.pkcs12_password or _new_password()
             made.append(
                 NewFile(

@@ -123,8 +123,8 @@ def write(files: Sequence[NewFile], *, force: bool) -> None:
 def replace(file: NewFile) -> None:
     """Put a public file in the place of the old one, if there is one. Raises `ConfigError`.
 
-    In one step: a program that opens it at the same time, or after a kill -9 or a power cut, finds
-    the old file or the new one, whole. If it is a symbolic link, the file that it points to is
+    In one step: a program that opens it finds the old file or the new one, whole, also after a
+    kill -9 or a power cut. If it is a symbolic link, the file that it points to is
     replaced, because another program reads that one.
     """
     target = Path(os.path.realpath(file.path))

@@ -167,8 +167,8 @@ def next_crl(
 ) -> x509.CertificateRevocationList:
     """Sign the list that follows `last`: its entries as they are, then what else is `revoked`.
 
-    It is good for `days`, by default for `CRL_DAYS` and until the end of `last` at least. Raises
-    `ConfigError` when it cannot be numbered or signed.
+    The list is good for `days`, by default for `CRL_DAYS` and until the end of `last` at least.
+    Raises `ConfigError` if it cannot be numbered or signed.
     """
     moment = now or datetime.datetime.now(datetime.UTC)
     entries = [] if last is None else list(last)

@@ -1,7 +1,7 @@
 """When to check in again: every so often, and with back-off after failures. Pure: it does not wait.
 
-Full jitter: each wait is a random part of a limit that doubles, so that clients that lost their
-server at the same moment do not return at the same moment.
+Full jitter: each wait is a random part of a limit that doubles. Clients that lost their server
+together do not return together.
 """
 
 from __future__ import annotations

@@ -79,7 +79,6 @@ class EventSequence:
     ) -> None:
         self.counts = SequenceCounts()
         self.repairs = repairs
-        self._chance = rng
         self._window_s = window_s or (WINDOW_S if repairs else REPORT_WINDOW_S)
         self._max_pending = max_pending
         self._page = max(1, min(page, max_pending // 2))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CHECK_S = 5.0  # how often the consumer is checked: a broker may drop it without notice
 ANSWER_S = 3.0
-# What the library may hold until it is handed on; what finds no room is repaired.
+# Messages that the library may hold. One that finds no room is repaired.
 MAX_MESSAGES = 65_536
 MAX_BYTES = 64 * 1024 * 1024
 CLOCK_DIFFERENCE = datetime.timedelta(seconds=10)  # what comes twice is a known duplicate

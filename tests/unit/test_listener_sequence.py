@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from listeners.events import Delivery, Gap, Snapshot, Update
+from listeners.order.log_follower import LogFollower, Start, UnconfirmedLog
 from listeners.order.log_tracker import LogStatus, LogTracker
 from listeners.order.retry_timer import MAX_RETRY_AFTER_S, RetryTimer
 from listeners.order.sequence import (
@@ -25,7 +26,9 @@ from listeners.order.sequence import (
 )
 from listeners.receive.fair_queue import FairQueue
 from listeners.repair.key_refresh import UNKNOWN_S, KeyRefresh
+from tornado_status.errors import DatagramError
 from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
+from tornado_status.wire.datagram import Datagram
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 SOURCE = ("10.0.0.1", 6666)
@@ -307,10 +310,10 @@ def test_without_a_server_gaps_are_reported(chance: random.Random, loss: float, 
         run.sequence.expire(run.now)
     run.settle()
     assert run.reader.at == Position(run.world.log_id, run.world.head)
-    told = {seq for gap in run.reader.gaps for seq in range(gap.first, gap.last + 1)}
-    assert len(told) == run.sequence.counts.missed
+    reported = {seq for gap in run.reader.gaps for seq in range(gap.first, gap.last + 1)}
+    assert len(reported) == run.sequence.counts.missed
     assert [e.seq for e in run.reader.updates] == [
-        e.seq for e in run.world.log[run.start :] if e.seq not in told
+        e.seq for e in run.world.log[run.start :] if e.seq not in reported
     ]
 
 
@@ -330,14 +333,14 @@ def begun(*, repairs: bool = True, after: int = 0, max_pending: int = 100) -> Ev
     return sequence
 
 
-def taken(sequence: EventSequence) -> list[Delivery]:
+def deliveries(sequence: EventSequence) -> list[Delivery]:
     return list(iter(sequence.next_delivery, None))
 
 
 def seqs(sequence: EventSequence) -> list[object]:
     return [
         d.event.seq if isinstance(d, Update) and isinstance(d.event, Event) else d
-        for d in taken(sequence)
+        for d in deliveries(sequence)
     ]
 
 
@@ -412,12 +415,12 @@ def test_a_snapshot_to_begin_with_is_no_gap() -> None:
     sequence = EventSequence(repairs=True, rng=lambda: 0.0, page=10)
     sequence.begin_with_snapshot(LOG_ID)
     sequence.receive(7, [event(7)], SOURCE, 0.0)
-    assert taken(sequence) == []
+    assert deliveries(sequence) == []
     fetch = sequence.due_fetch(0.0)
     assert fetch == FetchUsers(None)
     record = StatusRecord(5, "a@example.com", event(5).last_seen, "10.0.0.7", 1)
     sequence.receive_users(FetchUsers(None), UserPage(LOG_ID, 6, [record], None), None, 0.0)
-    assert taken(sequence) == [Snapshot(record), Update(event(7), SOURCE)]
+    assert deliveries(sequence) == [Snapshot(record), Update(event(7), SOURCE)]
     assert (sequence.position, sequence.counts.missed, sequence.lag) == (Position(LOG_ID, 7), 0, 0)
 
 
@@ -523,6 +526,70 @@ def test_another_log_is_followed_only_on_evidence() -> None:
     assert pinned.check(LOG_ID, later) is LogStatus.REFUSED
     assert pinned.check(OTHER, MOMENT) is LogStatus.NEW
     assert not pinned.allows(LOG_ID)
+
+
+# ------------------------------------------------------------------------------- the log followed
+
+
+def following(
+    start: Start = "now",
+    *,
+    repairs: bool = True,
+    pinned: uuid.UUID | None = None,
+    resumed: Position | None = None,
+) -> tuple[LogFollower, list[str]]:
+    said: list[str] = []
+    follower = LogFollower(
+        start=start,
+        pinned=pinned,
+        resumed=resumed,
+        repairs=repairs,
+        window_s=None,
+        warn=said.append,
+        rng=lambda: 0.0,
+    )
+    return follower, said
+
+
+def announced(log_id: uuid.UUID, *numbers: int, later_s: float = 0.0) -> Datagram:
+    sent = MOMENT + datetime.timedelta(seconds=later_s)
+    return Datagram(log_id, sent, max(numbers), tuple(event(n) for n in numbers), "kid")
+
+
+def test_an_update_that_came_before_the_server_confirmed_its_log_is_fetched() -> None:
+    """`now` is when the listener began to listen, not when the server answered."""
+    follower, _ = following()
+    with pytest.raises(UnconfirmedLog):
+        follower.receive(announced(LOG_ID, 7, 8), SOURCE, 0.0)
+    follower.begin_confirmed(LOG_ID, 9, 1.0)
+    assert follower.sequence.due_fetch(10.0) == FetchEvents(6, 3)
+
+
+@pytest.mark.parametrize(("start", "first"), [("now", 10), ("start", 1), (4, 4)])
+@pytest.mark.parametrize("repairs", [True, False])
+def test_a_listener_begins_where_it_was_asked_to(start: Start, first: int, repairs: bool) -> None:
+    """With the server's word, or with the first datagram."""
+    follower, _ = following(start, repairs=repairs)
+    if repairs:
+        follower.begin_confirmed(LOG_ID, 9, 0.0)
+    follower.receive(announced(LOG_ID, 10), SOURCE, 0.0)
+    assert follower.sequence.position == Position(LOG_ID, first - 1)
+
+
+def test_a_saved_position_of_another_log_ends_in_a_gap() -> None:
+    """The operator is reported that a new log begins; a pinned log lets no other in."""
+    follower, said = following(repairs=False, resumed=Position(OTHER, 3))
+    follower.resume(MOMENT, 0.0)
+    with pytest.raises(DatagramError, match="is not the one that is followed"):
+        follower.receive(announced(LOG_ID, 5), SOURCE, 0.0)  # not newer than the start
+    follower.receive(announced(LOG_ID, 5, later_s=1.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [Gap(1, 4, LOG_ID), 5]
+    assert said == [f"a new log begins: {LOG_ID}"]
+
+    pinned, _ = following(pinned=OTHER)
+    assert not pinned.allows(LOG_ID)
+    with pytest.raises(DatagramError):
+        pinned.receive(announced(LOG_ID, 5), SOURCE, 0.0)
 
 
 # --------------------------------------------------------------------------------- fair queue
