@@ -131,7 +131,7 @@ def test_a_check_in_appears_by_itself(start_server: StartServer, visit: Visit) -
     server = start_server()
     page = visit(server)
     is_live(page)
-    expect(page.locator("#nobody")).to_have_text("Nobody has checked in yet.")
+    expect(page.locator("#empty")).to_have_text("No check-ins yet.")
     assert server.request("POST", "/api/client").status == 204
     client = row(page, "valid_user@example.com")
     expect(client.locator("td").nth(0)).to_have_text("new")
@@ -151,13 +151,13 @@ def test_offline_and_back_are_seen(start_server: StartServer, visit: Visit) -> N
     expect(client.locator("td").nth(0)).to_have_text("late")
     expect(client.locator("td").nth(0)).to_have_text("offline")
     expect(page.locator('[data-filter="offline"] b')).to_have_text("1")
-    expect(page.locator("#said")).to_contain_text("valid_user@example.com offline")
+    expect(page.locator("#changes")).to_contain_text("valid_user@example.com offline")
     client.click()
     assert server.request("POST", "/api/client").status == 204
     history = page.locator("#history li b")
     expect(history).to_have_text(["back", "offline", "new"])
     expect(page.locator("#line span")).to_have_count(2)  # here, away, here again
-    expect(page.locator("#line")).to_have_attribute("aria-label", re.compile("^Here from .*; "))
+    expect(page.locator("#line")).to_have_attribute("aria-label", re.compile("^Online from .*; "))
     page.keyboard.press("Escape")
     expect(client.locator("td").nth(0)).to_have_text("online")
 
@@ -407,5 +407,5 @@ def test_a_page_elsewhere_gets_nothing_done(start_server: StartServer, visit: Vi
         for event in server.events("request forbidden")
         if "other web sites" in event["reason"]
     ]
-    assert {event["what"].split()[0] for event in refused} >= {"POST", "GET"}
+    assert {event["method"] for event in refused} >= {"POST", "GET"}
     assert server.rows("SELECT count(*) FROM check_in") == before

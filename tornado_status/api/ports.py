@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -65,7 +66,7 @@ class EventFeed(Protocol):
 
     log_id: uuid.UUID
     head: int
-    on_advance: Callable[[], None]
+    advanced: asyncio.Event
 
     async def open(self) -> None: ...
 

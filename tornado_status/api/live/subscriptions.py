@@ -47,7 +47,6 @@ class Subscriptions:
         self._group = LiveGroup()
         self._delivery = Delivery(self._group)
         self._catch_up = CatchUp(feed, self._group, self._delivery, KEEP_ALIVE_S)
-        self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger()
         self.keep_alive_s = KEEP_ALIVE_S
@@ -62,7 +61,6 @@ class Subscriptions:
 
     def start(self) -> None:
         """Start to deliver events."""
-        self._feed.on_advance = self._wake.set
         self._tasks = [
             asyncio.create_task(self._deliver_all(), name="live stream"),
             asyncio.create_task(self._check_certificates(), name="certificates of subscriptions"),
@@ -129,8 +127,9 @@ class Subscriptions:
         loop = asyncio.get_running_loop()
         keep_alive_at = loop.time() + KEEP_ALIVE_S
         while True:
-            await wait_set(self._wake, keep_alive_at - loop.time())
-            self._wake.clear()
+            if not self._is_behind():
+                await wait_set(self._feed.advanced, keep_alive_at - loop.time())
+                self._feed.advanced.clear()
             while self._is_behind():
                 try:
                     spent_s = await self._deliver_round()
@@ -146,7 +145,6 @@ class Subscriptions:
                 for subscription in self._group.members():
                     self._delivery.send(subscription, message)
                 keep_alive_at = loop.time() + KEEP_ALIVE_S
-                self._wake.set()
 
     def _is_behind(self) -> bool:
         group, feed = self._group, self._feed

@@ -35,8 +35,8 @@ class Log(Protocol):
 class Feed:
     """A position is the number of the last event that a follower has had.
 
-    `on_advance` is called when there is more, or when another stream has begun. `on_following`
-    says whether anybody follows.
+    `advanced` is set when there are more events, or when a new log has begun. `on_following` is
+    called with True and False as following begins and ends.
     """
 
     def __init__(self, log: Log, on_following: Callable[[bool], None], ring: int = RING) -> None:
@@ -51,7 +51,7 @@ class Feed:
         self._wake = asyncio.Event()
         self._catch_ups = asyncio.Semaphore(CATCH_UPS)
         self._logger = structlog.get_logger()
-        self.on_advance: Callable[[], None] = lambda: None
+        self.advanced = asyncio.Event()
         self.log_id = uuid.UUID(int=0)
         self.head = 0
 
@@ -163,10 +163,10 @@ class Feed:
         self.head = events[-1].seq
         if len(self._ring) > self._size + self._size // 4:  # in one go: it moves all the rest
             del self._ring[: len(self._ring) - self._size]
-        self.on_advance()
+        self.advanced.set()
 
     def _restart(self, span: LogSpan) -> None:
         self._ring = []
         self.log_id, self.head = span.log_id, span.head
         self._known, self._doubt = span.head, False
-        self.on_advance()
+        self.advanced.set()

@@ -7,8 +7,8 @@ import { Table } from "./table.js";
 import { Timeline } from "./timeline.js";
 
 const CHART_S = 300;
-const REDRAW_MS = 250; // at most so often, however fast events come
-const SAID_MS = 3000; // for screen readers: not more often than one can listen
+const REDRAW_MS = 250; // between two redraws, however fast events come
+const READ_OUT_MS = 3000; // between two texts for screen readers, so that one can listen
 
 const page = document.documentElement.dataset;
 const find = (selector) => document.querySelector(selector);
@@ -16,17 +16,17 @@ const view = { filter: "all", search: "", sort: "email", descending: false };
 
 const model = new Model(Number(page.lateAfterS));
 const rate = new Rate(CHART_S);
-const feed = new Feed(model, rate, say, onEvent);
+const feed = new Feed(model, rate, showConnection, onEvent);
 const table = new Table(find("#scroll"), find("#table"), find("#rows"), (user) =>
   timeline.open(user, model.state(user, feed.now())),
 );
 const chart = new Chart(find("#chart"));
 const timeline = new Timeline(find("#user"), () => feed.now(), Number(page.offlineAfterS) * 1000);
 
-let drawn = -1, drawnSecond = 0, drawnLoads = 0, saying = 0;
-const said = [];
+let drawn = -1, drawnSecond = 0, drawnLoads = 0, readOutTimer = 0;
+const changes = []; // not read out yet
 
-function say(state, text) {
+function showConnection(state, text) {
   const place = find("#connection");
   if (place.dataset.state === state && place.textContent === text) return;
   place.dataset.state = state;
@@ -35,17 +35,18 @@ function say(state, text) {
 
 function onEvent(event) {
   const user = model.users.get(event.email);
-  if (user && timeline.email === event.email) timeline.take(event, model.state(user, feed.now()));
+  if (user && timeline.email === event.email) timeline.add(event, model.state(user, feed.now()));
   if (event.event === "offline" || event.event === "back" || event.event === "new") {
-    said.push(`${event.email} ${event.event}`);
-    if (!saying) saying = setTimeout(tell, SAID_MS);
+    changes.push(`${event.email} ${event.event}`);
+    if (!readOutTimer) readOutTimer = setTimeout(readOut, READ_OUT_MS);
   }
 }
 
-function tell() {
-  saying = 0;
-  find("#said").textContent = said.length > 3 ? `${said.length} changes` : said.join(", ");
-  said.length = 0;
+// Puts the changes where screen readers read them out.
+function readOut() {
+  readOutTimer = 0;
+  find("#changes").textContent = changes.length > 3 ? `${changes.length} changes` : changes.join(", ");
+  changes.length = 0;
 }
 
 function draw(force) {
@@ -68,9 +69,9 @@ function draw(force) {
   table.show(users, (user) => model.state(user, now), now);
   const all = users.length === model.users.size;
   find("#shown").textContent = all ? "" : `${users.length.toLocaleString()} of ${model.users.size.toLocaleString()}`;
-  const nobody = find("#nobody");
-  nobody.hidden = users.length > 0 || find("#connection").dataset.state === "loading";
-  nobody.textContent = model.users.size ? "Nobody matches." : "Nobody has checked in yet.";
+  const empty = find("#empty");
+  empty.hidden = users.length > 0 || find("#connection").dataset.state === "loading";
+  empty.textContent = model.users.size ? "No user matches." : "No check-ins yet.";
 }
 
 find("#search").addEventListener("input", (event) => {

@@ -1,4 +1,4 @@
-// The chart of check-ins per second, drawn by uPlot (vendor/), in the page's own colours.
+// The chart of check-ins per second. uPlot (vendor/) draws it in the page's colours.
 
 const HEIGHT = 120;
 

@@ -1,18 +1,18 @@
-// Keeps a model complete: the snapshot, then the stream from its number on; anew where that fails.
+// Keeps the model up to date: takes a snapshot, then subscribes from its head. Starts again on failure.
 
 const PAGE = 5000; // users in a request: half a megabyte
-const RECENT = 5000; // events for the chart's beginning: a megabyte
-const SILENCE_MS = 45000; // longer than the server's own sign of life
+const RECENT = 5000; // past events for the chart: a megabyte
+const TIMEOUT_MS = 45000; // of a request
 const RETRY_MS = [1000, 2000, 5000, 10000];
 
 export class Feed {
-  // `say(state, text)` shows the connection; `onEvent(event)` runs after the model has it.
-  constructor(model, rate, say, onEvent) {
+  // `showConnection(state, text)` shows it; `onEvent(event)` runs after the model has the event.
+  constructor(model, rate, showConnection, onEvent) {
     this.model = model;
     this.rate = rate;
-    this.say = say;
+    this.showConnection = showConnection;
     this.onEvent = onEvent;
-    this.clockMs = 0; // the server's clock less ours
+    this.clockMs = 0; // the server's clock minus ours
     this.seq = 0;
     this.failures = 0;
     this.loads = 0; // snapshots taken
@@ -29,9 +29,9 @@ export class Feed {
     this.source?.close();
     try {
       await this.load();
-      this.follow();
+      this.subscribe();
     } catch (error) {
-      this.again(error instanceof Refused ? error.message : "No connection");
+      this.retry(error instanceof Refused ? error.message : "No connection");
     }
   }
 
@@ -63,60 +63,60 @@ export class Feed {
       const page = await this.fetchJson(`/api/events?after=${Math.max(0, head - RECENT)}&limit=${RECENT}`);
       return page.events.filter((event) => event.seq <= head);
     } catch (error) {
-      if (error instanceof Refused && error.status === 410) return []; // not kept any more
+      if (error instanceof Refused && error.status === 410) return []; // pruned
       throw error;
     }
   }
 
-  follow() {
+  subscribe() {
     const query = new URLSearchParams({ after: this.seq, log: this.log });
     const source = new EventSource(`/api/stream?${query}`);
     this.source = source;
-    source.onopen = () => this.alive();
+    source.onopen = () => this.onAlive();
     source.onerror = () => {
-      // The browser tries again by itself, unless it was refused.
-      if (source.readyState === EventSource.CLOSED) this.again("The stream was refused");
-      else this.say("lost", "Connection lost, trying again");
+      // The browser reconnects by itself, unless the server refused.
+      if (source.readyState === EventSource.CLOSED) this.retry("The server refused the stream");
+      else this.showConnection("lost", "Connection lost, trying again");
     };
     for (const kind of ["check-in", "new", "back", "offline", "enrolled", "removed"]) {
-      source.addEventListener(kind, (message) => this.take(JSON.parse(message.data)));
+      source.addEventListener(kind, (message) => this.onMessage(JSON.parse(message.data)));
     }
-    source.addEventListener("position", () => this.alive());
-    source.addEventListener("gap", () => this.start()); // pruned, or another stream: all anew
-    this.alive();
+    source.addEventListener("position", () => this.onAlive());
+    source.addEventListener("gap", () => this.start()); // pruned, or a new log: take a snapshot
+    this.onAlive();
   }
 
-  take(event) {
-    this.alive();
+  onMessage(event) {
+    this.onAlive();
     if (event.seq <= this.seq) return;
     this.seq = event.seq;
     this.rate.add(event);
     if (this.model.apply(event)) this.onEvent(event);
   }
 
-  alive() {
+  onAlive() {
     this.failures = 0;
-    if (this.source?.readyState === EventSource.OPEN) this.say("live", "Live");
+    if (this.source?.readyState === EventSource.OPEN) this.showConnection("live", "Live");
   }
 
-  again(text) {
+  retry(text) {
     this.source?.close();
     const delay = RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)];
-    this.say("lost", `${text}, trying again`);
+    this.showConnection("lost", `${text}, trying again`);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.start(), delay);
   }
 
   async fetchJson(url) {
     const asked = Date.now();
-    const response = await fetch(url, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(SILENCE_MS) });
+    const response = await fetch(url, { headers: { Accept: "application/json" }, signal: AbortSignal.timeout(TIMEOUT_MS) });
     if (!response.ok) {
       const problem = await response.json().catch(() => ({}));
       throw new Refused(response.status, problem.detail ?? `The server answered ${response.status}`);
     }
     const date = Date.parse(response.headers.get("Date"));
     if (date) {
-      // The Date header is cut to a second: only a larger difference is one of the clocks.
+      // The Date header has whole seconds: a larger difference is one of the clocks.
       const difference = date + 500 - (asked + Date.now()) / 2;
       this.clockMs = Math.abs(difference) > 2000 ? difference : 0;
     }

@@ -1,4 +1,4 @@
-// What is known: a record for each user, and how many check-ins came in each second. No DOM here.
+// The records of all users, and the number of check-ins in each second. No DOM here.
 
 export const STATES = ["online", "new", "late", "offline"];
 
@@ -9,7 +9,7 @@ export class Model {
   constructor(lateAfterS) {
     this.lateAfterMs = lateAfterS * 1000;
     this.users = new Map();
-    this.changes = 0; // moves with every change of the set of users or of a record
+    this.changes = 0; // counts the changes of users and records
   }
 
   clear() {
@@ -17,7 +17,7 @@ export class Model {
     this.changes++;
   }
 
-  // Takes a record of /api/users. An event that came first, and is newer, stays.
+  // Stores a record of /api/users, unless an event that came first is newer.
   put(record) {
     const known = this.users.get(record.email);
     if (known && known.seq > record.seq) return;
@@ -32,7 +32,7 @@ export class Model {
     this.changes++;
   }
 
-  // Takes an event of the stream; returns whether it was news.
+  // Applies an event of the live stream; returns whether it was newer than the record.
   apply(event) {
     let user = this.users.get(event.email);
     if (user && event.seq <= user.seq) return false;
@@ -69,11 +69,11 @@ export class Model {
 
   // Returns the users who match, in order. `sort` is email, seen, state or address.
   select({ filter, search, sort, descending }, nowMs) {
-    const wanted = search.trim().toLowerCase();
+    const needle = search.trim().toLowerCase();
     const found = [];
     for (const user of this.users.values()) {
       if (filter !== "all" && this.state(user, nowMs) !== filter) continue;
-      if (wanted && !user.email.includes(wanted) && !user.address.includes(wanted)) continue;
+      if (needle && !user.email.includes(needle) && !user.address.includes(needle)) continue;
       found.push(user);
     }
     const byEmail = (a, b) => (a.email < b.email ? -1 : a.email > b.email ? 1 : 0);
@@ -88,12 +88,12 @@ export class Model {
   }
 }
 
-// Check-ins of each of the last `seconds`, counted by when they were committed.
+// The number of check-ins in each of the last `seconds`, by the time of commit.
 export class Rate {
   constructor(seconds) {
     this.seconds = seconds;
     this.counts = new Map();
-    this.knownFrom = 0; // seconds since the epoch; before that nothing is known
+    this.knownFrom = 0; // seconds since the epoch; earlier seconds have no data
   }
 
   add(event) {
@@ -102,7 +102,7 @@ export class Rate {
     this.counts.set(second, (this.counts.get(second) ?? 0) + 1);
   }
 
-  // Returns [seconds, counts], the second under way left out. Forgets what is older.
+  // Returns [seconds, counts] without the current second. Drops older seconds.
   series(nowMs) {
     const last = Math.floor(nowMs / 1000) - 1;
     const first = last - this.seconds + 1;

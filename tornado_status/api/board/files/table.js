@@ -1,8 +1,8 @@
-// The table of users: only the rows in view are in the document, however many users there are.
+// The table of users. The document has only the rows in view, however many users there are.
 
 import { ago } from "./model.js";
 
-const BEYOND = 8; // rows kept above and below the view
+const MARGIN = 8; // rows kept above and below the view
 
 export class Table {
   // `onOpen(user)` runs when a row is chosen.
@@ -13,7 +13,7 @@ export class Table {
     this.onOpen = onOpen;
     this.users = [];
     this.rows = [];
-    this.active = null; // the e-mail of the row that the keyboard is on
+    this.active = null; // the e-mail of the row with the keyboard focus
     this.above = spacer();
     this.below = spacer();
     body.append(this.above, this.below);
@@ -27,7 +27,7 @@ export class Table {
     });
   }
 
-  // Shows `users` in their order; `state(user)` and `nowMs` say what each looks like.
+  // Shows `users` in their order; `state(user)` and `nowMs` give the state and the age of each.
   show(users, state, nowMs) {
     this.users = users;
     this.state = state;
@@ -44,10 +44,10 @@ export class Table {
     if (!this.state) return;
     const height = this.rowHeight();
     const top = Math.max(0, this.scroll.scrollTop - this.table.tHead.offsetHeight);
-    const first = Math.max(0, Math.min(Math.floor(top / height) - BEYOND, this.users.length - 1));
-    const count = Math.ceil(this.scroll.clientHeight / height) + 2 * BEYOND;
+    const first = Math.max(0, Math.min(Math.floor(top / height) - MARGIN, this.users.length - 1));
+    const count = Math.ceil(this.scroll.clientHeight / height) + 2 * MARGIN;
     const shown = this.users.slice(first, first + count);
-    // A row keeps its user while both are in view: focus and hover stay where they are.
+    // A row keeps its user while both are in view, so that focus and hover stay.
     const free = new Map(this.rows.map((row) => [row.dataset.email, row]));
     const kept = shown.map((user) => {
       const row = free.get(user.email);
@@ -60,7 +60,7 @@ export class Table {
     for (const row of spare) row.remove();
     this.rows.forEach((row, i) => {
       this.fill(row, shown[i], first + i);
-      const there = this.body.rows[i + 1]; // behind the spacer
+      const there = this.body.rows[i + 1]; // after the spacer
       if (there !== row) this.body.insertBefore(row, there);
     });
     this.above.firstChild.style.height = `${first * height}px`;
@@ -68,7 +68,7 @@ export class Table {
     const active = this.rows.find((row) => row.dataset.email === this.active) ?? this.rows[0];
     for (const row of this.rows) row.tabIndex = row === active ? 0 : -1;
     if (focused && document.activeElement !== focused) {
-      (focused.isConnected ? focused : active)?.focus({ preventScroll: true }); // it was moved
+      (focused.isConnected ? focused : active)?.focus({ preventScroll: true }); // moving a row loses the focus
     }
   }
 

@@ -1,12 +1,13 @@
-// One user: what is known, when the user was here, and the entries of the log behind it.
+// The dialog of one user: the record, the times online, and the events of the log.
 
 import { ago, address, time } from "./model.js";
 
 const PAGE = 200;
-const LEAST_MS = 600e3; // shown of the time line, however new the user is
+const LEAST_MS = 600e3; // the shortest time line, however new the user is
 
 export class Timeline {
-  // `now()` is the server's clock in milliseconds; `offlineAfterMs` of silence mean offline.
+  // `now()` is the server's clock in milliseconds; after `offlineAfterMs` without a check-in a user
+  // is offline.
   constructor(dialog, now, offlineAfterMs) {
     this.dialog = dialog;
     this.now = now;
@@ -33,8 +34,8 @@ export class Timeline {
     this.more();
   }
 
-  // A new event of the user who is shown.
-  take(event, state) {
+  // Adds a new event of the user in the dialog.
+  add(event, state) {
     this.entries.unshift(event);
     this.find("#history").prepend(entry(event));
     this.facts(state);
@@ -82,7 +83,7 @@ export class Timeline {
     const end = this.now();
     const times = this.entries.map((event) => time(event.last_seen)).filter(Boolean);
     const start = Math.min(...times, end - LEAST_MS);
-    const spans = here(this.entries, end, this.offlineAfterMs);
+    const spans = onlineSpans(this.entries, end, this.offlineAfterMs);
     line.replaceChildren(
       ...spans.map(([from, to]) => {
         const span = document.createElement("span");
@@ -93,15 +94,15 @@ export class Timeline {
       }),
     );
     const words = spans.map(([from, to]) => `${moment(from)} to ${moment(to)}`).join("; ");
-    line.setAttribute("aria-label", words ? `Here from ${words}` : "Not here in the time shown");
+    line.setAttribute("aria-label", words ? `Online from ${words}` : "Not online in the time shown");
     const [left, right] = this.find("#line-scale").children;
     left.textContent = moment(start);
     right.textContent = "now";
   }
 }
 
-// Returns when the user was here, as [from, to], from entries with the newest first.
-export function here(entries, nowMs, offlineAfterMs) {
+// Returns the spans [from, to] in which the user was online. `entries` has the newest first.
+export function onlineSpans(entries, nowMs, offlineAfterMs) {
   const spans = [];
   let from = null, last = null;
   for (const event of [...entries].reverse()) {
