@@ -182,8 +182,20 @@ def test_each_console_script_runs_from_anywhere(scripts: Path, script: str, tmp_
     assert "usage: " in run(scripts / script, "--help", cwd=tmp_path)
 
 
-def test_the_installed_server_tells_the_version(scripts: Path, tmp_path: Path) -> None:
-    assert run(scripts / "tornado-status", "version", cwd=tmp_path).split()[-1] == __version__
+@pytest.mark.parametrize("script", sorted(PROJECT["scripts"]))
+def test_each_program_tells_the_version(scripts: Path, script: str, tmp_path: Path) -> None:
+    assert run(scripts / script, "--version", cwd=tmp_path).split()[-1] == __version__
+
+
+def test_init_writes_what_an_empty_folder_needs(scripts: Path, tmp_path: Path) -> None:
+    """The commented settings and the unit, from the wheel; the settings are valid as they are."""
+    run(scripts / "tornado-status", "init", cwd=tmp_path)
+    for name, source in (
+        ("config.yaml", ROOT / "config.yaml"),
+        ("tornado-status.service", ROOT / "deploy" / "tornado-status.service"),
+    ):
+        assert (tmp_path / name).read_text() == source.read_text()
+    assert "port: 8443" in run(scripts / "tornado-status", "config", cwd=tmp_path)
 
 
 def test_the_installed_packages_are_the_wheels(scripts: Path, tmp_path: Path) -> None:
