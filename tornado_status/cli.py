@@ -10,8 +10,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from tornado_status import config
 from tornado_status.commands import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -62,6 +62,7 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 failed, 2 usage or configuration."""
     options = make_parser().parse_args(arguments)
+    options.config = config.find_file(options.config)
     command = next(each for each in COMMANDS if each.name == (options.command or "serve"))
     try:
         status = command.run(options)
@@ -87,7 +88,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version", action="version", version=version.TEXT, help="print the version"
     )
-    add_config(parser, Path("config.yaml"))
+    add_config(parser, None)
     parser.set_defaults(parser=parser)
     words = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     for command in COMMANDS:

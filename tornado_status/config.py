@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ from tornado_status.wire.nats_broker import (
 ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
 EMBEDDED = "embedded"
+DEFAULT_FILE = Path("config.yaml")
 DEFAULT = "default"  # the origin of what is set nowhere
 AUTO = "auto"
 
@@ -115,10 +117,15 @@ class TlsSettings(Section):
     certificate: FilePath = Path("certs/server.crt")
     private_key: FilePath = Path("certs/server.key")
     client_ca: FilePath = Path("certs/ca.crt")
-    crl: FilePath | None = None
+    crl: FilePath | None = Field(default_factory=lambda known: known["client_ca"].parent / "ca.crl")
     on_expired_crl: Literal["warn", "refuse"] = "warn"
     client_certificate: Literal["required", "optional"] = "required"
     minimum_version: Literal["1.2", "1.3"] = "1.3"
+
+    @property
+    def crl_may_be_missing(self) -> bool:
+        """A file that the configuration names must exist; the default one need not."""
+        return "crl" not in self.model_fields_set
 
     @field_validator("minimum_version", mode="before")
     @classmethod
@@ -369,7 +376,9 @@ class AccessSettings(Section):
     """`readers` and `admins` are e-mail addresses or shell patterns (`*@ops.example.com`)."""
 
     enrolment: Literal["open", "closed"] = "open"
-    readers: tuple[str, ...] = ()
+    # The operator of the development set. No mail has this domain (RFC 2606), so no CA that checks
+    # addresses issues it: nobody is a reader unless the CA's owner makes that certificate.
+    readers: tuple[str, ...] = ("operator@example.com",)
     admins: tuple[str, ...] = ()
 
 
@@ -490,24 +499,31 @@ def without_effect(settings: Settings) -> list[str]:
     return []
 
 
-def load(path: Path, environment: Mapping[str, str]) -> Settings:
-    """Read `path`, lay the environment over it, and validate.
+def find_file(given: Path | None) -> Path | None:
+    """Return the file to read: the given one, else config.yaml in the current folder, else None."""
+    return given or (DEFAULT_FILE if os.path.lexists(DEFAULT_FILE) else None)
 
-    Relative paths in the result are relative to the directory of `path`. Raises `ConfigError`.
+
+def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
+    """Read `path`, if there is one, lay the environment over it, and validate.
+
+    Relative paths in the result are relative to the folder of `path`, without one to the current
+    folder. Raises `ConfigError`.
     """
-    values = _read_yaml(path)
+    values = {} if path is None else _read_yaml(path)
     for name, keys, value in _variables(environment):
         _overlay(values, name, keys, value)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
             values[section] = [] if section == "alerts" else {}
     try:
-        return Settings.model_validate(values, context={"directory": path.absolute().parent})
+        directory = (path or DEFAULT_FILE).absolute().parent
+        return Settings.model_validate(values, context={"directory": directory})
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_first_problem(error)}") from error
+        raise ConfigError(f"{path or 'environment'}: {_first_problem(error)}") from error
 
 
-def origins(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
+def origins(path: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
     """Return where each setting comes from, by `section.key`, and `section` where it has no keys.
 
     An origin is `path` or the name of a variable; what is not named has its default. Raises
@@ -519,7 +535,7 @@ def origins(path: Path, environment: Mapping[str, str]) -> dict[str, str]:
         keys = [f"{section}.{key}" for key in value] if isinstance(value, dict) else [section]
         found.update(dict.fromkeys(keys, origin))
 
-    for section, value in _read_yaml(path).items():
+    for section, value in ({} if path is None else _read_yaml(path)).items():
         add(str(section), value, str(path))
     for name, (section, *keys), value in _variables(environment):
         if keys:

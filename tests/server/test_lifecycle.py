@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from certs_gen.cli import main as certs_gen
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -242,6 +246,48 @@ def test_it_starts_from_any_directory(
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
         process.stdout.close()  # type: ignore[union-attr] # a pipe: asked for above
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_in_a_folder_without_a_configuration_the_defaults_apply(
+    certs: Path, tmp_path: Path, listed: bool
+) -> None:
+    """A revoked certificate gets 403; without a CRL it gets 204, with one warning in the log."""
+    home = tmp_path / "home"
+    shutil.copytree(certs, home / "certs")
+    if listed:
+        assert certs_gen(["revoke", "valid_user@example.com", "--out", str(home / "certs")]) == 0
+    else:
+        (home / "certs" / "ca.crl").unlink()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tornado_status"],
+        cwd=home,
+        env={
+            **plain_environment(),
+            "TORNADO_STATUS_SERVER__PORT": "0",
+            "TORNADO_STATUS_MANAGEMENT__PORT": "0",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        port, *_ = re.findall(r"https://localhost:(\d+)", process.stdout.readline())
+        context = ssl.create_default_context(cafile=home / "certs" / "ca.crt")
+        context.load_cert_chain(home / "certs" / "client.crt", home / "certs" / "client.key")
+        connection = http.client.HTTPSConnection("localhost", int(port), context=context)
+        connection.request("POST", "/api/client")
+        assert connection.getresponse().status == (403 if listed else 204)
+        connection.close()
+    finally:
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0
+    assert len(re.findall("no config.yaml, the defaults apply", log)) == 1
+    assert len(re.findall("tls.crl: no CRL, revoked certificates are accepted", log)) == (
+        not listed
+    )
 
 
 @pytest.mark.parametrize("user", [65534, 123456])

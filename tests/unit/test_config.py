@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from tests.support.harness import ROOT
 from tornado_status import config
 from tornado_status.errors import ConfigError
+from tornado_status.pki.trust_anchors import Anchors, crl_file
 
 SHIPPED = ROOT / "config.yaml"
 
@@ -95,15 +96,46 @@ def test_a_wrong_alert_is_told_without_its_secrets(
             assert message in str(caught.value)
 
 
-def test_the_shipped_file_says_the_defaults(tmp_path: Path) -> None:
-    """Apart from who may read and who is revoked, leaving a key out changes nothing."""
+@pytest.mark.parametrize("key", keys(config.Settings))
+def test_the_shipped_file_says_the_default(tmp_path: Path, key: str) -> None:
+    """Leaving a key out changes nothing, nor does a server without the file."""
     shipped = load(tmp_path, SHIPPED.read_text()).model_dump()
-    default = load(tmp_path, "server:").model_dump()
-    assert shipped["access"].pop("readers") == ("operator@example.com",)
-    assert default["access"].pop("readers") == ()
-    assert shipped["tls"].pop("crl") == tmp_path / "certs" / "ca.crl"
-    assert default["tls"].pop("crl") is None
+    default = load(tmp_path).model_dump()
+    for name in key.split("."):
+        shipped, default = shipped[name], default[name]
     assert shipped == default
+
+
+def test_without_a_file_paths_are_relative_to_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a config.yaml there that is empty."""
+    monkeypatch.chdir(tmp_path)
+    assert config.find_file(None) is None
+    assert config.find_file(Path("a.yaml")) == Path("a.yaml")
+    default = config.load(None, {})
+    assert config.origins(None, {"PORT": "1"}) == {"server.port": "PORT"}
+    assert default == load(tmp_path)
+    assert config.find_file(None) == Path("config.yaml")
+    with pytest.raises(ConfigError, match=r"^environment: server\.port: "):
+        config.load(None, {"PORT": "x"})
+
+
+def test_the_list_beside_the_ca_is_used_by_default(tmp_path: Path) -> None:
+    """It may be missing, until it was loaded once. A file that is named must be there."""
+    default = load(tmp_path, "tls: {client_ca: pki/ca.crt}").tls
+    assert default.crl == tmp_path / "pki" / "ca.crl"
+    assert crl_file(default) is None
+    assert crl_file(default, Anchors((), {})) is None
+    lists: Any = {b"": object()}
+    assert crl_file(default, Anchors((), lists)) == default.crl
+    named = load(tmp_path, "tls: {client_ca: pki/ca.crt, crl: pki/ca.crl}").tls
+    assert crl_file(named) == named.crl
+    none = load(tmp_path, "tls: {crl: null}").tls
+    assert crl_file(none) is None
+    (tmp_path / "pki").mkdir()
+    (tmp_path / "pki" / "ca.crl").touch()
+    assert crl_file(default) == default.crl
 
 
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
@@ -132,7 +164,7 @@ def test_lists_and_maps_come_from_the_environment_as_json(tmp_path: Path) -> Non
         tmp_path,
         TORNADO_STATUS_ACCESS__READERS='["a@example.com"]',
         TORNADO_STATUS_ANNOUNCE__TARGETS='[{"kind":"unicast","address":"10.0.0.9","port":1}]',
-        TORNADO_STATUS_ADMIN='{"port": 0}',
+        TORNADO_STATUS_MANAGEMENT='{"port": 0}',
     )
     assert settings.access.readers == ("a@example.com",)
     assert str(settings.announce.targets[0]) == "unicast 10.0.0.9:1"

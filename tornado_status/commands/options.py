@@ -13,5 +13,5 @@ def add_config(parser: argparse.ArgumentParser, default: object = argparse.SUPPR
         type=Path,
         default=default,
         metavar="FILE",
-        help="settings; relative paths in it are relative to it (default: config.yaml)",
+        help="settings; paths in it are relative to it (default: config.yaml, if there is one)",
     )

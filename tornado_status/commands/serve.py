@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+from pathlib import Path
 
 from tornado_status import config
 
@@ -12,9 +13,13 @@ from tornado_status import config
 def run(options: argparse.Namespace) -> int:
     """Run the server until SIGTERM or Ctrl-C."""
     settings = config.load(options.config, os.environ)
+    import structlog
+
     from tornado_status import server
     from tornado_status.observe import logging_setup
 
     logging_setup.configure(settings.logging)
+    if options.config is None:
+        structlog.get_logger().info("no config.yaml, the defaults apply", folder=str(Path.cwd()))
     asyncio.run(server.serve(settings))
     return 0

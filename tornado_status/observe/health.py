@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from tornado_status.pki.expiry import Validity
 
+NO_CRL = "tls.crl: no CRL, revoked certificates are accepted; status-certs crl makes one"
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -49,9 +51,11 @@ def certificates(
 
 def lists(terms: Sequence[Validity], cas: int, now: float, *, refuse: bool) -> Check:
     """Look at revocation lists of `cas` CAs. With `refuse`, a late one locks out all of its CA."""
+    if not terms:
+        return Check("crl", {}, {"none": NO_CRL})
     warnings = _warnings(terms, now)
     late = sum(term.not_after < now for term in terms)
-    if refuse and terms and late == len(terms) >= cas:
+    if refuse and late == len(terms) >= cas:
         return Check("crl", warnings, {})
     return Check("crl", {}, warnings)
 

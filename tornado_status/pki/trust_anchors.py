@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -33,7 +34,7 @@ class Anchors:
 
 
 def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchors:
-    """Read the CAs and, where configured, their revocation lists.
+    """Read the CAs and, if there is a file of them, their CRLs.
 
     Raises `ConfigError` that names the key and the file.
     """
@@ -45,7 +46,7 @@ def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchor
             raise ConfigError(
                 f"tls.client_ca: cannot use {settings.client_ca}: {error.detail}"
             ) from error
-    path = settings.crl
+    path = crl_file(settings, before)
     if path is None:
         return Anchors(cas)
     pem = read("tls.crl", path, "python -m certs_gen crl makes one")
@@ -55,6 +56,23 @@ def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchor
         return Anchors(cas, replace_lists(known, lists, cas))
     except RevocationListError as error:
         raise ConfigError(f"tls.crl: {path}: {error}") from error
+
+
+def crl_file(settings: TlsSettings, before: Anchors | None = None) -> Path | None:
+    """Return the file with the CRLs; None if no CRL is to be checked.
+
+    The default file may be missing, unless lists are in force: those must not be lost with it.
+    """
+    path = settings.crl
+    if path is None or not settings.crl_may_be_missing or (before is not None and before.lists):
+        return path
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return None
+    except OSError:
+        pass  # reading it says what is wrong
+    return path
 
 
 def der(certificate: x509.Certificate) -> bytes:

@@ -22,7 +22,7 @@ from tornado_status.pki.expiry import distinct_names, name_of
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.signing import load_signing
 from tornado_status.pki.tls_contexts import management_context, self_test, server_context
-from tornado_status.pki.trust_anchors import load_anchors
+from tornado_status.pki.trust_anchors import crl_file, load_anchors
 
 TOPIC = "certificates"
 RENEW = (
@@ -92,7 +92,7 @@ def _authorities(settings: Settings) -> Iterator[Finding]:
                 f"tls.client_ca: {name}: {ca.weakness.detail}",
                 "The server refuses everybody below it. Make a new CA, with a strong key.",
             )
-        if settings.tls.crl is not None and ca.id not in anchors.lists:
+        if crl_file(settings.tls) is not None and ca.id not in anchors.lists:
             yield note(
                 TOPIC,
                 f"tls.crl: there is no list of {name}, so nobody that it has issued to can be "
@@ -150,7 +150,7 @@ def _chain(settings: Settings, chain: Sequence[x509.Certificate]) -> Iterator[Fi
 
 
 def _lists(settings: Settings) -> Iterator[Finding]:
-    if settings.tls.crl is None:
+    if crl_file(settings.tls) is None:
         yield note(
             TOPIC,
             "tls.crl: there is no revocation list, so nobody can be shut out",

@@ -21,9 +21,12 @@ from tornado_status.errors import ConfigError
 MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 
 
-def examine(path: Path, environment: Mapping[str, str]) -> list[Finding]:
-    """Return all that is found. Raises `ConfigError` where there is no such file to look at."""
-    if not path.exists():
+def examine(path: Path | None, environment: Mapping[str, str]) -> list[Finding]:
+    """Return all findings, without a `path` on the defaults.
+
+    Raises `ConfigError` if there is no such file.
+    """
+    if path is not None and not path.exists():
         raise ConfigError(f"{path}: no such file")
     try:
         settings = config.load(path, environment)
@@ -52,9 +55,9 @@ def text(findings: Iterable[Finding]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settings(path: Path, settings: Settings) -> list[Finding]:
+def _settings(path: Path | None, settings: Settings) -> list[Finding]:
     found = [
-        ok("config", f"{path} is valid"),
+        ok("config", f"{path} is valid" if path else "no config.yaml here: the defaults apply"),
         *(
             note("config", f"{key} has no effect with the others", "Take it out.")
             for key in config.without_effect(settings)
