@@ -174,10 +174,7 @@ def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path |
     parser.add_argument(
         "--quick", action="store_true", help=f"in two minutes, a first look: {', '.join(QUICK)}"
     )
-    for option, choices, metavar in (
-        ("--only", peers, "PEER"),
-        ("--workloads", workloads, "NAME"),
-    ):
+    for option, choices, metavar in (("--only", peers, "PEER"), ("--workloads", workloads, "NAME")):
         known = f"of {', '.join(choices)}"
         parser.add_argument(option, nargs="+", choices=choices, metavar=metavar, help=known)
     parser.add_argument("--rounds", type=int, help=f"(default: {ROUNDS})")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ BROADCAST = "127.255.255.255"
 LOOPBACK = "127.0.0.1"
 
 START_TIMEOUT_S = 60.0  # a machine under load, a cold disk
+MANAGEMENT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0  # a drain of ten seconds, and as much again
 
 STATUS_SCHEMA = """\
@@ -72,6 +74,17 @@ def accepts(address: tuple[str, int] | str) -> bool:
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         return sock.connect_ex(address) == 0
+
+
+def management(port: int, page: str) -> str:
+    """Return a page of a management port. Raises `BenchmarkError` if it is not answered 200."""
+    url = f"http://{LOOPBACK}:{port}/{page}"
+    try:
+        with urllib.request.urlopen(url, timeout=MANAGEMENT_TIMEOUT_S) as answer:
+            text: str = answer.read().decode()
+    except OSError as error:
+        raise BenchmarkError(f"{url} cannot be read: {error}") from error
+    return text
 
 
 def _accepts(site: Site) -> bool:

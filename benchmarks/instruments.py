@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import socket
 import threading
 from collections import Counter
@@ -13,14 +12,12 @@ from typing import Any
 import psycopg2
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.contender import GROUP, LOOPBACK
+from benchmarks.contender import GROUP, LOOPBACK, management
 from benchmarks.postgresql import PostgreSql
 from benchmarks.processes import cpu_s
-from benchmarks.programs import BenchmarkError
 from benchmarks.results import Numbers
 
 SAMPLE_S = 0.02  # often enough for a share, seldom enough to cost little; its CPU is known
-METRICS_TIMEOUT_S = 10.0
 
 
 class Meter:
@@ -138,24 +135,13 @@ class OwnCounts:
     def _read(self) -> Counter[str]:
         found: Any = Counter()  # of floats
         for port in self._ports:
-            for family in text_string_to_metric_families(_metrics(port)):
+            for family in text_string_to_metric_families(management(port, "metrics")):
                 for sample in family.samples:
                     for name, (metric, label, value) in _COUNTED.items():
                         if metric == sample.name and sample.labels.get(label, "").startswith(value):
                             found[name] += sample.value
         counts: Counter[str] = found
         return counts
-
-
-def _metrics(port: int) -> str:
-    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=METRICS_TIMEOUT_S)
-    try:
-        connection.request("GET", "/metrics")
-        return connection.getresponse().read().decode()
-    except (OSError, http.client.HTTPException) as error:
-        raise BenchmarkError(f"the metrics of a server cannot be read: {error}") from error
-    finally:
-        connection.close()
 
 
 def receiver(address: str, port: int) -> socket.socket:

@@ -21,9 +21,7 @@ from benchmarks.tables import (
     percent,
     table,
 )
-from benchmarks.tables import (
-    fill as fill_page,
-)
+from benchmarks.tables import fill as fill_page
 from benchmarks.wire import UDP_HEADERS
 
 COMMAND = "python -m benchmarks.scaling"

@@ -132,10 +132,7 @@ def idle(bench: Bench) -> Numbers:
         after = pss_kib(bench.server)
         holding.release()
         bench.check(holding.result())
-    return {
-        "kib_per_connection": (after - before) / bench.idle_connections,
-        "kib_before": before,
-    }
+    return {"kib_per_connection": (after - before) / bench.idle_connections, "kib_before": before}
 
 
 # Idle comes first: memory that an earlier workload left behind would hide what a connection takes.

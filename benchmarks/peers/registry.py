@@ -5,7 +5,6 @@ Each program that has to be built or installed is made on first use, below `BUIL
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import shutil
@@ -13,16 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contender import (
-    BROADCAST,
-    GROUP,
-    LOOPBACK,
-    Contender,
-    Site,
-    accepts,
-)
+from benchmarks.contender import BROADCAST, GROUP, LOOPBACK, Contender, Site, accepts, management
 from benchmarks.postgresql import PostgreSql
-from benchmarks.programs import BENCHMARKS, BUILD, Unavailable, find_program, run_tool
+from benchmarks.programs import (
+    BENCHMARKS,
+    BUILD,
+    BenchmarkError,
+    Unavailable,
+    find_program,
+    run_tool,
+)
 from tornado_status.store.group_commit import PREPARE_RECORD
 
 PEERS = Path(__file__).parent
@@ -34,20 +33,21 @@ Commands = list[list[object]]
 # -------------------------------------------------------------------------------- Python and nginx
 
 
+def _installed(mark: Path, lock: Path) -> bool:
+    """Return whether `mark` is the copy of `lock` that is made after its packages are installed."""
+    return mark.exists() and mark.read_text() == lock.read_text()
+
+
 def _environment() -> Path:
     """Return the Python of a virtual environment with exactly what requirements.txt says."""
-    requirements = BENCHMARKS / "requirements.txt"
+    lock = BENCHMARKS / "requirements.txt"
     directory = BUILD / f"venv-{sys.version_info.major}.{sys.version_info.minor}"
     python, mark = directory / "bin" / "python", directory / "installed.txt"
-    if mark.exists() and mark.read_text() == requirements.read_text():
-        return python
-    run_tool([sys.executable, "-m", "venv", "--clear", directory], "making a virtual environment")
-    run_tool(
-        [python, "-m", "pip", "install", "--quiet", "--require-hashes", "-r", requirements],
-        "installing the Python peers",
-        PIP_DISABLE_PIP_VERSION_CHECK="1",
-    )
-    shutil.copy(requirements, mark)
+    if not _installed(mark, lock):
+        run_tool([sys.executable, "-m", "venv", "--clear", directory], "making an environment")
+        pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+        run_tool([*pip, "--require-hashes", "-r", lock], "installing the Python peers")
+        shutil.copy(lock, mark)
     return python
 
 
@@ -166,7 +166,7 @@ def _node_modules() -> Path:
     npm = find_program("npm", "npm")
     directory = BUILD / "node"
     mark = directory / "installed.json"
-    if not (mark.exists() and mark.read_text() == lock.read_text()):
+    if not _installed(mark, lock):
         directory.mkdir(parents=True, exist_ok=True)
         for file in (lock, lock.with_name("package.json")):
             shutil.copy(file, directory)
@@ -251,16 +251,11 @@ def _tornado_status(site: Site) -> Commands:
 
 
 def _tornado_status_is_ready(site: Site) -> bool:
-    for management_port in site.management_ports:
-        connection = http.client.HTTPConnection(LOOPBACK, management_port, timeout=5)
-        try:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().status != 200:
-                return False
-        except OSError:
-            return False  # not listening yet
-        finally:
-            connection.close()
+    try:
+        for management_port in site.management_ports:
+            management(management_port, "readyz")
+    except BenchmarkError:
+        return False  # not listening yet, or not ready
     return True
 
 
@@ -288,10 +283,7 @@ CONTENDERS = (
     Contender("tornado", "Tornado RequestHandler + aiopg pool", _tornado),
     Contender("aiohttp", "aiohttp + asyncpg (uvloop)", _aiohttp, (_environment,)),
     Contender(
-        "node",
-        "Node.js https + pg",
-        _node,
-        (lambda: find_program("node", "nodejs"), _node_modules),
+        "node", "Node.js https + pg", _node, (lambda: find_program("node", "nodejs"), _node_modules)
     ),
     Contender("go", "Go net/http + pgx", _go_pool, (_build_go,)),
     Contender(
