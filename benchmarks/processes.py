@@ -13,13 +13,13 @@ _PROC = Path("/proc")
 MAX_SCANS = 50  # of processes that come and go all the time
 
 
-def tree(roots: Iterable[int]) -> dict[int, float]:
+def tree(roots: Iterable[int]) -> dict[int, int]:
     """Return the process numbers of `roots` and all their living descendants.
 
-    The values are the CPU seconds of each, with its children that have ended.
+    The values are the CPU ticks of each, with its children that have ended.
     """
     children: dict[int, list[int]] = {}
-    cpu: dict[int, float] = {}
+    ticks: dict[int, int] = {}
     for directory in _PROC.iterdir():
         if not directory.name.isdigit():
             continue
@@ -29,13 +29,13 @@ def tree(roots: Iterable[int]) -> dict[int, float]:
             fields = text[text.rindex(")") + 2 :].split()
             children.setdefault(int(fields[1]), []).append(int(directory.name))
             utime_stime_cutime_cstime = map(int, fields[11:15])
-            cpu[int(directory.name)] = sum(utime_stime_cutime_cstime) * _TICK_S
-    found: dict[int, float] = {}
+            ticks[int(directory.name)] = sum(utime_stime_cutime_cstime)
+    found: dict[int, int] = {}
     pending = list(roots)
     while pending:
         pid = pending.pop()
-        if pid in cpu and pid not in found:
-            found[pid] = cpu[pid]
+        if pid in ticks and pid not in found:
+            found[pid] = ticks[pid]
             pending += children.get(pid, ())
     return found
 
@@ -53,7 +53,7 @@ def cpu_s(roots: Iterable[int]) -> float:
         if before.keys() == now.keys() == after.keys():
             break
         before, now, after = now, after, tree(roots)
-    return sum(now.values())
+    return sum(now.values()) * _TICK_S
 
 
 def pss_kib(roots: Iterable[int]) -> int:
