@@ -140,7 +140,7 @@ class Server:
         self._accept_connections()
         await self._store.wait_connected()
         self._announcer.start(self._log_position)
-        await self._alerts.adopt()
+        await self._alerts.register()
         announce_serving(self._settings, self._sockets[0].getsockname()[1])
         self._notifier.ready(self._status())
         self._alerts.start()

@@ -344,15 +344,15 @@ def test_a_return_while_the_server_was_away_counts(start_server: StartServer) ->
     assert receiver.said == [("offline", "bea")]
 
 
-def test_the_sieve_drops_what_is_over_within_the_quiet_time() -> None:
+def test_the_filter_suppresses_absences_within_the_quiet_time() -> None:
     """Each absence by itself; a return of somebody unknown may end what waits elsewhere."""
     moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
     def event(seq: int, kind: str, at: float, email: str = "a@example.com") -> Event:
         return Event(seq, kind, email, moment + datetime.timedelta(seconds=at), "10.0.0.7", 1)
 
-    sieve = AlertFilter(["*@example.com"], ["offline", "back"], 60)
-    assert sieve.kinds == ["back", "offline"]
+    alert_filter = AlertFilter(["*@example.com"], ["offline", "back"], 60)
+    assert alert_filter.kinds == ["back", "offline"]
     events = [
         event(1, "back", 0),
         event(2, "offline", 100),
@@ -361,11 +361,11 @@ def test_the_sieve_drops_what_is_over_within_the_quiet_time() -> None:
         event(5, "back", 260),
         event(6, "offline", 300, "b@elsewhere.example"),
     ]
-    sifted = sieve.sift(events)
-    assert [each.seq for each in sifted.events] == [1, 4, 5]
-    assert [each.seq for each in sifted.returns] == [1]
-    assert sifted.dropped == 1
-    plain = AlertFilter(["*"], ["back"], 0).sift(events)
+    filtered = alert_filter.apply(events)
+    assert [each.seq for each in filtered.events] == [1, 4, 5]
+    assert [each.seq for each in filtered.returns] == [1]
+    assert filtered.suppressed == 1
+    plain = AlertFilter(["*"], ["back"], 0).apply(events)
     assert ([each.seq for each in plain.events], plain.returns) == ([1, 3, 5], [])
 
 
@@ -376,7 +376,7 @@ def test_users_are_named_as_readers_are(pattern: str) -> None:
     moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     event = Event(1, "offline", email, moment, "10.0.0.7", 1)
     assert Access([pattern]).may_read_all(email)
-    assert AlertFilter([pattern], ["offline"], 0).sift([event]).events == [event]
+    assert AlertFilter([pattern], ["offline"], 0).apply([event]).events == [event]
 
 
 # --------------------------------------------------------------------- whatever happens on the way
@@ -517,7 +517,7 @@ def test_what_cannot_be_delivered_for_long_is_given_up(start_server: StartServer
         log(server.database_url, "offline", refused)
         log(server.database_url, "offline", "ada")
         wait_until(lambda: ("offline", "ada") in receiver.said, "the other one")
-        given_up = server.wait_event("alerts given up")
+        given_up = server.wait_event("alert messages dropped")
         assert given_up["messages"] == 1
         assert given_up["alert"] == "plant"
         wait_until(lambda: waiting(server.database_url) == 0, "nothing waits")
@@ -556,7 +556,7 @@ def test_what_was_pruned_before_it_was_read_is_told_to_the_operator(
         for email in ("lost", "lost", "kept"):
             log(url, "offline", email)
         rows(url, "DELETE FROM check_in WHERE email = 'lost@example.com'")
-        pruned = start_server(**settings).wait_event("the log was pruned before it was read")
+        pruned = start_server(**settings).wait_event("log pruned before it was read")
         assert (pruned["first"], pruned["last"]) == (1, 2)
         assert receiver.wait_for(1)[0].said == ("offline", "kept")
 
@@ -576,7 +576,7 @@ def test_an_alert_follows_a_new_stream(start_server: StartServer) -> None:
         rows(url, "UPDATE head SET stream = gen_random_uuid()")
         log(url, "back", "ada")
         server = start_server(**settings)
-        server.wait_event("a new stream of numbers")
+        server.wait_event("log changed")
         receiver.wait_for(2)
         rows(url, "DELETE FROM check_in")
         rows(url, "UPDATE head SET seq = 0, stream = gen_random_uuid()")

@@ -1,6 +1,6 @@
-"""Tells receivers by webhook what happens to users: from the log, signed, at least once."""
+"""Sends events of users to receivers by webhook: from the log, signed, at least once."""
 
 from tornado_status.alerts.webhook import NotDelivered
-from tornado_status.alerts.worker import Alerts, Journal, Sender, load_senders
+from tornado_status.alerts.worker import Alerts, AlertSender, load_senders
 
-__all__ = ["Alerts", "Journal", "NotDelivered", "Sender", "load_senders"]
+__all__ = ["AlertSender", "Alerts", "NotDelivered", "load_senders"]

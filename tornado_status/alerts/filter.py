@@ -1,4 +1,4 @@
-"""Which entries of the log an alert tells, and what a short absence makes untold. Pure."""
+"""The events of the log that an alert sends, less those of short absences. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from tornado_status.model.alert import Return, moment
+from tornado_status.model.alert import UserReturn, committed_at
 from tornado_status.model.email_patterns import any_of
 from tornado_status.model.records import Event
 
@@ -14,45 +14,49 @@ OFFLINE, BACK = "offline", "back"
 
 
 @dataclass(frozen=True, slots=True)
-class Sifted:
-    """What to queue, whose returns may drop a message that waits, and how many were dropped."""
+class Filtered:
+    """The events to queue, the returns that may suppress a queued message, and how many events
+    were suppressed here.
+    """
 
     events: list[Event]
-    returns: list[Return]
-    dropped: int
+    returns: list[UserReturn]
+    suppressed: int
 
 
 class AlertFilter:
-    """Patterns of users (as `access.readers`), kinds of events, and the quiet time."""
+    """Patterns of users (as in `access.readers`), kinds of events, and the quiet time."""
 
     def __init__(self, users: Iterable[str], events: Sequence[str], quiet_s: float) -> None:
         self._users = any_of(users)
-        self._told = frozenset(events)
+        self._events = frozenset(events)
         self._quiet = datetime.timedelta(seconds=quiet_s)
-        # What to look for in the log: a return may make an absence untold.
-        self.kinds = sorted(self._told | ({BACK} if quiet_s else set()))
+        # The kinds to read from the log: a return may suppress an absence.
+        self.kinds = sorted(self._events | ({BACK} if quiet_s else set()))
 
-    def sift(self, events: Iterable[Event]) -> Sifted:
-        """Take entries in their order. An absence that ended within the quiet time is untold."""
+    def apply(self, events: Iterable[Event]) -> Filtered:
+        """Filter events, in order. Suppress an absence that ended within the quiet time."""
         kept: dict[int, Event] = {}
-        waiting: dict[str, Event] = {}
-        known: set[str] = set()  # users of whom this slice tells: what waited before is another's
-        returns: list[Return] = []
-        dropped = 0
+        absences: dict[str, Event] = {}
+        known: set[str] = set()  # users with an event in this slice: it decides on a queued message
+        returns: list[UserReturn] = []
+        suppressed = 0
         for event in events:
             if self._users is None or self._users.fullmatch(event.email) is None:
                 continue
             if event.event == BACK and self._quiet:
-                absence = waiting.pop(event.email, None)
-                if absence is not None and moment(absence) + self._quiet > moment(event):
+                absence = absences.pop(event.email, None)
+                if absence is not None and committed_at(absence) + self._quiet > committed_at(
+                    event
+                ):
                     del kept[absence.seq]
-                    dropped += 1
+                    suppressed += 1
                     continue
                 if event.email not in known:
-                    returns.append(Return(event.seq, event.email, moment(event)))
+                    returns.append(UserReturn(event.seq, event.email, committed_at(event)))
             if event.event == OFFLINE:
-                waiting[event.email] = event
+                absences[event.email] = event
             known.add(event.email)
-            if event.event in self._told:
+            if event.event in self._events:
                 kept[event.seq] = event
-        return Sifted(list(kept.values()), returns, dropped)
+        return Filtered(list(kept.values()), returns, suppressed)

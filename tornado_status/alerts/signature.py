@@ -1,4 +1,4 @@
-"""Signatures of webhooks, as receivers' libraries know them (Standard Webhooks, v1). Pure."""
+"""Signatures of webhooks by the Standard Webhooks specification, v1. Pure."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from tornado_status.errors import ConfigError
 
 PREFIX = "whsec_"
-MIN_BYTES, MAX_BYTES = 24, 64  # what the specification asks of a secret
+MIN_BYTES, MAX_BYTES = 24, 64  # of a secret, by the specification
 
 
 def parse_secrets(text: str, key: str) -> list[bytes]:
-    """Return the secrets, one a line: the first signs, and so do the others while they change.
+    """Return the secrets, one a line. All of them sign: there are several during a key rotation.
 
     Raises `ConfigError`, which names `key` and never shows a secret.
     """
@@ -32,12 +32,12 @@ def parse_secrets(text: str, key: str) -> list[bytes]:
             )
         secrets.append(secret)
     if not secrets:
-        raise ConfigError(f"{key}: there is no secret in it")
+        raise ConfigError(f"{key}: holds no secret")
     return secrets
 
 
 def sign(secrets: Sequence[bytes], webhook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """Return the three headers of a webhook; `timestamp` is in seconds, of this attempt."""
+    """Return the three headers of a webhook. `timestamp` is this attempt's, in seconds."""
     signed = f"{webhook_id}.{timestamp}.".encode() + body
     signatures = [
         "v1," + base64.b64encode(hmac.digest(secret, signed, hashlib.sha256)).decode()

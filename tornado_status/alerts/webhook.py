@@ -1,7 +1,6 @@
-"""One receiver over HTTP: certificates verified, redirects not followed, everything bounded.
+"""One receiver over HTTP: certificates are verified, redirects not followed, all waits bounded.
 
-A name that does not resolve, a receiver that never answers or never ends: each costs its own
-connection, and nobody else's.
+Each receiver has a connection of its own, so that a slow one delays no other.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 from tornado_status.errors import ConfigError
 from tornado_status.runtime.resolver import look_up
 
-MAX_ANSWER = 64 * 1024  # bytes of an answer that nobody reads: beyond it the receiver is at fault
-MAX_RETRY_AFTER_S = 3600.0  # a receiver that asks for more is asked again all the same
+MAX_ANSWER = 64 * 1024  # bytes of an answer, whose content does not matter; more is an error
+MAX_RETRY_AFTER_S = 3600.0  # of a receiver that asks for a longer pause
 
 
 class NotDelivered(Exception):
-    """The receiver did not say 2xx. The message names host and fault, never the whole URL."""
+    """The receiver did not answer 2xx. The message has its host and the reason, never the URL."""
 
     def __init__(self, message: str, retry_after_s: float = 0.0) -> None:
         super().__init__(message)
@@ -47,7 +46,7 @@ class Webhook:
             self._context = ssl.create_default_context(cafile=ca)
         except OSError as error:
             raise ConfigError(f"{ca} holds no CA certificate in PEM form") from error
-        # Certificates made with the openssl command must do.
+        # Otherwise certificates made with the openssl command are refused.
         self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self._resolver = _Resolver(timeout_s=timeout_s)
         self._client: SimpleAsyncHTTPClient | None = None
@@ -98,7 +97,7 @@ class Webhook:
 
 
 class _Resolver(Resolver):
-    """Looks names up as `names` does, which neither the server nor its end ever waits for."""
+    """Looks names up in daemon threads, so that a dead resolver delays no shutdown."""
 
     @classmethod
     def configurable_base(cls) -> type[Resolver]:
@@ -123,7 +122,7 @@ class _Resolver(Resolver):
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    # An exception's first line, without a URL: our own words and those of Tornado have none.
+    # Neither our messages nor those of Tornado have a URL in them.
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

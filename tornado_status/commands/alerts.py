@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"alerts: no alert is named {options.name!a} ({names})")
     [sender] = load_senders(chosen)
     try:
-        status = asyncio.run(sender.test())
+        status = asyncio.run(sender.send_test())
     except NotDelivered as error:
         print(f"tornado-status: not delivered: {error}", file=sys.stderr)
         return EXIT_FAILED

@@ -1,4 +1,4 @@
-"""Messages about users, as alerts send them, and the cursor behind them. Pure values."""
+"""Messages of alerts, and the cursor of an alert in the log. Pure values."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from tornado_status.model.records import Event
 
 
-def moment(event: Event) -> datetime.datetime:
-    """Return when an entry of the log was committed."""
+def committed_at(event: Event) -> datetime.datetime:
+    """Return when an event of the log was committed."""
     at = event.last_seen if event.at is None else event.at
     if at is None:
-        raise ValueError(f"event {event.seq} has no moment")
+        raise ValueError(f"event {event.seq} has no time")
     return at
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One event that an alert tells its receiver. `id` is the queue's; it rises with the log."""
+class AlertMessage:
+    """An event to send to an alert's receiver. `id` is the queue's; it rises with the log."""
 
     id: int
     log_id: uuid.UUID
@@ -31,8 +31,8 @@ class Message:
 class Cursor:
     """How far an alert has read the log, and what there is to do.
 
-    `held`: this server holds the lease for a while yet. `free`: nobody does. `due`: a message waits
-    to be sent. `stream` and `head` are the log's; `followed` and `seq` are where the alert stands.
+    `held`: this server holds the lease. `free`: no server does. `due`: a message is to be sent.
+    `log_id` and `head` are the log's; `followed` and `seq` are the alert's position in it.
     """
 
     followed: uuid.UUID
@@ -45,8 +45,8 @@ class Cursor:
 
 
 @dataclass(frozen=True, slots=True)
-class Return:
-    """A user who came back: what was to be said of the absence need not be, if it was short."""
+class UserReturn:
+    """A user who came back: if the absence was short, its message is suppressed."""
 
     seq: int
     email: str

@@ -1,6 +1,6 @@
-"""What alerts keep in the database: a cursor and a lease for each, and the messages that wait.
+"""What alerts keep in the database: a cursor and a lease for each, and the queued messages.
 
-Nothing here touches the log's head or the tables of check-ins but to read them.
+The log and its head are only read here.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from tornado_status.errors import StoreUnavailable
-from tornado_status.model.alert import Cursor, Message, Return, moment
+from tornado_status.model.alert import AlertMessage, Cursor, UserReturn, committed_at
 from tornado_status.model.records import Event
 from tornado_status.store.database import Pool, Row, StatementFailed
 from tornado_status.store.queries import ENTRY, entry
 
-FORGOTTEN_DAYS = 30  # an alert that no server has served for so long is gone from every config
+FORGOTTEN_DAYS = 30  # an alert that no server has run for so long is in no configuration
 
 
-class AlertJournal:
+class AlertQueue:
     """The cursors and queues of all alerts. Every method raises `StoreUnavailable`."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def adopt(self, names: Sequence[str]) -> None:
-        """Let alerts that are new begin at the log's head, and forget those long gone."""
+    async def register(self, names: Sequence[str]) -> None:
+        """Let new alerts begin at the log's head, and forget those that no server runs any more."""
         await self._execute(
             "INSERT INTO alert (name, stream, seq, leased_until)"
             " SELECT name, h.stream, h.seq, now() FROM unnest(%s::text[]) name, head h"
@@ -37,8 +37,8 @@ class AlertJournal:
             [list(names), FORGOTTEN_DAYS],
         )
 
-    async def look(self, name: str, holder: uuid.UUID, renew_s: float) -> Cursor:
-        """Say where an alert stands. `held` only if the lease lasts `renew_s` more seconds."""
+    async def cursor(self, name: str, holder: uuid.UUID, renew_s: float) -> Cursor:
+        """Return an alert's cursor. `held` only if the lease lasts `renew_s` more seconds."""
         rows = await self._execute(
             "SELECT a.stream, a.seq, h.stream, h.seq,"
             " a.holder = %(holder)s AND a.leased_until > now() + %(renew)s * interval '1 second',"
@@ -55,7 +55,7 @@ class AlertJournal:
         )
 
     async def lease(self, name: str, holder: uuid.UUID, seconds: float) -> bool:
-        """Take or renew the lease. False: another server holds it."""
+        """Take or renew the lease. Return False if another server holds it."""
         rows = await self._execute(
             "UPDATE alert SET holder = %(holder)s,"
             " leased_until = now() + %(seconds)s * interval '1 second' WHERE name = %(name)s"
@@ -65,16 +65,16 @@ class AlertJournal:
         return bool(rows)
 
     async def release(self, holder: uuid.UUID) -> None:
-        """Give all leases back: another server goes on at once."""
+        """Give all leases back, so that another server takes over at once."""
         await self._execute(
             "UPDATE alert SET holder = NULL, leased_until = now() WHERE holder = %s RETURNING 1",
             [str(holder)],
         )
 
     async def scan(self, after: int, last: int, kinds: Sequence[str]) -> tuple[int, list[Event]]:
-        """Return the log's entries of these kinds with numbers above `after`, up to `last`.
+        """Return the first sequence number above `after` that is kept, and the events up to `last`.
 
-        And the first number that is kept; above `after` + 1 it says that some were pruned.
+        Only events of these kinds. If the first one is above `after` + 1, some were pruned.
         """
         rows = await self._execute(
             "SELECT (SELECT seq FROM check_in WHERE seq > %(after)s ORDER BY seq LIMIT 1),"  # noqa: S608
@@ -97,12 +97,12 @@ class AlertJournal:
         seq: int,
         events: Sequence[Event],
         quiet_s: float,
-        returns: Sequence[Return] = (),
+        returns: Sequence[UserReturn] = (),
     ) -> int | None:
-        """Move the cursor to `seq` and queue `events`, all or nothing. None: the lease is lost.
+        """Move the cursor to `seq` and queue `events`, all or nothing.
 
-        An `offline` waits for `quiet_s`. Where one still waits at the moment of its user's return,
-        it is dropped, and the return's own message with it. Returns how many were.
+        An `offline` is sent after `quiet_s`. If its user returns before, both messages are
+        dropped. Return how many were, or None if the lease is lost.
         """
         rows = await self._execute(
             "WITH mine AS ("
@@ -139,7 +139,7 @@ class AlertJournal:
                 "seqs": [event.seq for event in events],
                 "kinds": [str(event.event) for event in events],
                 "emails": [event.email for event in events],
-                "ats": [moment(event) for event in events],
+                "ats": [committed_at(event) for event in events],
                 "seen": [event.last_seen for event in events],
                 "ips": [event.client_ip for event in events],
                 "ports": [event.client_port for event in events],
@@ -147,8 +147,8 @@ class AlertJournal:
         )
         return rows[0][0] if rows else None
 
-    async def due(self, name: str, limit: int) -> list[Message]:
-        """Return messages whose time has come, each behind all of its user before it."""
+    async def due(self, name: str, limit: int) -> list[AlertMessage]:
+        """Return messages that are due, each after all earlier ones of its user."""
         rows = await self._execute(
             f"SELECT c.id, c.stream, c.attempts, {ENTRY}"  # noqa: S608
             " FROM alert_message c WHERE c.name = %s AND c.next_at <= now() AND NOT EXISTS ("
@@ -158,14 +158,14 @@ class AlertJournal:
             " ORDER BY c.next_at, c.id LIMIT %s",
             [name, limit],
         )
-        return [Message(row[0], uuid.UUID(row[1]), entry(row[3:]), row[2]) for row in rows]
+        return [AlertMessage(row[0], uuid.UUID(row[1]), entry(row[3:]), row[2]) for row in rows]
 
-    async def delivered(self, message: Message) -> None:
-        """Forget a message."""
+    async def delivered(self, message: AlertMessage) -> None:
+        """Delete a message."""
         await self._execute("DELETE FROM alert_message WHERE id = %s RETURNING 1", [message.id])
 
-    async def failed(self, message: Message, delay_s: float) -> None:
-        """Note an attempt in vain; the next one is in `delay_s`."""
+    async def failed(self, message: AlertMessage, delay_s: float) -> None:
+        """Count a failed attempt; the next one is in `delay_s`."""
         await self._execute(
             "UPDATE alert_message SET attempts = attempts + 1,"
             " next_at = now() + %s * interval '1 second' WHERE id = %s RETURNING 1",
@@ -173,7 +173,7 @@ class AlertJournal:
         )
 
     async def give_up(self, name: str, after_s: float, most: int) -> int:
-        """Drop what was tried in vain for so long, and the oldest beyond so many. Returns both."""
+        """Drop messages that failed for `after_s`, and the oldest beyond `most`. Return both."""
         rows = await self._execute(
             "DELETE FROM alert_message WHERE name = %(name)s AND ("
             " (attempts > 0 AND queued_at < now() - %(after)s * interval '1 second')"

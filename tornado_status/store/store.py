@@ -31,7 +31,7 @@ from tornado_status.model.records import (
 from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.store import enrolment, migrate, queries
-from tornado_status.store.alert_queue import AlertJournal
+from tornado_status.store.alert_queue import AlertQueue
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
 from tornado_status.store.failover import Parameters
@@ -153,7 +153,7 @@ class Store:
         self._connected_before = False
         self._not_durable: list[str] = []
         self._untold: list[str] = []
-        self.alerts = AlertJournal(self._pool)
+        self.alerts = AlertQueue(self._pool)
 
     async def start(self) -> None:
         """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
