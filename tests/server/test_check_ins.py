@@ -363,6 +363,24 @@ def test_the_next_batch_is_sent_before_the_last_is_told_and_all_stays_in_order(
     ]
 
 
+def test_a_stop_during_a_batch_is_heard_after_it(database_url: str) -> None:
+    """The writer ends by itself. It once waited to be cancelled: a stop then took five seconds."""
+
+    async def run() -> None:
+        commit = _group_commit(database_url, lambda batch: None)
+        writer = asyncio.create_task(commit.run())
+        await commit.connected.wait()
+        blocker = psycopg2.connect(database_url)
+        blocker.cursor().execute("SELECT seq FROM head FOR UPDATE")
+        commit.submit(_check_in("first", 1), lambda answer: None)
+        await _until(lambda: not commit.pending)
+        commit.stop()
+        blocker.close()
+        await writer
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+
+
 @pytest.mark.parametrize("turns", range(8))
 def test_whoever_is_committed_when_the_writer_ends_is_told(database_url: str, turns: int) -> None:
     """The writer is cancelled some turns of the loop after the first of two batches is committed.

@@ -260,7 +260,7 @@ class GroupCommit:
             if not self._queue:
                 self._idle.set()
                 self._wake.clear()
-                if not self._work:
+                if not self._work and not self._stopping:
                     await self._wake.wait()
                 if self._stopping:
                     return
