@@ -4,7 +4,7 @@ StatusError
 ├── ConfigError            a setting, a file or a start-up condition is wrong: one line, exit 2
 ├── IdentityError          a certificate that may not check in, with the HTTP status that says so
 ├── AnnouncerError         a certificate that does not prove a key that may announce
-├── RevocationListError    a revocation list that cannot be used
+├── CRLError               a CRL that cannot be used
 ├── ProxyHeaderError       a PROXY protocol header that says no client's address
 ├── ForwardedError         a proxy's headers that do not say who the client is
 ├── DatagramError          bytes that are no status datagram, or values that do not fit in one
@@ -50,8 +50,8 @@ class AnnouncerError(StatusError):
     """A certificate does not prove a key that may announce; the message says why."""
 
 
-class RevocationListError(StatusError):
-    """A revocation list cannot be used; the message says why."""
+class CRLError(StatusError):
+    """A CRL cannot be used; the message says why."""
 
 
 class ProxyHeaderError(StatusError):

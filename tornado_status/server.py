@@ -258,7 +258,7 @@ class Server:
             self._settings,
             self._credentials.context,
             self._trust,
-            self._store,
+            self._store.submit,
             self._rate_limit,
             self._refusal,
             _head_timeout,

@@ -28,9 +28,9 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.trust_site import DAY, POST, Site, now, replace, revocation_list
-from tornado_status.errors import RevocationListError
+from tornado_status.errors import CRLError
 from tornado_status.ingress.trust import REVOKED, Trust
-from tornado_status.pki.crl import read_lists, replace_lists
+from tornado_status.pki.crl import read_crls, replace_crls
 from tornado_status.pki.trust_anchors import Anchors
 from tornado_status.wire.datagram import decode_json
 
@@ -198,7 +198,7 @@ def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> No
 
     replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10))
     failure = site.server.wait_event("reload failed, the old state stays")
-    assert re.search(r"tls\.crl: .* is left out, whose number 3 is in force", failure["reason"])
+    assert re.search(r"tls\.crl: .* is missing, whose number 3 is in force", failure["reason"])
     assert [site.request(name).status for name in ("client", "fresh")] == [403] * 2
     replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10) + new_list)
     site.wait_reloaded()
@@ -257,7 +257,7 @@ def test_a_list_is_warned_of_before_it_is_late(site: Site) -> None:
 
 
 def test_a_revoked_intermediate_takes_its_clients_along(site: Site) -> None:
-    """Lists are judged for every CA in the chain."""
+    """CRLs are checked for every CA in the chain."""
     key = new_key("ec")
     certificate = site.authority.certify(
         key.public_key(),
@@ -445,7 +445,7 @@ def test_another_ca_drains_what_the_old_one_let_in(site: Site, tmp_path: Path) -
     both = (site.certs / "ca.crt").read_bytes() + (other / "ca.crt").read_bytes()
     replace(tmp_path / "certs" / "ca.crt", both)
     site.wait_reloaded()
-    answer = exchange(staying, *POST)  # judged anew, answered, and then closed
+    answer = exchange(staying, *POST)  # checked again, answered, and then closed
     assert answer.status == 204
     assert answer.headers["Connection"] == "close"
     assert site.request().status == 204
@@ -545,12 +545,12 @@ def test_only_whole_lists_of_our_cas_are_read(authority: Authority) -> None:
     """Not another CA's, not forged, not from the future, not a delta."""
     cas = [authority.certificate]
     epoch = now().timestamp()
-    [found] = read_lists(revocation_list(authority, [5, 6], number=3), cas, epoch)
+    [found] = read_crls(revocation_list(authority, [5, 6], number=3), cas, epoch)
     assert (found.number, found.serials) == (3, frozenset({5, 6}))
-    [unnumbered] = read_lists(revocation_list(authority, number=None), cas, epoch)
+    [unnumbered] = read_crls(revocation_list(authority, number=None), cas, epoch)
     assert unnumbered.number == 0
     two = revocation_list(authority, [1], number=3) + revocation_list(authority, [2], number=4)
-    assert [each.number for each in read_lists(two, cas, epoch)] == [4]
+    assert [each.number for each in read_crls(two, cas, epoch)] == [4]
 
     namesake = Authority.create()
     delta = revocation_list(authority, extra=[(x509.DeltaCRLIndicator(1), True)])
@@ -558,14 +558,14 @@ def test_only_whole_lists_of_our_cas_are_read(authority: Authority) -> None:
     for pem, message in (
         (revocation_list(Authority.create(name="other")), "issued by none of the client CAs"),
         (revocation_list(namesake), "not that of the CA it names"),
-        (delta, "a delta or partial list"),
+        (delta, "a delta or partial CRL"),
         (future, "from the future"),
-        (b"", "no certificate revocation list"),
-        (authority.certificate_pem(), "no certificate revocation list"),
+        (b"", "no CRL"),
+        (authority.certificate_pem(), "no CRL"),
         (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "not a certificate"),
     ):
-        with pytest.raises(RevocationListError, match=message):
-            read_lists(pem, cas, epoch)
+        with pytest.raises(CRLError, match=message):
+            read_crls(pem, cas, epoch)
 
 
 @given(st.binary(max_size=200), st.integers(0, 2000), st.integers(0, 255))
@@ -578,8 +578,8 @@ def test_any_bytes_are_a_list_or_an_error(
     pem[position % len(pem)] = value
     for data in (junk, bytes(pem)):
         try:
-            [found] = read_lists(data, cas, epoch)
-        except RevocationListError:
+            [found] = read_crls(data, cas, epoch)
+        except CRLError:
             continue
         assert found.serials == {5}
 
@@ -587,11 +587,11 @@ def test_any_bytes_are_a_list_or_an_error(
 def test_numbers_never_go_back(authority: Authority) -> None:
     """The same number again is no harm; a lower one is."""
     cas, epoch = [authority.certificate], now().timestamp()
-    older, newer = (read_lists(revocation_list(authority, number=n), cas, epoch) for n in (3, 4))
-    assert replace_lists(older, newer, cas)
-    assert replace_lists(newer, newer, cas)
-    with pytest.raises(RevocationListError, match="number 3 is older than 4"):
-        replace_lists(newer, older, cas)
+    older, newer = (read_crls(revocation_list(authority, number=n), cas, epoch) for n in (3, 4))
+    assert replace_crls(older, newer, cas)
+    assert replace_crls(newer, newer, cas)
+    with pytest.raises(CRLError, match="number 3 is older than 4"):
+        replace_crls(newer, older, cas)
 
 
 def test_each_ca_of_one_name_has_its_own_list(authority: Authority) -> None:
@@ -600,7 +600,7 @@ def test_each_ca_of_one_name_has_its_own_list(authority: Authority) -> None:
     assert renewed.certificate.subject == authority.certificate.subject
     cas, epoch = [authority.certificate, renewed.certificate], now().timestamp()
     pem = revocation_list(authority, [5], number=9) + revocation_list(renewed, [6], number=3)
-    lists = replace_lists((), read_lists(pem, cas, epoch), cas)
+    lists = replace_crls((), read_crls(pem, cas, epoch), cas)
     assert sorted(known.serials for known in lists.values()) == [{5}, {6}]
 
 
@@ -610,10 +610,10 @@ def test_a_number_of_one_ca_is_none_of_its_namesake(authority: Authority) -> Non
     cas, epoch = (authority.certificate, renewed.certificate), now().timestamp()
     old, new = (ca.issue_client("a@example.com", days=1) for ca in (authority, renewed))
     both = [old.certificate.serial_number, new.certificate.serial_number]
-    lists = replace_lists((), read_lists(revocation_list(renewed, both), cas, epoch), cas)
+    lists = replace_crls((), read_crls(revocation_list(renewed, both), cas, epoch), cas)
     trust = Trust(Anchors(cas, lists))
-    assert trust.judge([der(old)]).refusal is None
-    assert trust.judge([der(new)]).refusal is REVOKED
+    assert trust.verify([der(old)]).refusal is None
+    assert trust.verify([der(new)]).refusal is REVOKED
 
 
 def test_a_list_that_is_left_out_is_refused(authority: Authority) -> None:
@@ -621,11 +621,11 @@ def test_a_list_that_is_left_out_is_refused(authority: Authority) -> None:
     other = Authority.create(name="another CA")
     cas, epoch = [authority.certificate, other.certificate], now().timestamp()
     one, two = revocation_list(authority, [5]), revocation_list(other, [6])
-    both = read_lists(one + two, cas, epoch)
-    with pytest.raises(RevocationListError, match=r"CN=another CA is left out.*number 2 is in"):
-        replace_lists(both, read_lists(one, cas, epoch), cas)
-    assert len(replace_lists(both, read_lists(one, cas, epoch), [authority.certificate])) == 1
-    assert len(replace_lists(read_lists(one, cas, epoch), both, cas)) == 2
+    both = read_crls(one + two, cas, epoch)
+    with pytest.raises(CRLError, match=r"CN=another CA is missing.*number 2 is in"):
+        replace_crls(both, read_crls(one, cas, epoch), cas)
+    assert len(replace_crls(both, read_crls(one, cas, epoch), [authority.certificate])) == 1
+    assert len(replace_crls(read_crls(one, cas, epoch), both, cas)) == 2
 
 
 def test_a_file_that_ends_in_a_list_is_refused(authority: Authority) -> None:
@@ -633,9 +633,9 @@ def test_a_file_that_ends_in_a_list_is_refused(authority: Authority) -> None:
     other = Authority.create(name="another CA")
     cas, epoch = [authority.certificate, other.certificate], now().timestamp()
     pem = revocation_list(authority, [5]) + revocation_list(other, [6])
-    assert len(read_lists(pem, cas, epoch)) == 2
-    with pytest.raises(RevocationListError, match="cut off"):
-        read_lists(pem[:-40], cas, epoch)
+    assert len(read_crls(pem, cas, epoch)) == 2
+    with pytest.raises(CRLError, match="cut off"):
+        read_crls(pem[:-40], cas, epoch)
 
 
 def der(credential: Credential) -> bytes:
@@ -647,10 +647,10 @@ def test_a_verdict_is_renewed_when_its_time_is_over(authority: Authority) -> Non
     clock = [now().timestamp()]
     trust = Trust(Anchors((authority.certificate,)), clock=lambda: clock[0])
     der = authority.issue_client("a@example.com", days=1).certificate.public_bytes(Encoding.DER)
-    standing = trust.standing(der, lambda: [der], trust.bundle)
-    assert standing.refusal is None
-    assert trust.standing(der, lambda: [], trust.bundle) is standing  # resumed: known from before
+    auth = trust.authenticate(der, lambda: [der], trust.bundle)
+    assert auth.refusal is None
+    assert trust.authenticate(der, lambda: [], trust.bundle) is auth  # resumed: known from before
     clock[0] += 2 * 86400
-    refusal = trust.renew(standing)
+    refusal = trust.check(auth)
     assert refusal is not None
     assert refusal.reason == "expired"

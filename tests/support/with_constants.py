@@ -1,7 +1,7 @@
 """The server with other constants: `python -m tests.support.with_constants JSON ARGUMENT...`.
 
-JSON maps full names, as `tornado_status.ingress.acceptor.MAX_HANDSHAKES`, to values. It is for
-limits that no setting changes and that a test cannot reach otherwise.
+JSON maps full names, as `tornado_status.ingress.check_in_acceptor.MAX_HANDSHAKES`, to values. It is
+for limits that no setting changes and that a test cannot reach otherwise.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 from tornado_status.cli import main
 
-MAX_HANDSHAKES = "tornado_status.ingress.acceptor.MAX_HANDSHAKES"
+MAX_HANDSHAKES = "tornado_status.ingress.check_in_acceptor.MAX_HANDSHAKES"
 KNOWN_SOURCES = "tornado_status.ingress.iostream.KNOWN_SOURCES"  # {}: through Tornado's buffers
 BODY_TIMEOUT_S = "tornado_status.runtime.http_timeouts.BODY_TIMEOUT_S"
 STALL_S = "tornado_status.runtime.http_timeouts.STALL_S"

@@ -47,13 +47,7 @@ from tests.support.proxies import haproxy, program, running
 from tests.support.trust_site import Site, replace
 from tornado_status.config import IngressSettings
 from tornado_status.errors import ForwardedError, IdentityError
-from tornado_status.ingress import (
-    ClientCache,
-    Refusals,
-    RequestAuthenticator,
-    Trust,
-    TrustedProxies,
-)
+from tornado_status.ingress import Trust
 from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
 from tornado_status.ingress.behind_proxy.forwarded_headers import (
     MAX_CHAIN,
@@ -61,6 +55,10 @@ from tornado_status.ingress.behind_proxy.forwarded_headers import (
     client_address,
     read_certificate,
 )
+from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
+from tornado_status.ingress.behind_proxy.shared_connection import ClientCache
+from tornado_status.ingress.refusals import Refusals
+from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.pki.trust_anchors import Anchors
 
 PROXY_IP = "127.0.0.2"  # all of 127.0.0.0/8 is this machine
@@ -561,7 +559,7 @@ def through_proxy(
 # ------------------------------------------------------------------------------------- in memory
 
 
-def test_who_spoke_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clients_are_cached_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the exact bytes, as long as the chain is good and the CAs are the same, and not more."""
     monkeypatch.setattr("tornado_status.ingress.behind_proxy.shared_connection.MAX_REMEMBERED", 3)
     monkeypatch.setattr(
@@ -570,10 +568,10 @@ def test_who_spoke_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) 
     authority = Authority.create()
     trust = Trust(Anchors((authority.certificate,)))
     settings = IngressSettings.model_validate(behind())
-    judge = RequestAuthenticator(
+    authenticator = RequestAuthenticator(
         trust, settings, TrustedProxies(settings.trusted_proxies), Refusals()
     )
-    speakers = ClientCache(judge)
+    clients = ClientCache(authenticator)
     now = time.time()
 
     def head(number: int) -> bytes:
@@ -584,18 +582,18 @@ def test_who_spoke_is_remembered_within_bounds(monkeypatch: pytest.MonkeyPatch) 
         ).encode()
 
     heads = [head(number) for number in range(5)]
-    assert speakers.known(heads[0], trust.bundle, now) is None
+    assert clients.get(heads[0], now) is None
     for number, each in enumerate(heads):
-        spoken = speakers.of(each)
-        assert spoken is not None
-        assert spoken.check_in.email == f"u{number}@example.com"
-        assert speakers.known(each, trust.bundle, now) is spoken
-    known = [speakers.known(each, trust.bundle, now) is not None for each in heads]
-    assert known == [False, False, True, True, True]
-    assert speakers.known(heads[4], trust.bundle, now + 100 * 366 * 86400) is None
+        client = clients.parse(each)
+        assert client is not None
+        assert client.check_in.email == f"u{number}@example.com"
+        assert clients.get(each, now) is client
+    cached = [clients.get(each, now) is not None for each in heads]
+    assert cached == [False, False, True, True, True]
+    assert clients.get(heads[4], now + 100 * 366 * 86400) is None
     trust.replace(Anchors((Authority.create().certificate,)))
-    assert speakers.known(heads[4], trust.bundle, now) is None
-    assert speakers.of(heads[4]) is None
+    assert clients.get(heads[4], now) is None
+    assert clients.parse(heads[4]) is None
 
 
 def lines_of(*headers: tuple[str, str]) -> Any:

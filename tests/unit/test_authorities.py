@@ -52,7 +52,7 @@ from tornado_status.ingress.trust import REVOKED, Trust
 from tornado_status.model.email_address import MAX_COMMON_NAME
 from tornado_status.pki.authorities import read_authority
 from tornado_status.pki.certificates import issued_by
-from tornado_status.pki.crl import read_lists, replace_lists
+from tornado_status.pki.crl import read_crls, replace_crls
 from tornado_status.pki.trust_anchors import Anchors
 
 DAY = datetime.timedelta(days=1)
@@ -147,10 +147,10 @@ def test_a_constraint_is_a_host_a_domain_or_a_mailbox(
     ):
         [ca] = map(read_authority, der(root(extension)))
         for email in good:
-            ca.judge(email, moment)
+            ca.check(email, moment)
         for email in bad:
             with pytest.raises(IdentityError, match="name-constraints"):
-                ca.judge(email, moment)
+                ca.check(email, moment)
 
 
 def test_several_constraints_permit_each_and_exclude_each() -> None:
@@ -159,10 +159,10 @@ def test_several_constraints_permit_each_and_exclude_each() -> None:
     [ca] = map(read_authority, der(root(extension)))
     moment = now().timestamp()
     for email in ("a@example.com", "a@y.example.com", "eve@y.example.com"):
-        ca.judge(email, moment)
+        ca.check(email, moment)
     for email in ("eve@example.com", "a@x.example.com", "a@example.org"):
         with pytest.raises(IdentityError, match="name-constraints"):
-            ca.judge(email, moment)
+            ca.check(email, moment)
 
 
 def test_constraints_on_names_of_other_kinds_constrain_no_address() -> None:
@@ -172,7 +172,7 @@ def test_constraints_on_names_of_other_kinds_constrain_no_address() -> None:
         excluded_subtrees=[x509.DNSName("example.com")],
     )
     [ca] = map(read_authority, der(root((others, True))))
-    ca.judge("a@example.com", now().timestamp())
+    ca.check("a@example.com", now().timestamp())
 
 
 @given(
@@ -189,10 +189,10 @@ def test_an_address_is_within_itself_its_host_and_the_domains_above(local: str, 
     for constraint in ours + theirs:
         [ca] = map(read_authority, der(_root_with(constraint)))
         if constraint in ours:
-            ca.judge(email, moment)
+            ca.check(email, moment)
         else:
             with pytest.raises(IdentityError, match="name-constraints"):
-                ca.judge(email, moment)
+                ca.check(email, moment)
 
 
 def _root_with(constraint: str) -> Authority:
@@ -209,8 +209,8 @@ def test_every_ca_of_the_chain_is_asked(constrained: str) -> None:
     lowest = below(middle, *only[2], name="lowest")
     trust = Trust(Anchors((top.certificate,)))
     good, bad = client(lowest, "a@example.com"), client(lowest, "a@example.org")
-    assert trust.judge(der(good, lowest, middle, top)).refusal is None
-    refusal = trust.judge(der(bad, lowest, middle, top)).refusal
+    assert trust.verify(der(good, lowest, middle, top)).refusal is None
+    refusal = trust.verify(der(bad, lowest, middle, top)).refusal
     assert refusal is not None
     assert (refusal.status, refusal.reason, refusal.detail) == (403, "name-constraints", SENTENCE)
 
@@ -220,12 +220,14 @@ def test_a_resumed_session_is_held_to_the_same_constraints() -> None:
     top = root()
     middle = below(top, constraints(["example.com"]))
     trust = Trust(Anchors((top.certificate,)))
-    assert trust.judge(der(client(middle, "a@example.com"), middle, top)).refusal is None
-    assert trust.judge(der(client(middle, "b@example.com"))).refusal is None
-    refusal = trust.judge(der(client(middle, "b@example.org"))).refusal
+    assert trust.verify(der(client(middle, "a@example.com"), middle, top)).refusal is None
+    assert trust.verify(der(client(middle, "b@example.com"))).refusal is None
+    refusal = trust.verify(der(client(middle, "b@example.org"))).refusal
     assert refusal is not None
     assert refusal.reason == "name-constraints"
-    unknown = Trust(Anchors((top.certificate,))).judge(der(client(middle, "b@example.com"))).refusal
+    unknown = (
+        Trust(Anchors((top.certificate,))).verify(der(client(middle, "b@example.com"))).refusal
+    )
     assert unknown is not None
     assert unknown.reason == "unknown-chain"
 
@@ -246,25 +248,25 @@ def test_a_ca_renewed_without_its_constraints_is_taken_at_its_best() -> None:
     other = client(narrow, "a@example.org")
     for cas in ((narrow, wide), (wide, narrow)):
         trust = Trust(Anchors(tuple(ca.certificate for ca in cas)))
-        assert trust.judge(der(other, cas[0])).refusal is None
-    assert Trust(Anchors((narrow.certificate,))).judge(der(other, narrow)).refusal is not None
+        assert trust.verify(der(other, cas[0])).refusal is None
+    assert Trust(Anchors((narrow.certificate,))).verify(der(other, narrow)).refusal is not None
 
 
 def test_where_a_certificate_comes_from_is_found_once() -> None:
-    """A new revocation list costs no signature; a new bundle does, and is judged by it."""
+    """A new revocation list costs no signature; a new bundle does, and is verified by it."""
     top, other = root(), root()
     trust = Trust(Anchors((top.certificate,)))
-    standing = trust.judge(der(client(top, "a@example.com"), top))
-    before = standing.lineage
+    auth = trust.verify(der(client(top, "a@example.com"), top))
+    before = auth.chain_paths
     assert before is not None
     trust.replace(Anchors((top.certificate,)))
-    assert trust.renew(standing) is None
-    assert standing.lineage is before
+    assert trust.check(auth) is None
+    assert auth.chain_paths is before
     trust.replace(Anchors((top.certificate, other.certificate)))
-    assert trust.renew(standing) is None
-    assert standing.lineage is not before
+    assert trust.check(auth) is None
+    assert auth.chain_paths is not before
     trust.replace(Anchors((other.certificate,)))
-    refusal = trust.renew(standing)
+    refusal = trust.check(auth)
     assert refusal is not None
     assert refusal.reason == "ca-changed"
 
@@ -282,10 +284,10 @@ def test_cas_that_have_signed_each_other_are_tried_within_bounds() -> None:
         )
         for number in range(30)
     ]
-    standing = Trust(Anchors(tuple(same))).judge(der(client(first, "a@example.com")))
-    assert standing.refusal is not None
-    assert standing.lineage is not None
-    assert 1 < len(standing.lineage.paths) <= 30
+    auth = Trust(Anchors(tuple(same))).verify(der(client(first, "a@example.com")))
+    assert auth.refusal is not None
+    assert auth.chain_paths is not None
+    assert 1 < len(auth.chain_paths.paths) <= 30
 
 
 def test_a_client_named_among_the_cas_is_revoked_like_any_other() -> None:
@@ -295,11 +297,11 @@ def test_a_client_named_among_the_cas_is_revoked_like_any_other() -> None:
     anchors = (top.certificate, leaf.certificate)
     entry = x509.RevokedCertificateBuilder(leaf.certificate.serial_number, now()).build()
     pem = top.crl([entry], 2).public_bytes(Encoding.PEM)
-    lists = replace_lists((), read_lists(pem, anchors, now().timestamp()), anchors)
+    lists = replace_crls((), read_crls(pem, anchors, now().timestamp()), anchors)
     for chain in (der(leaf), der(leaf, top)):
-        assert Trust(Anchors(anchors)).judge(chain).refusal is None
-        assert Trust(Anchors((leaf.certificate,))).judge(chain[:1]).refusal is None
-        assert Trust(Anchors(anchors, lists)).judge(chain).refusal is REVOKED
+        assert Trust(Anchors(anchors)).verify(chain).refusal is None
+        assert Trust(Anchors((leaf.certificate,))).verify(chain[:1]).refusal is None
+        assert Trust(Anchors(anchors, lists)).verify(chain).refusal is REVOKED
 
 
 # What OpenSSL reads and `cryptography` does not: an issuer without its serial number (RFC 5280,
@@ -329,7 +331,7 @@ def test_an_odd_extension_of_an_intermediate_refuses_nobody(
     ):
         middle = below(top)
         sent = with_extensions(top, middle, *extensions)
-        refusal = trust.judge(der(client(middle, "a@a.com"), sent, top)).refusal
+        refusal = trust.verify(der(client(middle, "a@a.com"), sent, top)).refusal
         assert (None if refusal is None else refusal.reason) == reason
 
 
@@ -396,10 +398,10 @@ def test_odd_numbers_of_peers_reach_no_log() -> None:
     leaf = client(middle, "a@example.com")
     chain = [with_serial_0(leaf.certificate, middle), with_serial_0(middle.certificate, top)]
     trust = Trust(Anchors((top.certificate,)))
-    standing = trust.judge([*chain, *der(top)])
-    assert standing.refusal is None
+    auth = trust.verify([*chain, *der(top)])
+    assert auth.refusal is None
     trust.replace(trust.anchors)
-    assert trust.renew(standing) is None
+    assert trust.check(auth) is None
     with pytest.warns(CryptographyDeprecationWarning):
         _ = x509.load_der_x509_certificate(chain[0]).serial_number
 
@@ -410,14 +412,14 @@ def test_a_weak_ca_refuses_all_that_it_has_issued() -> None:
     strong = below(top)
     trust = Trust(Anchors((top.certificate,)))
     leaf = client(strong, "a@example.com")
-    assert trust.judge(der(leaf, strong, top)).refusal is None
+    assert trust.verify(der(leaf, strong, top)).refusal is None
     weak_rsa = rsa.generate_private_key(65537, 1024).public_key()  # noqa: S505 - that is the point
     for ca in (
         with_key(top, weak_rsa),
         with_key(top, dsa.generate_private_key(2048).public_key()),
         sha1_signed(strong.certificate, top),
     ):
-        refusal = trust.judge([*der(leaf), ca, *der(top)]).refusal
+        refusal = trust.verify([*der(leaf), ca, *der(top)]).refusal
         assert refusal is not None
         assert (refusal.status, refusal.reason) == (403, "weak-ca")
         assert refusal.detail.startswith("A CA of the certificate is too weak: ")
@@ -428,7 +430,7 @@ def test_a_weak_root_is_refused_by_its_key_and_not_by_its_own_signature() -> Non
     top = root()
     old = Authority(x509.load_der_x509_certificate(sha1_signed(top.certificate, top)), top.key)
     trust = Trust(Anchors((old.certificate,)))
-    assert trust.judge(der(client(old, "a@example.com"), old)).refusal is None
+    assert trust.verify(der(client(old, "a@example.com"), old)).refusal is None
     weak = rsa.generate_private_key(65537, 1024)  # noqa: S505 - that is the point
     weak_root = read_authority(with_key(top, weak.public_key()))
     assert weak_root.weakness is not None
@@ -455,17 +457,17 @@ def test_a_ca_that_expires_takes_its_clients_along() -> None:
         key,
     )
     trust = Trust(Anchors((top.certificate,)), clock=lambda: clock[0])
-    standing = trust.judge(der(client(brief, "a@example.com"), brief, top))
-    assert standing.refusal is None
-    assert standing.valid_until == brief.certificate.not_valid_after_utc.timestamp()
+    auth = trust.verify(der(client(brief, "a@example.com"), brief, top))
+    assert auth.refusal is None
+    assert auth.valid_until == brief.certificate.not_valid_after_utc.timestamp()
     clock[0] += 86400 / 2
-    refusal = trust.renew(standing)
+    refusal = trust.check(auth)
     assert refusal is not None
     assert refusal.reason == "ca-expired"
 
 
 def test_a_renewed_intermediate_lets_its_clients_in_again() -> None:
-    """Who was refused for the old one is judged by the new one, once the client sends that."""
+    """Who was refused for the old one is verified by the new one, once the client sends that."""
     clock = [now().timestamp()]
     top = root()
     old = below(top)
@@ -484,8 +486,8 @@ def test_a_renewed_intermediate_lets_its_clients_in_again() -> None:
     trust = Trust(Anchors((top.certificate,)), clock=lambda: clock[0])
 
     def refusal(*chain: Credential) -> str | None:
-        standing = trust.standing(certificate, lambda: der(*chain), trust.bundle)
-        return None if standing.refusal is None else standing.refusal.reason
+        auth = trust.authenticate(certificate, lambda: der(*chain), trust.bundle)
+        return None if auth.refusal is None else auth.refusal.reason
 
     assert refusal(leaf, renewed, top) is None  # the shorter one first
     clock[0] += 86400 * 0.75
@@ -541,15 +543,15 @@ def test_a_ca_is_known_however_its_name_is_spelt(
             [client(other, "a@example.com"), top],
             [client(middle, "b@example.com"), middle, top],
         ):
-            assert Trust(Anchors(anchors)).judge(der(*chain)).refusal is None
+            assert Trust(Anchors(anchors)).verify(der(*chain)).refusal is None
             revoked = x509.RevokedCertificateBuilder(chain[-2].certificate.serial_number, now())
             lists = top.crl([revoked.build()], 2).public_bytes(Encoding.PEM)
-            read = replace_lists((), read_lists(lists, anchors, now().timestamp()), anchors)
-            assert Trust(Anchors(anchors, read)).judge(der(*chain)).refusal is REVOKED
+            read = replace_crls((), read_crls(lists, anchors, now().timestamp()), anchors)
+            assert Trust(Anchors(anchors, read)).verify(der(*chain)).refusal is REVOKED
     # The name alone is nothing, and neither is the key.
     for stranger in (named(new_key("ec"), name), named(key, spelt("Example Root 2"))):
         leaf = client(other, "a@example.com")
-        assert Trust(Anchors((stranger.certificate,))).judge(der(leaf)).refusal is not None
+        assert Trust(Anchors((stranger.certificate,))).verify(der(leaf)).refusal is not None
         assert read_authority(*der(stranger)).id != read_authority(*der(top)).id
 
 
@@ -600,7 +602,7 @@ def test_an_expired_root_in_the_file_ends_the_cas_below_it() -> None:
         ([middle], None),
         ([expired, middle, top], None),
     ):
-        refusal = Trust(Anchors(tuple(ca.certificate for ca in cas))).judge(chain).refusal
+        refusal = Trust(Anchors(tuple(ca.certificate for ca in cas))).verify(chain).refusal
         assert (None if refusal is None else refusal.reason) == reason
 
 

@@ -1,4 +1,4 @@
-"""Who is at the other end of a connection: read once, right after the handshake.
+"""Authenticating the peer of a TLS connection: its certificate is read once, after the handshake.
 
 Not per request: once the peer hangs up, Tornado sets `stream.socket` to None.
 """
@@ -19,10 +19,10 @@ CAS_RENEWED = "The trusted CAs have changed: connect anew"
 
 
 class InFlightCounting:
-    """Knows of each stream how many requests are being answered. For the judges to inherit."""
+    """Counts the requests of each stream that are being answered. A mixin of authenticators."""
 
     def begin(self, request: HTTPServerRequest) -> bool:
-        """Say that a request is being answered; False where nobody waits for it any more."""
+        """Count a request that is being answered; return False if its connection has ended."""
         stream = getattr(request.connection, "stream", None)
         if not isinstance(stream, PushbackStream) or stream.closed():
             return False
@@ -30,21 +30,21 @@ class InFlightCounting:
         return True
 
     def end(self, request: HTTPServerRequest) -> None:
-        """Say that it is answered, or nobody waits for it any more."""
+        """Count a request as answered, or as abandoned by its client."""
         stream = getattr(request.connection, "stream", None)
         if isinstance(stream, PushbackStream):
             stream.requests -= 1
 
 
 class ConnectionAuthenticator(InFlightCounting):
-    """Turns a finished handshake into a `Peer`, and says later whether that still holds."""
+    """Turns a finished handshake into a `Peer`, and checks later whether it is still accepted."""
 
     def __init__(self, trust: Trust, refusals: Refusals) -> None:
         self.trust = trust
         self.draining = False
         self._refusals = refusals
 
-    def judge(
+    def authenticate(
         self, stream: SSLIOStream, address: tuple[str, int], bundle: int
     ) -> tuple[Peer, AuthResult | None]:
         """Read the certificate from the stream's socket, before anything awaits.
@@ -56,59 +56,59 @@ class ConnectionAuthenticator(InFlightCounting):
         certificate = secure.getpeercert(binary_form=True)
         if certificate is None:
             return Peer(client_ip, client_port, None, NO_CERTIFICATE), None
-        standing = self.trust.standing(certificate, lambda: verified_chain(secure), bundle)
-        identity = standing.identity
-        if standing.refusal is not None or identity is None:
-            return Peer(client_ip, client_port, None, standing.refusal), standing
+        auth = self.trust.authenticate(certificate, lambda: verified_chain(secure), bundle)
+        identity = auth.identity
+        if auth.refusal is not None or identity is None:
+            return Peer(client_ip, client_port, None, auth.refusal), auth
         check_in = CheckIn(identity.email, client_ip, client_port, identity.issuer, identity.serial)
-        return Peer(client_ip, client_port, check_in, None), standing
+        return Peer(client_ip, client_port, check_in, None), auth
 
     def peer_of(self, request: HTTPServerRequest) -> Peer:
-        """Return the peer of the connection that a request came over, as it is judged now."""
+        """Return the peer of the connection that a request came over, checked now."""
         connection: HTTPConnection | None = request.connection
         stream = getattr(connection, "stream", None)
         if not isinstance(stream, PeerStream):
             raise TypeError("the request did not come over a check-in connection")
-        peer, standing = stream.peer, stream.standing
-        if standing is None or peer.check_in is None:
+        peer, auth = stream.peer, stream.auth
+        if auth is None or peer.check_in is None:
             return peer
-        refusal = self.trust.renew(standing)
+        refusal = self.trust.check(auth)
         if refusal is None:
             return peer
-        # Once a connection: the answer ends it.
+        # Counted once a connection: the answer ends it.
         self._refusals.on_an_open_connection(refusal, peer.client_ip, peer.check_in.email)
         return Peer(peer.client_ip, peer.client_port, None, refusal)
 
     def is_last(self, request: HTTPServerRequest) -> bool:
-        """Say whether a connection ends with this request.
+        """Return whether the answer to this request ends its connection.
 
-        So it does where the CAs have changed under it, its certificate is good no more, or the
-        server is about to stop.
+        It does if the CAs have changed, the certificate is no longer accepted, or the server is
+        shutting down.
         """
         if self.draining:
             return True
         stream = getattr(request.connection, "stream", None)
-        if not isinstance(stream, PeerStream) or stream.standing is None:
+        if not isinstance(stream, PeerStream) or stream.auth is None:
             return False
-        lapsed = stream.standing.refusal is not None and stream.peer.check_in is not None
-        return lapsed or stream.standing.bundle != self.trust.bundle
+        lapsed = stream.auth.refusal is not None and stream.peer.check_in is not None
+        return lapsed or not self.trust.chain_holds(stream.auth)
 
     def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
-        """Return what says, at any time, why the connection of a request has to end; None if not.
+        """Return a function that says why the connection of a request has to end, None if not.
 
-        For what outlives its request, and is ended where a reason is returned.
+        For a live stream, which outlives its request and ends when a reason is returned.
         """
         stream = getattr(request.connection, "stream", None)
-        if not isinstance(stream, PeerStream) or stream.standing is None:
+        if not isinstance(stream, PeerStream) or stream.auth is None:
             raise TypeError("the request did not come over a connection with a certificate")
-        trust, standing, peer = self.trust, stream.standing, stream.peer
+        auth, peer = stream.auth, stream.peer
 
         def refusal() -> str | None:
-            error = trust.renew(standing)
+            error = self.trust.check(auth)
             if error is not None:
                 if peer.check_in is not None:
                     self._refusals.on_an_open_connection(error, peer.client_ip, peer.check_in.email)
                 return error.detail
-            return None if standing.bundle == trust.bundle else CAS_RENEWED
+            return None if self.trust.chain_holds(auth) else CAS_RENEWED
 
         return refusal

@@ -1,6 +1,6 @@
-"""Which request heads are a plain check-in. Parsed by Tornado's own parser, remembered by bytes.
+"""The request heads that are plain check-ins: parsed by Tornado's own parser, cached by bytes.
 
-Says only "surely" or "no": whatever is unusual is for Tornado's ordinary HTTP to judge, so nothing
+The answer is "surely" or "no": Tornado's ordinary HTTP handles any unusual request, so no request
 is parsed in two ways.
 """
 
@@ -23,30 +23,30 @@ METHODS = frozenset({"POST", "PUT", "PATCH"})
 # The end of a head, as HTTP1Connection looks for it.
 END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 
-MAX_HEAD = 1024  # bytes; what a plain client sends is below 300
+MAX_HEAD = 1024  # bytes; a plain client sends fewer than 300
 MAX_REMEMBERED = 1024  # heads: programs times versions that check in, far below
 
-# What programs send along by themselves and what changes nothing. Anything else, such as Origin,
-# Expect or Transfer-Encoding, makes the request an ordinary one.
+# Headers that programs add by themselves and that change nothing. Any other, such as Origin, Expect
+# or Transfer-Encoding, makes the request an ordinary one.
 HARMLESS = frozenset(
     {"Host", "User-Agent", "Accept", "Accept-Encoding", "Content-Length", "Connection"}
 )
 
 
 class PlainHeads:
-    """Remembers the heads that are plain check-ins. `known` holds them, for a look of one's own."""
+    """Caches the heads that are plain check-ins, in `known`."""
 
     def __init__(self) -> None:
         self.known: set[bytes] = set()
 
     def is_plain(self, head: bytes) -> bool:
-        """Say whether `head`, up to and with its empty line, is a check-in without a body."""
+        """Return whether `head`, up to and with its empty line, is a check-in without a body."""
         if head in self.known:
             return True
         if len(head) > MAX_HEAD or not _is_plain(head):
             return False
         if len(self.known) >= MAX_REMEMBERED:
-            self.known.clear()  # somebody plays; parsing anew is all that is lost
+            self.known.clear()  # a client varies its heads; each is parsed again at worst
         self.known.add(head)
         return True
 
@@ -58,7 +58,7 @@ def _is_plain(head: bytes) -> bool:
 def plain_headers(head: bytes, also: frozenset[str] = frozenset()) -> HTTPHeaders | None:
     """Return the headers of a head that surely is a check-in without a body, else None.
 
-    `also` are the names of headers that change nothing of that, beside the harmless ones.
+    `also` are the names of further headers that change nothing.
     """
     text = head.decode("latin1")
     start_line, newline, rest = text.partition("\r\n")

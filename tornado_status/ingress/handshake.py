@@ -1,8 +1,8 @@
-"""TLS handshakes: each waits in the loop, steps in a thread, and ends within its time.
+"""TLS handshakes: each waits in the loop, steps in a thread, and ends within its time-out.
 
-A handshake costs a millisecond of CPU, which would keep those waiting who only check in. OpenSSL
-lets go of the GIL, so a thread can do it; and as a step is only made once there is something to
-read, a thread never waits for a peer.
+A handshake costs a millisecond of CPU, which would delay check-ins. OpenSSL releases the GIL, so a
+thread can do it. A step is only made once there is something to read, so no thread waits for a
+peer.
 """
 
 from __future__ import annotations
@@ -14,23 +14,16 @@ import queue
 import ssl
 import threading
 from collections import deque
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-Address = tuple[str, int]
+from tornado_status.runtime.acceptor import Address
 
-
-class Owner(Protocol):
-    """Who is told how a handshake ends. Each handshake ends in one call of one of these."""
-
-    def established(self, secure: ssl.SSLSocket, address: Address) -> None: ...
-
-    def failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None: ...
-
-    def dropped(self, secure: ssl.SSLSocket, address: Address) -> None: ...
+if TYPE_CHECKING:
+    from tornado_status.ingress.tls_acceptor import TlsAcceptor
 
 
 class HandshakeThreads:
-    """A few threads that make one step of a handshake at a time, and report in the loop."""
+    """Threads that make one step of a handshake at a time, and report in the loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
         self._loop = loop
@@ -45,11 +38,11 @@ class HandshakeThreads:
             thread.start()
 
     def step(self, handshake: Handshake) -> None:
-        """Make one step; `handshake.stepped` is called in the loop with what it raised."""
+        """Make one step; `handshake.stepped` is called in the loop with the error, if any."""
         self._waiting.put(handshake)
 
     def close(self) -> None:
-        """End the threads, each after the step it is in."""
+        """End the threads, each after its current step."""
         for _ in self._threads:
             self._waiting.put(None)
         for thread in self._threads:
@@ -63,9 +56,9 @@ class HandshakeThreads:
             except BaseException as raised:
                 error = raised
             self._done.append((handshake, error))
-            if not self._reported:  # else the loop is on its way and will find this one too
+            if not self._reported:  # else the loop is woken already and will find this one too
                 self._reported = True
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                with contextlib.suppress(RuntimeError):  # the loop is closed
                     self._loop.call_soon_threadsafe(self._report)
 
     def _report(self) -> None:
@@ -76,14 +69,14 @@ class HandshakeThreads:
 
 
 class Handshake:
-    """One handshake under way."""
+    """One handshake under way. It ends in one call of `established`, `failed` or `dropped`."""
 
     __slots__ = (
+        "_acceptor",
         "_address",
         "_deadline",
         "_loop",
         "_over",
-        "_owner",
         "_stepping",
         "_threads",
         "began",
@@ -93,7 +86,7 @@ class Handshake:
 
     def __init__(
         self,
-        owner: Owner,
+        acceptor: TlsAcceptor,
         threads: HandshakeThreads,
         loop: asyncio.AbstractEventLoop,
         secure: ssl.SSLSocket,
@@ -102,7 +95,7 @@ class Handshake:
         bundle: int,
     ) -> None:
         self.bundle = bundle  # of the CAs that it is verified with: see `Trust`
-        self._owner = owner
+        self._acceptor = acceptor
         self._threads = threads
         self._loop = loop
         self.secure = secure
@@ -110,32 +103,32 @@ class Handshake:
         self._address = address
         self._over = False
         self._deadline = loop.call_later(timeout_s, self._expire)
-        # The kernel hands out a connection when its client has spoken: see TCP_DEFER_ACCEPT.
+        # The kernel hands out a connection once its client has sent bytes: see TCP_DEFER_ACCEPT.
         self._stepping = True
         threads.step(self)
 
     def abandon(self) -> None:
-        """Close without a word."""
+        """End the handshake without an alert."""
         self._end()
         if not self._stepping:
-            self._owner.dropped(self.secure, self._address)
+            self._acceptor.dropped(self.secure, self._address)
 
     def stepped(self, error: BaseException | None) -> None:
-        """A step has been made: go on, or come to an end."""
+        """Go on after a step, or end the handshake."""
         self._stepping = False
         if self._over:
-            self._owner.dropped(self.secure, self._address)
+            self._acceptor.dropped(self.secure, self._address)
         elif isinstance(error, ssl.SSLWantReadError):
             self._loop.add_reader(self.secure, self._readable)
         elif isinstance(error, ssl.SSLWantWriteError):
             self._loop.add_writer(self.secure, self._writable)
         elif error is None:
             self._finish()
-            self._owner.established(self.secure, self._address)
+            self._acceptor.established(self.secure, self._address)
         else:
             self._finish()
             failure = error if isinstance(error, OSError) else OSError(errno.EIO, str(error))
-            self._owner.failed(self.secure, self._address, failure)
+            self._acceptor.failed(self.secure, self._address, failure)
 
     def _readable(self) -> None:
         self._loop.remove_reader(self.secure)
@@ -150,7 +143,7 @@ class Handshake:
     def _expire(self) -> None:
         self._end()
         if not self._stepping:  # else dropped when the thread lets go of it
-            self._owner.failed(self.secure, self._address, TimeoutError())
+            self._acceptor.failed(self.secure, self._address, TimeoutError())
 
     def _end(self) -> None:
         self._finish()

@@ -1,7 +1,7 @@
-"""The stream of a check-in connection: Tornado's, with its peer, and with a way to put back.
+"""The IOStreams of check-in connections: Tornado's, with their peer, and with pushback.
 
 `PeerStream` uses Tornado's public interface only. `QuickPeerStream` overrides one private method of
-it; `quick_stream_class` says whether the installed Tornado is one it was written for.
+it; `quick_stream_class` returns it only for a Tornado version that it was written for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tornado_status.runtime.http_timeouts import TimeoutStream, trailing_line_en
 
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read
 
-# Of Tornado's source that `QuickPeerStream` was written for, by the versions that have it.
+# Fingerprints of Tornado's source that `QuickPeerStream` was written for, and their versions.
 KNOWN_SOURCES = {
     "24961b1830ee": "6.5.2-6.5.10",
     "d4d3def1885b": "6.6-6.6.1",
@@ -32,15 +32,15 @@ OnData = Callable[[bytes], None]
 
 
 class PushbackStream(TimeoutStream):
-    """A stream that delivers what comes, and to which bytes that were read can be given back."""
+    """A stream that calls back with what comes, and that takes back bytes that were read."""
 
     on_closed: Callable[[], None] | None = None
-    requests = 0  # that ordinary HTTP is answering: see `ConnectionAuthenticator.begin`
-    _seen = -1  # of the bytes received, what had come when `is_quiet` was last asked
-    _given_back = b""
+    requests = 0  # that ordinary HTTP is answering: see `InFlightCounting`
+    _seen = -1  # the number of bytes received when `is_quiet` was last called
+    _pushed_back = b""
 
     def receive(self, on_data: OnData) -> None:
-        """Call `on_data` once: with what comes next, or with nothing once the stream is closed."""
+        """Call `on_data` once: with the next bytes, or with none once the stream is closed."""
         try:
             reading = asyncio.ensure_future(self.read_bytes(READ_CHUNK, partial=True))
         except (StreamClosedError, OSError):
@@ -53,7 +53,7 @@ class PushbackStream(TimeoutStream):
         on_data(b"" if failed else reading.result())
 
     def is_quiet(self) -> bool:
-        """Say whether nothing is being answered, and nothing has come since this was last asked."""
+        """Return whether no request is being answered, and no byte came since the last call."""
         quiet = self._received == self._seen and not self.requests and not self.writing()
         self._seen = self._received
         return quiet
@@ -62,24 +62,24 @@ class PushbackStream(TimeoutStream):
         """Make the next read return `data` first. Call once, while no read is under way."""
         ahead = self._received - self._taken
         if ahead:
-            # The stream has read on by itself, as it does to notice that the peer hangs up. That
-            # comes behind `data`; it is in memory, so the read is done at once.
+            # The stream has read on by itself, as it does to notice that the peer hangs up. Those
+            # bytes come behind `data`; they are in memory, so the read is done at once.
             data += asyncio.ensure_future(self.read_bytes(ahead)).result()
-        self._given_back = data
+        self._pushed_back = data
         self._taken -= len(data)
-        self._blank = trailing_line_ends(data)  # and this is all that nobody has taken
+        self._blank = trailing_line_ends(data)  # no other bytes are left untaken
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """See `BaseIOStream.read_from_fd`."""
-        if not self._given_back:
+        if not self._pushed_back:
             return super().read_from_fd(buf)
-        size = min(len(buf), len(self._given_back))
-        buf[:size] = self._given_back[:size]
-        self._given_back = self._given_back[size:]
+        size = min(len(buf), len(self._pushed_back))
+        buf[:size] = self._pushed_back[:size]
+        self._pushed_back = self._pushed_back[size:]
         return size
 
     def close_fd(self) -> None:
-        """See `BaseIOStream.close_fd`: runs once, however the stream ends."""
+        """See `BaseIOStream.close_fd`. It runs once, however the stream ends."""
         super().close_fd()
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
@@ -89,20 +89,20 @@ class PushbackStream(TimeoutStream):
 class PeerStream(PushbackStream, SSLIOStream):
     """A TLS stream that knows its peer."""
 
-    peer: Peer  # set, with its standing, when the handshake is done
-    standing: AuthResult | None
+    peer: Peer  # set, with its result, when the handshake is done
+    auth: AuthResult | None
 
     def reply(self, data: bytes) -> asyncio.Future[None] | None:
-        """Send `data`; return what is done when it is on its way, where it is not yet.
+        """Send `data`. Return a future if it is still on its way to the kernel.
 
         Raises `StreamClosedError` or `OSError`.
         """
         if self.closed():
             raise StreamClosedError
         if not self.writing():
-            # Past the stream's buffer, which is empty, as it nearly always is.
+            # Past the stream's buffer, which is empty here, as it nearly always is.
             try:
-                self.socket.send(data)  # all of it, says OpenSSL, or nothing
+                self.socket.send(data)  # OpenSSL sends all of it or nothing
             except ssl.SSLWantWriteError:
                 pass
             else:
@@ -121,16 +121,16 @@ class PlainStream(PushbackStream, IOStream):
 class QuickPeerStream(PeerStream):
     """Receives in one step when the loop sees the socket ready, past the stream's read buffer.
 
-    A client of this service speaks once, then waits for its answer. Tornado's streams look into the
-    socket when a read begins, find nothing, and look twice when there is something; then comes a
-    buffer, a future, and another round of the loop.
+    A client of this service sends one request, then waits for the answer. Tornado's streams try to
+    read when a read begins, find nothing, and read twice when there is something. A buffer, a
+    future and another round of the loop follow.
     """
 
-    _on_data: OnData | None = None  # waits for data that is in the kernel, and nowhere nearer
+    _on_data: OnData | None = None  # set while the next bytes can only be in the kernel
 
     def receive(self, on_data: OnData) -> None:
         """See `PeerStream.receive`."""
-        # What the buffer or OpenSSL holds the loop cannot see.
+        # The loop cannot see what the buffer or OpenSSL holds.
         if self.closed() or self._received != self._taken or self.socket.pending():
             super().receive(on_data)
         else:
@@ -176,12 +176,12 @@ class QuickPeerStream(PeerStream):
 
 
 def quick_stream_class() -> type[PeerStream] | None:
-    """Return `QuickPeerStream` where Tornado's source is still the one it was written for."""
+    """Return `QuickPeerStream` if Tornado's source is one that it was written for."""
     return QuickPeerStream if source_fingerprint() in KNOWN_SOURCES else None
 
 
 def source_fingerprint() -> str:
-    """Return a hash of what `QuickPeerStream` replaces, and of what it calls."""
+    """Return a hash of the methods that `QuickPeerStream` replaces and calls."""
     parts = (BaseIOStream._handle_events, BaseIOStream._add_io_state, SSLIOStream)
     source = "".join(inspect.getsource(part) for part in parts)
     return hashlib.sha256(source.encode()).hexdigest()[:12]

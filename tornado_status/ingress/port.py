@@ -1,7 +1,6 @@
-"""The check-in port: fits the parts of this package together, for TLS here or at a proxy in front.
+"""The check-in port: puts the parts of this package together, for TLS here or at a proxy in front.
 
-Connections come in from bound sockets; check-ins go out to the recorder, everything else to
-ordinary HTTP.
+Check-ins go to the store, all other requests to ordinary HTTP.
 """
 
 from __future__ import annotations
@@ -17,25 +16,27 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
 from tornado_status.config import Settings
-from tornado_status.errors import StatusError
-from tornado_status.ingress.acceptor import Acceptor
+from tornado_status.errors import StatusError, StoreError
 from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.behind_proxy.plain_acceptor import PlainAcceptor
 from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
 from tornado_status.ingress.behind_proxy.shared_connection import ClientCache, SharedConnection
-from tornado_status.ingress.connection import Answers, CheckInService, Limit, Recorder
-from tornado_status.ingress.handshake import Address
+from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
+from tornado_status.ingress.check_in_service import Answers, CheckInService
 from tornado_status.ingress.iostream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.ingress.trust import Trust
 from tornado_status.ingress.trusted_proxies import TrustedProxies
+from tornado_status.model.check_in_rate_limit import CheckInRateLimit
+from tornado_status.model.records import CheckIn, Event
 from tornado_status.observe import metrics
 from tornado_status.runtime import http_timeouts
+from tornado_status.runtime.acceptor import Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts
 
-# A request's head; what browsers and proxies send is far below. One less than two reads: at exactly
-# two Tornado would wait for more, with the rest inside OpenSSL, where the loop cannot see it.
+# A request's head; browsers and proxies send far less. One less than two reads: at exactly two,
+# Tornado would wait for more with the rest inside OpenSSL, out of the loop's sight.
 MAX_HEAD = 2 * READ_CHUNK - 1
 MAX_PROXIED_HEAD = 64 * 1024  # a certificate and its chain are in it; nothing is inside OpenSSL
 
@@ -43,9 +44,9 @@ MAX_PROXIED_HEAD = 64 * 1024  # a certificate and its chain are in it; nothing i
 class CheckInPort:
     """Serves the check-in port, once `listen` is called.
 
-    `application` makes the ordinary HTTP application, told who judges peers; `answer_of` makes the
-    whole answer to a check-in that failed, `late` that to a head that took too long. `refused`
-    counts connections that were turned away, and identities that were refused, by kind.
+    `submit` gives a check-in to the store. `application` makes the ordinary HTTP application with
+    the authenticator of its peers. `answer_of` makes the whole answer to a check-in that failed,
+    `late_answer` that to a late head. `refused` counts refusals by reason.
     """
 
     def __init__(
@@ -53,61 +54,61 @@ class CheckInPort:
         settings: Settings,
         context: ssl.SSLContext | None,
         trust: Trust,
-        recorder: Recorder,
-        limit: Limit | None,
+        submit: Callable[[CheckIn, Callable[[Event | StoreError], None]], None],
+        limit: CheckInRateLimit | None,
         answer_of: Callable[[StatusError], bytes],
-        late: Callable[[], bytes],
+        late_answer: Callable[[], bytes],
         application: Callable[[ConnectionAuthenticator | RequestAuthenticator], Application],
     ) -> None:
         refusals = Refusals()
         self.refused: Counter[str] = refusals.counts
         proxies = TrustedProxies(settings.ingress.trusted_proxies)
         proxied = settings.ingress.mode == "proxy"
-        self._judge: ConnectionAuthenticator | RequestAuthenticator
+        self._authenticator: ConnectionAuthenticator | RequestAuthenticator
         if proxied:
-            judge_of_requests = RequestAuthenticator(trust, settings.ingress, proxies, refusals)
-            self._judge = judge_of_requests
+            of_requests = RequestAuthenticator(trust, settings.ingress, proxies, refusals)
+            self._authenticator = of_requests
         else:
-            judge_of_connections = ConnectionAuthenticator(trust, refusals)
-            self._judge = judge_of_connections
+            of_connections = ConnectionAuthenticator(trust, refusals)
+            self._authenticator = of_connections
 
-        def late_and_counted() -> bytes:
-            self.refused["head-timeout"] += 1
-            return late()
+        def counted_late_answer() -> bytes:
+            refusals.count("head-timeout")
+            return late_answer()
 
         limits = settings.server
-        deadlines = HttpTimeouts(limits.idle_timeout_s, limits.header_timeout_s, late_and_counted)
+        timeouts = HttpTimeouts(limits.idle_timeout_s, limits.header_timeout_s, counted_late_answer)
         self._http = HTTPServer(
-            application(self._judge),
+            application(self._authenticator),
             ssl_options=context,
             chunk_size=READ_CHUNK,
             max_header_size=MAX_PROXIED_HEAD if proxied else MAX_HEAD,
             max_body_size=http_timeouts.MAX_BODY,
-            idle_connection_timeout=deadlines.both_s,
+            idle_connection_timeout=http_timeouts.NEVER_S,
             body_timeout=http_timeouts.BODY_TIMEOUT_S,
         )
         check_ins = self._check_ins = CheckInService(
-            recorder,
+            submit,
             Answers(answer_of),
             self._http.handle_stream,
-            deadlines,
+            timeouts,
             trust,
             limit,
             refusals,
         )
-        self._acceptor: Acceptor
+        self._acceptor: CheckInAcceptor
         if proxied:
-            speakers = ClientCache(judge_of_requests)
+            clients = ClientCache(of_requests)
 
             def serve_shared(stream: PlainStream, address: Address) -> None:
-                SharedConnection(check_ins, stream, address, speakers).start()
+                SharedConnection(check_ins, stream, address, clients).start()
 
-            self._acceptor = PlainAcceptor(settings.server, proxies, serve_shared, self.refused)
+            self._acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refusals)
         else:
             self._acceptor = TlsAcceptor(
                 self._http,
                 settings.server,
-                judge_of_connections,
+                of_connections,
                 check_ins.serve,
                 refusals,
                 _stream_class(),
@@ -130,21 +131,21 @@ class CheckInPort:
         )
 
     def use(self, context: ssl.SSLContext | None) -> None:
-        """Shake hands with this context from now on; None where the proxy in front does."""
+        """Use this context for new handshakes; None if a proxy terminates TLS."""
         self._http.ssl_options = context  # read at each accept
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
-        """Begin to accept. The sockets are ours from here on."""
+        """Start to accept. The port owns the sockets from here on."""
         self._acceptor.listen(sockets)
 
     def drain(self) -> None:
-        """Accept nothing more; close what is idle now, and everything else once it is answered."""
+        """Stop accepting; close idle connections now, and all others once they are answered."""
         self._acceptor.stop_accepting()
-        self._judge.draining = True
+        self._authenticator.draining = True
         self._check_ins.drain()
 
     async def wait_closed(self, timeout_s: float) -> bool:
-        """Wait until all connections are closed; False where that takes longer."""
+        """Wait until all connections are closed; return False if that takes longer."""
         return await self._acceptor.wait_closed(timeout_s)
 
     async def close(self) -> None:

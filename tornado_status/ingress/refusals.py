@@ -1,12 +1,9 @@
-"""Identities that were refused: counted by reason, and told in the log within bounds.
-
-At the start of a connection and while it is open alike: an operator who revokes a certificate sees
-that it is in force.
-"""
+"""Counting and logging what was refused: identities, handshakes, PROXY headers, connections."""
 
 from __future__ import annotations
 
-from collections import Counter
+import logging
+from collections import Counter, defaultdict
 
 import structlog
 
@@ -15,32 +12,51 @@ from tornado_status.runtime.rate_limit import RateLimit
 
 
 class Refusals:
-    """Is told of every refusal, once a connection, or once a request where a proxy is in front.
+    """Counts every refusal, and logs one of its kind a minute.
 
-    `counts` holds them by reason, beside those of handshakes and of whole connections.
+    An identity is counted once a connection, or once a request behind a proxy. `counts` holds all
+    refusals by reason.
     """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self._log = structlog.get_logger()
-        self._logged = RateLimit()
+        self._rate_limits: defaultdict[str, RateLimit] = defaultdict(RateLimit)  # by event
+
+    def count(
+        self,
+        counted: str,
+        event: str = "",
+        *,
+        per: object = None,
+        level: int = logging.INFO,
+        **fields: str,
+    ) -> None:
+        """Count one refusal for the reason `counted`; log `event` with `fields`, if it has one.
+
+        Events of one kind share a rate limit: of one reason, or what `per` says instead.
+        """
+        self.counts[counted] += 1
+        if not event:
+            return
+        suppressed = self._rate_limits[event].allow(per or counted)
+        if suppressed is not None:
+            self._log.log(level, event, **fields, suppressed=suppressed)
 
     def at_the_start(self, refusal: IdentityError, client_ip: str) -> None:
-        """Count an identity that nothing was recorded of yet, and log one of its kind a minute."""
-        self._tell(refusal, client_ip)
+        """Count an identity that is refused before its first check-in."""
+        self.count(refusal.reason, "identity refused", reason=refusal.reason, client_ip=client_ip)
 
     def on_an_open_connection(self, refusal: IdentityError, client_ip: str, email: str) -> None:
-        """Count one that was good before. The log says whose it is, one of them a minute."""
-        self._tell(refusal, client_ip, email=email)
+        """Count an identity that was accepted before, and log its e-mail address.
 
-    def _tell(self, refusal: IdentityError, client_ip: str, **whose: str) -> None:
-        self.counts[refusal.reason] += 1
-        suppressed = self._logged.allow((refusal.reason, *whose.values()))
-        if suppressed is not None:
-            self._log.info(
-                "identity refused",
-                reason=refusal.reason,
-                client_ip=client_ip,
-                **whose,
-                suppressed=suppressed,
-            )
+        An operator who revokes a certificate sees that the revocation is in force.
+        """
+        self.count(
+            refusal.reason,
+            "identity refused",
+            per=(refusal.reason, email),
+            reason=refusal.reason,
+            client_ip=client_ip,
+            email=email,
+        )

@@ -1,6 +1,7 @@
-"""Accepting TLS connections, from clients or from a proxy that says in front whom it speaks for.
+"""Accepting TLS connections, from clients or from a proxy that sends a PROXY header first.
 
-Hands a finished connection on with its `Peer`; a failed one is told why, counted and logged.
+Passes a finished connection on with its `Peer`. A failed one gets a TLS alert, is counted and
+logged.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 import socket
 import ssl
 from collections.abc import Callable
@@ -16,56 +18,60 @@ from tornado.httpserver import HTTPServer
 
 from tornado_status.config import ServerSettings
 from tornado_status.errors import ProxyHeaderError
-from tornado_status.ingress.acceptor import Acceptor
 from tornado_status.ingress.authentication import ConnectionAuthenticator
-from tornado_status.ingress.handshake import Address, Handshake, HandshakeThreads
+from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
+from tornado_status.ingress.handshake import Handshake, HandshakeThreads
 from tornado_status.ingress.iostream import READ_CHUNK, PeerStream
 from tornado_status.ingress.proxy_protocol.header_reader import ProxyHeaderReader, looks_proxied
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
+from tornado_status.runtime.acceptor import Address
 
-HANDSHAKE_THREADS = 2  # more would only fight for the same cores
-LINGER_S = 1.0  # for a refused client to read why: a reset would overtake the alert
+HANDSHAKE_THREADS = 2  # more would only compete for the same cores
+LINGER_S = 1.0  # for a refused client to read the alert: a reset would overtake it
 
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
 
 
-class TlsAcceptor(Acceptor):
-    """Takes connections from bound sockets to `on_connection`, once their peer is known.
+class TlsAcceptor(CheckInAcceptor):
+    """Passes connections to `on_stream` once their handshake is done and their peer is known.
 
     The TLS context is read from `server.ssl_options` at each accept, so that it can be swapped.
-    `refused` counts failed handshakes by kind, `durations` times the good ones. With
-    `proxies` these, and nobody else, begin their connections with a PROXY protocol header.
+    Connections of `proxies`, and no others, begin with a PROXY protocol header.
     """
 
     def __init__(
         self,
         server: HTTPServer,
         settings: ServerSettings,
-        judge: ConnectionAuthenticator,
-        on_connection: Callable[[PeerStream, Address], None],
+        authenticator: ConnectionAuthenticator,
+        on_stream: Callable[[PeerStream, Address], None],
         refusals: Refusals,
         stream_class: type[PeerStream] = PeerStream,
         proxies: TrustedProxies | None = None,
     ) -> None:
-        super().__init__(settings, refusals.counts)
-        self._refusals = refusals
+        super().__init__(settings, refusals)
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
-        self._judge = judge
-        self._on_connection = on_connection
+        self._authenticator = authenticator
+        self._on_stream = on_stream
         self._stream_class = stream_class
         self._proxies = proxies
-        self._threads = HandshakeThreads(self._loop, HANDSHAKE_THREADS)
-        self._preambles: set[ProxyHeaderReader] = set()
+        self._threads = HandshakeThreads(self.loop, HANDSHAKE_THREADS)
+        self._proxy_headers: set[ProxyHeaderReader] = set()
         self._handshakes: dict[ssl.SSLSocket, Handshake] = {}
         self._lingering: set[_Lingering] = set()
 
+    @property
+    def handshakes(self) -> int:
+        """See `CheckInAcceptor.handshakes`."""
+        return len(self._handshakes) + len(self._proxy_headers)
+
     def stop_accepting(self) -> None:
-        """Close the listening sockets and drop what has not come to its first request."""
+        """Close the listening sockets and drop connections without a first request."""
         super().stop_accepting()
-        for preamble in list(self._preambles):
-            preamble.abandon()
+        for header in list(self._proxy_headers):
+            header.abandon()
         for handshake in list(self._handshakes.values()):
             handshake.abandon()
 
@@ -76,19 +82,16 @@ class TlsAcceptor(Acceptor):
             lingering.close()
         self._threads.close()  # soon: a step never waits for a peer
 
-    def _beginning(self) -> int:
-        return len(self._handshakes) + len(self._preambles)
-
     def _begin(self, connection: socket.socket, address: Address) -> None:
         if self._proxies is None:
             self._shake_hands(connection, address, self._timeout_s)
             return
         connection.setblocking(False)
         if address[0] in self._proxies:
-            # Not counted for its address: it is the address of everybody behind the proxy.
-            self._count_open(1)
-            self._preambles.add(
-                ProxyHeaderReader(self, self._loop, connection, address, self._timeout_s)
+            # Not counted by address: all clients behind the proxy have its address.
+            self.count_open(1)
+            self._proxy_headers.add(
+                ProxyHeaderReader(self, self.loop, connection, address, self._timeout_s)
             )
         elif looks_proxied(connection):
             self._refuse_proxy("proxy-not-trusted", address[0])
@@ -96,50 +99,47 @@ class TlsAcceptor(Acceptor):
         else:
             self._shake_hands(connection, address, self._timeout_s)
 
-    def announced(
+    def proxy_header_read(
         self,
-        preamble: ProxyHeaderReader,
+        header: ProxyHeaderReader,
         connection: socket.socket,
         address: Address,
         left_s: float,
     ) -> None:
-        """See `preamble.Owner`."""
-        self._preambles.discard(preamble)
+        """Go on with the handshake of the client at `address`, which has `left_s` seconds left."""
+        self._proxy_headers.discard(header)
         self._shake_hands(connection, address, left_s)
-        self._count_open(-1)  # as a preamble: never none in between
-        self._look_again()
+        self.count_open(-1)  # last, so that the count is not 0 in between
 
-    def unannounced(
+    def proxy_header_failed(
         self,
-        preamble: ProxyHeaderReader,
+        header: ProxyHeaderReader,
         connection: socket.socket,
         proxy: Address,
         error: ProxyHeaderError | None,
     ) -> None:
-        """See `preamble.Owner`."""
-        self._preambles.discard(preamble)
+        """Close the connection. `error` is None for a health check, or if the peer is gone."""
+        self._proxy_headers.discard(header)
         if error is not None:
             self._refuse_proxy(error.reason, proxy[0], str(error))
         connection.close()
-        self._count_open(-1)
-        self._look_again()
+        self.count_open(-1)
 
     def _refuse_proxy(self, kind: str, proxy_ip: str, detail: str | None = None) -> None:
-        self.refused[kind] += 1
-        if (suppressed := self._logged.allow(kind)) is not None:
-            self._log.warning(
-                "PROXY header refused",
-                reason=detail or "not from one of ingress.trusted_proxies",
-                kind=kind,
-                proxy_ip=proxy_ip,
-                suppressed=suppressed,
-            )
+        self.refusals.count(
+            kind,
+            "PROXY header refused",
+            level=logging.WARNING,
+            reason=detail or "not from one of ingress.trusted_proxies",
+            kind=kind,
+            proxy_ip=proxy_ip,
+        )
 
     def _shake_hands(self, connection: socket.socket, address: Address, left_s: float) -> None:
         context = self._server.ssl_options
         if not isinstance(context, ssl.SSLContext):
             raise TypeError("server.ssl_options must be an SSLContext")
-        if not self._has_room_for(address[0]):
+        if not self.has_room_for(address[0]):
             connection.close()
             return
         try:
@@ -151,67 +151,65 @@ class TlsAcceptor(Acceptor):
                 connection, server_side=True, do_handshake_on_connect=False
             )
         except OSError:
-            connection.close()  # gone before we looked
+            connection.close()  # the peer is gone already
             return
-        self._opened(address[0])
+        self.opened(address[0])
+        bundle = self._authenticator.trust.bundle
         self._handshakes[secure] = Handshake(
-            self, self._threads, self._loop, secure, address, left_s, self._judge.trust.bundle
+            self, self._threads, self.loop, secure, address, left_s, bundle
         )
 
     def established(self, secure: ssl.SSLSocket, address: Address) -> None:
-        """See `handshake.Owner`."""
+        """Pass on the connection of a finished handshake."""
         handshake = self._handshakes.pop(secure)
-        self.durations.observe(self._loop.time() - handshake.began)
-        bundle = handshake.bundle
-        self._look_again()
+        self.durations.observe(self.loop.time() - handshake.began)
+        self.resume_if_room()
         stream = self._stream_class(
             secure,
             ssl_options=self._server.ssl_options,
             max_buffer_size=MAX_BUFFER,
             read_chunk_size=READ_CHUNK,
         )
-        stream.on_closed = functools.partial(self._closed, address[0])
+        stream.on_closed = functools.partial(self.closed, address[0])
         try:
             # A stream whose peer was gone when it was made waits for nothing and never closes.
             secure.getpeername()
-            stream.peer, stream.standing = self._judge.judge(stream, address, bundle)
+            stream.peer, stream.auth = self._authenticator.authenticate(
+                stream, address, handshake.bundle
+            )
         except (OSError, ValueError):
-            stream.close()  # gone in between
+            stream.close()  # the peer has gone in between
             return
         if stream.peer.refusal is not None:
-            self._refusals.at_the_start(stream.peer.refusal, stream.peer.client_ip)
+            self.refusals.at_the_start(stream.peer.refusal, stream.peer.client_ip)
 
         # The stream finds out by itself that the handshake is over.
-        self._on_connection(stream, address)
+        self._on_stream(stream, address)
 
     def failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
-        """See `handshake.Owner`."""
+        """Count a failed handshake, and close its connection once the alert is read."""
         del self._handshakes[secure]
         kind = _kind(error)
-        self.refused[kind] += 1
-        if (suppressed := self._logged.allow(kind)) is not None:
-            self._log.info(
-                "handshake failed", kind=kind, client_ip=address[0], suppressed=suppressed
-            )
+        self.refusals.count(kind, "handshake failed", kind=kind, client_ip=address[0])
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            self._lingering.add(_Lingering(self._loop, secure, self._lingered, address[0]))
+            self._lingering.add(_Lingering(self.loop, secure, self._lingered, address[0]))
         else:
             secure.close()
-            self._closed(address[0])
+            self.closed(address[0])
 
     def dropped(self, secure: ssl.SSLSocket, address: Address) -> None:
-        """See `handshake.Owner`."""
+        """Close the connection of an abandoned handshake."""
         del self._handshakes[secure]
         secure.close()
-        self._closed(address[0])
+        self.closed(address[0])
 
     def _lingered(self, lingering: _Lingering) -> None:
         self._lingering.discard(lingering)
-        self._closed(lingering.client_ip)
+        self.closed(lingering.client_ip)
 
 
 class _Lingering:
-    """A refused connection, half closed: what the client still sends is read and thrown away.
+    """A refused connection, half closed: bytes that the client still sends are discarded.
 
     Closing with unread data sends a reset, which overtakes the alert that says why.
     """
@@ -253,7 +251,7 @@ class _Lingering:
 
 
 def _kind(error: OSError) -> str:
-    """Name a failed handshake in a short stable word, as `peer-did-not-return-a-certificate`."""
+    """Return a short stable word for a failed handshake, as `peer-did-not-return-a-certificate`."""
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, ssl.SSLCertVerificationError):

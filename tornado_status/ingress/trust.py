@@ -1,8 +1,7 @@
-"""Whom the server trusts now: the CAs and their revocation lists, and every verdict that follows.
+"""Which clients the server trusts now: CAs and CRLs in force, and the results of verification.
 
-A verdict belongs to a certificate and to a generation of the trust. It is made at the handshake,
-resumed or not, and made anew once the generation has moved or its time is over: a request compares
-one integer and one float.
+A result belongs to a certificate and to a trust generation. It is made at the handshake, resumed or
+not, and made again once the generation has moved or its time is over.
 """
 
 from __future__ import annotations
@@ -22,14 +21,15 @@ from tornado_status.pki.authorities import CertificateAuthority, read_authority
 from tornado_status.pki.certificates import issued_by, quietly
 from tornado_status.pki.identity import Identity, identify
 from tornado_status.pki.trust_anchors import Anchors, der
+from tornado_status.runtime.bounded_dict import BoundedDict
 
-MAX_REMEMBERED = 4096  # verdicts on certificates: half a millisecond saved for each device
-MAX_PATHS = 16  # tried up to CAs that have signed each other; more than one is rare
+MAX_REMEMBERED = 4096  # results by certificate: each saves half a millisecond for a device
+MAX_PATHS = 16  # tried, because CAs may have signed each other; more than one is rare
 
 NO_CERTIFICATE = IdentityError(400, "no-certificate", "No required SSL certificate was sent")
 REVOKED = IdentityError(403, "revoked", "The certificate is revoked")
 EXPIRED = IdentityError(403, "expired", "The certificate has expired")
-LIST_EXPIRED = IdentityError(403, "crl-expired", "The CA's revocation list is out of date")
+CRL_EXPIRED = IdentityError(403, "crl-expired", "The CA's revocation list is out of date")
 CA_CHANGED = IdentityError(403, "ca-changed", "The certificate's CA is not trusted any more")
 UNKNOWN_CHAIN = IdentityError(
     403, "unknown-chain", "The certificate's CA is not known in this session: connect anew"
@@ -38,9 +38,9 @@ UNKNOWN_CHAIN = IdentityError(
 
 @dataclass(frozen=True, slots=True)
 class ChainPaths:
-    """Where a certificate comes from under one bundle of CAs: each path up to one of them.
+    """The paths from a certificate up to the CAs of one bundle.
 
-    `serial` is the certificate's own. A path begins with the CA that has issued it.
+    `serial` is the certificate's own. A path begins with the CA that issued it.
     """
 
     bundle: int
@@ -50,11 +50,12 @@ class ChainPaths:
 
 @dataclass(slots=True)
 class AuthResult:
-    """The verdict on one certificate: shared by its connections, renewed in place.
+    """The result of verifying one certificate: shared by its connections, updated in place.
 
-    `chain` is in DER, the certificate first, without the CAs that are anchors. The verdict holds
-    for `generation` of the trust and until `valid_until`, in seconds since the epoch; a refusal is
-    in the past at once.
+    `chain` is in DER, the certificate first, without the CAs that are anchors. The result holds for
+    `generation` of the trust and until `valid_until`, in seconds since the epoch; a refusal is in
+    the past at once. After `chain_until` the chain itself must be verified again: TLS has no such
+    moment, a chain from a proxy's header has.
     """
 
     chain: tuple[bytes, ...]
@@ -63,13 +64,14 @@ class AuthResult:
     valid_until: float = 0.0
     identity: Identity | None = None
     refusal: IdentityError | None = None
-    lineage: ChainPaths | None = None
+    chain_paths: ChainPaths | None = None
+    chain_until: float = math.inf
 
 
 class Trust:
-    """The anchors in force, and the verdicts made under them.
+    """The trust anchors in force, and the results of verification under them.
 
-    `generation` moves with every change, `bundle` where the CAs themselves have changed.
+    `generation` moves with every reload, `bundle` only when the CAs themselves change.
     """
 
     def __init__(
@@ -82,15 +84,16 @@ class Trust:
         self.bundle = 1
         self._on_expired_crl = on_expired_crl
         self._clock = clock
-        self._standings: dict[bytes, AuthResult] = {}
-        self._intermediates: dict[bytes, CertificateAuthority] = {}  # of verified chains, by DER
+        self._results: BoundedDict[bytes, AuthResult] = BoundedDict(MAX_REMEMBERED)
+        # Of verified chains, by DER.
+        self._intermediates: BoundedDict[bytes, CertificateAuthority] = BoundedDict(MAX_REMEMBERED)
         self._put_in_force(anchors)
 
     def replace(self, anchors: Anchors) -> None:
         """Put new anchors in force."""
         if anchors.fingerprint != self.anchors.fingerprint:
             self.bundle += 1
-            self._standings.clear()  # their chains were verified under the old CAs
+            self._results.clear()  # their chains were verified under the old CAs
             self._intermediates.clear()
         self._put_in_force(anchors)
         self.generation += 1
@@ -99,96 +102,115 @@ class Trust:
         self.anchors = anchors
         self._roots = tuple(read_authority(der(ca)) for ca in anchors.cas)
 
-    def standing(
+    def authenticate(
         self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
     ) -> AuthResult:
-        """Return the verdict on a certificate that TLS has accepted with the CAs of `bundle`.
+        """Return the result for a certificate that TLS has accepted with the CAs of `bundle`.
 
-        `chain` returns it as TLS verified it, in DER; nothing in a resumed session, where it is
-        known from before or found among the CAs.
+        `chain` returns the chain that TLS verified, in DER. It returns nothing in a resumed
+        session: then the result is known from before, or the chain is found among the CAs.
         """
-        # A handshake may have begun with CAs that are in force no more; that verdict is not shared.
+        # A handshake may have begun under CAs that were replaced since: its result is not shared.
         current = bundle == self.bundle
-        standing = self._standings.get(certificate) if current else None
-        # Who is refused may have come by another chain before: that of a CA's older certificate.
-        if standing is None or self.renew(standing) is not None:
-            standing = self.judge(chain() or (certificate,), bundle)
+        auth = self._results.get(certificate) if current else None
+        # A refused certificate may come with another chain now: that of a CA's newer certificate.
+        if auth is None or self.check(auth) is not None:
+            auth = self.verify(chain() or (certificate,), bundle)
             if current:
-                if len(self._standings) >= MAX_REMEMBERED:
-                    del self._standings[next(iter(self._standings))]  # the oldest
-                self._standings[certificate] = standing
-        return standing
+                self._results[certificate] = auth
+        return auth
 
-    def judge(self, chain: Sequence[bytes], bundle: int | None = None) -> AuthResult:
-        """Return the verdict on a verified chain in DER, its first certificate the peer's.
+    def verify(
+        self, chain: Sequence[bytes], bundle: int | None = None, chain_until: float = math.inf
+    ) -> AuthResult:
+        """Return the result for a verified chain in DER, its first certificate the peer's.
 
-        `bundle` is that of the CAs that it was verified with, if not those in force. For the caller
-        to keep as long as `bundle` stays, and to renew.
+        `bundle` is that of the CAs that verified it, by default the one in force. The caller may
+        keep the result while `chain_holds`, and calls `check` before each use.
         """
         anchors = {root.der for root in self._roots}
         below = list(chain)
         while len(below) > 1 and below[-1] in anchors:
             below.pop()
-        standing = AuthResult(tuple(below), self.bundle if bundle is None else bundle)
-        self.renew(standing)
-        return standing
+        bundle = self.bundle if bundle is None else bundle
+        auth = AuthResult(tuple(below), bundle, chain_until=chain_until)
+        self.check(auth)
+        return auth
 
-    def renew(self, standing: AuthResult) -> IdentityError | None:
-        """Judge anew where something has changed; return why not, or None."""
-        over = standing.refusal is None and self._clock() > standing.valid_until
-        if standing.generation != self.generation or over:
-            standing.generation = self.generation
-            standing.identity, standing.refusal = None, None
-            try:
-                standing.identity = identify(standing.chain[0])
-                standing.valid_until = self._judge_chain(standing, standing.identity)
-            except IdentityError as error:
-                # Never good: the other connections that share it compare no more than the time.
-                standing.refusal, standing.valid_until = error, -math.inf
-        return standing.refusal
+    def check(self, auth: AuthResult, now: float | None = None) -> IdentityError | None:
+        """Return why a certificate is refused now, None if it is accepted.
 
-    def _judge_chain(self, standing: AuthResult, identity: Identity) -> float:
-        """Return until when the chain is good. Raises `IdentityError`."""
+        The one place that decides if a result is still in force. `now` is the caller's reading of
+        the clock (epoch), if it has one: a check-in costs this call and two comparisons.
+        """
+        if now is None:
+            now = self._clock()
+        if auth.generation == self.generation and now <= auth.valid_until:
+            return None
+        if auth.generation != self.generation or auth.refusal is None:
+            self._verify_again(auth)
+        return auth.refusal
+
+    def chain_holds(self, auth: AuthResult, now: float = 0.0) -> bool:
+        """Return whether the chain of a result still stands: the same CAs, and not expired.
+
+        If not, a connection of the certificate has to end, or its chain to be verified again. Only
+        chains from a proxy's header need `now` (epoch).
+        """
+        return auth.bundle == self.bundle and now <= auth.chain_until
+
+    def _verify_again(self, auth: AuthResult) -> None:
+        auth.generation = self.generation
+        auth.identity, auth.refusal = None, None
+        try:
+            auth.identity = identify(auth.chain[0])
+            auth.valid_until = self._check_chain(auth, auth.identity)
+        except IdentityError as error:
+            # Always in the past: each connection that shares the result comes to its refusal.
+            auth.refusal, auth.valid_until = error, -math.inf
+
+    def _check_chain(self, auth: AuthResult, identity: Identity) -> float:
+        """Return until when the chain is valid. Raises `IdentityError`."""
         if self._clock() > identity.not_after:
             raise EXPIRED
-        lineage = standing.lineage
-        if lineage is None or lineage.bundle != self.bundle:
-            lineage = standing.lineage = self._trace(standing.chain)
-        # A CA may have several certificates, of which one is good: then so is what it has issued.
-        refusal = CA_CHANGED if standing.bundle != self.bundle else UNKNOWN_CHAIN
-        for number, path in enumerate(lineage.paths):
+        found = auth.chain_paths
+        if found is None or found.bundle != self.bundle:
+            found = auth.chain_paths = self._find_paths(auth.chain)
+        # A CA may have several certificates. One that is valid is enough.
+        refusal = UNKNOWN_CHAIN if self.chain_holds(auth) else CA_CHANGED
+        for number, path in enumerate(found.paths):
             try:
-                return self._judge_path(lineage.serial, path, identity)
+                return self._check_path(found.serial, path, identity)
             except IdentityError as error:
                 refusal = error if number == 0 else refusal
         raise refusal
 
-    def _judge_path(
+    def _check_path(
         self, serial: int, path: Sequence[CertificateAuthority], identity: Identity
     ) -> float:
-        """Return until when a certificate is good by this path. Raises `IdentityError`."""
-        now, good_until = self._clock(), identity.not_after
+        """Return until when a certificate is valid by this path. Raises `IdentityError`."""
+        now, valid_until = self._clock(), identity.not_after
         for ca in path:
-            ca.judge(identity.email, now)
-            good_until = min(good_until, ca.not_after)
-            known = self.anchors.lists.get(ca.id)
-            if known is not None:
-                if serial in known.serials:
+            ca.check(identity.email, now)
+            valid_until = min(valid_until, ca.not_after)
+            crl = self.anchors.crls.get(ca.id)
+            if crl is not None:
+                if serial in crl.serials:
                     raise REVOKED
                 if self._on_expired_crl == "refuse":
-                    if now > known.next_update:
-                        raise LIST_EXPIRED
-                    good_until = min(good_until, known.next_update)
+                    if now > crl.next_update:
+                        raise CRL_EXPIRED
+                    valid_until = min(valid_until, crl.next_update)
             if ca.self_signed:
-                break  # nobody but the operator can take back a root
+                break  # only the operator can revoke a root
             serial = ca.serial
-        return good_until
+        return valid_until
 
-    def _trace(self, chain: Sequence[bytes]) -> ChainPaths:
-        """Find the CAs above a verified chain. Raises `IdentityError` for one unreadable or weak.
+    def _find_paths(self, chain: Sequence[bytes]) -> ChainPaths:
+        """Find the CAs above a verified chain. Raises `IdentityError` if one is unreadable or weak.
 
-        Signatures are verified here: once for each certificate and bundle, however often its
-        standing is renewed.
+        Signatures are verified here: once for each certificate and bundle, however often the
+        result is checked.
         """
         with quietly():
             leaf = x509.load_der_x509_certificate(chain[0])
@@ -198,29 +220,29 @@ class Trust:
             if ca.weakness is not None:  # a signature with SHA-1 cannot even be verified here
                 raise ca.weakness
         above = sent[-1].certificate if sent else leaf
-        paths = [(*sent, *path) for path in islice(self._ways_up(above, sent), MAX_PATHS)]
+        paths = [(*sent, *path) for path in islice(self._paths_above(above, sent), MAX_PATHS)]
         if not paths and not sent:
-            # A resumed session knows no chain: its CAs may be known from another client's.
+            # A resumed session has no chain: its CAs may be known from another client's.
             paths = [
                 (ca, *path)
                 for ca in self._intermediates.values()
                 if issued_by(leaf, ca.certificate)
-                for path in islice(self._ways_up(ca.certificate, (ca,)), MAX_PATHS)
+                for path in islice(self._paths_above(ca.certificate, (ca,)), MAX_PATHS)
             ]
         if not paths and any(root.der == chain[0] for root in self._roots):
-            paths = [()]  # trusted by itself; where a CA above is known, that may have revoked it
+            paths = [()]  # a trust anchor itself; a known CA above it may have revoked it
         return ChainPaths(self.bundle, serial, tuple(paths))
 
-    def _ways_up(
+    def _paths_above(
         self, certificate: x509.Certificate, below: tuple[CertificateAuthority, ...]
     ) -> Iterator[tuple[CertificateAuthority, ...]]:
-        """Yield the paths of CAs in force above a certificate; `below` are not met again."""
+        """Yield the paths of CAs in force above a certificate, without those of `below`."""
         for root in self._roots:
             if root in below or not issued_by(certificate, root.certificate):
                 continue
             higher = False
             if not root.self_signed:
-                for path in self._ways_up(root.certificate, (*below, root)):
+                for path in self._paths_above(root.certificate, (*below, root)):
                     higher = True
                     yield (root, *path)
             if not higher:
@@ -229,15 +251,12 @@ class Trust:
     def _intermediate(self, der: bytes) -> CertificateAuthority:
         known = self._intermediates.get(der)
         if known is None:
-            known = read_authority(der)
-            if len(self._intermediates) >= MAX_REMEMBERED:
-                del self._intermediates[next(iter(self._intermediates))]  # the oldest
-            self._intermediates[der] = known
+            known = self._intermediates[der] = read_authority(der)
         return known
 
 
 def verified_chain(secure: ssl.SSLSocket) -> list[bytes]:
-    """Return the chain as TLS verified it, in DER, the peer's first; nothing where resumed."""
+    """Return the chain that TLS verified, in DER, the peer's first; none in a resumed session."""
     public = getattr(secure, "get_verified_chain", None)  # Python 3.13 and newer
     if public is not None:
         return list(public())

@@ -1,4 +1,4 @@
-"""Which peers are trusted proxies."""
+"""The addresses of trusted proxies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tornado_status.model.records import normalise_ip
 
 
 class TrustedProxies:
-    """`address in proxies`: whether the text of an IP address is within the configured networks."""
+    """A set of IP addresses, as text: those within the configured networks."""
 
     def __init__(self, networks: Sequence[Network]) -> None:
         # Proxies are few and connect again and again.

@@ -1,4 +1,4 @@
-"""The management port: serves health, readiness and metrics to everybody who reaches it."""
+"""The management port: serves health, readiness and metrics without authentication."""
 
 from __future__ import annotations
 
@@ -20,22 +20,20 @@ from tornado_status.config import ManagementSettings
 from tornado_status.errors import ConfigError
 from tornado_status.observe.health import Check
 from tornado_status.runtime import http_timeouts
+from tornado_status.runtime.acceptor import Acceptor, Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts, TimeoutStream
 
-MAX_CONNECTIONS = 32  # scrapers and probes are few; they are not to take all descriptors
-MAX_HEAD = 8192  # what browsers and scrapers send is far below
-MAX_BODY = 4096  # nothing that is asked for here has one
-IDLE_S = 60.0  # between two requests: who scrapes less often connects anew
-SWEEP_EVERY_S = 1.0  # looks for who takes nothing of an answer
-
-ACCEPT_PAUSE_S = 0.1  # where it fails, as without descriptors: until then others go on
+MAX_CONNECTIONS = 32  # scrapers and probes are few; they must not use up all descriptors
+MAX_HEAD = 8192  # browsers and scrapers send far less
+MAX_BODY = 4096  # no request of this port has one
+IDLE_S = 60.0  # between two requests; a scraper that comes less often connects again
 
 
 class ManagementServer:
-    """Serves /healthz, /readyz and /metrics, over TLS where it has a `context`.
+    """Serves /healthz, /readyz and /metrics, over TLS if it has a `context`.
 
-    `checks` looks at everything that readiness is about; `registry` collects the metrics.
-    A head has `head_timeout_s` from its first byte on, or gets `late()`.
+    `checks` returns all readiness checks; `registry` collects the metrics. A head that takes longer
+    than `head_timeout_s` from its first byte on gets `late_answer()`.
     """
 
     def __init__(
@@ -45,15 +43,15 @@ class ManagementServer:
         registry: CollectorRegistry,
         context: ssl.SSLContext | None,
         head_timeout_s: float,
-        late: Callable[[], bytes],
+        late_answer: Callable[[], bytes],
     ) -> None:
         self._settings = settings
         self._context = context
-        self._sockets: list[socket.socket] = []
+        self._loop = asyncio.get_running_loop()
+        self._acceptor = Acceptor(MAX_CONNECTIONS, self._begin)
         self._streams: set[_PlainStream | _SecureStream] = set()
-        self._full = False
         self._sweeping: asyncio.TimerHandle | None = None
-        self._deadlines = HttpTimeouts(IDLE_S, head_timeout_s, late)
+        self._timeouts = HttpTimeouts(IDLE_S, head_timeout_s, late_answer)
         self._server = HTTPServer(
             Application(
                 [
@@ -63,18 +61,18 @@ class ManagementServer:
                 ],
                 log_function=lambda handler: None,
             ),
-            idle_connection_timeout=self._deadlines.both_s,
+            idle_connection_timeout=http_timeouts.NEVER_S,
             body_timeout=http_timeouts.BODY_TIMEOUT_S,
             max_header_size=MAX_HEAD,
             max_body_size=MAX_BODY,
         )
 
     def use(self, context: ssl.SSLContext | None) -> None:
-        """Put another TLS context in force, for connections from now on."""
+        """Use another TLS context for new connections."""
         self._context = context
 
     def listen(self) -> None:
-        """Raises `ConfigError` where the port is taken."""
+        """Bind the port and start to accept. Raises `ConfigError` if it is taken."""
         try:
             sockets = bind_sockets(self._settings.port, address=self._settings.host)
         except OSError as error:
@@ -82,35 +80,23 @@ class ManagementServer:
                 f"management.port: cannot listen on {self._settings.host} port "
                 f"{self._settings.port}: {error.strerror}"
             ) from error
-        self._sockets = sockets
-        for sock in sockets:
-            asyncio.get_running_loop().add_reader(sock, self._accept, sock)
+        self._acceptor.listen(sockets)
         self._sweep()
 
-    def _sweep(self) -> None:
-        """Close those who do not take what they have asked for: they are not to fill the port."""
-        loop = asyncio.get_running_loop()
-        for stream in list(self._streams):
-            if stream.is_stalled(loop.time()):
-                stream.close()
-        self._sweeping = loop.call_later(SWEEP_EVERY_S, self._sweep)
+    async def close(self) -> None:
+        """Stop accepting, and close all connections."""
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        self._acceptor.stop_accepting()
+        await self._server.close_all_connections()
 
-    def _accept(self, listening: socket.socket) -> None:
-        if len(self._streams) >= MAX_CONNECTIONS:
-            self._full = True
-            for sock in self._sockets:
-                asyncio.get_running_loop().remove_reader(sock)
-            return
-        # Not Tornado's: without descriptors that would be called again at once, and for ever.
-        try:
-            connection, address = listening.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(listening)
-            loop.call_later(ACCEPT_PAUSE_S, self._resume, listening)
-            return
+    def _sweep(self) -> None:
+        """Close slow clients, so that they do not use up the connections."""
+        for stream in list(self._streams):
+            stream.close_if_overdue(self._loop.time())
+        self._sweeping = self._loop.call_later(self._timeouts.sweep_every_s, self._sweep)
+
+    def _begin(self, connection: socket.socket, address: Address) -> None:
         connection.setblocking(False)
         if self._context is None:
             self._serve(_PlainStream(connection), address)
@@ -120,42 +106,27 @@ class ManagementServer:
                 connection, server_side=True, do_handshake_on_connect=False
             )
         except OSError:
-            connection.close()  # gone before we looked
+            connection.close()  # the peer is gone already
             return
         self._serve(_SecureStream(secure, ssl_options=self._context), address)
 
-    def _serve(self, stream: _PlainStream | _SecureStream, address: tuple[str, int]) -> None:
-        stream.deadlines = self._deadlines
+    def _serve(self, stream: _PlainStream | _SecureStream, address: Address) -> None:
+        stream.timeouts = self._timeouts
         stream.on_closed = functools.partial(self._closed, stream)
         self._streams.add(stream)
+        self._acceptor.count_open(1)
         self._server.handle_stream(stream, address)
 
     def _closed(self, stream: _PlainStream | _SecureStream) -> None:
         self._streams.discard(stream)
-        if self._full:
-            self._full = False
-            for listening in self._sockets:
-                self._resume(listening)
-
-    def _resume(self, listening: socket.socket) -> None:
-        if listening in self._sockets and not self._full:
-            asyncio.get_running_loop().add_reader(listening, self._accept, listening)
-
-    async def close(self) -> None:
-        if self._sweeping is not None:
-            self._sweeping.cancel()
-        sockets, self._sockets = self._sockets, []
-        for sock in sockets:
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
-        await self._server.close_all_connections()
+        self._acceptor.count_open(-1)
 
 
 class _CountedStream(TimeoutStream):
     on_closed: Callable[[], None] | None = None
 
     def close_fd(self) -> None:
-        """See `BaseIOStream.close_fd`: runs once, however the stream ends."""
+        """See `BaseIOStream.close_fd`. It runs once, however the stream ends."""
         super().close_fd()
         on_closed, self.on_closed = self.on_closed, None
         if on_closed is not None:
@@ -182,14 +153,14 @@ class _Handler(RequestHandler):
 
 
 class _Health(_Handler):
-    """200 as long as the loop turns."""
+    """200 while the event loop runs."""
 
     def get(self) -> None:
         self.write_json(200, {"alive": True})
 
 
 class _Ready(_Handler):
-    """200 when check-ins are recorded, else 503; the reasons are in the body."""
+    """200 if check-ins are recorded, else 503; the reasons are in the body."""
 
     def initialize(self, checks: Callable[[], Sequence[Check]]) -> None:
         self._checks = checks

@@ -1,7 +1,7 @@
-"""What a CA may vouch for: for how long, for whom, and whether its own certificate is strong. Pure.
+"""Checking a CA certificate: its dates, its name constraints and its strength. Pure.
 
-Its name constraints (RFC 5280, 4.2.1.10) are held against the e-mail address of the identity, which
-is a common name: TLS libraries hold them against subjectAltName alone.
+Name constraints (RFC 5280, 4.2.1.10) are applied to the e-mail address of the identity, which is a
+common name: TLS libraries apply them to subjectAltName alone.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ NOT_IN_FORCE = IdentityError(
 )
 CA_UNREADABLE = IdentityError(403, "ca-unreadable", "The certificate of a CA above cannot be read")
 
-_NAME_CONSTRAINTS = b"\x06\x03\x55\x1d\x1e"  # 2.5.29.30 in DER, whatever else has these bytes
+_NAME_CONSTRAINTS = b"\x06\x03\x55\x1d\x1e"  # 2.5.29.30 in DER; other parts may have these bytes
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateAuthority:
-    """What one certificate of a CA says.
+    """One certificate of a CA.
 
     `id` is that of the CA (see `certificates.ca_id`), `der` and `serial` are this certificate's.
     Times are seconds since the epoch. `permitted` and `excluded` are its constraints on e-mail
-    addresses, in lower case; None permits all. `weakness` is why nothing below it is believed.
+    addresses, in lower case; None permits all. `weakness` is why no certificate below is trusted.
     """
 
     certificate: x509.Certificate
@@ -52,8 +52,8 @@ class CertificateAuthority:
     excluded: tuple[str, ...]
     weakness: IdentityError | None
 
-    def judge(self, email: str, now: float) -> None:
-        """Say whether it may vouch for this canonical e-mail address. Raises `IdentityError`."""
+    def check(self, email: str, now: float) -> None:
+        """Raise `IdentityError` if the CA may not issue to this canonical e-mail address now."""
         if self.weakness is not None:
             raise self.weakness
         if not self.not_before <= now <= self.not_after:
@@ -67,11 +67,11 @@ class CertificateAuthority:
 
 
 def read_authority(der: bytes) -> CertificateAuthority:
-    """Read the certificate of a CA. Raises `IdentityError` where that cannot be done."""
+    """Read the certificate of a CA. Raises `IdentityError` if it cannot be read."""
     with quietly():
         try:
             certificate = x509.load_der_x509_certificate(der)
-            # Other extensions are TLS's to judge, and it reads what `cryptography` does not.
+            # TLS checks all other extensions, and it reads some that `cryptography` does not.
             found = _constraints(certificate) if _NAME_CONSTRAINTS in der else (None, ())
             is_root = self_signed(certificate)
             return CertificateAuthority(
@@ -97,7 +97,7 @@ def _constraints(
         found = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
     except x509.ExtensionNotFound:
         return None, ()
-    # Names of other kinds constrain other names: an e-mail address is within or without nothing.
+    # Only constraints on e-mail addresses apply; the others constrain names of their own kind.
     permitted, excluded = (
         tuple(name.value.lower() for name in names or () if isinstance(name, x509.RFC822Name))
         for names in (found.permitted_subtrees, found.excluded_subtrees)
@@ -107,8 +107,8 @@ def _constraints(
 
 def _weakness(certificate: x509.Certificate, *, is_root: bool) -> IdentityError | None:
     weak = weak_key(certificate)
-    # A root's signature of itself proves nothing: it is trusted because it is in the file. So it
-    # does not matter with which hash it is made.
+    # A root's signature of itself proves nothing: a root is trusted because it is in the file. Its
+    # hash does not matter.
     if weak is None and not is_root:
         try:
             weak = weak_signature(certificate)
@@ -120,9 +120,9 @@ def _weakness(certificate: x509.Certificate, *, is_root: bool) -> IdentityError 
 
 
 def _within(email: str, constraint: str) -> bool:
-    """Say whether an address is one mailbox, at one host, or anywhere below a `.domain`.
+    """Return whether an address is a mailbox, at a host, or below a `.domain`.
 
-    An empty constraint is the root of all names, as for the libraries of browsers.
+    An empty constraint includes all names, as in the libraries of browsers.
     """
     host = email.rpartition("@")[2]
     mailbox, at, of = constraint.rpartition("@")

@@ -82,5 +82,5 @@ def _lists(settings: Settings, anchors: Anchors) -> list[Validity]:
             known.this_update,
             known.next_update,
         )
-        for known in anchors.lists.values()
+        for known in anchors.crls.values()
     ]

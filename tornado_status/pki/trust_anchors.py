@@ -11,21 +11,21 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tornado_status.config import TlsSettings
-from tornado_status.errors import ConfigError, IdentityError, RevocationListError
+from tornado_status.errors import ConfigError, CRLError, IdentityError
 from tornado_status.pki.authorities import read_authority
-from tornado_status.pki.crl import RevocationList, read_lists, replace_lists
+from tornado_status.pki.crl import CRL, read_crls, replace_crls
 from tornado_status.pki.files import read, read_certificates
 
 
 @dataclass(frozen=True, slots=True)
 class Anchors:
-    """What is trusted: certificates of CAs, and the newest revocation list of each.
+    """The trusted CA certificates, and the newest CRL of each CA.
 
-    The lists are by the CA's name and key: see `certificates.ca_id`.
+    The key of `crls` is a CA's name and key: see `certificates.ca_id`.
     """
 
     cas: tuple[x509.Certificate, ...]
-    lists: dict[bytes, RevocationList] = field(default_factory=dict)
+    crls: dict[bytes, CRL] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> bytes:
@@ -51,10 +51,10 @@ def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchor
         return Anchors(cas)
     pem = read("tls.crl", path, "python -m certs_gen crl makes one")
     try:
-        lists = read_lists(pem, cas, time.time())
-        known = before.lists.values() if before is not None else ()
-        return Anchors(cas, replace_lists(known, lists, cas))
-    except RevocationListError as error:
+        crls = read_crls(pem, cas, time.time())
+        known = before.crls.values() if before is not None else ()
+        return Anchors(cas, replace_crls(known, crls, cas))
+    except CRLError as error:
         raise ConfigError(f"tls.crl: {path}: {error}") from error
 
 

@@ -1,7 +1,7 @@
-"""How long a peer may be silent between two requests, take for the head of one, and read nothing.
+"""Idle, request-header and write time-outs for Tornado streams.
 
-Tornado has one timeout for both, so who sends a byte now and then is as welcome as who is quiet.
-For an answer that nobody takes it has none. `TimeoutStream` is for ordinary HTTP to read and write.
+Tornado has one time-out for idleness and the head together, so a client that sends a byte now and
+then passes for an idle one. It has none for an answer that the client does not read.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import termios
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal
 
 from tornado.iostream import IOStream
 
@@ -20,23 +21,37 @@ MAX_BODY = 4096  # bytes: check-ins and reads have no body; the server reads and
 BODY_TIMEOUT_S = 10.0  # for three packets
 STALL_S = 30.0  # without an acknowledgement: the client is gone, or as good as gone
 TCP_INFO_ACKED = slice(120, 128)  # tcpi_bytes_acked of struct tcp_info (linux/tcp.h), a u64
+NEVER_S = float("inf")  # of Tornado's own time-out for a head: the rule of `HttpTimeouts` holds
 
 
 @dataclass(frozen=True, slots=True)
 class HttpTimeouts:
-    """`idle_s` until a head's first byte, `head_s` from it to the head's end, both in seconds.
+    """Time-outs of a connection that waits for a request, in seconds.
 
-    `late` returns the whole answer to who took longer than `head_s`; silence is not answered.
+    `idle_s` is for silence until the first byte of a head, `head_s` from that byte to the head's
+    end. `late_answer` returns the whole answer to a late head; an idle connection gets none.
     """
 
     idle_s: float
     head_s: float
-    late: Callable[[], bytes]
+    late_answer: Callable[[], bytes]
 
     @property
-    def both_s(self) -> float:
-        """For Tornado's own timeout of the two: it never comes first."""
-        return self.idle_s + self.head_s + 1
+    def sweep_every_s(self) -> float:
+        """How often to ask `overdue` of each connection."""
+        return min(self.idle_s / 4, self.head_s / 4, 1.0)
+
+    def overdue(
+        self, quiet_since: float, head_begun: float | None, now: float
+    ) -> Literal["idle", "head"] | None:
+        """Return which time-out a connection has exceeded, None if neither.
+
+        All in the loop's time. `head_begun` is when the first byte of a head came, None without
+        one: then the connection is idle since `quiet_since`.
+        """
+        if head_begun is not None:
+            return "head" if now - head_begun > self.head_s else None
+        return "idle" if now - quiet_since > self.idle_s else None
 
 
 def trailing_line_ends(data: bytes) -> int:
@@ -45,33 +60,58 @@ def trailing_line_ends(data: bytes) -> int:
 
 
 class TimeoutStream(IOStream):
-    """A stream that closes itself where a head is late. Without `deadlines` it never does.
+    """A stream of ordinary HTTP that knows when its peer is late. Its owner sweeps it.
 
-    What is read with a regular expression is a head: so HTTP1Connection reads it.
+    A read with a regular expression is taken for the read of a head, as HTTP1Connection does it.
+    Without `timeouts` only a stalled write is ever overdue.
     """
 
-    deadlines: HttpTimeouts | None = None
-    head_begun: float | None = None  # the loop's time, where the head's first byte came before
+    timeouts: HttpTimeouts | None = None
+    head_begun: float | None = None  # the loop's time, once the head's first byte is there
+    _awaits_head = False
+    _quiet_since = 0.0  # the loop's time when the read of a head began
     _received = 0  # bytes that came in
-    _taken = 0  # of these, what was read by somebody
+    _taken = 0  # of these, those that were read from the stream
     _blank = 0  # of these, how many line ends came last
     stalled = False  # what `is_stalled` returned last
     _acknowledged_before = -1  # bytes when `is_stalled` was last asked; -1 if nothing waited
     _stalled_since = 0.0  # the loop's time
-    _awaits_head = False
-    _timer: asyncio.TimerHandle | None = None
+
+    def close_if_overdue(self, now: float) -> None:
+        """Close the stream after a time-out. `now` is the loop's time."""
+        if self.closed():
+            return
+        overdue = None
+        if self._awaits_head and self.timeouts is not None:
+            overdue = self.timeouts.overdue(self._quiet_since, self.head_begun, now)
+            if overdue == "head":
+                self.write(self.timeouts.late_answer())
+        if overdue is not None or self.is_stalled(now):
+            self.close()  # what the kernel does not take at once is lost
+
+    def is_stalled(self, now: float) -> bool:
+        """Return whether the peer has acknowledged nothing for `STALL_S` of what waits for it.
+
+        It is a slow client whose window stays shut, or it has vanished. Ask about once a second;
+        `now` is the loop's time.
+        """
+        acknowledged = self._acknowledged() if self.writing() or self._unacknowledged() else -1
+        if acknowledged == -1 or acknowledged != self._acknowledged_before:
+            self._acknowledged_before, self._stalled_since = acknowledged, now
+        else:
+            self.stalled = now - self._stalled_since > STALL_S
+        return self.stalled
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """See `IOStream.read_until_regex`."""
         reading = self._count(super().read_until_regex(regex, max_bytes))
-        if self.deadlines is not None and not reading.done():
+        begun, self.head_begun = self.head_begun, None
+        if self.timeouts is not None and not reading.done():
             self._awaits_head = True
-            reading.add_done_callback(self._on_head)
+            self._quiet_since = now = asyncio.get_running_loop().time()
             if self._has_begun():
-                self._begin_head(self.deadlines)
-            else:
-                self._time(self.deadlines.idle_s, self.close)
-        self.head_begun = None
+                self.head_begun = now if begun is None else begun
+            reading.add_done_callback(self._on_head)
         return reading
 
     def read_until(self, delimiter: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
@@ -87,25 +127,13 @@ class TimeoutStream(IOStream):
         size = super().read_from_fd(buf)
         if size:
             self._received += size
-            if self.deadlines is not None:
+            if self.timeouts is not None:
                 blank = trailing_line_ends(bytes(buf[:size]))
                 self._blank = self._blank + blank if blank == size else blank
-                if self._awaits_head and self._has_begun():
-                    self._begin_head(self.deadlines)
+                # More of a head that has begun does not move its time-out.
+                if self._awaits_head and self.head_begun is None and self._has_begun():
+                    self.head_begun = asyncio.get_running_loop().time()
         return size
-
-    def is_stalled(self, now: float) -> bool:
-        """Return whether the peer has acknowledged nothing for `STALL_S` of what waits for it.
-
-        It is a slow client whose window stays shut, or it has vanished. Ask about once a second;
-        `now` is the loop's time.
-        """
-        acknowledged = self._acknowledged() if self.writing() or self._unacknowledged() else -1
-        if acknowledged == -1 or acknowledged != self._acknowledged_before:
-            self._acknowledged_before, self._stalled_since = acknowledged, now
-        else:
-            self.stalled = now - self._stalled_since > STALL_S
-        return self.stalled
 
     def _unacknowledged(self) -> int:
         """Return the bytes in the kernel that the peer has not acknowledged (tcp(7), SIOCOUTQ)."""
@@ -121,17 +149,12 @@ class TimeoutStream(IOStream):
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_ACKED.stop)
         return int.from_bytes(info[TCP_INFO_ACKED], sys.byteorder)
 
-    def close_fd(self) -> None:
-        """See `IOStream.close_fd`."""
-        self._forget_head()
-        super().close_fd()
-
     def _count(self, reading: Awaitable[bytes]) -> asyncio.Future[bytes]:
         future = asyncio.ensure_future(reading)
         if future.done():
             self._on_read(future)
         else:
-            # The first to hear of it: whoever reads next finds it counted.
+            # The first callback: the next read finds these bytes counted.
             future.add_done_callback(self._on_read)
         return future
 
@@ -140,30 +163,9 @@ class TimeoutStream(IOStream):
             self._taken += len(reading.result())
 
     def _has_begun(self) -> bool:
-        """Say whether any of a head is there: empty lines before it are none (RFC 9112, 2.2)."""
+        """Return whether any of a head is there: empty lines before it are none (RFC 9112, 2.2)."""
         return self._received - self._taken > self._blank
 
-    def _begin_head(self, deadlines: HttpTimeouts) -> None:
-        self._awaits_head = False  # it has begun: what else comes does not move its deadline
-        now = asyncio.get_running_loop().time()
-        begun = now if self.head_begun is None else self.head_begun
-        self._time(begun + deadlines.head_s - now, self._end_late)
-
-    def _time(self, after_s: float, end: Callable[[], None]) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(after_s, end)
-
     def _on_head(self, reading: asyncio.Future[bytes]) -> None:
-        self._forget_head()
-
-    def _forget_head(self) -> None:
         self._awaits_head = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _end_late(self) -> None:
-        if self.deadlines is not None and not self.closed():
-            self.write(self.deadlines.late())
-        self.close()  # what the kernel does not take at once nobody waits for
+        self.head_begun = None

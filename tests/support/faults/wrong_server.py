@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tornado_status.announce import Announcer
 from tornado_status.cli import main
 from tornado_status.errors import StoreUnavailable
-from tornado_status.ingress import CheckInService
+from tornado_status.ingress.check_in_service import CheckInService
 from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime.shutdown import ShutdownDeadline

@@ -92,7 +92,7 @@ def _authorities(settings: Settings) -> Iterator[Finding]:
                 f"tls.client_ca: {name}: {ca.weakness.detail}",
                 "The server refuses everybody below it. Make a new CA, with a strong key.",
             )
-        if crl_file(settings.tls) is not None and ca.id not in anchors.lists:
+        if crl_file(settings.tls) is not None and ca.id not in anchors.crls:
             yield note(
                 TOPIC,
                 f"tls.crl: there is no list of {name}, so nobody that it has issued to can be "

@@ -1,4 +1,4 @@
-"""Verifying a chain that did not come by a handshake of ours, up to the CAs in force."""
+"""Verifying a chain that came in a header instead of a handshake, up to the CAs in force."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _FOR_CLIENTS = (ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.ANY_EXTENDE
 class ChainVerifier:
     """Verifies chains up to `cas`: signatures, dates, CA flags, path length, name constraints.
 
-    What a leaf has to be is for `identity` to judge. Its own extensions and those of the CAs are
-    not held to the web's profile: private CAs made by hand have to go on working.
+    `identity` checks what a leaf has to be. Its extensions and those of the CAs need not follow the
+    web's profile: private CAs made by hand have to go on working.
     """
 
     def __init__(self, cas: Sequence[x509.Certificate]) -> None:

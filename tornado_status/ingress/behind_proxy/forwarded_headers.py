@@ -1,7 +1,7 @@
-"""What a TLS-terminating proxy says in headers: the client's certificate, chain and address. Pure.
+"""Headers of a TLS-terminating proxy: the client's certificate, chain and address. Pure.
 
-Headers are lines as they came, in order. Whatever is not exactly as expected is a
-`ForwardedError`: with a guess somebody could be taken for somebody else.
+Headers are lines as they came, in order. Anything that is not exactly as expected is a
+`ForwardedError`: a guess could mistake one client for another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tornado_status.model.records import normalise_ip
 Lines = Callable[[str], Sequence[str]]  # the values of all lines of a header, by its name
 
 MAX_CHAIN = 8  # certificates; OpenSSL and `cryptography` go no deeper
-MAX_HOPS = 32  # addresses looked at; a longer way is a loop
+MAX_HOPS = 32  # addresses read; a longer path is a loop
 
 # A list of RFC 9110 and its parameters, each cut at the separator outside of quotation marks.
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
@@ -36,16 +36,16 @@ _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::(\d{1,5}))?")
 
 @dataclass(frozen=True, slots=True)
 class ForwardedCertificate:
-    """A client's certificate and what it sent along, both in DER and not verified."""
+    """A client's certificate and the chain it sent, in DER and not verified."""
 
     certificate: bytes
     chain: tuple[bytes, ...]
 
 
 def certificate_lines(name: str, lines: Lines) -> tuple[str, ...]:
-    """Return the text of the certificate's header, empty where there is none, and of its chain's.
+    """Return the text of the certificate's header, empty if there is none, and of its chain's.
 
-    Raises `ForwardedError` where the header is there twice: one of the two is not the proxy's.
+    Raises `ForwardedError` if the header is there twice: one of the two is not the proxy's.
     """
     values = lines(name)
     if len(values) > 1:
@@ -68,10 +68,10 @@ def read_certificate(name: str, texts: Sequence[str]) -> ForwardedCertificate:
 
 
 def client_address(name: str, lines: Lines, proxies: Container[str]) -> tuple[str, int]:
-    """Return the address and port (0: not told) that the nearest trusted proxy saw.
+    """Return the address and port (0: unknown) that the nearest trusted proxy saw.
 
-    The header grows to the right, so it is read from there, over the proxies that are ours, up to
-    the first that is not: what stands before it anybody may have written. Raises `ForwardedError`.
+    Each proxy appends to the header, so it is read from its end, over the trusted proxies to the
+    first other address. A client can forge all that stands before it. Raises `ForwardedError`.
     """
     text = ",".join(lines(name))
     nodes = [node for node in _split(_ELEMENT, text, name) if node]

@@ -1,65 +1,62 @@
-"""Accepting plain TCP connections, from trusted proxies and from nobody else."""
+"""Accepting plain TCP connections, from trusted proxies only."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import socket
-from collections import Counter
 from collections.abc import Callable
 
 from tornado_status.config import ServerSettings
-from tornado_status.ingress.acceptor import Acceptor
-from tornado_status.ingress.handshake import Address
+from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.iostream import READ_CHUNK, PlainStream
+from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
+from tornado_status.runtime.acceptor import Address
 
 MAX_BUFFER = 128 * 1024  # per connection: heads carry certificates, and proxies are few
 
 
-class PlainAcceptor(Acceptor):
-    """Takes connections of `proxies` to `on_connection`; those of others are closed unread."""
+class PlainAcceptor(CheckInAcceptor):
+    """Passes connections of `proxies` to `on_stream`; closes others unread."""
+
+    handshakes = 0  # nothing happens before the first request
 
     def __init__(
         self,
         settings: ServerSettings,
         proxies: TrustedProxies,
-        on_connection: Callable[[PlainStream, Address], None],
-        refused: Counter[str],
+        on_stream: Callable[[PlainStream, Address], None],
+        refusals: Refusals,
     ) -> None:
-        super().__init__(settings, refused)
+        super().__init__(settings, refusals)
         self._proxies = proxies
-        self._on_connection = on_connection
+        self._on_stream = on_stream
 
     def close(self) -> None:
-        """See `Acceptor`."""
+        """See `CheckInAcceptor`."""
         self.stop_accepting()
-
-    def _beginning(self) -> int:
-        return 0  # nothing happens before the first request
 
     def _begin(self, connection: socket.socket, address: Address) -> None:
         if address[0] not in self._proxies:
             connection.close()
-            self.refused["proxy-not-trusted"] += 1
-            if (suppressed := self._logged.allow(address[0])) is not None:
-                self._log.warning(
-                    "connection refused",
-                    reason="not from one of ingress.trusted_proxies",
-                    client_ip=address[0],
-                    suppressed=suppressed,
-                )
+            self.refusals.count(
+                "proxy-not-trusted",
+                "connection refused",
+                per=address[0],
+                level=logging.WARNING,
+                reason="not from one of ingress.trusted_proxies",
+                client_ip=address[0],
+            )
             return
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         except OSError:
-            connection.close()  # gone before we looked
+            connection.close()  # the peer is gone already
             return
         stream = PlainStream(connection, max_buffer_size=MAX_BUFFER, read_chunk_size=READ_CHUNK)
-        # Not counted for its address: it is the address of everybody behind the proxy.
-        self._count_open(1)
-        stream.on_closed = self._ended
-        self._on_connection(stream, address)
-
-    def _ended(self) -> None:
-        self._count_open(-1)
-        self._look_again()
+        # Not counted by address: all clients behind the proxy have its address.
+        self.count_open(1)
+        stream.on_closed = functools.partial(self.count_open, -1)
+        self._on_stream(stream, address)

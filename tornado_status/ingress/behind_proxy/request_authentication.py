@@ -1,7 +1,7 @@
-"""Who sent a request that a TLS-terminating proxy passes on: judged for each request.
+"""Authenticating each request that a TLS-terminating proxy passes on.
 
-One connection of the proxy carries everybody's requests, so nothing is kept by connection. What is
-kept is the verdict on each certificate, by the fingerprint of the header that it came in.
+One connection of the proxy carries the requests of all clients, so no result belongs to a
+connection. Results are cached by the fingerprint of the header that the certificate came in.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httputil import HTTPServerRequest
 
@@ -28,20 +28,15 @@ from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import NO_CERTIFICATE, AuthResult, Trust
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.model.records import CheckIn, Peer, normalise_ip
+from tornado_status.runtime.bounded_dict import BoundedDict
 
-MAX_REMEMBERED = 20_000  # verdicts of 2 to 4 KB; one that is forgotten costs a verification
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    standing: AuthResult
-    chain_until: float  # when the first certificate of the chain expires
+MAX_REMEMBERED = 20_000  # results of 2 to 4 KB; an evicted one costs a verification
 
 
 class RequestAuthenticator(InFlightCounting):
-    """Reads certificate and address from the headers of trusted proxies, and judges them.
+    """Reads the certificate and the address from the headers of trusted proxies.
 
-    While `draining` every answer ends its connection.
+    While `draining`, every answer ends its connection.
     """
 
     def __init__(
@@ -52,35 +47,35 @@ class RequestAuthenticator(InFlightCounting):
         refusals: Refusals,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.trust = trust
         self.draining = False
-        self._trust = trust
         self._certificate_header = settings.certificate_header
         self._address_header = settings.address_header
         self._proxies = proxies
         self._refusals = refusals
         self._clock = clock
-        self._known: dict[bytes, _Known] = {}
+        self._results: BoundedDict[bytes, AuthResult] = BoundedDict(MAX_REMEMBERED)
+        self._cas: tuple[x509.Certificate, ...] = ()  # those of the verifier
         self._verifier: ChainVerifier | None = None
-        self._bundle = 0
 
     def peer_of(self, request: HTTPServerRequest) -> Peer:
-        """Return whom the proxy speaks for, as judged now."""
-        client_ip = normalise_ip(request.remote_ip or "")  # the proxy's, as long as nothing better
+        """Return the client that the proxy passes a request on for, checked now."""
+        client_ip = normalise_ip(request.remote_ip or "")  # the proxy's, until the header is read
         lines = request.headers.get_list
         try:
             client_ip, _ = client_address(self._address_header, lines, self._proxies)
-            check_in, _, _ = self.check_in_of(lines)
+            check_in, _ = self.check_in_of(lines)
             return Peer(client_ip, check_in.client_port, check_in, None)
         except ForwardedError as error:
-            # The sentence is for the operator: it is the proxy that is set up wrongly.
+            # The sentence is for the operator: the proxy is set up wrongly.
             refusal = IdentityError(400, error.reason, f"The proxy in front: {error}")
         except IdentityError as error:
             refusal = error
         self._refusals.at_the_start(refusal, client_ip)
         return Peer(client_ip, 0, None, refusal)
 
-    def check_in_of(self, lines: Lines) -> tuple[CheckIn, AuthResult, float]:
-        """Return what a request says, the verdict, and until when (epoch) its chain is good.
+    def check_in_of(self, lines: Lines) -> tuple[CheckIn, AuthResult]:
+        """Return the check-in that a request's headers give, and the result of its certificate.
 
         Raises `IdentityError` and `ForwardedError`.
         """
@@ -88,64 +83,62 @@ class RequestAuthenticator(InFlightCounting):
         texts = certificate_lines(self._certificate_header, lines)
         if not texts:
             raise NO_CERTIFICATE
-        known = self._judge(texts)
-        identity = known.standing.identity
-        if known.standing.refusal is not None or identity is None:
-            raise known.standing.refusal or NO_CERTIFICATE
+        auth = self._authenticate(texts)
+        identity = auth.identity
+        if auth.refusal is not None or identity is None:
+            raise auth.refusal or NO_CERTIFICATE
         check_in = CheckIn(identity.email, client_ip, client_port, identity.issuer, identity.serial)
-        return check_in, known.standing, known.chain_until
+        return check_in, auth
 
     def is_last(self, request: HTTPServerRequest) -> bool:
-        """Say whether a connection ends with this request."""
+        """Return whether the answer to this request ends its connection."""
         return self.draining
 
     def watch(self, request: HTTPServerRequest) -> Callable[[], str | None]:
-        """Return what says, at any time, why what a request began has to end; None if it need not.
-
-        For what outlives its request.
-        """
+        """Return a function that says why a live stream has to end, None if it need not."""
         lines = request.headers.get_list
         texts = certificate_lines(self._certificate_header, lines)
-        known = self._judge(texts)
-        who = self.check_in_of(lines)[0]
+        auth = self._authenticate(texts)
+        client = self.check_in_of(lines)[0]
 
         def refusal() -> str | None:
-            nonlocal known
-            stale = known.standing.bundle != self._trust.bundle
+            nonlocal auth
             lapsed: IdentityError | None = None
-            if stale or self._clock() > known.chain_until:
+            if not self.trust.chain_holds(auth, self._clock()):
                 try:
-                    known = self._judge(texts)
+                    auth = self._authenticate(texts)
                 except IdentityError as error:
                     lapsed = error
                 except ForwardedError as error:
                     return str(error)
             if lapsed is None:
-                lapsed = self._trust.renew(known.standing)
+                lapsed = self.trust.check(auth)
             if lapsed is None:
                 return None
-            self._refusals.on_an_open_connection(lapsed, who.client_ip, who.email)
+            self._refusals.on_an_open_connection(lapsed, client.client_ip, client.email)
             return lapsed.detail
 
         return refusal
 
-    def _judge(self, texts: Sequence[str]) -> _Known:
-        """Return the verdict on a certificate. Raises `IdentityError`, `ForwardedError`."""
-        if self._verifier is None or self._bundle != self._trust.bundle:
-            self._bundle = self._trust.bundle
-            self._verifier = ChainVerifier(self._trust.anchors.cas)
-            self._known.clear()  # their chains were verified under the old CAs
+    def _authenticate(self, texts: Sequence[str]) -> AuthResult:
+        """Return the result for a certificate. Raises `IdentityError` and `ForwardedError`."""
         fingerprint = hashlib.sha256("\n".join(texts).encode("latin1", "replace")).digest()
-        known = self._known.get(fingerprint)
+        auth = self._results.get(fingerprint)
         now = self._clock()
-        if known is not None and now <= known.chain_until:
-            self._trust.renew(known.standing)
-            return known
+        if auth is not None and self.trust.chain_holds(auth, now):
+            self.trust.check(auth)
+            return auth
         forwarded = read_certificate(self._certificate_header, texts)
-        chain = self._verifier.verify(forwarded.certificate, forwarded.chain, now)
-        standing = self._trust.judge([ca.public_bytes(Encoding.DER) for ca in chain])
-        if len(self._known) >= MAX_REMEMBERED:
-            del self._known[next(iter(self._known))]  # the oldest
-        chain_until = min(ca.not_valid_after_utc.timestamp() for ca in chain)
-        known = self._known[fingerprint] = _Known(standing, chain_until)
-        return known
+        chain = self._verifier_in_force().verify(forwarded.certificate, forwarded.chain, now)
+        auth = self.trust.verify(
+            [ca.public_bytes(Encoding.DER) for ca in chain],
+            chain_until=min(ca.not_valid_after_utc.timestamp() for ca in chain),
+        )
+        self._results[fingerprint] = auth
+        return auth
+
+    def _verifier_in_force(self) -> ChainVerifier:
+        cas = self.trust.anchors.cas
+        if self._verifier is None or self._cas is not cas:
+            self._cas, self._verifier = cas, ChainVerifier(cas)
+        return self._verifier

@@ -1,7 +1,7 @@
-"""The check-in connection of a proxy that terminates TLS: it carries everybody's check-ins.
+"""The check-in connection of a proxy that terminates TLS: it carries the check-ins of all clients.
 
-Who speaks is known of each head by its exact bytes: a proxy writes the same ones for each check-in
-over a client's connection. What is new or unusual, and whoever is refused, is for others to judge.
+A head is matched to its client by its exact bytes: a proxy writes the same ones for each check-in
+over a client's connection. Ordinary HTTP handles any new or unusual head and every refusal.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from dataclasses import dataclass
 
 from tornado_status.errors import ForwardedError, IdentityError
 from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
-from tornado_status.ingress.connection import CheckInConnection, CheckInService
+from tornado_status.ingress.check_in_service import CheckInService
+from tornado_status.ingress.connection import CheckInConnection
 from tornado_status.ingress.fast_path import plain_headers
-from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.iostream import PlainStream
 from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import CheckIn
+from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.bounded_dict import BoundedDict
 
-MAX_HEAD = 16 * 1024  # bytes, with a certificate and its chain; what is longer is ordinary HTTP
-MAX_REMEMBERED = 8192  # heads, of 2 KB each; one that is forgotten is parsed again
+MAX_HEAD = 16 * 1024  # bytes, with a certificate and its chain; a longer one is ordinary HTTP
+MAX_REMEMBERED = 8192  # heads, of 2 KB each; an evicted one is parsed again
 
-# What proxies add, and what changes nothing here but for the two that are configured.
+# Headers that proxies add. They change nothing here, but for the two that are configured.
 ADDED = frozenset(
     {
         "Client-Cert",
@@ -36,61 +38,57 @@ ADDED = frozenset(
     }
 )
 
-_NOBODY = CheckIn("", "", 0, "", "")
+_NO_CLIENT = CheckIn("", "", 0, "", "")
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """Whose check-in a head is. `until`, in seconds since the epoch, its chain is good."""
+class CachedClient:
+    """The client that a head belongs to, and the result of its certificate."""
 
     check_in: CheckIn
-    standing: AuthResult
-    until: float
+    auth: AuthResult
 
 
 class ClientCache:
-    """Remembers the heads that are plain check-ins, and whose they are."""
+    """Caches the heads that are plain check-ins, with their clients."""
 
-    def __init__(self, judge: RequestAuthenticator) -> None:
-        self._judge = judge
-        self._bundle = 0
-        self._known: dict[bytes, Spoken] = {}
+    def __init__(self, authenticator: RequestAuthenticator) -> None:
+        self._authenticator = authenticator
+        self._trust = authenticator.trust
+        self._clients: BoundedDict[bytes, CachedClient] = BoundedDict(MAX_REMEMBERED)
 
-    def known(self, head: bytes, bundle: int, now: float) -> Spoken | None:
-        """Return whose a head is, where that is known under this bundle of CAs."""
-        if bundle != self._bundle:
-            self._bundle = bundle
-            self._known.clear()  # their chains were verified under the old CAs
-        spoken = self._known.get(head)
-        return spoken if spoken is not None and now <= spoken.until else None
+    def get(self, head: bytes, now: float) -> CachedClient | None:
+        """Return the client of a cached head, None if it is not there or its chain is outdated."""
+        client = self._clients.get(head)
+        if client is None or not self._trust.chain_holds(client.auth, now):
+            return None
+        return client
 
-    def of(self, head: bytes) -> Spoken | None:
-        """Return whose a head is; None where it is no plain check-in, or refused."""
+    def parse(self, head: bytes) -> CachedClient | None:
+        """Return the client of a head, None if it is no plain check-in or is refused."""
         headers = plain_headers(head, ADDED) if len(head) <= MAX_HEAD else None
         if headers is None:
             return None
         try:
-            spoken = Spoken(*self._judge.check_in_of(headers.get_list))
+            client = CachedClient(*self._authenticator.check_in_of(headers.get_list))
         except (ForwardedError, IdentityError):
             return None
-        if len(self._known) >= MAX_REMEMBERED:
-            del self._known[next(iter(self._known))]  # the oldest
-        self._known[head] = spoken
-        return spoken
+        self._clients[head] = client
+        return client
 
 
 class SharedConnection(CheckInConnection):
     """One connection of a proxy."""
 
-    __slots__ = ("_speakers",)
+    __slots__ = ("_clients",)
 
     max_head = MAX_HEAD
 
     def __init__(
-        self, service: CheckInService, stream: PlainStream, address: Address, speakers: ClientCache
+        self, service: CheckInService, stream: PlainStream, address: Address, clients: ClientCache
     ) -> None:
-        super().__init__(service, stream, address, _NOBODY, AuthResult((), 0))
-        self._speakers = speakers
+        super().__init__(service, stream, address, _NO_CLIENT, AuthResult((), 0))
+        self._clients = clients
 
     def _on_data(self, data: bytes) -> None:
         if data and self._partial:
@@ -103,17 +101,16 @@ class SharedConnection(CheckInConnection):
             self._process(data)
 
     def _is_plain(self, head: bytes) -> bool:
-        return self._is_known(head) or self._speaks(self._speakers.of(head))
+        return self._is_known(head) or self._is_from(self._clients.parse(head))
 
     def _is_known(self, head: bytes) -> bool:
-        service = self._service
-        return self._speaks(self._speakers.known(head, service.trust.bundle, service.epoch))
+        return self._is_from(self._clients.get(head, self._service.epoch))
 
-    def _speaks(self, spoken: Spoken | None) -> bool:
-        if spoken is None:
+    def _is_from(self, client: CachedClient | None) -> bool:
+        if client is None:
             return False
-        self._check_in, self._standing = spoken.check_in, spoken.standing
+        self._check_in, self._auth = client.check_in, client.auth
         return True
 
     def _is_last(self) -> bool:
-        return self._service.draining  # CAs come and go under others' connections, not this one's
+        return self._service.draining  # CAs change under clients' connections, not under this one

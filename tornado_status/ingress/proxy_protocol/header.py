@@ -1,13 +1,13 @@
-"""The PROXY protocol, version 2: bytes to whom a proxy speaks for. No sockets here.
+"""PROXY protocol headers, version 2: bytes to the client's address. No sockets here.
 
 As in haproxy.org's proxy-protocol.txt. Version 1 is refused: it is text without a length, and every
-proxy that speaks it speaks version 2 too.
+proxy that supports it supports version 2 too. A checksum (PP2_TYPE_CRC32C) is ignored, as the
+specification allows: TLS protects the bytes behind the header.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import struct
 from dataclasses import dataclass
 
 from tornado_status.errors import ProxyHeaderError
@@ -20,24 +20,23 @@ MAX_REST = 4096  # bytes; addresses take 36, and a client's certificate that som
 _V1 = b"PROXY "
 _LOCAL, _PROXY = 0x20, 0x21  # version 2 and the command
 _TCP4, _TCP6 = 0x11, 0x21  # family and transport
-_CRC32C = 0x03  # the type of the field with the checksum
 
 
 @dataclass(frozen=True, slots=True)
-class Announced:
-    """Whom a connection is from: the client's address and port. Both None: the proxy itself."""
+class ProxiedAddress:
+    """The client's address and port. Both are None if the proxy itself connects."""
 
     client_ip: str | None
     client_port: int | None
 
 
-def begins_like_one(data: bytes) -> bool:
-    """Say whether the first bytes of a connection are those of a header, of either version."""
+def looks_like_header(data: bytes) -> bool:
+    """Return whether the first bytes of a connection are those of a header, of either version."""
     return bool(data) and (SIGNATURE.startswith(data) or data.startswith(_V1))
 
 
 def check_beginning(data: bytes) -> None:
-    """Raise `ProxyHeaderError` once `data`, the first bytes, cannot become a header."""
+    """Raise `ProxyHeaderError` if `data`, the first bytes, cannot become a header."""
     begun = data[: len(SIGNATURE)]
     if SIGNATURE.startswith(begun):
         return
@@ -49,7 +48,7 @@ def check_beginning(data: bytes) -> None:
 
 
 def rest_length(fixed: bytes) -> int:
-    """Return how many bytes follow the `FIXED` first ones. Raises `ProxyHeaderError`."""
+    """Return how many bytes follow the first `FIXED` ones. Raises `ProxyHeaderError`."""
     check_beginning(fixed)
     version_and_command, length = fixed[12], int.from_bytes(fixed[14:16])
     if version_and_command not in (_LOCAL, _PROXY):
@@ -59,15 +58,15 @@ def rest_length(fixed: bytes) -> int:
     return length
 
 
-def parse(fixed: bytes, rest: bytes) -> Announced:
-    """Return whom a whole header announces. Raises `ProxyHeaderError`.
+def parse(fixed: bytes, rest: bytes) -> ProxiedAddress:
+    """Return the address in a whole header. Raises `ProxyHeaderError`.
 
-    `rest` has the length that `rest_length` returned for `fixed`. Fields behind the addresses are
-    skipped, but for a checksum, which has to be right.
+    `rest` has the length that `rest_length` returned for `fixed`. Fields behind the addresses must
+    fit into it; their values are ignored.
     """
     command, family = fixed[12], fixed[13]
     if command == _LOCAL:
-        return Announced(None, None)
+        return ProxiedAddress(None, None)
     if family == _TCP4:
         address, ports, size = rest[:4], rest[8:12], 12
     elif family == _TCP6:
@@ -78,47 +77,21 @@ def parse(fixed: bytes, rest: bytes) -> Announced:
         )
     if len(rest) < size:
         raise _malformed(f"addresses of {len(rest)} bytes, expected {size}")
-    _check_fields(fixed, rest, size)
+    _check_fields(rest, size)
     client_port = int.from_bytes(ports[:2])
     if not client_port:
         raise _malformed("the client's port is 0")
-    return Announced(normalise_ip(str(ipaddress.ip_address(address))), client_port)
+    return ProxiedAddress(normalise_ip(str(ipaddress.ip_address(address))), client_port)
 
 
-def crc32c(data: bytes) -> int:
-    """Return the checksum of RFC 3720, appendix B.4."""
-    value = 0xFFFFFFFF
-    for byte in data:
-        value = _TABLE[(value ^ byte) & 0xFF] ^ (value >> 8)
-    return value ^ 0xFFFFFFFF
-
-
-def _check_fields(fixed: bytes, rest: bytes, start: int) -> None:
+def _check_fields(rest: bytes, start: int) -> None:
     while start < len(rest):
         if start + 3 > len(rest):
             raise _malformed("a field is cut off")
-        kind, length = struct.unpack_from("!BH", rest, start)
-        value, end = start + 3, start + 3 + length
-        if end > len(rest):
+        start += 3 + int.from_bytes(rest[start + 1 : start + 3])  # behind its type and length
+        if start > len(rest):
             raise _malformed("a field is longer than the header")
-        if kind == _CRC32C:
-            zeroed = fixed + rest[:value] + bytes(length) + rest[end:]
-            if length != 4 or int.from_bytes(rest[value:end]) != crc32c(zeroed):
-                raise ProxyHeaderError("proxy-header-checksum", "the checksum is wrong")
-        start = end
 
 
 def _malformed(what: str) -> ProxyHeaderError:
     return ProxyHeaderError("proxy-header-malformed", what)
-
-
-def _table() -> tuple[int, ...]:
-    found = []
-    for value in range(256):
-        for _ in range(8):
-            value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
-        found.append(value)
-    return tuple(found)
-
-
-_TABLE = _table()

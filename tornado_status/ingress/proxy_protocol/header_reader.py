@@ -4,45 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from tornado_status.errors import ProxyHeaderError
-from tornado_status.ingress.handshake import Address
 from tornado_status.ingress.proxy_protocol import header
+from tornado_status.runtime.acceptor import Address
 
-
-class Owner(Protocol):
-    """Who is told how a header ends. Each ends in one call of one of these.
-
-    `announced`: whose connection it is, and how many seconds of its time are left. `unannounced`:
-    why not, or None where there is nothing to tell: a health check, or a peer that is gone.
-    """
-
-    def announced(
-        self,
-        preamble: ProxyHeaderReader,
-        connection: socket.socket,
-        address: Address,
-        left_s: float,
-    ) -> None: ...
-
-    def unannounced(
-        self,
-        preamble: ProxyHeaderReader,
-        connection: socket.socket,
-        proxy: Address,
-        error: ProxyHeaderError | None,
-    ) -> None: ...
+if TYPE_CHECKING:
+    from tornado_status.ingress.tls_acceptor import TlsAcceptor
 
 
 class ProxyHeaderReader:
-    """One PROXY header under way. The loop waits for it; reads are of exactly what is missing."""
+    """One PROXY header under way. The loop waits for it; each read is of the missing bytes only.
+
+    It ends in one call of `proxy_header_read` or `proxy_header_failed`.
+    """
 
     __slots__ = (
+        "_acceptor",
         "_deadline",
         "_is_local",
         "_loop",
-        "_owner",
         "_proxy",
         "_read",
         "_socket",
@@ -51,24 +33,24 @@ class ProxyHeaderReader:
 
     def __init__(
         self,
-        owner: Owner,
+        acceptor: TlsAcceptor,
         loop: asyncio.AbstractEventLoop,
         connection: socket.socket,
         proxy: Address,
         timeout_s: float,
     ) -> None:
-        self._owner = owner
+        self._acceptor = acceptor
         self._loop = loop
         self._socket = connection
         self._proxy = proxy
         self._read = b""
-        self._is_local = False  # a health check: what comes next decides
+        self._is_local = False  # a health check, unless a handshake follows
         self._until = loop.time() + timeout_s
         self._deadline = loop.call_later(timeout_s, self._expire)
         loop.add_reader(connection, self._readable)
 
     def abandon(self) -> None:
-        """Close without a word."""
+        """Close without an answer."""
         self._fail(None)
 
     def _readable(self) -> None:
@@ -98,11 +80,11 @@ class ProxyHeaderReader:
             missing -= self._receive(missing)
         if missing:
             return None
-        announced = header.parse(fixed, self._read[header.FIXED :])
-        if announced.client_ip is None or announced.client_port is None:
+        found = header.parse(fixed, self._read[header.FIXED :])
+        if found.client_ip is None or found.client_port is None:
             self._is_local = True
             return None
-        return announced.client_ip, announced.client_port
+        return found.client_ip, found.client_port
 
     def _receive(self, size: int) -> int:
         data = self._socket.recv(size)
@@ -112,7 +94,7 @@ class ProxyHeaderReader:
         return len(data)
 
     def _await_handshake(self) -> None:
-        # A health check says that it is one, and mostly nothing else: no failed handshake, then.
+        # Most health checks send nothing behind their header: that is no failed handshake.
         if self._socket.recv(1, socket.MSG_PEEK):
             self._succeed(self._proxy)
         else:
@@ -128,11 +110,11 @@ class ProxyHeaderReader:
     def _succeed(self, address: Address) -> None:
         self._finish()
         left_s = max(0.0, self._until - self._loop.time())
-        self._owner.announced(self, self._socket, address, left_s)
+        self._acceptor.proxy_header_read(self, self._socket, address, left_s)
 
     def _fail(self, error: ProxyHeaderError | None) -> None:
         self._finish()
-        self._owner.unannounced(self, self._socket, self._proxy, error)
+        self._acceptor.proxy_header_failed(self, self._socket, self._proxy, error)
 
     def _finish(self) -> None:
         self._deadline.cancel()
@@ -140,9 +122,9 @@ class ProxyHeaderReader:
 
 
 def looks_proxied(connection: socket.socket) -> bool:
-    """Say whether a connection begins like a PROXY header, as far as can be seen now."""
+    """Return whether the bytes of a connection that are there begin like a PROXY header."""
     try:
         seen = connection.recv(len(header.SIGNATURE), socket.MSG_PEEK)
     except OSError:
         return False
-    return header.begins_like_one(seen)
+    return header.looks_like_header(seen)

@@ -1,0 +1,109 @@
+"""The listening sockets of the check-in port, and how many connections it takes."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
+
+from tornado.netutil import bind_sockets
+
+from tornado_status.config import ServerSettings
+from tornado_status.errors import ConfigError
+from tornado_status.ingress.refusals import Refusals
+from tornado_status.observe.counters import SECONDS, Histogram
+from tornado_status.runtime.acceptor import Acceptor, Address
+
+BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
+MAX_HANDSHAKES = 1000  # under way at once; the next ones wait in the kernel's backlog
+DEFER_S = 1  # a client that has sent nothing by then is accepted all the same
+RESERVED = 64  # descriptors for the database, announcements, files and the management port
+
+
+def bind(settings: ServerSettings) -> list[socket.socket]:
+    """Bind the check-in port. Raises `ConfigError` if it is taken or the address is not local."""
+    try:
+        return bind_sockets(
+            settings.port,
+            address=settings.host,
+            backlog=BACKLOG,
+            reuse_port=settings.reuse_port,
+        )
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ConfigError(
+                f"server.port: {settings.port} is taken by another program"
+            ) from error
+        raise ConfigError(
+            f"server.host: cannot listen on {settings.host} port {settings.port}: {error.strerror}"
+        ) from error
+
+
+class CheckInAcceptor(Acceptor, ABC):
+    """Accepts connections to the check-in port, within its limits."""
+
+    def __init__(self, settings: ServerSettings, refusals: Refusals) -> None:
+        super().__init__(_within_descriptors(settings.max_connections), self._begin)
+        self._max_per_address = settings.max_connections_per_address
+        self._by_address: Counter[str] = Counter()
+        self.refusals = refusals
+        self.durations = Histogram(SECONDS)
+
+    @property
+    @abstractmethod
+    def handshakes(self) -> int:
+        """The number of connections that have not come to their first request."""
+
+    @abstractmethod
+    def _begin(self, connection: socket.socket, address: Address) -> None:
+        """Take a new connection. Count it with `opened`, and with `closed` at its end."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop accepting, and drop connections that have not come to their first request."""
+
+    def listen(self, sockets: Sequence[socket.socket]) -> None:
+        """See `Acceptor.listen`."""
+        for sock in sockets:
+            # The kernel wakes us when a client has sent something: a silent one costs nothing.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
+        super().listen(sockets)
+
+    def is_full(self) -> bool:
+        """See `Acceptor.is_full`."""
+        return self.handshakes >= MAX_HANDSHAKES or super().is_full()
+
+    def has_room_for(self, client_ip: str) -> bool:
+        """Return whether an address may have one more connection; count a refusal if not."""
+        if not self._max_per_address or self._by_address[client_ip] < self._max_per_address:
+            return True
+        self.refusals.count(
+            "too-many-connections", "connection limit of an address reached", client_ip=client_ip
+        )
+        return False
+
+    def opened(self, client_ip: str) -> None:
+        """Count a connection of an address."""
+        self.count_open(1)
+        self._by_address[client_ip] += 1
+
+    def closed(self, client_ip: str) -> None:
+        """Count the end of a connection that was `opened`."""
+        self._by_address[client_ip] -= 1
+        if not self._by_address[client_ip]:
+            del self._by_address[client_ip]
+        self.count_open(-1)
+
+
+def _within_descriptors(connections: int) -> int:
+    """Raise the limit of open files for so many connections; return how many it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + RESERVED
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return max(1, wanted - RESERVED)
