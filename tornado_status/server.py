@@ -63,7 +63,7 @@ async def serve(settings: Settings) -> None:
     asyncio.get_running_loop().set_default_executor(DaemonExecutor())
     deadline = ShutdownDeadline(settings.server.drain_timeout_s)
     signals = ShutdownSignals(deadline.seconds, deadline.begin)
-    signaled = asyncio.create_task(signals.told.wait(), name="stop signal")
+    signaled = asyncio.create_task(signals.received.wait(), name="stop signal")
     notifier = SystemdNotifier.from_environment(os.environ)
     try:
         server = Server(settings, deadline, notifier)

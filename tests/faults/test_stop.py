@@ -23,7 +23,7 @@ from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 pytestmark = pytest.mark.once
 
-OVERDUE = "the stop is overdue, ending at once"
+OVERDUE = "shutdown overdue, ending the process"
 SECRET = "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 
@@ -160,7 +160,7 @@ def test_a_part_that_cannot_be_canceled_is_left_behind(start_server: StartServer
     server = start_server(server={"drain_timeout_s": 1}, module=module)
     assert server.stop() == 0
     server.log.wait_end()
-    [left] = server.events("does not stop in time, left behind")
+    [left] = server.events("part did not stop in time")
     assert left["part"] == "announcer"
     assert not server.events(OVERDUE)
 

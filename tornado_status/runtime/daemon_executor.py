@@ -1,4 +1,4 @@
-"""Calls that may hang, in threads that an ending process does not wait for."""
+"""Blocking calls in daemon threads: a call that hangs does not delay shutdown."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# At once; what comes beyond it waits. Names, files and migrations: seldom more than one.
-MAX_THREADS = 32
+MAX_THREADS = 32  # more calls wait; DNS, files and migrations seldom need more than one
 
 
 class DaemonExecutor(ThreadPoolExecutor):
-    """An executor for an event loop's own blocking calls: a daemon thread each.
+    """An executor that runs each call in a daemon thread, also as an event loop's default.
 
-    The standard one is waited for by `asyncio.run`, and once more by the interpreter: a silent
-    name server or file system then holds up the end for minutes. An event loop takes nothing but a
-    `ThreadPoolExecutor`; of that one neither the threads nor the queue are used.
+    `asyncio.run` waits for the threads of a `ThreadPoolExecutor`, and so does the interpreter: a
+    silent name server or file system delays shutdown for minutes. This class derives from it only
+    because an event loop accepts no other; it uses neither its threads nor its queue.
     """
 
     def __init__(self) -> None:
@@ -38,19 +37,19 @@ class DaemonExecutor(ThreadPoolExecutor):
             self._running += 1
         try:
             threading.Thread(target=self._run, name="blocking call", daemon=True).start()
-        except RuntimeError as error:  # the system has no thread for us
+        except RuntimeError as error:  # the system has no more threads
             self._fail(error)
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Begin nothing more. What runs is left to itself."""
+        """Begin no more calls. Running ones are left alone."""
         with self._lock:
             calls, self._calls = self._calls, deque()
         for future, _ in calls:
             future.cancel()
 
     def _fail(self, error: RuntimeError) -> None:
-        """Fail what waits, unless a thread runs that comes to it."""
+        """Fail the waiting calls, unless a running thread will take them."""
         with self._lock:
             self._running -= 1
             if self._running:

@@ -1,4 +1,4 @@
-"""What a Host header may say (RFC 9110, 7.2). Pure. Tornado takes any number of colons for good."""
+"""Checking a Host header (RFC 9110, 7.2). Pure. Tornado accepts any number of colons."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ _HOST = re.compile(
 
 
 def is_host(value: str) -> bool:
-    """Say whether `value` is one host, with or without a port; it may be empty."""
+    """Return whether `value` is one host, with or without a port; it may be empty."""
     return _HOST.fullmatch(value) is not None

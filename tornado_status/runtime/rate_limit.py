@@ -6,11 +6,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
-MAX_KINDS = 256  # different things remembered by one RateLimit; a peer may invent more
+MAX_KINDS = 256  # remembered by one RateLimit; a peer may invent more
 
 
 class RateLimit:
-    """Lets one of each kind through per interval, and says how many it suppressed.
+    """Allows one of each kind per interval, and counts those that it suppresses.
 
     Bounded: beyond `MAX_KINDS` kinds all others count as one.
     """
@@ -23,7 +23,7 @@ class RateLimit:
         self._seen: OrderedDict[object, tuple[float, int]] = OrderedDict()
 
     def allow(self, kind: object) -> int | None:
-        """Return None to stay silent, else how many of this kind were suppressed before."""
+        """Return None to suppress this one, else how many of its kind were suppressed before."""
         now = self._clock()
         if kind not in self._seen and len(self._seen) >= MAX_KINDS:
             self._forget_expired(now)

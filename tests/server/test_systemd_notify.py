@@ -1,8 +1,8 @@
-"""Speaking with systemd: on a real datagram socket, as a service manager would listen."""
+"""sd_notify: on a real datagram socket, as a service manager would listen."""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -114,7 +114,7 @@ def test_a_failed_reload_ends_ready_again(
         key.write_text("no key")
         manager.wait_for(lambda message: message.get("RELOADING") == "1")
         manager.wait_for(lambda message: message.get("READY") == "1")
-        server.wait_event("reload failed, the old state stays")
+        server.wait_event("reload failed, keeping the previous certificates")
 
 
 def test_postgresql_is_not_given_our_line_to_systemd(tmp_path: Path, certs: Path) -> None:
@@ -181,19 +181,45 @@ def test_without_a_manager_nothing_is_said(address: str) -> None:
     notifier.close()
 
 
-def test_a_manager_that_does_not_read_holds_nobody_up(tmp_path: Path) -> None:
-    """What the kernel does not take waits, the newest of it; it arrives when there is room."""
+def fill(notifier: SystemdNotifier) -> None:
+    """Send more than the kernel queues for a manager that does not read."""
+    for number in range(1000):
+        notifier.beat(True, str(number))
 
-    async def speak(manager: Manager) -> None:
+
+def test_a_manager_that_does_not_read_delays_nothing(tmp_path: Path) -> None:
+    """Messages that the kernel does not take are dropped; a later beat sends the newest status."""
+    with Manager(f"{tmp_path}/notify") as manager:
         notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": manager.address})
-        for number in range(1000):
-            notifier.beat(True, str(number))
-        notifier.stopping()
-        stopping = await asyncio.to_thread(
-            manager.wait_for, lambda message: message.get("STOPPING") == "1"
-        )
-        assert stopping["STATUS"] == "stopping"
+        fill(notifier)
+        queued = []
+        manager.socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                queued.append(manager.one()["STATUS"])
+        assert 0 < len(queued) < 1000
+        assert "999" not in queued
+        notifier.beat(True, "999")
+        assert manager.one()["STATUS"] == "999"
         notifier.close()
 
+
+def test_ready_is_not_lost(tmp_path: Path) -> None:
+    """If READY=1 does not fit, at the start or after a reload, the next beat sends it, once."""
     with Manager(f"{tmp_path}/notify") as manager:
-        asyncio.run(speak(manager))
+        notifier = SystemdNotifier.from_environment({"NOTIFY_SOCKET": manager.address})
+        fill(notifier)
+        notifier.ready("well")
+        for _ in range(2):
+            manager.socket.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    assert "READY" not in manager.one()
+            notifier.beat(True, "well")
+            assert manager.one()["READY"] == "1"
+            notifier.beat(True, "well")
+            notifier.beat(True, "ill")
+            assert manager.one() == {"STATUS": "ill"}
+            with notifier.reloading():
+                fill(notifier)
+        notifier.close()

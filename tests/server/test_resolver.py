@@ -1,4 +1,4 @@
-"""Names: what they resolve to, and that a silent name server holds up nobody."""
+"""DNS lookups: their results, and a silent name server that delays nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nameless(tmp_path: Path) -> Iterator[tuple[str, ...]]:
 def test_an_address_needs_no_name_server() -> None:
     """Nor a thread."""
 
-    async def look() -> list[resolver.Address]:
+    async def look() -> list[resolver.SocketAddress]:
         threads = threading.active_count()
         found = await look_up("127.0.0.2", 5432, timeout_s=PATIENCE_S)
         assert threading.active_count() == threads
@@ -48,7 +48,7 @@ def test_an_address_needs_no_name_server() -> None:
 def test_a_name_has_addresses() -> None:
     """Each once, with the port, and of the family that is asked for."""
 
-    async def look() -> list[resolver.Address]:
+    async def look() -> list[resolver.SocketAddress]:
         return await look_up("localhost", 7, timeout_s=PATIENCE_S, family=socket.AF_INET)
 
     assert asyncio.run(look()) == [(socket.AF_INET, (LOOPBACK, 7))]
@@ -139,7 +139,7 @@ def test_the_loops_own_threads_hold_up_no_end(nameless: tuple[str, ...]) -> None
     """Of libraries that look names up by themselves. The control: asyncio's own do."""
     code = """
 import asyncio
-from tornado_status.runtime.daemon_executor import DaemonThreads
+from tornado_status.runtime.daemon_executor import DaemonExecutor
 
 async def main():
     loop = asyncio.get_running_loop()
@@ -151,7 +151,7 @@ async def main():
 
 asyncio.run(main())
 """
-    assert in_there(nameless, code.format(executor="loop.set_default_executor(DaemonThreads())"))
+    assert in_there(nameless, code.format(executor="loop.set_default_executor(DaemonExecutor())"))
     control = subprocess.Popen(
         [*nameless, sys.executable, "-c", code.format(executor="pass")],
         env=environment_for_python(),
@@ -198,7 +198,7 @@ def no_threads() -> Iterator[None]:
 def test_a_name_resolves_again_once_there_are_threads() -> None:
     """Without one the look-up fails, at once, and nobody waits for its answer later."""
 
-    async def look() -> list[resolver.Address]:
+    async def look() -> list[resolver.SocketAddress]:
         return await look_up("localhost", 7, timeout_s=PATIENCE_S, family=socket.AF_INET)
 
     with no_threads(), pytest.raises(NameNotFound, match="no thread"):
