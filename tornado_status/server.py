@@ -183,7 +183,7 @@ class Server:
         self._put_in_force(self._credentials)
         self._expiry_warnings.look()
         self._in_background(self._expiry_warnings.run(), "expiry warnings")
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._watcher.tell)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._watcher.reload_now)
         self._in_background(self._watcher.run(), "file watcher")
 
     def _report_to_systemd(self) -> None:
@@ -297,7 +297,7 @@ class Server:
     def _register_metrics(self) -> CollectorRegistry:
         parts = [
             lambda: check_metrics(self._checks()),
-            lambda: expiry_metrics(self._credentials.terms),
+            lambda: expiry_metrics(self._credentials.validities),
             self._store.metrics,
             self._port.metrics,
             self._access_log.metrics,

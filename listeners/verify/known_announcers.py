@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 
 from tornado_status.errors import AnnouncerError, ConfigError
-from tornado_status.pki.announcer_keys import AnnouncerKey, trust
+from tornado_status.pki.announcer_keys import AnnouncerKey, verify_announcer
 from tornado_status.pki.certificates import read_pem
 
 MAX_PUBLISHED = 64  # announcers: many servers, each with the last key and the next
@@ -31,7 +31,7 @@ class KnownAnnouncers:
         keys = cls(_load("--ca", ca) if ca is not None else ())
         for path in announcers:
             try:
-                announcer = trust(_load("--announcer", path), keys._cas)
+                announcer = verify_announcer(_load("--announcer", path), keys._cas)
             except AnnouncerError as error:
                 raise ConfigError(f"--announcer: {path} is refused: {error}") from error
             keys._files[announcer.kid] = announcer
@@ -50,7 +50,7 @@ class KnownAnnouncers:
                 refusals.append(f"more than {MAX_PUBLISHED} announcers")
                 break
             try:
-                announcer = trust(read_pem(pem.encode()), self._cas)
+                announcer = verify_announcer(read_pem(pem.encode()), self._cas)
             except (AnnouncerError, ValueError) as error:
                 reason = str(error) if isinstance(error, AnnouncerError) else "no certificate"
                 refusals.append(reason)

@@ -20,7 +20,7 @@ from tests.support.harness import PATIENCE_S, Heard, Server, StartServer, wait_u
 from tornado_status.errors import AnnouncerError
 from tornado_status.model.records import Event
 from tornado_status.pki import announcer_keys
-from tornado_status.pki.announcer_keys import Signer, trust
+from tornado_status.pki.announcer_keys import Signer, verify_announcer
 from tornado_status.wire.datagram import MAX_DATAGRAM, decode_json, encode_json, split_signature
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -54,7 +54,7 @@ def test_one_signature_covers_a_datagram_of_about_seven(
     """Each datagram is whole JSON, ends in its signature, and fits in a frame."""
     assert isinstance(credential.key, Ed25519PrivateKey)
     payloads, signer = signed(20, credential.key)
-    announcer = trust([credential.certificate], [authority.certificate])
+    announcer = verify_announcer([credential.certificate], [authority.certificate])
     assert announcer.kid == signer.kid
     assert [len(decode_json(payload).updates) for payload in payloads] == [7, 7, 6]
     for payload in payloads:
@@ -96,15 +96,15 @@ def test_only_a_certificate_made_for_announcing_is_trusted(
 ) -> None:
     """Not a client's, not a server's, not another CA's, not a CA, not another kind of key."""
     cas = [authority.certificate]
-    assert trust([credential.certificate], cas).not_after == (
+    assert verify_announcer([credential.certificate], cas).not_after == (
         credential.certificate.not_valid_after_utc
     )
     other = Authority.create()
     with pytest.raises(AnnouncerError, match="not issued by a trusted CA"):
-        trust([other.issue_announcer().certificate], cas)
+        verify_announcer([other.issue_announcer().certificate], cas)
     for wrong in (authority.issue_client("a@example.com"), authority.issue_server(["localhost"])):
         with pytest.raises(AnnouncerError, match="not an Ed25519 key"):
-            trust([wrong.certificate], cas)
+            verify_announcer([wrong.certificate], cas)
     key = Ed25519PrivateKey.generate().public_key()
     client = authority.certify(
         key,
@@ -114,9 +114,9 @@ def test_only_a_certificate_made_for_announcing_is_trusted(
         not_after=NOW + datetime.timedelta(days=1),
     )
     with pytest.raises(AnnouncerError, match="not meant for announcing"):
-        trust([client], cas)
+        verify_announcer([client], cas)
     with pytest.raises(AnnouncerError, match="no certificate"):
-        trust([], cas)
+        verify_announcer([], cas)
 
 
 def test_an_intermediate_ca_may_certify_an_announcer(authority: Authority) -> None:
@@ -136,12 +136,12 @@ def test_an_intermediate_ca_may_certify_an_announcer(authority: Authority) -> No
     )
     leaf = intermediate.issue_announcer(days=1)
     cas = [authority.certificate]
-    assert trust([leaf.certificate, intermediate.certificate], cas).kid
+    assert verify_announcer([leaf.certificate, intermediate.certificate], cas).kid
     with pytest.raises(AnnouncerError, match="not issued by a trusted CA"):
-        trust([leaf.certificate], cas)
+        verify_announcer([leaf.certificate], cas)
     posing = authority.issue_client("a@example.com")  # no CA, whatever it signs
     with pytest.raises(AnnouncerError, match="not issued by a trusted CA"):
-        trust([leaf.certificate, posing.certificate], cas)
+        verify_announcer([leaf.certificate, posing.certificate], cas)
 
 
 def test_the_server_signs_and_publishes_its_announcer(
@@ -158,7 +158,7 @@ def test_the_server_signs_and_publishes_its_announcer(
     )
     cas = x509.load_pem_x509_certificates((certs / "ca.crt").read_bytes())
     [chain] = [x509.load_pem_x509_certificates(pem.encode()) for pem in published]
-    assert verifies(payload, trust(chain, cas))
+    assert verifies(payload, verify_announcer(chain, cas))
     assert server.request("GET", "/api/announcers").status == 403
 
 

@@ -169,7 +169,7 @@ def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
     site.start()
     site.revoke("client", number=7)
     site.put_list([], 6)
-    failure = site.server.wait_event("reload failed, the old state stays")
+    failure = site.server.wait_event("reload failed, keeping the previous certificates")
     assert re.search(r"tls\.crl: .* number \d+ is older than \d+, which is", failure["reason"])
     assert site.request().status == 403
 
@@ -197,7 +197,7 @@ def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> No
     assert len(samples) == len(set(samples)) == 2
 
     replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10))
-    failure = site.server.wait_event("reload failed, the old state stays")
+    failure = site.server.wait_event("reload failed, keeping the previous certificates")
     assert re.search(r"tls\.crl: .* is missing, whose number 3 is in force", failure["reason"])
     assert [site.request(name).status for name in ("client", "fresh")] == [403] * 2
     replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10) + new_list)
@@ -238,7 +238,7 @@ def test_a_late_list_is_the_operators_choice(
     ready = site.server.management("/readyz")
     assert ready.status == ready_status
     [said] = ready.json[said_as]
-    assert re.fullmatch(r"tls\.crl: the list of .* is out of date for 0\.5 days", said)
+    assert re.fullmatch(r"tls\.crl: the CRL of .* expired 0\.5 days ago", said)
     assert site.server.events(said)
 
 
@@ -247,7 +247,7 @@ def test_a_list_is_warned_of_before_it_is_late(site: Site) -> None:
     soon = revocation_list(site.authority, number=2, next_update=now() + 2 * DAY)
     replace(site.certs / "ca.crl", soon)
     site.start()
-    said = f"tls.crl: the list of {CA_NAME} is out of date in 2.0 days"
+    said = f"tls.crl: the CRL of {CA_NAME} expires in 2.0 days"
     assert site.server.management("/readyz").json["warnings"] == [said]
     assert site.server.events(said)
     later = revocation_list(site.authority, number=3, next_update=now() + 20 * DAY)
@@ -390,7 +390,7 @@ def test_a_bad_file_changes_nothing_and_is_told(site: Site) -> None:
     site.start()
     before = served_certificate(site.server)
     replace(site.certs / "server.crt", b"nonsense")
-    failure = site.server.wait_event("reload failed, the old state stays")
+    failure = site.server.wait_event("reload failed, keeping the previous certificates")
     assert failure["reason"].startswith("tls.certificate: ")
     assert served_certificate(site.server) == before
     assert site.request().status == 204

@@ -1,4 +1,4 @@
-"""Files with certificates and keys that are bad in every way: the old state stays, in one line.
+"""Files with certificates and keys that are bad in every way: the server keeps the previous ones.
 
 At the start they are one sentence, and exit status 2. A file is bad where something in it, or the
 file itself, cannot be used; it is never used in part.
@@ -269,7 +269,7 @@ def test_an_odd_certificate_is_read_or_refused(own: Path, file: str, spoil: Spoi
     except ConfigError as error:
         assert str(own / file) in str(error)
     else:
-        assert any(term.file == str(own / file) for term in keys.terms)
+        assert any(validity.file == str(own / file) for validity in keys.validities)
 
 
 def test_the_good_files_are_all_read(own: Path) -> None:
@@ -321,7 +321,7 @@ def reloads(server: Server) -> tuple[int, int]:
     """How many went well, and how many did not."""
     return (
         len(server.events("certificates and keys reloaded")),
-        len(server.events("reload failed, the old state stays")),
+        len(server.events("reload failed, keeping the previous certificates")),
     )
 
 
@@ -358,7 +358,10 @@ def test_the_old_state_stays_whatever_becomes_of_a_file(
         kinds[kind](path, before)
         wait_until(functools.partial(more, server, 1, bad_ones), "the refusal")
         assert reloads(server)[0] == good_ones
-        assert str(path) in server.events("reload failed, the old state stays")[-1]["reason"]
+        assert (
+            str(path)
+            in server.events("reload failed, keeping the previous certificates")[-1]["reason"]
+        )
         assert exchange(connection, "POST", "/api/client").status == 204
         assert server.request("POST", "/api/client").status == 204
         if path.is_dir():

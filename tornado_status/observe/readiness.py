@@ -38,11 +38,11 @@ def look(
 def look_at_terms(settings: Settings, keys: Credentials) -> list[health.Check]:
     """Return what certificates and revocation lists lead to by now."""
     now = time.time()
-    terms = keys.terms
+    terms = keys.validities
     server = [term for term in terms if term.setting == "tls.certificate"]
     cas = [term for term in terms if term.setting == "tls.client_ca"]
     others = [term for term in terms if term.setting.startswith(("announce.", "management."))]
-    lists = [term for term in terms if term.kind == "list"]
+    lists = [term for term in terms if term.kind == "crl"]
     refuse = settings.tls.on_expired_crl == "refuse"
     return [
         # Those behind the first are intermediate CAs.
@@ -69,7 +69,7 @@ def check_metrics(checks: Sequence[health.Check]) -> Iterable[Metric]:
 def expiry_metrics(terms: Sequence[Validity]) -> Iterable[Metric]:
     for kind, name, documentation in (
         ("certificate", "certificate", "When a certificate expires, in seconds since the epoch"),
-        ("list", "crl", "When a CA's CRL is out of date, in seconds since the epoch"),
+        ("crl", "crl", "When a CA's CRL is out of date, in seconds since the epoch"),
     ):
         yield metrics.gauges(
             f"{name}_expiry_timestamp_seconds",

@@ -1,1 +1,1 @@
-"""Certificates and keys: reading, judging, revocation, TLS contexts, reload."""
+"""Certificates and keys: reading, verifying, CRLs, TLS contexts, reload."""

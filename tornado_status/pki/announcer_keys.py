@@ -1,6 +1,6 @@
-"""Announcer keys: who may sign datagrams, proven by a certificate of the private CA. Pure.
+"""Announcer keys, which sign datagrams, and the certificates of the private CA for them. Pure.
 
-Neither the server's TLS key nor a client's: an announcer's certificate bears a purpose of its own.
+The key is neither the server's TLS key nor a client's: its certificate has its own purpose.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tornado_status.errors import AnnouncerError
 from tornado_status.pki.certificates import UNREADABLE, issued_by
 
-# The purpose "signs status datagrams" (extended key usage). A key that announces can then be used
-# neither as a TLS server or client nor for mail, and a listener can tell it from every other
-# certificate of the same CA. The number is ours without registration: it is the GUID
+# The purpose "signs status datagrams" (extended key usage). An announcer key can then be used
+# neither as a TLS server or client nor for mail, and a listener can tell its certificate from all
+# others of the same CA. The number is ours without registration: it is the GUID
 # 104a4470-4eea-4538-bb11-3e76449944f8 below the arc for such use, 1.2.840.113556.1.8000.2554. Not
 # below 2.25, the arc of UUIDs: Go's crypto/x509 refuses numbers above 31 bits in this extension.
 PURPOSE = x509.ObjectIdentifier(
@@ -39,7 +39,7 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AnnouncerKey:
-    """A key that may announce, as its certificate proves, between two moments."""
+    """A key that may announce, and the dates of its certificate."""
 
     kid: str
     key: Ed25519PublicKey
@@ -47,7 +47,7 @@ class AnnouncerKey:
     not_after: datetime.datetime
 
     def verify(self, signature: bytes, signed: bytes) -> bool:
-        """Say whether `signature` (64 bytes) is this key's over `signed`."""
+        """Return whether `signature` (64 bytes) is this key's over `signed`."""
         try:
             self.key.verify(signature, signed)
         except InvalidSignature:
@@ -67,13 +67,13 @@ class Signer:
         return base64.urlsafe_b64encode(self._key.sign(message))[:86]
 
 
-def trust(
+def verify_announcer(
     certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certificate]
 ) -> AnnouncerKey:
-    """Judge an announcer's certificate, the first of `certificates`; intermediate CAs follow it.
+    """Verify an announcer certificate, the first of `certificates`; intermediate CAs follow it.
 
     Its chain must lead to one of `cas`, it must be no CA, hold an Ed25519 key and be meant for
-    announcing. Does not check dates: see `AnnouncerKey`. Raises `AnnouncerError` with the reason.
+    announcing. Dates are not checked: see `AnnouncerKey`. Raises `AnnouncerError` with the reason.
     """
     if not certificates:
         raise AnnouncerError("no certificate")

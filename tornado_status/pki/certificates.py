@@ -1,7 +1,6 @@
-"""X.509 certificates as values: read whole or not at all, who issued whom, and what is too weak.
+"""X.509 certificates as values: reading them, finding their issuers, refusing weak ones. Pure.
 
-Pure: no files. What a certificate says of its holder is `identity`'s, what a CA may vouch for is
-`authorities`'.
+`identity` reads the holder of a certificate, `authorities` the limits of a CA.
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
 
-# What `cryptography` raises for certificates and lists that it cannot read, for some parts only
-# once they are looked at. Each was found by a test.
+# What `cryptography` raises for certificates and CRLs that it cannot read, for some parts only once
+# they are read. Each was found by a test.
 UNREADABLE = (
     ValueError,
     TypeError,
@@ -34,17 +33,17 @@ UNREADABLE = (
     x509.UnsupportedGeneralNameType,
 )
 
-# The filters are the process's: of two who change them at once, one would keep those of the other.
+# Warning filters belong to the process: two threads that change them at once would mix them up.
 _filters = threading.Lock()
 _BEGINS = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keep what `cryptography` warns of to itself: odd serial numbers and names.
+    """Silence the warnings of `cryptography` about odd serial numbers and names.
 
-    A peer could fill the log, and what the library still reads is good enough. For short work: one
-    at a time.
+    A peer could fill the log with them, and a certificate that the library reads is good enough.
+    For short work: it holds a lock.
     """
     with _filters, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,10 +51,10 @@ def quietly() -> Iterator[None]:
 
 
 def read_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
-    """Return all certificates in PEM, at least one, each of which can be read in all its parts.
+    """Return all certificates in PEM, at least one, each readable in all its parts.
 
-    A file that ends in the middle is refused, and so is one with a certificate that is none: it
-    must not be taken for a shorter list. Raises `ValueError` in a sentence.
+    Raises `ValueError`, with the reason as a sentence, if one is cut off or unreadable: the file
+    must not be taken for a shorter one.
     """
     begins = [found.start() for found in _BEGINS.finditer(pem)]
     if not begins:
@@ -77,10 +76,10 @@ def _read_block(pem: bytes, number: int) -> x509.Certificate:
 
 
 def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
-    """Say whether `ca`'s key has signed the certificate, in its name (see `same_name`).
+    """Return whether `ca`'s key has signed the certificate, in its name (see `same_name`).
 
-    By the signature: another CA may have the same name, or have had it. Whether it is a CA is for
-    others to judge.
+    The signature decides, because another CA may have or have had the same name. This does not
+    check that `ca` is a CA.
     """
     try:
         if not same_name(certificate.issuer, ca.subject):
@@ -88,25 +87,25 @@ def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
         if certificate.issuer.public_bytes() == ca.subject.public_bytes():
             certificate.verify_directly_issued_by(ca)
             return True
-        # The above compares bytes. It does not believe in weak hashes either.
+        # The above compares bytes, and it refuses weak hashes, so this does too.
         return weak_signature(certificate) is None and _is_key_of(ca, certificate)
     except (InvalidSignature, *UNREADABLE):
         return False
 
 
 def same_name(one: x509.Name, other: x509.Name) -> bool:
-    """Say whether two names are equal as OpenSSL compares them (RFC 5280, 7.1).
+    """Return whether two names are equal as OpenSSL compares them (RFC 5280, 7.1).
 
-    Neither the type of the strings matters, nor upper and lower case, nor how many spaces there
-    are. Raises `UNREADABLE`.
+    The type of the strings, upper and lower case and the number of spaces do not matter. Raises
+    `UNREADABLE`.
     """
     return one == other or _canonical(one) == _canonical(other)
 
 
 def self_signed(certificate: x509.Certificate) -> bool:
-    """Say whether its own key has signed it, with whatever hash: then it is a root, if anything.
+    """Return whether a certificate's own key has signed it, with any hash, as it has a root's.
 
-    Old roots have SHA-1, which is good enough for no other signature.
+    Old roots have SHA-1, which is refused in all other signatures.
     """
     try:
         return same_name(certificate.issuer, certificate.subject) and _is_key_of(
@@ -117,10 +116,10 @@ def self_signed(certificate: x509.Certificate) -> bool:
 
 
 def ca_id(ca: x509.Certificate) -> bytes:
-    """Return what a CA is by: its name and its key, as one hash.
+    """Return the identity of a CA: one hash of its name and its key.
 
-    The same for all certificates of a CA, renewed or cross-signed, however they spell its name (see
-    `same_name`); another one for a CA of the same name with another key. Raises `UNREADABLE`.
+    All certificates of a CA, renewed or cross-signed, have the same, however they spell its name
+    (see `same_name`). A CA of the same name with another key has another. Raises `UNREADABLE`.
     """
     key = ca.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     name = repr(_canonical(ca.subject)).encode()
@@ -128,7 +127,7 @@ def ca_id(ca: x509.Certificate) -> bytes:
 
 
 def weak_key(certificate: x509.Certificate) -> str | None:
-    """Return in a sentence why the certificate's key can be found out, or None.
+    """Return as a sentence why the certificate's key is too weak, or None.
 
     Raises `UNREADABLE`.
     """
@@ -141,7 +140,7 @@ def weak_key(certificate: x509.Certificate) -> str | None:
 
 
 def weak_signature(certificate: x509.Certificate) -> str | None:
-    """Return in a sentence why the certificate's signature can be forged, or None.
+    """Return as a sentence why the certificate's signature can be forged, or None.
 
     Raises `UNREADABLE`.
     """
@@ -152,7 +151,7 @@ def weak_signature(certificate: x509.Certificate) -> str | None:
 
 
 def _read_all(certificate: x509.Certificate) -> None:
-    """Look at every part that anybody here will want. Raises `UNREADABLE`."""
+    """Read every part that this package uses. Raises `UNREADABLE`."""
     certificate.subject.rfc4514_string()
     certificate.issuer.rfc4514_string()
     _ = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -169,12 +168,12 @@ def _canonical(name: x509.Name) -> list[list[tuple[str, str]]]:
 
 
 def _canonical_value(value: str | bytes) -> str:
-    # Two spaces: no text has them, so no bits look like one.
+    # Two spaces: no canonical text has them, so no bit string equals one.
     return f"#  {value.hex()}" if isinstance(value, bytes) else " ".join(value.lower().split())
 
 
 def _is_key_of(ca: x509.Certificate, certificate: x509.Certificate) -> bool:
-    """Say whether `ca`'s key has signed the certificate. Raises `UNREADABLE`."""
+    """Return whether `ca`'s key has signed the certificate. Raises `UNREADABLE`."""
     key, algorithm = ca.public_key(), certificate.signature_hash_algorithm
     signature, signed = certificate.signature, certificate.tbs_certificate_bytes
     try:
@@ -194,7 +193,7 @@ def _is_key_of(ca: x509.Certificate, certificate: x509.Certificate) -> bool:
 
 
 def _padding(certificate: x509.Certificate) -> padding.PKCS1v15 | padding.PSS:
-    # Not asked for what needs none: of SHA-1 `cryptography` knows no parameters.
+    # Only PSS has parameters, and `cryptography` cannot read those of SHA-1.
     if certificate.signature_algorithm_oid != SignatureAlgorithmOID.RSASSA_PSS:
         return padding.PKCS1v15()
     found = certificate.signature_algorithm_parameters

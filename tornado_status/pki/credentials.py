@@ -1,4 +1,4 @@
-"""What is read from the files with certificates and keys, all of it or nothing."""
+"""All certificates and keys that the server reads from files, loaded together or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tornado_status.config import Settings
 from tornado_status.pki.certificates import ca_id
-from tornado_status.pki.expiry import Validity, certificate_terms, distinct_names
+from tornado_status.pki.expiry import Validity, certificate_validities, distinct_names
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.signing import Signing, load_signing
 from tornado_status.pki.tls_contexts import management_context, self_test, server_context
@@ -17,28 +17,29 @@ from tornado_status.pki.trust_anchors import Anchors, load_anchors
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What is read from the files with certificates and keys, all of it or nothing.
+    """The contents of the files with certificates and keys.
 
-    `terms` says of every certificate and list in them how long it is good.
+    `validities` are those of every certificate and CRL in them.
     """
 
     context: ssl.SSLContext | None  # None in mode proxy
     anchors: Anchors
     signing: Signing | None
     management_context: ssl.SSLContext | None
-    terms: tuple[Validity, ...]
+    validities: tuple[Validity, ...]
 
 
 def load_credentials(settings: Settings, before: Anchors | None) -> Credentials:
-    """Read all of them anew; `before` are the anchors in force. Raises `ConfigError`."""
+    """Read all files; `before` are the anchors in force. Raises `ConfigError`."""
     context = None
     if settings.ingress.mode == "tls":
         context = server_context(settings.tls)
         self_test(context)
     anchors = load_anchors(settings.tls, before)
     signing = load_signing(settings.announce, settings.tls.client_ca)
-    terms = (*_certificates(settings), *_lists(settings, anchors))
-    return Credentials(context, anchors, signing, management_context(settings.management), terms)
+    management = management_context(settings.management)
+    validities = (*_certificates(settings), *_crls(settings, anchors))
+    return Credentials(context, anchors, signing, management, validities)
 
 
 def credential_files(settings: Settings) -> list[Path]:
@@ -67,20 +68,20 @@ def _certificates(settings: Settings) -> list[Validity]:
     for setting, file in files.items():
         if file is None:
             continue
-        found += certificate_terms(setting, str(file), read_certificates(setting, file))
+        found += certificate_validities(setting, str(file), read_certificates(setting, file))
     return found
 
 
-def _lists(settings: Settings, anchors: Anchors) -> list[Validity]:
+def _crls(settings: Settings, anchors: Anchors) -> list[Validity]:
     names = dict(zip(map(ca_id, anchors.cas), distinct_names(anchors.cas), strict=True))
     return [
         Validity(
-            "list",
+            "crl",
             "tls.crl",
             str(settings.tls.crl),
-            names[known.ca],
-            known.this_update,
-            known.next_update,
+            names[crl.ca],
+            crl.this_update,
+            crl.next_update,
         )
-        for known in anchors.crls.values()
+        for crl in anchors.crls.values()
     ]

@@ -1,4 +1,4 @@
-"""How long certificates and revocation lists are good, and warnings before they end. Pure."""
+"""The validity of certificates and CRLs, and warnings before it ends. Pure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from typing import Literal
 from cryptography import x509
 
 DAY_S = 86400.0
-# Before a certificate's end: time to find out who renews it. A short-lived one is renewed by a
-# program, and there is reason to worry only when little of its life is left.
+# Before a certificate expires: time to find out how it is renewed. A program renews a short-lived
+# one, so the warning comes only when little of its life is left.
 WARN_CERTIFICATE_S = 14 * DAY_S
 WARN_SHARE = 0.2
-WARN_LIST_S = 3 * DAY_S  # a long weekend
+WARN_CRL_S = 3 * DAY_S  # a long weekend
 
 
 @dataclass(frozen=True, slots=True)
 class Validity:
-    """How long one certificate or revocation list is good.
+    """The validity of one certificate or CRL.
 
-    `setting` is the key that names its `file`; `subject` whose certificate, or which CA's list, it
-    is. Times are seconds since the epoch; `not_after` is infinite where a list names no next one.
+    `setting` is the key that names its `file`; `subject` is the holder of the certificate or the CA
+    of the CRL. Times are seconds since the epoch; `not_after` is infinite for a CRL without a next
+    update.
     """
 
-    kind: Literal["certificate", "list"]
+    kind: Literal["certificate", "crl"]
     setting: str
     file: str
     subject: str
@@ -32,26 +33,26 @@ class Validity:
     not_after: float
 
     def days_left(self, now: float) -> float:
-        """Return the days from `now` to the end, negative behind it."""
+        """Return the days from `now` to the end, negative after it."""
         return (self.not_after - now) / DAY_S
 
     def in_force(self, now: float) -> bool:
-        """Say whether it is good at `now`."""
+        """Return whether it is valid at `now`."""
         return self.not_before <= now <= self.not_after
 
     def warning(self, now: float) -> str | None:
-        """Return what an operator should know, or None where there is time enough."""
+        """Return a warning for the operator, or None if there is time enough."""
         days = self.days_left(now)
-        if self.kind == "list":
-            which = f"{self.setting}: the list of {self.subject} is out of date"
+        if self.kind == "crl":
+            which = f"{self.setting}: the CRL of {self.subject}"
             if days < 0:
-                return f"{which} for {-days:.1f} days"
-            if days < WARN_LIST_S / DAY_S:
-                return f"{which} in {days:.1f} days"
+                return f"{which} expired {-days:.1f} days ago"
+            if days < WARN_CRL_S / DAY_S:
+                return f"{which} expires in {days:.1f} days"
             return None
         whose = f"{self.setting}: {self.file} ({self.subject})"
         if days < 0:
-            return f"{whose} has expired {-days:.1f} days ago"
+            return f"{whose} expired {-days:.1f} days ago"
         if now < self.not_before:
             return f"{whose} is not valid yet: is this machine's clock right?"
         if self.not_after - now < min(
@@ -61,10 +62,10 @@ class Validity:
         return None
 
 
-def certificate_terms(
+def certificate_validities(
     setting: str, file: str, certificates: Sequence[x509.Certificate]
 ) -> list[Validity]:
-    """Return the terms of certificates that were read from `file`."""
+    """Return the validities of certificates that were read from `file`."""
     return [
         Validity(
             "certificate",
@@ -79,9 +80,10 @@ def certificate_terms(
 
 
 def distinct_names(certificates: Sequence[x509.Certificate]) -> list[str]:
-    """Return each certificate's name, with its serial number where another one has it too.
+    """Return each certificate's name, with its serial number if another one has the same name.
 
-    So it is for a CA that is being renewed. Warnings and metrics must not take the two for one.
+    Two certificates have one name while a CA is being renewed. Warnings and metrics must not
+    confuse them.
     """
     names = [name_of(certificate.subject) for certificate in certificates]
     return [
@@ -91,6 +93,6 @@ def distinct_names(certificates: Sequence[x509.Certificate]) -> list[str]:
 
 
 def name_of(subject: x509.Name) -> str:
-    """Return a name's common name, or all of it where it has none."""
+    """Return a name's common name, or all of it if it has none."""
     names = subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return str(names[0].value) if names else subject.rfc4514_string()

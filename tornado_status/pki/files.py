@@ -1,4 +1,4 @@
-"""Files that settings name: read whole, or one `ConfigError` that names the key and the file."""
+"""Reading files that settings name. Each error is a `ConfigError` with the setting and the file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tornado_status.pki.certificates import read_pem
 
 
 def read(setting: str, path: Path, maker: str = "") -> bytes:
-    """Return what is in the file that `setting` names. `maker` says how a missing one is made."""
+    """Return the contents of a file. `maker` says how to make a missing one."""
     check_file(setting, path, maker)
     try:
         return path.read_bytes()
@@ -21,7 +21,7 @@ def read(setting: str, path: Path, maker: str = "") -> bytes:
 
 
 def check_file(setting: str, path: Path, maker: str = "") -> None:
-    """Raise `ConfigError` unless there is a file that can be opened, for those who read it."""
+    """Raise `ConfigError` unless the file exists and can be opened."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             # A pipe would have no end, and a directory is a wrong path or a wrong mount.
@@ -36,7 +36,7 @@ def check_file(setting: str, path: Path, maker: str = "") -> None:
 
 
 def read_certificates(setting: str, path: Path, maker: str = "") -> tuple[x509.Certificate, ...]:
-    """Return the certificates in the file that `setting` names: at least one, and all of them."""
+    """Return all certificates in the file that `setting` names, at least one."""
     try:
         return read_pem(read(setting, path, maker))
     except ValueError as error:

@@ -1,16 +1,16 @@
-"""Peer certificate to identity, or why not. Pure: no sockets, no clock, no database.
+"""Peer certificate to identity, or the reason to refuse it. Pure: no sockets, clock or database.
 
-The rules, in the order in which they are judged:
+The rules, in the order in which they are checked:
 
 1. The subject has exactly one common name, and it is a valid e-mail address of at most 64
-   characters (the upper bound of X.520). Everything that fails here is answered with
-   `CN_SENTENCE`, whatever else is wrong with the certificate.
-2. A subject alternative name of type rfc822Name, where there is one, names the same address.
+   characters (the upper bound of X.520). A certificate that fails here is answered with
+   `CN_SENTENCE`, whatever else is wrong with it.
+2. Each subject alternative name of type rfc822Name is the same address.
 3. The certificate is meant for TLS clients: extended key usage clientAuth, and no CA.
 4. Neither its key nor its signature can be forged with known means: no RSA below 2,048 bits, no
-   DSA, no MD5 or SHA-1. (OpenSSL refuses most of these too, as its security level says.)
+   DSA, no MD5 or SHA-1. (OpenSSL refuses most of these too, by its security level.)
 
-The CAs above it are for `authorities` to judge.
+`authorities` checks the CAs above it.
 
 An identity is one canonical spelling: lower case, the domain in its ASCII form (IDNA).
 """
@@ -34,7 +34,7 @@ MAX_ISSUER = 512  # characters of the issuer's name that are kept with each reco
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a peer is, as its certificate proves.
+    """The identity that a client certificate proves.
 
     `email` is canonical (see `parse_email`). `issuer` is the issuer's name as RFC 4514 text and
     `serial` the certificate's serial number in lower-case hex: together they name the device.
@@ -49,9 +49,9 @@ class Identity:
 
 
 def identify(certificate_der: bytes) -> Identity:
-    """Judge a peer's leaf certificate, whose chain and dates TLS has already verified.
+    """Return the identity of a peer's certificate, whose chain and dates TLS has verified.
 
-    Raises `IdentityError` with the HTTP status and the sentence for the client, and nothing else
+    Raises `IdentityError` with the HTTP status and the sentence for the client, and no other error,
     whatever the bytes are.
     """
     with quietly():
@@ -63,7 +63,7 @@ def _identify(certificate_der: bytes) -> Identity:
         certificate = x509.load_der_x509_certificate(certificate_der)
         subject = certificate.subject
     except UNREADABLE as error:
-        # The name cannot be read, so there is no CN that is an e-mail.
+        # The name cannot be read, so there is no CN with an e-mail address.
         raise IdentityError(400, "certificate-unreadable", CN_SENTENCE) from error
 
     email = _common_name_email(subject)

@@ -1,4 +1,4 @@
-"""Notices that certificate, key and CRL files have changed, by polling them."""
+"""Watching certificate, key and CRL files for changes, by polling them."""
 
 from __future__ import annotations
 
@@ -9,54 +9,53 @@ from pathlib import Path
 import structlog
 
 from tornado_status.errors import ConfigError
+from tornado_status.runtime.waiting import wait_set
 
-LOOK_EVERY_S = 0.25  # stat(2) of a few files; a change is in force well within a second
+POLL_EVERY_S = 0.25  # stat(2) of a few files; a change is in force well within a second
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
 
 class FileWatcher:
-    """Calls `reload` when one of the files has changed and stands still, or when told to.
+    """Calls `reload` when a file has changed and is not being written, or on `reload_now`.
 
-    Polling and not inotify: it sees what renames, bind mounts and network file systems do.
-    `problem` is why the last reload failed, "" once one has gone well.
+    Polling instead of inotify also sees renames, bind mounts and network file systems. `problem` is
+    why the last reload failed, "" if it succeeded.
     """
 
     def __init__(self, files: Iterable[Path], reload: Callable[[], Awaitable[None]]) -> None:
         self._files = tuple(files)
         self._reload = reload
-        self._told = asyncio.Event()
+        self._requested = asyncio.Event()
         self.problem = ""
         self._log = structlog.get_logger()
 
-    def tell(self) -> None:
-        """Reload now, whether or not anything has changed."""
-        self._told.set()
+    def reload_now(self) -> None:
+        """Reload even if no file has changed."""
+        self._requested.set()
 
     async def run(self) -> None:
-        """Watch until cancelled. A reload that fails is logged, and the old state stays."""
-        in_force = seen = self._look()
+        """Watch until cancelled. A reload that fails is logged and changes nothing."""
+        in_force = seen = self._poll()
         while True:
-            try:
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._told.wait()
-            except TimeoutError:
-                pass
-            now = self._look()
-            if not self._told.is_set() and (now == in_force or now != seen):
-                seen = now  # nothing new, or still being written
+            requested = await wait_set(self._requested, POLL_EVERY_S)
+            now = self._poll()
+            if not requested and (now == in_force or now != seen):
+                seen = now  # no change, or still being written
                 continue
-            self._told.clear()
+            self._requested.clear()
             in_force = seen = now
             try:
                 await self._reload()
             except ConfigError as error:
                 self.problem = str(error)
-                self._log.error("reload failed, the old state stays", reason=self.problem)
+                self._log.error(
+                    "reload failed, keeping the previous certificates", reason=self.problem
+                )
             else:
                 self.problem = ""
 
-    def _look(self) -> Signature:
+    def _poll(self) -> Signature:
         found: list[tuple[int, int, int] | None] = []
         for file in self._files:
             try:

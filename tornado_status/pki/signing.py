@@ -1,4 +1,4 @@
-"""The announcer's key and certificates, read from their files."""
+"""Reading the announcer key and its certificates from their files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAKER = "python -m certs_gen announcer makes one"
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """An announcer's certificate for readers: the key's name, and PEM with intermediate CAs."""
+    """An announcer certificate for readers: the key's name, and PEM with intermediate CAs."""
 
     kid: str
     certificate: str
@@ -30,17 +30,17 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Signing:
-    """What signs from now on, and what readers shall know of: it, and the one that comes next."""
+    """The key that signs, and the certificates to publish: its own, and that of the next key."""
 
     signer: announcer_keys.Signer
     published: tuple[Published, ...]
 
 
 def load_signing(settings: AnnounceSettings, client_ca: Path) -> Signing | None:
-    """Read the configured key and certificates; None where none is configured.
+    """Read the configured key and certificates; return None if none is configured.
 
     A certificate that listeners would refuse is a warning: they may trust another CA. Raises
-    `ConfigError` that names the key and the file.
+    `ConfigError` that names the setting and the file.
     """
     if settings.signing_key is None:
         if settings.next_certificate is not None:
@@ -74,7 +74,7 @@ def _published(name: str, path: Path, cas: Sequence[x509.Certificate]) -> Publis
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{name}: {path} is not the certificate of an Ed25519 key")
     try:
-        announcer_keys.trust(chain, cas)
+        announcer_keys.verify_announcer(chain, cas)
     except AnnouncerError as error:
         structlog.get_logger().warning(
             "listeners of this CA will refuse the announcer", file=str(path), reason=str(error)

@@ -8,8 +8,8 @@ from tornado_status.config import ManagementSettings, TlsSettings
 from tornado_status.errors import ConfigError
 from tornado_status.pki.files import check_file, read_certificates
 
-# Of TLS 1.2: authenticated encryption with forward secrecy. OpenSSL would still offer CBC, whose
-# paddings have been oracles often enough. TLS 1.3 has its own, all good.
+# TLS 1.2 with authenticated encryption and forward secrecy only: OpenSSL still offers CBC, with its
+# history of padding oracles. The suites of TLS 1.3 are all good.
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
 DEVELOPMENT_SET = "python -m certs_gen makes a development set"
@@ -20,10 +20,10 @@ MINIMUM_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3
 def server_context(settings: TlsSettings) -> ssl.SSLContext:
     """Return a context that asks every client for a certificate of `settings.client_ca`.
 
-    Raises `ConfigError` that names the key and the file.
+    Raises `ConfigError` that names the setting and the file.
     """
-    # Not create_default_context: from Python 3.13 on that sets VERIFY_X509_STRICT, which refuses
-    # certificates as the openssl command makes them. What matters of it is in `identity`.
+    # Not create_default_context: from Python 3.13 on it sets VERIFY_X509_STRICT, which refuses
+    # certificates as the openssl command makes them. `identity` checks what matters of it.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = MINIMUM_VERSIONS[settings.minimum_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
@@ -34,7 +34,7 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
     context.verify_mode = ssl.CERT_OPTIONAL if optional else ssl.CERT_REQUIRED
     for key in ("certificate", "private_key", "client_ca"):
         check_file(f"tls.{key}", getattr(settings, key), DEVELOPMENT_SET)
-    # OpenSSL serves what nobody here could judge the dates of, and says less of what is wrong.
+    # OpenSSL accepts certificates that we cannot read the dates of, and its errors say less.
     read_certificates("tls.certificate", settings.certificate)
     read_certificates("tls.client_ca", settings.client_ca)
     try:
@@ -45,7 +45,7 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
             f"tls.private_key: {settings.private_key} is not the key of {settings.certificate}, "
             f"or one of them is no PEM file ({reason})"
         ) from error
-    except OSError as error:  # gone since they were looked at
+    except OSError as error:  # gone since they were checked
         raise ConfigError(
             f"tls.private_key: cannot read {settings.certificate} and {settings.private_key}: "
             f"{error.strerror}"
@@ -64,10 +64,7 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
 
 
 def self_test(context: ssl.SSLContext) -> None:
-    """Shake hands with ourselves in memory, as far as the server's side can be wrong.
-
-    Raises `ConfigError` where the context cannot serve.
-    """
+    """Make a handshake in memory, to test the server's side. Raises `ConfigError` if it fails."""
     client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     client.check_hostname = False
     client.verify_mode = ssl.CERT_NONE
@@ -78,7 +75,7 @@ def self_test(context: ssl.SSLContext) -> None:
         for _ in range(4):
             try:
                 theirs.do_handshake()
-                return  # it has verified our key's signature; a client's certificate it has none
+                return  # the client has verified our key's signature; it has no certificate
             except ssl.SSLWantReadError:
                 pass
             try:
@@ -89,13 +86,13 @@ def self_test(context: ssl.SSLContext) -> None:
         raise ConfigError(
             f"tls.certificate: a handshake with it fails: {error.reason or error}"
         ) from error
-    raise ConfigError("tls.certificate: a handshake with it does not come to an end")
+    raise ConfigError("tls.certificate: a handshake with it does not finish")
 
 
 def management_context(settings: ManagementSettings) -> ssl.SSLContext | None:
-    """Return the TLS context of the management port, None where it has none.
+    """Return the TLS context of the management port, None if it has no certificate.
 
-    Raises `ConfigError` that names the key and the file.
+    Raises `ConfigError` that names the setting and the file.
     """
     if settings.certificate is None or settings.private_key is None:
         return None
@@ -121,5 +118,5 @@ def management_context(settings: ManagementSettings) -> ssl.SSLContext | None:
 
 
 def _no_password() -> str:
-    # Without this OpenSSL would ask on the terminal and the server would hang.
+    # Without this, OpenSSL would ask on the terminal and the server would hang.
     raise ValueError("an encrypted key: decrypt it for the server")

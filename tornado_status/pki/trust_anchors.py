@@ -36,7 +36,7 @@ class Anchors:
 def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchors:
     """Read the CAs and, if there is a file of them, their CRLs.
 
-    Raises `ConfigError` that names the key and the file.
+    Raises `ConfigError` that names the setting and the file.
     """
     cas = read_certificates("tls.client_ca", settings.client_ca)
     for ca in cas:

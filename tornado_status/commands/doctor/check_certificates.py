@@ -68,11 +68,11 @@ def _read_server_certificate(settings: Settings) -> None:
 
 def _terms(settings: Settings) -> Iterator[Finding]:
     now = time.time()
-    for term in load_credentials(settings, None).terms:
+    for term in load_credentials(settings, None).validities:
         warning = term.warning(now)
         if warning is None:
             yield ok(TOPIC, f"{term.setting}: {term.subject}, {term.days_left(now):.0f} days left")
-        elif term.kind == "list":
+        elif term.kind == "crl":
             advice = "Make a new one: status-certs crl. Do it again before each is out of date."
             over = settings.tls.on_expired_crl == "refuse" and not term.in_force(now)
             yield problem(TOPIC, warning, advice) if over else note(TOPIC, warning, advice)
