@@ -562,7 +562,7 @@ def test_only_whole_lists_of_our_cas_are_read(authority: Authority) -> None:
         (future, "from the future"),
         (b"", "no CRL"),
         (authority.certificate_pem(), "no CRL"),
-        (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "not a certificate"),
+        (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n", "not a CRL in PEM"),
     ):
         with pytest.raises(CRLError, match=message):
             read_crls(pem, cas, epoch)
