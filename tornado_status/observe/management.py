@@ -25,7 +25,6 @@ from tornado_status.runtime.http_timeouts import HttpTimeouts, TimeoutStream
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they must not use up all descriptors
 MAX_HEAD = 8192  # browsers and scrapers send far less
-MAX_BODY = 4096  # no request of this port has one
 IDLE_S = 60.0  # between two requests; a scraper that comes less often connects again
 
 
@@ -64,7 +63,7 @@ class ManagementServer:
             idle_connection_timeout=http_timeouts.NEVER_S,
             body_timeout=http_timeouts.BODY_TIMEOUT_S,
             max_header_size=MAX_HEAD,
-            max_body_size=MAX_BODY,
+            max_body_size=http_timeouts.MAX_BODY,
         )
 
     def use(self, context: ssl.SSLContext | None) -> None:
