@@ -186,7 +186,7 @@ from tornado_status.runtime.shutdown import ShutdownSignals
 async def main():
     ending = ShutdownSignals(0.1, lambda: None)
     print("up", flush=True)
-    await ending.told.wait()
+    await ending.received.wait()
     while True:
         structlog.get_logger().info("x" * 4000)
         await asyncio.sleep(0)
@@ -218,7 +218,7 @@ async def main():
     print("up", flush=True)
     signal.signal = change
     os.kill(os.getpid(), signal.SIGINT)
-    await ending.told.wait()
+    await ending.received.wait()
 
 real = signal.signal
 asyncio.run(main())
