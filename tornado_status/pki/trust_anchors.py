@@ -61,17 +61,17 @@ def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchor
 def crl_file(settings: TlsSettings, before: Anchors | None = None) -> Path | None:
     """Return the file with the CRLs; None if no CRL is to be checked.
 
-    The default file may be missing, unless lists are in force: those must not be lost with it.
+    The default file may be missing, unless CRLs are in force: they must not be lost with it.
     """
     path = settings.crl
-    if path is None or not settings.crl_may_be_missing or (before is not None and before.lists):
+    if path is None or not settings.crl_may_be_missing or (before is not None and before.crls):
         return path
     try:
         path.stat()
     except FileNotFoundError:
         return None
     except OSError:
-        pass  # reading it says what is wrong
+        pass  # the error comes with reading it
     return path
 
 
