@@ -32,8 +32,7 @@ from benchmarks.peers.registry import THIS_SERVER
 from benchmarks.processes import cpu_s
 from benchmarks.programs import BenchmarkError, Child, exit_status
 from benchmarks.results import Numbers, Results
-from benchmarks.rig import Rig, rig
-from benchmarks.workloads import Bench
+from benchmarks.rig import Bench, Rig, rig
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json

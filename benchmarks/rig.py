@@ -1,4 +1,4 @@
-"""What every measurement stands in: PostgreSQL, certificates, the load generator, and scratch."""
+"""What every measurement needs: PostgreSQL, certificates, the load generator, a server at work."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks import gate, identities, machine
 from benchmarks.contender import Contender, Site, free_port, running
 from benchmarks.identities import Identities
-from benchmarks.load import compile_load
+from benchmarks.instruments import Meter
+from benchmarks.load import Load, LoadResult, Mode, compile_load, percentiles_ms, run
 from benchmarks.postgresql import PostgreSql
-from benchmarks.programs import BUILD
-from benchmarks.results import Results
-from benchmarks.workloads import Bench
+from benchmarks.programs import BUILD, BenchmarkError
+from benchmarks.results import Numbers, Results
 
+BUSY = 0.9  # a load generator that computes for more of its time than this was the bottleneck
 DESCRIPTORS = 65536  # two thousand idle connections, and as many again behind a proxy
 
 
@@ -61,17 +63,76 @@ class Rig:
             with running(contender, site) as processes:
                 check = gate.check if contender.does_the_job else gate.check_answers
                 check(site, self.load_program)
-                yield Bench(
-                    load_program=self.load_program,
-                    site=site,
-                    server=processes,
-                    database=self.postgres.pid,
-                    seconds=self.seconds,
-                    idle_connections=self.idle_connections,
-                    note=lambda text: self.results.note(f"{contender.title}: {text}"),
-                )
+                yield Bench(self, contender, site, processes)
         finally:
             self.postgres.drop(site.database)
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A server at work, that can be measured. `server` are its process numbers."""
+
+    rig: Rig
+    contender: Contender
+    site: Site
+    server: list[int]
+
+    def load(
+        self, mode: Mode, connections: int, *, seconds: float | None = None, rate: float = 0.0
+    ) -> Load:
+        return Load(
+            self.rig.load_program,
+            mode,
+            self.site.port,
+            self.site.identities.listed,
+            connections=connections,
+            seconds=self.rig.seconds if seconds is None else seconds,
+            warmup_s=warmup_s(self.rig.seconds),
+            rate=rate,
+        )
+
+    def note(self, text: str) -> None:
+        """Keep what a reader of the table must know."""
+        self.rig.results.note(f"{self.contender.title}: {text}")
+
+    def meter(self) -> Meter:
+        return Meter(self.server, [self.rig.postgres.pid])
+
+    def check_ins(
+        self,
+        mode: Mode,
+        connections: int,
+        *beside: AbstractContextManager[object],
+        rate: float = 0.0,
+    ) -> tuple[LoadResult, Numbers]:
+        """Check in for the measured time, with instruments `beside`."""
+        meter = self.meter()
+        result = run(self.load(mode, connections, rate=rate), *beside, meter)
+        self.check(result)
+        return result, {
+            "rate": result.rate,
+            **percentiles_ms(result.latencies_us),
+            "server_cpu_ms": meter.server_s / result.count * 1000,
+            "database_cpu_ms": meter.database_s / result.count * 1000,
+            "generator_busy": result.cpu_s / result.seconds,
+        }
+
+    def check(self, result: LoadResult) -> None:
+        """Note what was wrong. Raises `BenchmarkError` if nothing was right."""
+        if result.count == 0:
+            raise BenchmarkError(f"{result.mode}: no check-in was answered ({result.first_error})")
+        if result.errors:
+            self.note(
+                f"{result.mode}: {result.errors} errors beside {result.count} answers"
+                f" ({result.first_error})"
+            )
+        if result.seconds and result.cpu_s / result.seconds > BUSY and result.mode != "idle":
+            self.note(f"{result.mode}: the load generator was the bottleneck")
+
+
+def warmup_s(seconds: float) -> float:
+    """Return how long to go on before a measured time of `seconds`."""
+    return min(1.0, seconds / 4)
 
 
 @contextlib.contextmanager

@@ -20,8 +20,8 @@ from benchmarks.load import Mode
 from benchmarks.peers.registry import THIS_SERVER
 from benchmarks.programs import BENCHMARKS, BUILD, ROOT, BenchmarkError, exit_status
 from benchmarks.results import Numbers, Results
-from benchmarks.rig import Rig, rig
-from benchmarks.workloads import CONNECTIONS, HANDSHAKES, Bench, idle
+from benchmarks.rig import Bench, Rig, rig
+from benchmarks.workloads import CONNECTIONS, HANDSHAKES, idle
 
 CLIENTS = 128  # identities
 RATES = (100, 1_000, 4_000)  # check-ins a second that are offered; then as many as are answered

@@ -233,7 +233,7 @@ def listeners(results: Results) -> list[str]:
         " second.\n"
         f"- A burst of {int(burst.row):,} updates was heard and shown at"
         f" {burst['heard_rate']:,.0f} a second.\n"
-        f"- {int(fetched.row):,} updates that nobody announced were fetched at"
+        f"- {int(fetched.row):,} updates that were not announced were fetched at"
         f" {fetched['heard_rate']:,.0f} a second, for {fetched['cpu_us_per_update']:.0f} {MICRO}"
         f" of the listener's CPU each, {fetched['server_us_per_update']:.1f} of the server's and"
         f" {fetched['database_us_per_update']:.1f} of PostgreSQL's.",

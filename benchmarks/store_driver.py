@@ -22,7 +22,7 @@ from benchmarks.instruments import CommitSampler, Meter
 from benchmarks.postgresql import PostgreSql, open_store
 from benchmarks.programs import BenchmarkError, Child
 from benchmarks.results import Numbers
-from benchmarks.workloads import warmup_s
+from benchmarks.rig import warmup_s
 from tornado_status.errors import StoreError
 from tornado_status.model.records import CheckIn, Event
 

@@ -19,7 +19,8 @@ import time
 from benchmarks.processes import pss_kib
 from benchmarks.programs import BenchmarkError, Child
 from benchmarks.results import Numbers
-from benchmarks.workloads import Bench, keep_alive
+from benchmarks.rig import Bench
+from benchmarks.workloads import keep_alive
 
 STREAMS = (0, 1000)
 PACE = 20  # check-ins a second while the cost of a message is measured
@@ -61,7 +62,7 @@ def _paced(bench: Bench, readers: Child, streams: int) -> Numbers:
         "localhost", bench.site.port, context=context, timeout=SETTLE_S
     )
     before = _heard(readers)
-    count = max(1, round(PACE * bench.seconds))
+    count = max(1, round(PACE * bench.rig.seconds))
     wanted = count * streams
     with bench.meter() as meter, contextlib.closing(connection):
         begun = time.monotonic()

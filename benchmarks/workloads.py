@@ -3,90 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
 
-from benchmarks.contender import Site
-from benchmarks.instruments import Meter
-from benchmarks.load import Load, LoadResult, Mode, percentiles_ms, run
 from benchmarks.processes import pss_kib
-from benchmarks.programs import BenchmarkError
 from benchmarks.results import Numbers
+from benchmarks.rig import Bench
 
 CONNECTIONS = 64  # keep-alive, each with an identity of its own
 HANDSHAKES = 16  # under way at a time
 STORM_CLIENTS = 8  # who check in beside the handshakes
-BUSY = 0.9  # a load generator that computes for more of its time than this was the bottleneck
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """A running server with what is needed to measure it. `note` takes what a reader must know.
-
-    `server` are its process numbers, `database` is PostgreSQL's.
-    """
-
-    load_program: Path
-    site: Site
-    server: list[int]
-    database: int
-    seconds: float
-    idle_connections: int
-    note: Callable[[str], None]
-
-    def load(
-        self, mode: Mode, connections: int, *, seconds: float | None = None, rate: float = 0.0
-    ) -> Load:
-        return Load(
-            self.load_program,
-            mode,
-            self.site.port,
-            self.site.identities.listed,
-            connections=connections,
-            seconds=self.seconds if seconds is None else seconds,
-            warmup_s=warmup_s(self.seconds),
-            rate=rate,
-        )
-
-    def meter(self) -> Meter:
-        return Meter(self.server, [self.database])
-
-    def check_ins(
-        self,
-        mode: Mode,
-        connections: int,
-        *beside: AbstractContextManager[object],
-        rate: float = 0.0,
-    ) -> tuple[LoadResult, Numbers]:
-        """Check in for the measured time, with instruments `beside`."""
-        meter = self.meter()
-        result = run(self.load(mode, connections, rate=rate), *beside, meter)
-        self.check(result)
-        return result, {
-            "rate": result.rate,
-            **percentiles_ms(result.latencies_us),
-            "server_cpu_ms": meter.server_s / result.count * 1000,
-            "database_cpu_ms": meter.database_s / result.count * 1000,
-            "generator_busy": result.cpu_s / result.seconds,
-        }
-
-    def check(self, result: LoadResult) -> None:
-        """Note what was wrong. Raises `BenchmarkError` if nothing was right."""
-        if result.count == 0:
-            raise BenchmarkError(f"{result.mode}: no check-in was answered ({result.first_error})")
-        if result.errors:
-            self.note(
-                f"{result.mode}: {result.errors} errors beside {result.count} answers"
-                f" ({result.first_error})"
-            )
-        if result.seconds and result.cpu_s / result.seconds > BUSY and result.mode != "idle":
-            self.note(f"{result.mode}: the load generator was the bottleneck")
-
-
-def warmup_s(seconds: float) -> float:
-    """Return how long to go on before a measured time of `seconds`."""
-    return min(1.0, seconds / 4)
 
 
 def keep_alive(bench: Bench) -> Numbers:
@@ -111,7 +35,7 @@ def storm(bench: Bench) -> Numbers:
     """Eight who check in, alone and while 16 connections at a time are being made."""
     alone = bench.check_ins("keep-alive", STORM_CLIENTS)[1]
     # Longer than needed: stopped when the other has measured.
-    with bench.load("handshake", HANDSHAKES, seconds=bench.seconds + 120) as storming:
+    with bench.load("handshake", HANDSHAKES, seconds=bench.rig.seconds + 120) as storming:
         storming.wait("measuring")
         beside = bench.check_ins("keep-alive", STORM_CLIENTS)[1]
         storming.stop()
@@ -127,12 +51,15 @@ def storm(bench: Bench) -> Numbers:
 def idle(bench: Bench) -> Numbers:
     """Many connections that have checked in once and stay: memory of the server's processes."""
     before = pss_kib(bench.server)
-    with bench.load("idle", bench.idle_connections) as holding:
+    with bench.load("idle", bench.rig.idle_connections) as holding:
         holding.wait("holding")
         after = pss_kib(bench.server)
         holding.release()
         bench.check(holding.result())
-    return {"kib_per_connection": (after - before) / bench.idle_connections, "kib_before": before}
+    return {
+        "kib_per_connection": (after - before) / bench.rig.idle_connections,
+        "kib_before": before,
+    }
 
 
 # Idle comes first: memory that an earlier workload left behind would hide what a connection takes.

@@ -50,8 +50,7 @@ from benchmarks.load import Load, Mode, percentiles_ms, run
 from benchmarks.peers.registry import THIS_SERVER
 from benchmarks.programs import BenchmarkError, Unavailable, find_program
 from benchmarks.results import Results, Row
-from benchmarks.rig import Rig, rig
-from benchmarks.workloads import Bench
+from benchmarks.rig import Bench, Rig, rig
 from tests.support.harness import (
     BROADCAST,
     GROUP,
@@ -438,7 +437,7 @@ def test_what_a_server_counts_is_what_was_done(bench: Bench) -> None:
     with instruments.DatagramSampler(site.announce_port) as datagrams, counts:
         done = run(
             Load(
-                bench.load_program,
+                bench.rig.load_program,
                 "keep-alive",
                 site.port,
                 site.identities.listed,

@@ -172,7 +172,7 @@ func (s signer) close(datagram []byte) []byte {
 
 // executeRecord returns the EXECUTE statement with its arrays as literals.
 func executeRecord(batch []*checkIn) string {
-	// Positions begin at 1; the map gives 0 where the user has none before.
+	// Positions begin at 1; the map gives 0 if the user has none before.
 	before, last, mixed := make([]int, len(batch)), map[string]int{}, map[string]bool{}
 	for number, c := range batch {
 		earlier := last[c.email]

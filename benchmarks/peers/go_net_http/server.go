@@ -1,5 +1,6 @@
-// What both ways share, so that they differ in how they commit alone: TLS, who the client is,
-// and the two sockets that announce.
+// Check-ins with Go: `go_net_http pool` commits each by itself, `go_net_http group-commit` as
+// tornado_status does. Here is what both share: TLS, the client's identity, and the two sockets that
+// announce.
 package main
 
 import (
@@ -27,6 +28,14 @@ var emailPattern = regexp.MustCompile(
 	"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?" +
 		`(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+$`)
 
+func main() {
+	ways := map[string]func(){"pool": servePool, "group-commit": serveGroupCommit}
+	if len(os.Args) != 2 || ways[os.Args[1]] == nil {
+		log.Fatal("expected pool or group-commit")
+	}
+	ways[os.Args[1]]()
+}
+
 func setting(name string) string {
 	return os.Getenv("PEER_" + name)
 }
@@ -43,7 +52,7 @@ func check(err error) {
 	}
 }
 
-// peer is who is at the other end of a connection; email is "" where the CN is no e-mail address.
+// peer is the client of a connection; email is "" if the CN is no e-mail address.
 type peer struct {
 	email, ip, issuer, serial string
 	port                      int

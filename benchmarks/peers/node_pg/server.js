@@ -46,7 +46,7 @@ function connectedSocket(address, prepare) {
 }
 
 function emailOf(socket) {
-  const name = socket.getPeerCertificate().subject?.CN; // an array where there are several
+  const name = socket.getPeerCertificate().subject?.CN; // an array if there are several
   return typeof name === 'string' && EMAIL.test(name) ? name : null;
 }
 
