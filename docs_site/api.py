@@ -89,7 +89,7 @@ def _shape(name: str, schema: dict[str, Any]) -> list[str]:
 
 
 def _values(schema: dict[str, Any]) -> str:
-    """Return what may stand there, in words."""
+    """Return the values that a schema allows, in words."""
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"

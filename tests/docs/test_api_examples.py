@@ -1,4 +1,4 @@
-"""The examples of docs/api.md: each as it stands, with the real server."""
+"""The examples of docs/api.md, unchanged, with a real server."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LANGUAGES = {
 
 @contextlib.contextmanager
 def started(language: str, server: Server, *given: str) -> Iterator[subprocess.Popen[str]]:
-    """Run an example, stopped at the end."""
+    """Run an example; stop it at the end."""
     needed = {"curl": "curl", "javascript": "node"}.get(language)
     if needed is not None:
         require(needed, shutil.which(needed) is not None, f"install {needed}")
@@ -72,8 +72,8 @@ def said(language: str, server: Server, *given: str, status: int = 0) -> str:
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_is_x_here_and_what_happened_to_x(language: str, server: Server) -> None:
-    """One record, and a history; a sentence where there is nobody."""
+def test_one_record_and_one_history(language: str, server: Server) -> None:
+    """Of a user; a sentence for an unknown user."""
     for _ in range(3):
         assert server.request("POST", "/api/client").status == 204
     here = said(language, server, "here", VALID)
@@ -89,10 +89,10 @@ def test_is_x_here_and_what_happened_to_x(language: str, server: Server) -> None
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_snapshot_is_taken_and_followed_over_a_restart(
+def test_a_snapshot_then_every_event_over_a_restart(
     language: str, start_server: StartServer
 ) -> None:
-    """Every later event once, also what happens while the server is away."""
+    """Each event once, also those of the time when the server was down."""
     port = free_port()
     first = start_server(server={"port": port})
     first.request("POST", "/api/client")

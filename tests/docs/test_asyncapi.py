@@ -12,8 +12,8 @@ import yaml
 from jsonschema import Draft7Validator, ValidationError
 
 from tests.support.describing import validator
-from tests.support.follow import Follow
 from tests.support.harness import ROOT, Heard, StartServer
+from tests.support.subscriber import Subscriber
 from tornado_status import __version__
 from tornado_status.api.live import framing
 from tornado_status.api.openapi import load_document
@@ -28,7 +28,7 @@ LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
 
 
 def check(kind: str, message: Any) -> None:
-    """Hold a message against its description: no member too few, and none too many."""
+    """Validate a message against its description: no member is missing or undescribed."""
     validator(DOCUMENT, MESSAGES[kind]["payload"]).validate(message)
 
 
@@ -40,7 +40,7 @@ def kind_of(message: dict[str, Any]) -> str:
 
 @pytest.mark.once
 def test_it_is_valid_asyncapi() -> None:
-    """By the specification's own schema; one that is not is told."""
+    """By the specification's own schema, which finds a fault in an invalid one."""
     schema = json.loads((ROOT / "tests" / "schemas" / "asyncapi-3.0.0.json").read_text())
     check = Draft7Validator(schema)
     assert [f"{error.json_path}: {error.message}" for error in check.iter_errors(DOCUMENT)] == []
@@ -49,8 +49,8 @@ def test_it_is_valid_asyncapi() -> None:
     assert list(check.iter_errors(broken))
 
 
-def test_what_both_documents_describe_they_describe_alike() -> None:
-    """An event is an event, and the version is the version."""
+def test_shapes_in_both_documents_are_equal() -> None:
+    """As in the OpenAPI document; the version is the package's."""
     ours = DOCUMENT["components"]["schemas"]
     theirs = load_document()["components"]["schemas"]
     shared = ours.keys() & theirs.keys()
@@ -79,24 +79,24 @@ def test_each_golden_datagram_is_as_described(name: str) -> None:
         ({"updates": []}, "non-empty"),
     ],
 )
-def test_a_datagram_that_is_not_as_described_is_told(change: dict[str, Any], said: str) -> None:
+def test_a_datagram_that_is_not_as_described_is_found(change: dict[str, Any], said: str) -> None:
     message = json.loads(VECTORS["json-v1-one-update"]["text"])
     with pytest.raises(ValidationError, match=said):
         check("updates", {**message, **change})
 
 
 def test_every_kind_of_message_is_as_described(start_server: StartServer) -> None:
-    """What a real server sends, by datagram and stream, and the gaps that it may tell of."""
+    """Datagrams and live messages of a real server, and the gaps that it may send."""
     server = start_server(announce={"heartbeat_s": 0.2})
     found: set[str] = set()
-    with Heard(server.announce_port) as group, Follow(server) as follow:
+    with Heard(server.announce_port) as group, Subscriber(server) as subscriber:
         assert server.request("POST", "/api/client").status == 204
         while not found >= {"updates", "heartbeat"}:
             message = json.loads(group.one()[0])
             check(kind_of(message), message)
             found.add(kind_of(message))
         while not found >= {"event", "position"}:
-            said = follow.said()
+            said = subscriber.next_message()
             assert said is not None
             check(kind_of(said.data), said.data)
             found.add(kind_of(said.data))

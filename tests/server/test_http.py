@@ -26,7 +26,7 @@ VALID = "valid_user@example.com"
 def shared(
     postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    """One server for the tests that mind nobody else's rows."""
+    """One server for the tests that ignore the rows of others."""
     rows(postgres, "CREATE DATABASE http")
     url = postgres.replace("/postgres?", "/http?")
     with running_server(tmp_path_factory.mktemp("shared"), certs, url) as server:
@@ -59,7 +59,7 @@ def test_a_check_in_is_committed_answered_and_announced(
 
 
 def test_many_check_ins_on_one_connection_are_each_recorded(server: Server) -> None:
-    """Keep-alive: the second to the last are ordinary check-ins with numbers of their own."""
+    """Keep-alive: the later ones are ordinary check-ins with sequence numbers of their own."""
     connection = server.connect()
     for _ in range(5):
         assert exchange(connection, "POST", "/api/client").status == 204
@@ -69,7 +69,7 @@ def test_many_check_ins_on_one_connection_are_each_recorded(server: Server) -> N
 
 
 def test_a_body_up_to_4_kb_is_read_and_ignored(server: Server) -> None:
-    """What proxies and old clients add does not matter."""
+    """Proxies and old clients may add one."""
     connection = server.connect()
     assert exchange(connection, "POST", "/api/client", body=b"x" * 4096).status == 204
     assert exchange(connection, "POST", "/api/client").status == 204
@@ -77,7 +77,7 @@ def test_a_body_up_to_4_kb_is_read_and_ignored(server: Server) -> None:
 
 
 def test_a_larger_body_is_refused(server: Server) -> None:
-    """413 in a sentence, nothing recorded, and the server goes on."""
+    """413 with a sentence, nothing recorded, and the server continues."""
     answer = server.request("POST", "/api/client", body=b"x" * 4097)
     assert answer.status == 413
     assert answer.detail == "A check-in has no body; at most 4096 bytes are read and ignored"
@@ -86,16 +86,16 @@ def test_a_larger_body_is_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "GET"])
-def test_a_cn_that_is_no_email_is_told_so(server: Server, method: str) -> None:
-    """400 with the one sentence, as problem+json, and nothing recorded."""
+def test_a_common_name_that_is_no_email_is_a_400(server: Server, method: str) -> None:
+    """With one sentence, as problem+json, and nothing recorded."""
     answer = server.request(method, "/api/client", cert="bad_client")
     assert answer.status == 400
     assert answer.detail == "CN must be a valid email address"
     assert server.rows("SELECT count(*) FROM check_in") == [(0,)]
 
 
-def test_closed_enrolment_lets_in_only_who_is_enrolled(start_server: StartServer) -> None:
-    """403 `User unknown` leaves no row and no number; who is enrolled checks in, first as new."""
+def test_with_closed_enrolment_only_enrolled_users_check_in(start_server: StartServer) -> None:
+    """403 `User unknown` leaves no row and no number. An enrolled user's first event is `new`."""
     server = start_server(access={"enrolment": "closed"})
     answer = server.request("POST", "/api/client")
     assert (answer.status, answer.detail) == (403, "User unknown")
@@ -108,8 +108,8 @@ def test_closed_enrolment_lets_in_only_who_is_enrolled(start_server: StartServer
     assert server.rows("SELECT seq, event, email FROM check_in") == [(1, "new", VALID)]
 
 
-def test_without_a_certificate_nobody_gets_in(server: Server) -> None:
-    """The handshake fails with the TLS alert that says what is missing."""
+def test_a_client_certificate_is_required(server: Server) -> None:
+    """The handshake fails with TLS's certificate_required alert."""
     with pytest.raises(ssl.SSLError, match="certificate required"):
         server.request("POST", "/api/client", cert=None)
     assert server.wait_event("handshake failed")["kind"] == "peer-did-not-return-a-certificate"
@@ -122,14 +122,14 @@ def test_without_a_certificate_nobody_gets_in(server: Server) -> None:
 def test_an_optional_certificate_that_is_missing_is_a_400(
     start_server: StartServer, method: str, path: str
 ) -> None:
-    """Any path says the same."""
+    """On any path."""
     server = start_server(tls={"client_certificate": "optional"})
     answer = server.request(method, path, cert=None)
     assert (answer.status, answer.detail) == (400, "No required SSL certificate was sent")
     assert server.request("POST", "/api/client").status == 204
 
 
-def test_everyone_reads_their_own_record_and_reading_never_writes(server: Server) -> None:
+def test_a_user_reads_the_own_record_and_reading_never_writes(server: Server) -> None:
     """404 before the first check-in, then the record as committed."""
     assert server.request("GET", "/api/client").status == 404
     assert server.request("POST", "/api/client").status == 204
@@ -145,7 +145,7 @@ def test_everyone_reads_their_own_record_and_reading_never_writes(server: Server
     ["/api/users", "/api/users/somebody@example.com", "/api/events?after=0", "/api/stream", "/"],
 )
 def test_only_readers_may_read(server: Server, path: str) -> None:
-    """403 for a user, from the first version on; not for an operator."""
+    """403 for an ordinary user, not for an operator."""
     answer = server.request("GET", path)
     assert (answer.status, answer.detail) == (403, "Only readers may see this")
     if path != "/api/stream":  # which has no end: see test_stream
@@ -153,7 +153,7 @@ def test_only_readers_may_read(server: Server, path: str) -> None:
 
 
 def test_readers_see_users_in_pages(server: Server) -> None:
-    """Pages follow each other by `next`, and carry the head."""
+    """`next` leads from page to page; each has the head."""
     for cert in ("client", "operator"):
         assert server.request("POST", "/api/client", cert=cert).status == 204
     first = server.request("GET", "/api/users?limit=1", cert="operator").json
@@ -165,7 +165,7 @@ def test_readers_see_users_in_pages(server: Server) -> None:
 
 
 def test_readers_see_the_log_after_a_number(server: Server) -> None:
-    """In order, bounded, empty at the head, 410 above it, 400 for nonsense."""
+    """In order, bounded, empty at the head; 410 above it, 400 for an invalid parameter."""
     for _ in range(3):
         assert server.request("POST", "/api/client").status == 204
 
@@ -180,8 +180,8 @@ def test_readers_see_the_log_after_a_number(server: Server) -> None:
     assert server.request("GET", "/api/events?after=4", cert="operator").status == 410
     server.rows("DELETE FROM check_in WHERE seq = 1")
     assert server.request("GET", "/api/events?after=0", cert="operator").status == 410
-    for nonsense in ("after=-1", "after=x", "after=0&limit=0", "after=0&limit=100001"):
-        answer = server.request("GET", f"/api/events?{nonsense}", cert="operator")
+    for invalid in ("after=-1", "after=x", "after=0&limit=0", "after=0&limit=100001"):
+        answer = server.request("GET", f"/api/events?{invalid}", cert="operator")
         assert answer.status == 400
         assert answer.detail is not None
 
@@ -208,7 +208,7 @@ def test_pages_name_the_next_one(server: Server) -> None:
 def test_a_snapshot_is_sent_again_only_when_something_has_changed(
     server: Server, path: str
 ) -> None:
-    """304 for the ETag of before, until the next check-in."""
+    """304 for the last ETag, until the next check-in."""
 
     def get(etag: str | None) -> tuple[int, str, bytes]:
         connection = server.connect("operator")
@@ -236,15 +236,14 @@ def test_a_snapshot_is_sent_again_only_when_something_has_changed(
     assert newer != etag
 
 
-def test_other_methods_are_told_what_is_allowed(server: Server) -> None:
-    """405 with Allow."""
+def test_other_methods_are_a_405_with_allow(server: Server) -> None:
     answer = server.request("DELETE", "/api/client")
     assert answer.status == 405
     assert answer.headers["Allow"] == "GET, POST, PUT, PATCH"
 
 
-def test_other_paths_are_nothing(server: Server) -> None:
-    """404 as problem+json."""
+def test_other_paths_are_a_404(server: Server) -> None:
+    """As problem+json."""
     answer = server.request("GET", "/nowhere")
     assert (answer.status, answer.detail) == (404, "There is nothing here")
 
@@ -268,7 +267,7 @@ def test_other_paths_are_nothing(server: Server) -> None:
 def test_other_web_sites_cannot_use_a_visitors_certificate(
     shared: Server, method: str, headers: dict[str, str], allowed: bool
 ) -> None:
-    """Their pages can make the browser send requests; those are told no, and record nothing."""
+    """Their pages can make a browser send requests: the answer is 403, and nothing is recorded."""
     before = shared.rows("SELECT seq FROM head")
     connection = shared.connect()
     filled = {name: value.format(port=shared.port) for name, value in headers.items()}

@@ -1,4 +1,4 @@
-"""The live stream: every event once and in order, whatever restarts, for those who may see it."""
+"""The live stream: every event once and in order over restarts, for permitted readers only."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from certs_gen.authority import Authority
-from tests.support.follow import Follow
 from tests.support.harness import PATIENCE_S, Postgres, Server, StartServer, exchange, wait_until
 from tests.support.log_events import fill
 from tests.support.metrics import metric
+from tests.support.subscriber import Subscriber
 from tests.support.trust_site import Site, now, replace
 from tests.support.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES
 from tornado_status.api.live import event_filter
@@ -44,7 +44,7 @@ def check_in(server: Server, times: int = 1, cert: str = "client") -> None:
 
 
 def log(server: Server, after: int = 0) -> list[dict[str, Any]]:
-    """The log as its readers get it, and as it stands in the table."""
+    """Return the log as readers get it, checked against the table."""
     page = server.request("GET", f"/api/events?after={after}&limit=100000", cert="operator")
     events: list[dict[str, Any]] = page.json["events"]
     stored = server.rows("SELECT seq, event, email FROM check_in WHERE seq > %s ORDER BY 1", after)
@@ -54,7 +54,7 @@ def log(server: Server, after: int = 0) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def checking_in(*servers: Server) -> Iterator[Callable[[], int]]:
-    """Check in at servers, again and again, also over restarts; gives how many succeeded."""
+    """Keep checking in at servers, also over restarts; yields a count of successes."""
     stop = threading.Event()
     acknowledged = [0] * len(servers)
 
@@ -90,112 +90,114 @@ def await_more(count: Callable[[], int], more: int) -> None:
 
 
 def test_the_stream_starts_at_now_with_one_message_an_event(server: Server) -> None:
-    """Its id is the number, its event the kind, its data the event as in a datagram."""
+    """The id is the sequence number, the data is the event as in a datagram."""
     check_in(server, 2)
-    with Follow(server) as follow:
-        assert follow.status == 200
-        assert follow.headers["Content-Type"] == "text/event-stream"
-        hello = follow.expect("position")
+    with Subscriber(server) as subscriber:
+        assert subscriber.status == 200
+        assert subscriber.headers["Content-Type"] == "text/event-stream"
+        hello = subscriber.expect("position")
         assert (hello.id, hello.data["seq"]) == (2, 2)
         assert hello.data["log"] == str(server.rows("SELECT stream::text FROM head")[0][0])
         check_in(server, cert="operator")
         check_in(server)
-        first, second = follow.expect(), follow.expect()
+        first, second = subscriber.expect(), subscriber.expect()
     assert (first.id, first.kind, second.id, second.kind) == (3, "new", 4, "check-in")
     assert [first.data, second.data] == log(server, 2)
 
 
 @pytest.mark.parametrize("how", ["header", "query"])
 def test_a_reader_resumes_where_it_was(server: Server, how: str) -> None:
-    """By Last-Event-ID or `after`, out of the log, without a hole; then it goes on live."""
+    """By Last-Event-ID or `after`, from the log without a gap; then live."""
     check_in(server, 5)
     query, last = ("", 2) if how == "header" else ("?after=2", None)
-    with Follow(server, query, last=last) as follow:
-        assert follow.expect("position").id == 2
-        assert follow.events(3) == log(server, 2)
+    with Subscriber(server, query, last=last) as subscriber:
+        assert subscriber.expect("position").id == 2
+        assert subscriber.events(3) == log(server, 2)
         check_in(server)
-        assert follow.events(1) == log(server, 5)
+        assert subscriber.events(1) == log(server, 5)
 
 
-def test_a_hole_or_a_repetition_would_show(server: Server) -> None:
+def test_a_gap_or_a_repetition_would_show(server: Server) -> None:
     """The control of all tests here that compare with the log."""
     check_in(server, 5)
     for wrong in (1, 3):
-        with Follow(server, last=wrong) as follow:
-            assert follow.until(5) != log(server, 2)
+        with Subscriber(server, last=wrong) as subscriber:
+            assert subscriber.until(5) != log(server, 2)
 
 
 def test_last_event_id_wins_over_the_url(server: Server) -> None:
-    """A browser that connects again sends the URL of before, and the header with where it is."""
+    """A browser reconnects with the first URL, and sends its position in the header."""
     check_in(server, 3)
-    with Follow(server, "?after=0", last=2) as follow:
-        assert follow.events(1) == log(server, 2)
+    with Subscriber(server, "?after=0", last=2) as subscriber:
+        assert subscriber.events(1) == log(server, 2)
 
 
 def test_events_of_all_servers_come_in_order_and_once(start_server: StartServer) -> None:
-    """Followers at either server, while both are checked in at."""
+    """Subscribers at two servers, while clients check in at both."""
     first, second = start_server(), start_server()
     check_in(first)
-    follows = [Follow(server, last=0) for server in (first, second) for _ in range(3)]
+    subscribers = [Subscriber(server, last=0) for server in (first, second) for _ in range(3)]
     with checking_in(first, second) as count:
         await_more(count, 200)
     head = first.rows("SELECT seq FROM head")[0][0]
     expected = log(first)
     assert [event["seq"] for event in expected] == list(range(1, head + 1))
-    for follow in follows:
-        assert follow.until(head) == expected
-        follow.close()
+    for subscriber in subscribers:
+        assert subscriber.until(head) == expected
+        subscriber.close()
 
 
 def test_a_stream_survives_the_end_of_its_server(start_server: StartServer) -> None:
-    """kill -9 amid check-ins: resumed at another server, nothing is missing or twice."""
+    """kill -9 during check-ins: resumed at another server, nothing is missing or repeated."""
     first, second = start_server(), start_server()
-    follow = Follow(first, last=0)
+    subscriber = Subscriber(first, last=0)
     with checking_in(first, second) as count:
         await_more(count, 50)
-        got = follow.events(20)
+        got = subscriber.events(20)
         first.process.send_signal(signal.SIGKILL)
         first.process.wait(PATIENCE_S)
-        got += follow.rest()
-        assert not follow.ended_well
+        got += subscriber.rest()
+        assert not subscriber.ended_well
         await_more(count, 20)
-        follow.close()
-        follow = Follow(second, last=follow.last)
+        subscriber.close()
+        subscriber = Subscriber(second, last=subscriber.last)
         await_more(count, 20)
     head = second.rows("SELECT seq FROM head")[0][0]
-    got += follow.until(head)
-    follow.close()
+    got += subscriber.until(head)
+    subscriber.close()
     assert got == log(second)
 
 
 def test_a_stream_survives_a_restart_of_the_database(
     own_postgres: Postgres, start_server: StartServer
 ) -> None:
-    """The connection stays, and the log goes on where it was."""
+    """The connection stays open, and continues without a gap."""
     server = start_server(url=own_postgres.url)
-    with Follow(server, last=0) as follow, contextlib.ExitStack() as stack:
+    with Subscriber(server, last=0) as subscriber, contextlib.ExitStack() as stack:
         count = stack.enter_context(checking_in(server))
         await_more(count, 20)
-        got = follow.events(10)
+        got = subscriber.events(10)
         own_postgres.stop()
         wait_until(lambda: server.management("/readyz").status == 503, "a database that is away")
         own_postgres.start()
         await_more(count, 20)
-        late = Follow(server, last=3)
+        late = Subscriber(server, last=3)
         stack.close()
         head = server.rows("SELECT seq FROM head")[0][0]
-        got += follow.until(head)
+        got += subscriber.until(head)
         assert got == log(server)
         assert late.until(head) == log(server, 3)
         late.close()
 
 
-def test_events_of_another_server_come_though_the_bell_is_cut(start_server: StartServer) -> None:
-    """The log is the truth; the bell connects again."""
+def test_events_of_another_server_arrive_though_the_notify_connection_is_cut(
+    start_server: StartServer,
+) -> None:
+    """The log is read again, and the channel reconnects."""
     first, second = start_server(), start_server()
-    with Follow(second) as follow:
+    with Subscriber(second) as subscriber:
         check_in(first)
-        assert follow.events(1) == log(first)
+        assert subscriber.events(1) == log(first)
         for _ in range(3):
             second.rows(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'"
@@ -204,52 +206,52 @@ def test_events_of_another_server_come_though_the_bell_is_cut(start_server: Star
             )
             head = log(first)[-1]["seq"]
             check_in(first)
-            assert follow.events(1) == log(first, head)
+            assert subscriber.events(1) == log(first, head)
 
 
-def test_the_bell_is_rung_only_where_another_server_follows(start_server: StartServer) -> None:
-    """Else check-ins pay nothing for it; who begins to follow is told where the log is."""
+def test_a_server_notifies_only_if_another_one_has_subscriptions(start_server: StartServer) -> None:
+    """Check-ins pay nothing otherwise. A server that begins to listen learns the head."""
     server = start_server()
     check_in(server)
     connection = psycopg2.connect(server.database_url)
     connection.autocommit = True
     cursor = connection.cursor()
 
-    def ring() -> int:
-        def heard() -> bool:
+    def notified() -> int:
+        def received() -> bool:
             connection.poll()
             return bool(connection.notifies)
 
-        wait_until(heard, "a ring")
+        wait_until(received, "a notification")
         return int(connection.notifies.pop(0).payload)
 
     cursor.execute(f"LISTEN {notify_channel.HEAD}")
     check_in(server, 3)
     cursor.execute(f"SELECT pg_advisory_lock_shared({notify_channel.FOLLOWING})")
     cursor.execute(f"NOTIFY {notify_channel.FOLLOW}")
-    assert ring() == 4  # and no ring of the three before
+    assert notified() == 4  # and nothing of the three before
     check_in(server)
-    while (head := ring()) == 4:
-        pass  # seen in pg_locks and heard of by NOTIFY, a follower may be told twice
+    while (head := notified()) == 4:
+        pass  # seen in pg_locks and by NOTIFY, a server may be notified twice
     assert head == 5
     connection.close()
 
 
-def test_a_ring_that_lies_changes_nothing(server: Server) -> None:
-    """Anybody with an account in the database may NOTIFY."""
-    with Follow(server) as follow:
+def test_a_forged_notification_changes_nothing(server: Server) -> None:
+    """Any account of the database may NOTIFY."""
+    with Subscriber(server) as subscriber:
         for lie in ("9223372036854775807", "99999999999999999999", "-1", "x", ""):
             server.rows(f"SELECT pg_notify('{notify_channel.HEAD}', %s)", lie)
         check_in(server, 3)
-        assert follow.events(3) == log(server)
+        assert subscriber.events(3) == log(server)
 
 
 # ----------------------------------------------------------------------------------------- bounds
 
 
-def test_a_slow_reader_is_cut_off_and_loses_nothing(server: Server) -> None:
-    """Another, at the same time, is not; and what was cut off resumes from the log."""
-    slow, quick = Follow(server, receive_buffer=4096), Follow(server)
+def test_a_slow_client_is_closed_and_loses_nothing(server: Server) -> None:
+    """A fast client at the same time stays; the slow one resumes from the log."""
+    slow, quick = Subscriber(server, receive_buffer=4096), Subscriber(server)
     assert slow.expect("position").id == quick.expect("position").id == 0
     head = fill(server, 60_000)
     seen: list[int] = []
@@ -262,7 +264,7 @@ def test_a_slow_reader_is_cut_off_and_loses_nothing(server: Server) -> None:
     assert got
     assert not slow.ended_well
     assert len(got) < head
-    with Follow(server, last=slow.last) as resumed:
+    with Subscriber(server, last=slow.last) as resumed:
         got += [event["seq"] for event in resumed.until(head)]
     assert got == list(range(1, head + 1))
     assert metric(server, "streams") == 1
@@ -271,75 +273,75 @@ def test_a_slow_reader_is_cut_off_and_loses_nothing(server: Server) -> None:
     check_in(server)
 
 
-def test_a_slow_reader_is_served_from_the_log_at_its_own_pace(server: Server) -> None:
-    """Catching up waits for the reader, and never holds more than a page for it."""
+def test_a_slow_client_catches_up_at_its_own_pace(server: Server) -> None:
+    """The server waits for it, and holds no more than a page for it."""
     head = fill(server, 60_000)
-    with Follow(server, last=0, receive_buffer=4096) as follow:
-        assert follow.expect("position").id == 0
+    with Subscriber(server, last=0, receive_buffer=4096) as subscriber:
+        assert subscriber.expect("position").id == 0
         check_in(server, 3)  # meanwhile
-        assert [e["seq"] for e in follow.until(head + 3)] == list(range(1, head + 4))
+        assert [e["seq"] for e in subscriber.until(head + 3)] == list(range(1, head + 4))
     assert metric(server, 'streams_ended_total{reason="slow"}') == 0
 
 
 def test_a_reader_that_pauses_stays_subscribed(start_server: StartServer) -> None:
-    """Its kernel acknowledges with a closed window, so it is there; then it gets everything."""
+    """Its kernel acknowledges with a closed window. When it reads again, it gets everything."""
     server = start_server(constants={KEEP_ALIVE_S: 0.5, MAX_UNREAD_BYTES: 100_000_000})
-    with Follow(server, receive_buffer=4096) as follow:
-        assert follow.expect("position").id == 0
+    with Subscriber(server, receive_buffer=4096) as subscriber:
+        assert subscriber.expect("position").id == 0
         head = fill(server, 5_000)
         check_in(server)
         paused = time.monotonic()
         while time.monotonic() - paused < 5:
             assert metric(server, "streams") == 1
             time.sleep(0.5)
-        assert [e["seq"] for e in follow.until(head + 1)] == list(range(1, head + 2))
+        assert [e["seq"] for e in subscriber.until(head + 1)] == list(range(1, head + 2))
 
 
 def test_streams_have_a_limit(start_server: StartServer) -> None:
-    """503 with Retry-After, and the place of who leaves is free again."""
+    """503 with Retry-After, and a client that leaves frees its slot."""
     server = start_server(live={"max_streams": 2})
-    follows = [Follow(server), Follow(server)]
-    refused = Follow(server)
+    subscribers = [Subscriber(server), Subscriber(server)]
+    refused = Subscriber(server)
     assert refused.headers["Retry-After"] == "10"
     assert refused.answer() == (503, "As many streams as allowed are open")
     assert metric(server, "streams") == 2
-    follows[0].close()
+    subscribers[0].close()
     wait_until(lambda: metric(server, "streams") == 1, "a free place")
-    with Follow(server) as again:
+    with Subscriber(server) as again:
         assert again.status == 200
-    follows[1].close()
+    subscribers[1].close()
 
 
-def test_an_ordinary_user_cannot_take_all_places(server: Server) -> None:
-    """A user has twenty, a reader as many as there are."""
-    follows = [Follow(server, f"?email={VALID}", cert="client") for _ in range(20)]
-    assert {follow.status for follow in follows} == {200}
-    refused = Follow(server, f"?email={VALID}", cert="client")
+def test_an_ordinary_user_cannot_take_all_slots(server: Server) -> None:
+    """A user may have twenty; a reader has no limit of its own."""
+    subscribers = [Subscriber(server, f"?email={VALID}", cert="client") for _ in range(20)]
+    assert {subscriber.status for subscriber in subscribers} == {200}
+    refused = Subscriber(server, f"?email={VALID}", cert="client")
     assert refused.answer() == (503, "You have as many streams as allowed")
-    more = [Follow(server) for _ in range(21)]
-    assert {follow.status for follow in more} == {200}
-    for follow in follows + more:
-        follow.close()
+    more = [Subscriber(server) for _ in range(21)]
+    assert {subscriber.status for subscriber in more} == {200}
+    for subscriber in subscribers + more:
+        subscriber.close()
 
 
-def test_silence_is_broken_and_no_idle_timeout_cuts_a_stream(start_server: StartServer) -> None:
-    """A position comes again and again, and moves on for who wants few events."""
+def test_keep_alive_messages_prevent_the_idle_timeout(start_server: StartServer) -> None:
+    """Positions are sent again and again; they advance also if the filter selects nothing."""
     server = start_server(server={"idle_timeout_s": 0.5}, constants={KEEP_ALIVE_S: 0.3})
     began = time.monotonic()
-    with Follow(server, "?email=nobody@example.com") as follow:
+    with Subscriber(server, "?email=nobody@example.com") as subscriber:
         check_in(server)
         while time.monotonic() - began < 2:
-            said = follow.expect("position")
-        assert said.id == follow.last == 1
-    with Follow(server) as follow:
-        assert follow.expect("position").id == 1
+            said = subscriber.expect("position")
+        assert said.id == subscriber.last == 1
+    with Subscriber(server) as subscriber:
+        assert subscriber.expect("position").id == 1
         check_in(server)
-        assert follow.expect().id == 2
+        assert subscriber.expect().id == 2
     wait_until(lambda: metric(server, "streams") == 0, "the clients' ends to be noticed")
 
 
-def test_a_client_that_talks_is_hung_up_on(server: Server) -> None:
-    """There is nothing to say to a stream."""
+def test_a_client_that_sends_data_is_closed(server: Server) -> None:
+    """The server bounds what it reads and ignores."""
     with server.connect_raw("operator") as raw:
         raw.sendall(b"GET /api/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert raw.recv(100).startswith(b"HTTP/1.1 200")
@@ -355,9 +357,9 @@ def test_a_client_that_talks_is_hung_up_on(server: Server) -> None:
 
 
 def test_readers_filter_by_pattern_and_kind(server: Server) -> None:
-    """As access.readers is written; terms of one kind are alternatives."""
-    follows = {
-        query: Follow(server, query)
+    """Patterns are those of access.readers; any one of several terms may match."""
+    subscribers = {
+        query: Subscriber(server, query)
         for query in (
             "?email=OPERATOR@*",
             "?email=valid_user@example.com",
@@ -380,29 +382,29 @@ def test_readers_filter_by_pattern_and_kind(server: Server) -> None:
     }
     for query, numbers in expected.items():
         wanted_events = [everything[number - 1] for number in numbers]
-        assert follows[query].events(len(numbers)) == wanted_events, query
-        follows[query].close()
-        with Follow(server, query, last=0) as resumed:
+        assert subscribers[query].events(len(numbers)) == wanted_events, query
+        subscribers[query].close()
+        with Subscriber(server, query, last=0) as resumed:
             assert resumed.events(len(numbers)) == wanted_events, query
 
 
-def test_everyone_may_stream_their_own_events_and_no_others(server: Server) -> None:
-    """403 for more; also where the own e-mail is only among those asked for."""
-    follow = Follow(server, f"?email={VALID.upper()}", cert="client")
+def test_a_user_may_subscribe_to_own_events_only(server: Server) -> None:
+    """403 otherwise, also if the own e-mail is one of several."""
+    subscriber = Subscriber(server, f"?email={VALID.upper()}", cert="client")
     for cert in ("operator", "client", "operator", "client"):
         check_in(server, cert=cert)
-    assert [event["seq"] for event in follow.events(2)] == [2, 4]
-    follow.close()
-    with Follow(server, f"?email={VALID}", cert="client", last=2) as resumed:
+    assert [event["seq"] for event in subscriber.events(2)] == [2, 4]
+    subscriber.close()
+    with Subscriber(server, f"?email={VALID}", cert="client", last=2) as resumed:
         assert [event["seq"] for event in resumed.events(1)] == [4]
     for query in ("", "?email=*", f"?email={OPERATOR}", f"?email={VALID}&email={OPERATOR}"):
-        refused = Follow(server, query, cert="client")
+        refused = Subscriber(server, query, cert="client")
         assert refused.answer() == (403, "Only readers may see this"), query
         refused.close()
 
 
 def test_an_email_that_looks_like_a_pattern_is_only_itself() -> None:
-    """`*@example.com` is a valid address: its owner sees nobody else's events."""
+    """`*@example.com` is a valid address: its owner sees no events of other users."""
     moment = datetime.datetime.now(datetime.UTC)
     events = [
         Event(n, "check-in", email, moment, "10.0.0.1", 5)
@@ -427,19 +429,19 @@ def test_an_email_that_looks_like_a_pattern_is_only_itself() -> None:
         ("?" + "&".join(f"email={n}@example.com" for n in range(21)), None, "email: expected"),
     ],
 )
-def test_nonsense_is_a_400_in_a_sentence(
+def test_an_invalid_parameter_is_a_400_with_a_sentence(
     server: Server, query: str, last: str | None, detail: str
 ) -> None:
     headers = {"Last-Event-ID": last} if last is not None else {}
-    refused = Follow(server, query, headers=headers)
+    refused = Subscriber(server, query, headers=headers)
     status, sentence = refused.answer()
     assert status == 400
     assert sentence is not None
     assert sentence.startswith(detail)
 
 
-def test_other_protocols_are_told_so(server: Server) -> None:
-    """HTTP/1.0 has no chunks, and a plain GET is no WebSocket."""
+def test_other_protocols_are_refused(server: Server) -> None:
+    """505 for HTTP/1.0, which has no chunks; 426 for a plain GET of the WebSocket."""
     with server.connect_raw("operator") as raw:
         raw.sendall(b"GET /api/stream HTTP/1.0\r\n\r\n")
         assert raw.recv(4096).startswith(b"HTTP/1.1 505")
@@ -450,13 +452,13 @@ def test_other_protocols_are_told_so(server: Server) -> None:
     assert metric(server, "streams") == 0
 
 
-def test_other_web_sites_cannot_follow(server: Server) -> None:
-    """Neither way; their pages could open both with the visitor's certificate."""
+def test_other_web_sites_cannot_subscribe(server: Server) -> None:
+    """By SSE or WebSocket: their pages could open both with the visitor's certificate."""
     for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
-        refused = Follow(server, headers=headers)
+        refused = Subscriber(server, headers=headers)
         assert refused.answer() == (403, "Requests from other web sites are not served")
-    with Follow(server, headers={"Origin": f"https://localhost:{server.port}"}) as follow:
-        assert follow.status == 200
+    with Subscriber(server, headers={"Origin": f"https://localhost:{server.port}"}) as subscriber:
+        assert subscriber.status == 200
 
     async def talk() -> None:
         for origin, status in (("https://evil.example", 403), ("null", 403)):
@@ -474,63 +476,63 @@ def test_other_web_sites_cannot_follow(server: Server) -> None:
 # ------------------------------------------------------------------------------------------- gaps
 
 
-def test_what_is_pruned_is_told_as_a_gap(server: Server) -> None:
-    """As a listener shows it; then the stream goes on with the oldest that is kept."""
+def test_pruned_events_are_a_gap(server: Server) -> None:
+    """Then the stream continues with the oldest event that is kept."""
     check_in(server, 6)
     server.rows("DELETE FROM check_in WHERE seq <= 3")
     for query in ("", "?email=*", f"?email={VALID}"):
-        with Follow(server, query, last=1) as follow:
-            gap = follow.expect()
+        with Subscriber(server, query, last=1) as subscriber:
+            gap = subscriber.expect()
             assert (gap.kind, gap.id) == ("gap", 3)
             assert gap.data == {"event": "gap", "from": 2, "to": 3}
-            assert [event["seq"] for event in follow.events(3)] == [4, 5, 6]
-    with Follow(server, last=3) as follow:  # the other side of the edge: nothing is missing
-        assert [event["seq"] for event in follow.events(3)] == [4, 5, 6]
+            assert [event["seq"] for event in subscriber.events(3)] == [4, 5, 6]
+    with Subscriber(server, last=3) as subscriber:  # the other side of the edge: nothing is missing
+        assert [event["seq"] for event in subscriber.events(3)] == [4, 5, 6]
     server.rows("DELETE FROM check_in")
-    with Follow(server, last=1) as follow:
-        assert follow.expect().data == {"event": "gap", "from": 2, "to": 6}
+    with Subscriber(server, last=1) as subscriber:
+        assert subscriber.expect().data == {"event": "gap", "from": 2, "to": 6}
         check_in(server)
-        assert follow.expect().id == 7
+        assert subscriber.expect().id == 7
 
 
-def test_numbers_that_went_back_are_told_as_a_gap(server: Server) -> None:
+def test_a_position_above_the_head_is_a_gap(server: Server) -> None:
     """`to` is below `from`."""
     check_in(server, 2)
-    with Follow(server, last=9) as follow:
-        assert follow.expect().data == {"event": "gap", "from": 10, "to": 2}
+    with Subscriber(server, last=9) as subscriber:
+        assert subscriber.expect().data == {"event": "gap", "from": 10, "to": 2}
         check_in(server)
-        assert follow.expect().id == 3
+        assert subscriber.expect().id == 3
 
 
-def test_a_new_stream_of_numbers_is_told_as_a_gap(server: Server) -> None:
-    """To those who follow, and to who comes with the old one's name."""
+def test_a_new_log_is_a_gap(server: Server) -> None:
+    """For open subscriptions, and for a client that resumes with the old log id."""
     check_in(server, 2)
-    with Follow(server) as follow:
-        old = follow.expect("position").data["log"]
+    with Subscriber(server) as subscriber:
+        old = subscriber.expect("position").data["log"]
         server.rows("UPDATE head SET stream = gen_random_uuid(), seq = 1")
         server.rows("DELETE FROM check_in WHERE seq > 1")
         new = server.rows("SELECT stream::text FROM head")[0][0]
-        assert follow.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
-        with Follow(server, f"?log={old}&after=2") as other:
+        assert subscriber.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
+        with Subscriber(server, f"?log={old}&after=2") as other:
             assert other.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
-        with Follow(server, f"?log={new}&after=0") as other:
+        with Subscriber(server, f"?log={new}&after=0") as other:
             assert other.expect().data["seq"] == 1
 
 
 # -------------------------------------------------------------------------------------- the end
 
 
-def test_a_revoked_certificate_ends_its_streams(site: Site) -> None:
-    """With the reason, and those of others go on."""
+def test_a_revoked_certificate_ends_its_subscriptions(site: Site) -> None:
+    """With the reason; other subscriptions continue."""
     site.start()
-    theirs = Follow(site.server, f"?email={VALID}", cert="client")
-    ours = Follow(site.server)
+    theirs = Subscriber(site.server, f"?email={VALID}", cert="client")
+    ours = Subscriber(site.server)
     assert theirs.expect("position").id == 0
     site.revoke("client")
     assert theirs.rest() == []
     assert theirs.comments == ["The certificate is revoked"]
     assert theirs.ended_well
-    assert Follow(site.server, cert="client").answer()[0] == 403
+    assert Subscriber(site.server, cert="client").answer()[0] == 403
     check_in(site.server, cert="operator")
     assert ours.expect().id == 1
     theirs.close()
@@ -544,12 +546,10 @@ def test_a_revoked_certificate_ends_its_streams(site: Site) -> None:
         (False, "The certificate's CA is not trusted any more"),
     ],
 )
-def test_another_bundle_of_cas_ends_the_streams_of_the_old_one(
-    site: Site, stays: bool, reason: str
-) -> None:
-    """Whether their CA is in the new one or not: all come anew, and are verified by it."""
+def test_new_trust_anchors_end_all_subscriptions(site: Site, stays: bool, reason: str) -> None:
+    """Whether their CA is still trusted or not: clients reconnect, and are verified again."""
     site.start(crl=None)
-    theirs = Follow(site.server, f"?email={VALID}", cert="client")
+    theirs = Subscriber(site.server, f"?email={VALID}", cert="client")
     assert theirs.expect("position").id == 0
     other = Authority.create(name="another CA").certificate_pem()
     before = (site.certs / "ca.crt").read_bytes() if stays else b""
@@ -559,56 +559,58 @@ def test_another_bundle_of_cas_ends_the_streams_of_the_old_one(
     assert theirs.ended_well
     theirs.close()
     if stays:
-        with Follow(site.server, f"?email={VALID}", cert="client") as again:
+        with Subscriber(site.server, f"?email={VALID}", cert="client") as again:
             assert again.expect("position").id == 0
 
 
-def test_an_expired_certificate_ends_its_streams(site: Site) -> None:
-    """When its time is over, and not before."""
+def test_an_expired_certificate_ends_its_subscriptions(site: Site) -> None:
+    """At its expiry, not before."""
     site.start()
     brief = site.issue_brief()
-    with Follow(site.server, "?email=brief@example.com", cert="brief") as follow:
+    with Subscriber(site.server, "?email=brief@example.com", cert="brief") as subscriber:
         check_in(site.server, cert="brief")
-        assert follow.expect().id == 1
-        assert follow.rest() == []
+        assert subscriber.expect().id == 1
+        assert subscriber.rest() == []
         assert now() > brief.not_valid_after_utc
-        assert follow.comments == ["The certificate has expired"]
+        assert subscriber.comments == ["The certificate has expired"]
 
 
-def test_a_drain_delivers_what_is_committed_and_ends_all_streams(server: Server) -> None:
-    """Nobody has to wait for a timeout, the server neither."""
-    follows = [Follow(server), Follow(server, f"?email={VALID}", cert="client")]
+def test_a_graceful_shutdown_delivers_committed_events_and_ends_all_subscriptions(
+    server: Server,
+) -> None:
+    """Neither clients nor the server wait for a time-out."""
+    subscribers = [Subscriber(server), Subscriber(server, f"?email={VALID}", cert="client")]
     check_in(server, 5)
     assert server.stop() == 0
-    for follow in follows:
-        assert [event["seq"] for event in follow.rest()] == [1, 2, 3, 4, 5]
-        assert follow.comments == ["The server is stopping"]
-        assert follow.ended_well
-        follow.close()
+    for subscriber in subscribers:
+        assert [event["seq"] for event in subscriber.rest()] == [1, 2, 3, 4, 5]
+        assert subscriber.comments == ["The server is stopping"]
+        assert subscriber.ended_well
+        subscriber.close()
     assert not server.events("drain timed out")
 
 
-def test_a_drain_does_not_wait_for_who_reads_nothing(server: Server) -> None:
-    """Bounded, whatever waits for a reader."""
-    follow = Follow(server, last=0, receive_buffer=4096)
+def test_a_graceful_shutdown_does_not_wait_for_a_stalled_client(server: Server) -> None:
+    """Whatever waits for the client."""
+    subscriber = Subscriber(server, last=0, receive_buffer=4096)
     fill(server, 20_000)
-    assert follow.expect().id == 1
+    assert subscriber.expect().id == 1
     assert server.stop() == 0
-    follow.close()
+    subscriber.close()
 
 
 def test_the_database_away_is_a_503(own_postgres: Postgres, start_server: StartServer) -> None:
-    """For who would be the first to follow; the place is free again."""
+    """For the first subscription; its slot is free again."""
     server = start_server(url=own_postgres.url, live={"max_streams": 1})
     own_postgres.stop()
-    refused = Follow(server)
+    refused = Subscriber(server)
     assert refused.status == 503
     assert refused.headers["Retry-After"] == "1"
     refused.close()
     own_postgres.start()
     wait_until(lambda: server.management("/readyz").status == 200, "the database")
-    with Follow(server) as follow:
-        assert follow.status == 200
+    with Subscriber(server) as subscriber:
+        assert subscriber.status == 200
 
 
 # ----------------------------------------------------------------------------------- WebSocket
@@ -652,34 +654,34 @@ async def ended(connection: WebSocketClientConnection) -> tuple[int | None, str 
     return connection.close_code, connection.close_reason
 
 
-def test_a_web_socket_brings_the_same_messages(server: Server) -> None:
-    """Resumed or live, filtered or not."""
+def test_a_web_socket_carries_the_same_messages(server: Server) -> None:
+    """Resumed or live, with or without a filter."""
     check_in(server, 3)
-    follow = Follow(server, last=1)
+    subscriber = Subscriber(server, last=1)
 
     async def talk() -> None:
         everything = await socket_to(server, "?after=1")
         own = await socket_to(server, f"?after=1&email={VALID}", cert="client")
         first = await say(everything)
-        assert first == follow.expect("position").data == await say(own)
+        assert first == subscriber.expect("position").data == await say(own)
         for _ in range(2):
-            expected = follow.expect().data
+            expected = subscriber.expect().data
             assert expected == await say(everything) == await say(own)
         await asyncio.to_thread(check_in, server, cert="operator")
         await asyncio.to_thread(check_in, server)
-        assert [await say(everything), await say(everything)] == follow.events(2)
+        assert [await say(everything), await say(everything)] == subscriber.events(2)
         assert (await say(own))["seq"] == 5
         for connection in (everything, own):
             connection.close()
             await ended(connection)
 
     run(talk())
-    follow.close()
+    subscriber.close()
     wait_until(lambda: metric(server, "streams") == 0, "the end of all streams")
 
 
 def test_a_web_socket_is_kept_alive_and_refused_like_the_stream(start_server: StartServer) -> None:
-    """Pings that the client answers, positions for scripts, which see no pings."""
+    """Pings for the client library, positions for scripts, which see no pings."""
     server = start_server(
         server={"idle_timeout_s": 0.5}, live={"max_streams": 1}, constants={KEEP_ALIVE_S: 3}
     )
@@ -701,12 +703,12 @@ def test_a_web_socket_is_kept_alive_and_refused_like_the_stream(start_server: St
 
     run(talk())
     wait_until(lambda: metric(server, "streams") == 0, "a free place")
-    with Follow(server) as follow:
-        assert follow.status == 200
+    with Subscriber(server) as subscriber:
+        assert subscriber.status == 200
 
 
 def test_a_web_socket_ends_with_its_certificate_and_its_server(site: Site) -> None:
-    """1008 with the reason, 1001 where the server stops."""
+    """Close code 1008 with the reason, 1001 if the server stops."""
     site.start()
 
     async def talk() -> None:
@@ -724,7 +726,7 @@ def test_a_web_socket_ends_with_its_certificate_and_its_server(site: Site) -> No
 
 
 def test_a_web_socket_that_answers_no_ping_is_closed(start_server: StartServer) -> None:
-    """TCP goes on acknowledging for a program that hangs."""
+    """TCP still acknowledges for a program that hangs."""
     server = start_server(constants={KEEP_ALIVE_S: 0.5})
     with server.connect_raw("operator") as raw:
         raw.sendall(
@@ -736,28 +738,28 @@ def test_a_web_socket_that_answers_no_ping_is_closed(start_server: StartServer) 
         wait_until(lambda: metric(server, "streams") == 0, "the end of the stream")
 
 
-def test_what_is_no_web_socket_handshake_takes_no_place(start_server: StartServer) -> None:
-    """An Upgrade without the rest of it."""
+def test_an_invalid_web_socket_handshake_takes_no_slot(start_server: StartServer) -> None:
+    """An Upgrade header without the others."""
     server = start_server(live={"max_streams": 1})
     for _ in range(3):
         connection = server.connect("operator")
         connection.request("GET", "/api/socket", headers={"Upgrade": "websocket"})
         assert connection.getresponse().status == 400
         connection.close()
-    with Follow(server) as follow:
-        assert follow.status == 200
+    with Subscriber(server) as subscriber:
+        assert subscriber.status == 200
 
 
 def test_a_stream_through_a_proxy_ends_with_its_certificate(
     site: Site, start_server: StartServer
 ) -> None:
-    """Where a proxy terminates TLS, and one certificate is among many on its connections."""
+    """If a proxy terminates TLS, whose connections carry many certificates."""
     server = site.server = start_server(
         ingress={"mode": "proxy", "trusted_proxies": ["127.0.0.1"]},
         tls={"client_ca": str(site.certs / "ca.crt"), "crl": str(site.certs / "ca.crl")},
     )
 
-    def follow(cert: str, query: str) -> http.client.HTTPResponse:
+    def subscribe(cert: str, query: str) -> http.client.HTTPResponse:
         certificate = x509.load_pem_x509_certificate((site.certs / f"{cert}.crt").read_bytes())
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
         headers = {
@@ -767,7 +769,7 @@ def test_a_stream_through_a_proxy_ends_with_its_certificate(
         connection.request("GET", f"/api/stream{query}", headers=headers)
         return connection.getresponse()
 
-    theirs, ours = follow("client", f"?email={VALID}"), follow("operator", "")
+    theirs, ours = subscribe("client", f"?email={VALID}"), subscribe("operator", "")
     assert (theirs.status, ours.status) == (200, 200)
     site.revoke("client")
     assert theirs.read().decode().endswith("\n\n: The certificate is revoked\n\n")

@@ -1,4 +1,4 @@
-"""Holding an answer, a message or a set of routes against the API's description."""
+"""Comparing answers, messages and routes with the API's description."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.harness import Answer
 from tornado_status.api import make_application
 from tornado_status.api.handler import METHODS
 
-# Pages for people: served on the same port, and no part of the API.
+# The board: served on the same port, and no part of the API.
 PAGES = re.compile(r"/|/board(/.*)?")
 
 Operation = tuple[str, str]  # the method, and the path as the document writes it
@@ -34,7 +34,7 @@ def operations(document: dict[str, Any]) -> dict[Operation, dict[str, Any]]:
 
 
 def served(application: Application) -> set[Operation]:
-    """Return what the routes answer, parameters written `{}`, without the pages."""
+    """Return the operations of the routes, without the pages. Parameters are written `{}`."""
     found = set()
     for rule in application.wildcard_router.rules:
         for path in _paths(rule):
@@ -66,7 +66,7 @@ def _paths(rule: Rule) -> Iterator[str]:
 
 
 def routes() -> Application:
-    """Return the real application's routes, its services nothing at all."""
+    """Return the real application's routes, with stubs for its parts."""
 
     class Nothing:
         def __getattr__(self, name: str) -> Nothing:
@@ -78,7 +78,7 @@ def routes() -> Application:
 
 
 def differences(application: Application, document: dict[str, Any]) -> list[str]:
-    """Say of each operation that is only served, or only described, what to do about it."""
+    """Return a sentence for each operation that is only served or only described."""
     described = {(method, re.sub(r"\{\w+\}", "{}", path)) for method, path in operations(document)}
     exist = served(application)
     return [
@@ -91,9 +91,9 @@ def differences(application: Application, document: dict[str, Any]) -> list[str]
 
 
 def validator(document: dict[str, Any], schema: dict[str, Any]) -> Draft202012Validator:
-    """Return a validator of one of the document's schemas, which refuses unknown members.
+    """Return a validator of one of the document's schemas that refuses undescribed members.
 
-    Clients ignore these, so the document allows them; the server must not send what is in none.
+    The document allows them, because clients ignore them; the server must not send any.
     """
     components = json.loads(json.dumps(document["components"]))
     for part in _nested([components.get("schemas"), schema := json.loads(json.dumps(schema))]):
@@ -114,7 +114,7 @@ def _nested(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def resolved(document: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
-    """Return what a `$ref` of the document leads to; anything else as it is."""
+    """Return the target of a `$ref` of the document; anything else as it is."""
     while "$ref" in part:
         found: Any = document
         for step in part["$ref"].removeprefix("#/").split("/"):
@@ -124,7 +124,7 @@ def resolved(document: dict[str, Any], part: dict[str, Any]) -> dict[str, Any]:
 
 
 def faults(document: dict[str, Any], operation: Operation, answer: Answer) -> list[str]:
-    """Say what in an answer is not as the document says."""
+    """Return the differences between an answer and its description."""
     described = operations(document)[operation]["responses"].get(str(answer.status))
     if described is None:
         return [f"a status of {answer.status}"]

@@ -1,4 +1,4 @@
-"""The board in a real browser, with client certificates; and what pages elsewhere cannot do."""
+"""The board in a real browser with client certificates, and attacks from pages of other sites."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(browser: Browser, certs: Path) -> Iterator[Visit]:
-    """Open a server's board as somebody. Nothing in the page may go wrong, nor be blocked."""
+    """Open a server's board with a client certificate. An error or a blocked resource fails."""
     contexts: list[BrowserContext] = []
     complaints: list[str] = []
 
@@ -82,9 +82,9 @@ def visit(browser: Browser, certs: Path) -> Iterator[Visit]:
 
 
 def is_fault(said: Any) -> bool:
-    """Say whether a message on the console is one; a lost connection is told there, too."""
+    """Return whether a console message is a fault; a lost connection is logged there, too."""
     if said.location["url"].endswith("/favicon.ico"):
-        return False  # which a browser looks for beside an answer that is no page
+        return False  # which a browser requests beside an answer that is no page
     lost = ("net::ERR_", "503", "status of 403")
     return said.type in ("error", "warning") and not any(text in said.text for text in lost)
 
@@ -127,7 +127,7 @@ def fill(server: Server, count: int, minutes: int = 1) -> None:
 
 
 def test_a_check_in_appears_by_itself(start_server: StartServer, visit: Visit) -> None:
-    """With who it was, from where, and how long ago, which goes on counting."""
+    """With the user, the address, and its age, which keeps counting."""
     server = start_server()
     page = visit(server)
     is_live(page)
@@ -142,8 +142,8 @@ def test_a_check_in_appears_by_itself(start_server: StartServer, visit: Visit) -
     expect(client.locator("td").nth(0)).to_have_text("online")
 
 
-def test_offline_and_back_are_seen(start_server: StartServer, visit: Visit) -> None:
-    """A user goes silent: late, then offline; one check-in later online."""
+def test_offline_and_back_are_shown(start_server: StartServer, visit: Visit) -> None:
+    """A user stops checking in: late, then offline; online after a check-in."""
     server = start_server(presence={"interval_s": 2, "offline_after_s": 6})
     assert server.request("POST", "/api/client").status == 204
     page = visit(server)
@@ -162,8 +162,8 @@ def test_offline_and_back_are_seen(start_server: StartServer, visit: Visit) -> N
     expect(client.locator("td").nth(0)).to_have_text("online")
 
 
-def test_people_come_and_go(start_server: StartServer, visit: Visit) -> None:
-    """Who is enrolled is there before the first check-in; who is removed is gone."""
+def test_enrolled_and_removed_users_come_and_go(start_server: StartServer, visit: Visit) -> None:
+    """An enrolled user appears before the first check-in; a removed one disappears."""
     server = start_server(access={"admins": ["operator@example.com"]})
     page = visit(server)
     is_live(page)
@@ -182,7 +182,7 @@ def test_people_come_and_go(start_server: StartServer, visit: Visit) -> None:
 def test_a_crowd_is_searched_sorted_and_walked_by_keyboard(
     start_server: StartServer, visit: Visit
 ) -> None:
-    """Ten thousand users: few rows are in the page, and every one can be reached."""
+    """Of ten thousand users few rows are in the page, and every one can be reached."""
     server = start_server()
     fill(server, 10_000)
     page = visit(server)
@@ -219,7 +219,7 @@ def test_a_crowd_is_searched_sorted_and_walked_by_keyboard(
 
 
 def test_the_connection_is_lost_and_regained(start_server: StartServer, visit: Visit) -> None:
-    """What happened meanwhile is there afterwards."""
+    """Events of the meantime are shown afterwards."""
     port = free_port()
     first = start_server(server={"port": port})
     page = visit(first)
@@ -235,8 +235,8 @@ def test_the_connection_is_lost_and_regained(start_server: StartServer, visit: V
     expect(row(page, "valid_user@example.com").locator("td").nth(0)).to_have_text("online")
 
 
-def test_an_ordinary_user_is_told_no(server: Server, visit: Visit) -> None:
-    """In words, with what they may see; and the page's files are not for them either."""
+def test_an_ordinary_user_gets_a_403_page(server: Server, visit: Visit) -> None:
+    """It says what the user may see. The board's files are forbidden, too."""
     page = visit(server, "client")
     expect(page.locator("h1")).to_have_text("Only readers may see the board")
     assert violations(page) == []
@@ -249,7 +249,7 @@ def test_an_ordinary_user_is_told_no(server: Server, visit: Visit) -> None:
 
 
 def test_names_are_text(start_server: StartServer, visit: Visit) -> None:
-    """Whatever stands in the database is shown, and is never markup."""
+    """Text of the database is shown as it is, never as markup."""
     server = start_server()
     fill(server, 1)
     server.rows("UPDATE user_status SET email = %s RETURNING email", EVIL)
@@ -262,7 +262,7 @@ def test_names_are_text(start_server: StartServer, visit: Visit) -> None:
 def test_it_looks_right_and_is_accessible(
     start_server: StartServer, visit: Visit, tmp_path: Path, look: str
 ) -> None:
-    """Nothing sticks out at any size, and axe finds nothing. Takes the pictures of the docs."""
+    """Nothing overflows at any size, and axe finds nothing. Takes the pictures for the docs."""
     server = start_server()
     fill(server, 250, minutes=6)
     for _ in range(3):
@@ -293,13 +293,13 @@ def test_it_looks_right_and_is_accessible(
 
 
 def violations(page: Page) -> list[str]:
-    """Return what axe says is wrong."""
+    """Return the violations that axe finds."""
     found = Axe().run(page).response["violations"]
     return [f"{one['impact']}: {one['id']}: {one['nodes'][0]['html']}" for one in found]
 
 
 def test_the_chart_shows_what_was_checked_in(server: Server, visit: Visit) -> None:
-    """Each event in its second, nothing of `offline`, and a gap where nothing is known."""
+    """Each check-in in its second, no `offline`, and a gap for seconds without data."""
     page = visit(server)
     is_live(page)
     times, counts = page.evaluate(
@@ -318,7 +318,7 @@ def test_the_chart_shows_what_was_checked_in(server: Server, visit: Visit) -> No
 
 
 def test_nothing_but_the_boards_own_files_runs(server: Server, visit: Visit) -> None:
-    """The policy goes with the page, the refusal and each file, and the browser keeps to it."""
+    """The page, the 403 page and each file have the policy, and the browser enforces it."""
     for path, cert in (("/", "operator"), ("/board/board.js", "operator"), ("/", "client")):
         connection = server.connect(cert)
         connection.request("GET", path, headers={"Accept": "text/html"})
@@ -353,7 +353,7 @@ def test_axe_can_find_something(server: Server, visit: Visit) -> None:
 
 @contextlib.contextmanager
 def elsewhere(html: str) -> Iterator[str]:
-    """Serve one page on another origin; give its URL."""
+    """Serve one page on another origin; yields its URL."""
 
     class Page(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -372,12 +372,12 @@ def elsewhere(html: str) -> Iterator[str]:
             server.shutdown()
 
 
-def test_a_page_elsewhere_gets_nothing_done(start_server: StartServer, visit: Visit) -> None:
-    """Its requests bear the user's certificate: they are refused, whichever way it sends them."""
+def test_a_page_of_another_site_achieves_nothing(start_server: StartServer, visit: Visit) -> None:
+    """Its requests have the user's certificate. The server refuses them however they are sent."""
     server = start_server()
     page = visit(server)
     is_live(page)
-    # What the page below does, the board's own may do: so the certificate is not what is missing.
+    # The board itself may send such a request: below, the certificate is not what is missing.
     own = page.evaluate("fetch('/api/client', {method: 'POST'}).then((answer) => answer.status)")
     assert own == 204
     page.goto("about:blank")

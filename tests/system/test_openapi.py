@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, true of the real server, and enough to drive it."""
+"""The OpenAPI document: valid, complete, true of the server, and enough to generate requests."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def ask(
     body: bytes | None = None,
     user: str = VALID,
 ) -> Answer:
-    """Send one request; of an answer without an end, read the head alone."""
+    """Send one request; read only the head of an endless answer."""
     method, path = operation
     connection = server.connect(cert)
     try:
@@ -91,7 +91,7 @@ def ask(
 
 @pytest.mark.once
 def test_it_is_valid_openapi() -> None:
-    """By the specification's own schema; one that is not is told."""
+    """By the specification's own schema, which finds a fault in an invalid one."""
     available = importlib.util.find_spec("openapi_spec_validator") is not None
     require("openapi-spec-validator", available, "pip install -r requirements/openapi.txt")
     from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -103,20 +103,20 @@ def test_it_is_valid_openapi() -> None:
 
 
 @pytest.mark.parametrize("cert", ["client", "operator"])
-def test_everyone_with_a_certificate_gets_it(shared: Server, cert: str) -> None:
-    """The file in the package, with the server's version, and cheap to ask for again."""
+def test_every_client_certificate_may_read_it(shared: Server, cert: str) -> None:
+    """It is the file in the package, with the server's version."""
     answer = shared.request("GET", "/api/openapi.json", cert=cert)
     assert (answer.status, answer.json) == (200, DOCUMENT)
     assert answer.headers["Content-Type"] == "application/json"
 
 
-def test_it_describes_what_is_served_no_more_and_no_less() -> None:
-    """Who adds a route or a method adds its description; see `PAGES` for what is no API."""
+def test_it_describes_every_route_and_method_and_no_others() -> None:
+    """Describe each new route or method; `PAGES` are no part of the API."""
     found = differences(routes(), DOCUMENT)
     assert not found, "\n".join(found)
 
 
-def test_a_route_without_description_is_told() -> None:
+def test_a_route_without_a_description_is_found() -> None:
     """And a description without a route."""
 
     class New(RequestHandler):
@@ -142,13 +142,12 @@ def test_a_route_without_description_is_told() -> None:
 
 
 def test_every_name_is_used_once_and_every_component_somewhere() -> None:
-    """Programs are made from the names; what nothing refers to would never be looked at."""
+    """Generators make names of programs from them; an unused component would be untested."""
     names = [operation["operationId"] for operation in operations(DOCUMENT).values()]
     assert len(set(names)) == len(names)
     text = json.dumps(DOCUMENT)
     for kind in ("schemas", "headers", "parameters", "responses"):
         for name in DOCUMENT["components"][kind]:
-            # In the text of an export only: a line of it.
             assert f'"#/components/{kind}/{name}"' in text, f"{kind}/{name}"
 
 
@@ -254,19 +253,19 @@ ELSEWHERE = {429, 503}  # they need a server of their own: see below
 def test_each_status_that_is_described_is_answered_as_described(
     shared: Server, method: str, path: str
 ) -> None:
-    """With its headers, its type and its shape, and no member that is not described."""
+    """With its headers, type and shape, and no undescribed member."""
     for text in operations(DOCUMENT)[method, path]["responses"]:
         status = int(text)
         if status in ELSEWHERE:
             continue
-        assert status in PROVOKE, f"{method} {path}: nobody here knows how to provoke {status}"
+        assert status in PROVOKE, f"{method} {path}: PROVOKE has no way to provoke {status}"
         answer = PROVOKE[status](shared, (method, path))
         assert answer.status == status
         assert faults(DOCUMENT, (method, path), answer) == []
 
 
 def test_too_many_check_ins_are_answered_as_described(start_server: StartServer) -> None:
-    """429 with when to try again, by what checks in and by nothing else."""
+    """429 with Retry-After, for check-ins only."""
     server = start_server(server={"check_ins_per_second": 0.001})
     wait_until(
         lambda: ask(server, ("POST", "/api/client"), cert="client").status == 429,
@@ -281,7 +280,7 @@ def test_too_many_check_ins_are_answered_as_described(start_server: StartServer)
 def test_a_database_that_is_away_is_answered_as_described(
     start_server: StartServer, own_postgres: Postgres
 ) -> None:
-    """503 with when to try again, by whatever needs the database and by nothing else."""
+    """503 with Retry-After, for each operation that needs the database, and no other."""
     server = start_server(url=own_postgres.url, access={"admins": ["operator@example.com"]})
     own_postgres.stop()
     for operation, described in operations(DOCUMENT).items():
@@ -291,7 +290,7 @@ def test_a_database_that_is_away_is_answered_as_described(
         assert faults(DOCUMENT, operation, answer) == []
 
 
-def test_an_answer_that_is_not_as_described_is_told(shared: Server) -> None:
+def test_an_answer_that_is_not_as_described_is_found(shared: Server) -> None:
     """A status, a header, a type, a member too few and one too many."""
     operation = ("GET", "/api/users")
     answer = ask(shared, operation)
@@ -318,8 +317,8 @@ def test_an_answer_that_is_not_as_described_is_told(shared: Server) -> None:
 
 
 @pytest.mark.parametrize("path", ["/api/users/{email}", "/api/users/{email}/history", "/api/users"])
-def test_text_that_no_database_holds_is_refused(shared: Server, path: str) -> None:
-    """400 for a NUL and for what is no UTF-8: schemathesis sends neither in a path."""
+def test_text_that_postgresql_cannot_store_is_refused(shared: Server, path: str) -> None:
+    """400 for a NUL and for invalid UTF-8: schemathesis sends neither in a path."""
     for text in ("%00", "a%00@example.com", "%ff"):
         answer = ask(shared, ("GET", path), user=text, query=f"?after={text}")
         assert answer.status == 400
@@ -349,10 +348,10 @@ def test_text_that_no_database_holds_is_refused(shared: Server, path: str) -> No
         ("email=*@example.com&event=new&after=0", {"Last-Event-ID": "1"}, "operator", 200),
     ],
 )
-def test_a_stream_refuses_what_is_described_as_wrong(
+def test_a_stream_refuses_invalid_parameters_as_described(
     shared: Server, path: str, query: str, headers: dict[str, str], cert: str, status: int
 ) -> None:
-    """Its bounds are those of the document, over both ways of following."""
+    """By SSE and WebSocket, with the bounds of the document."""
     if path == "/api/socket":
         headers = {**HANDSHAKE, **headers}
         status = 101 if status == 200 else status
@@ -364,7 +363,7 @@ def test_a_stream_refuses_what_is_described_as_wrong(
 
 
 def test_the_lines_of_an_export_are_as_described(shared: Server) -> None:
-    """JSON lines are history entries; the columns of CSV have their names."""
+    """JSON lines are history entries; CSV has a header line."""
     lines = ask(shared, ("GET", "/api/events.jsonl")).body.splitlines()
     assert len(lines) >= 3
     check = validator(DOCUMENT, DOCUMENT["components"]["schemas"]["HistoryEntry"])
@@ -402,15 +401,15 @@ def test_a_page_of_a_history_names_the_next(start_server: StartServer) -> None:
 def drive(
     server: Server, cert: str, directory: Path, description: dict[str, Any] = DOCUMENT
 ) -> subprocess.CompletedProcess[str]:
-    """Have schemathesis ask for everything that the description allows, and what it does not."""
+    """Have schemathesis send requests that the description allows, and invalid ones."""
     available = importlib.util.find_spec("schemathesis") is not None
     require("schemathesis", available, "pip install -r requirements/openapi.txt")
     directory.mkdir()
     (directory / "openapi.json").write_text(json.dumps(description))
     (directory / "schemathesis.toml").write_text(
-        # What is asked for rightly may still not be there.
+        # A valid request may name a user or an event that does not exist,
         "[checks.positive_data_acceptance]\n"
-        # And what looks like an address may be none.
+        # and a string that fits the pattern may be no e-mail address.
         'expected-statuses = ["200", "201", "204", "304", "400", "403", "404", "410"]\n'
     )
     return subprocess.run(
@@ -427,7 +426,7 @@ def drive(
             "--suppress-health-check=all",
             "--continue-on-failure",
             "--warnings=off",
-            # They never end, or are no HTTP after the first answer: tests/server/test_stream.py.
+            # Endless, or no HTTP after the handshake: see tests/server/test_stream.py.
             "--exclude-path-regex=^/api/(stream|socket)$",
         ],
         cwd=directory,
@@ -443,7 +442,7 @@ def drive(
 @pytest.mark.once
 @pytest.mark.parametrize("cert", ["operator", "client"])
 def test_schemathesis_finds_nothing(start_server: StartServer, cert: str, tmp_path: Path) -> None:
-    """No 5xx, no status, header or shape that is not described, bad input refused."""
+    """No 5xx, no undescribed status, header or shape, and invalid input is refused."""
     server = start_server(access={"admins": ["operator@example.com"]})  # whose users it removes
     assert server.request("POST", "/api/client").status == 204
     done = drive(server, cert, tmp_path / "drive")
@@ -453,7 +452,7 @@ def test_schemathesis_finds_nothing(start_server: StartServer, cert: str, tmp_pa
 
 @pytest.mark.once
 def test_schemathesis_would_find_something(shared: Server, tmp_path: Path) -> None:
-    """A status, a shape and a method that are the server's and not the description's."""
+    """An undescribed status, shape and method."""
     wrong = copy.deepcopy(DOCUMENT)
     paths = {
         path: wrong["paths"][path] for path in ("/api/client", "/api/users", "/api/announcers")

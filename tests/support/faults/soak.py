@@ -33,7 +33,6 @@ from tests.support.faults.judge import Listener, examine
 from tests.support.faults.ledger import REQUEST, Answers, Load
 from tests.support.faults.samples import Sample, Sampler, growth
 from tests.support.faults.tcp_relay import Relay
-from tests.support.follow import Follow
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -47,6 +46,7 @@ from tests.support.harness import (
     targets,
     wait_until,
 )
+from tests.support.subscriber import Subscriber
 
 NAMES = tuple(f"user{n}" for n in range(8))
 PACE_S = 0.02  # of each of them, between two check-ins
@@ -111,10 +111,10 @@ class Follower:
 
     def _run(self) -> None:
         while not self._stopping.wait(0.05):
-            with contextlib.suppress(*_LOST), Follow(self._server(), last=self.last) as follow:
+            with contextlib.suppress(*_LOST), Subscriber(self._server(), last=self.last) as follow:
                 if follow.status != 200:
                     continue
-                while (said := follow.said()) is not None:
+                while (said := follow.next_message()) is not None:
                     if said.kind != "position":
                         event = said.data
                         self.events.append((event["seq"], event["event"], event["email"]))
@@ -335,15 +335,15 @@ def slow_readers(soak: Soak) -> None:
     """Streams from the beginning of the log, whose readers take nothing."""
     with contextlib.ExitStack() as stack:
         for _ in range(CROWD):
-            stack.enter_context(Follow(soak.server, last=0, receive_buffer=4096))
+            stack.enter_context(Subscriber(soak.server, last=0, receive_buffer=4096))
         soak.hold()
 
 
 def streams_come_and_go(soak: Soak) -> None:
     for n in range(CROWD):
-        with Follow(soak.server, last=max(0, soak.follower.last - 10 * n)) as follow:
+        with Subscriber(soak.server, last=max(0, soak.follower.last - 10 * n)) as follow:
             assert follow.status == 200, f"a stream was answered {follow.status}"
-            follow.said()
+            follow.next_message()
 
 
 def mute_connections(soak: Soak) -> None:

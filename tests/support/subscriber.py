@@ -1,4 +1,4 @@
-"""A reader of the live stream, as a browser's EventSource reads it."""
+"""A client of /api/stream that reads as a browser's EventSource does."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.harness import LOOPBACK, PATIENCE_S, Server
 
 
 @dataclass(frozen=True)
-class Said:
+class StreamMessage:
     """One message: its id, its kind, and its data as parsed JSON."""
 
     id: int
@@ -21,8 +21,8 @@ class Said:
     data: dict[str, Any]
 
 
-class Follow:
-    """One connection to /api/stream. `last` is what to resume from, as EventSource counts."""
+class Subscriber:
+    """One connection to /api/stream. `last` is the id to resume from."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Follow:
             undo.pop_all()
         self.last = last
         self.comments: list[str] = []
-        self.ended_well = False  # with HTTP's own end, not only the connection's
+        self.ended_well = False  # with HTTP's last chunk, not by a closed connection alone
         self._lines: list[bytes] = []
         self._partial = b""
 
@@ -62,7 +62,7 @@ class Follow:
         self.status = int(self._file.readline().split()[1])
         self.headers = http.client.parse_headers(self._file)
 
-    def __enter__(self) -> Follow:
+    def __enter__(self) -> Subscriber:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -72,8 +72,8 @@ class Follow:
         self._file.close()
         self._secure.close()
 
-    def said(self) -> Said | None:
-        """Return the next whole message; None at the end of the stream, however it came."""
+    def next_message(self) -> StreamMessage | None:
+        """Return the next whole message; None at the end of the stream or connection."""
         fields: dict[str, str] = {}
         while (line := self._line()) is not None:
             if line.startswith(":"):
@@ -86,7 +86,7 @@ class Follow:
                     self.last = int(fields["id"])
                 if "data" in fields:
                     message = json.loads(fields["data"])
-                    return Said(int(fields["id"]), fields["event"], message)
+                    return StreamMessage(int(fields["id"]), fields["event"], message)
                 fields = {}
         return None
 
@@ -112,11 +112,11 @@ class Follow:
         self.ended_well = (size, data) == (b"0\r\n", b"\r\n")
         return data[:-2] if len(data) == int(size, 16) + 2 else b""
 
-    def expect(self, *kinds: str) -> Said:
+    def expect(self, *kinds: str) -> StreamMessage:
         """Return the next message of these kinds, or of any but `position`."""
-        while (said := self.said()) is not None:
-            if said.kind in kinds or (not kinds and said.kind != "position"):
-                return said
+        while (message := self.next_message()) is not None:
+            if message.kind in kinds or (not kinds and message.kind != "position"):
+                return message
         raise AssertionError(f"the stream ended: {self.comments}")
 
     def events(self, count: int) -> list[dict[str, Any]]:
@@ -132,9 +132,9 @@ class Follow:
     def rest(self) -> list[dict[str, Any]]:
         """Return the events up to the end of the stream."""
         found = []
-        while (said := self.said()) is not None:
-            if said.kind != "position":
-                found.append(said.data)
+        while (message := self.next_message()) is not None:
+            if message.kind != "position":
+                found.append(message.data)
         return found
 
     def answer(self) -> tuple[int, str | None]:
