@@ -13,14 +13,14 @@ from typing import Any
 
 import certs_gen.cli
 import clients.cli
-import listeners.cli
+import listeners.options
 import tornado_status.cli
 from tornado_status.config import ENVIRONMENT_PREFIX, Settings
 
 # As a user calls them; the same programs are modules for `python -m`.
 PROGRAMS = {
     "tornado-status": ("tornado_status", tornado_status.cli.make_parser),
-    "status-listener": ("listeners", listeners.cli._parser),
+    "status-listener": ("listeners", listeners.options.make_parser),
     "status-client": ("clients", clients.cli._parser),
     "status-certs": ("certs_gen", lambda: certs_gen.cli._parser("status-certs")),
 }

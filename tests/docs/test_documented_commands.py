@@ -25,7 +25,7 @@ import yaml
 
 import certs_gen.cli
 import clients.cli
-import listeners.cli
+import listeners.options
 import tornado_status.cli
 from benchmarks import __main__ as benchmarks
 from tests.support import pages
@@ -603,7 +603,7 @@ def test_debian_has_the_packages_that_a_page_installs() -> None:
 
 PARSERS: dict[str, Callable[[], argparse.ArgumentParser]] = {
     "tornado_status": tornado_status.cli.make_parser,
-    "listeners": listeners.cli._parser,
+    "listeners": listeners.options.make_parser,
     "clients": clients.cli._parser,
     "certs_gen": lambda: certs_gen.cli._parser("status-certs"),
 }

@@ -24,7 +24,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listeners import cli
+from listeners import cli, options
 from listeners import listener as library
 from listeners.events import Snapshot
 from listeners.operator_warnings import OperatorWarnings
@@ -151,7 +151,7 @@ def test_the_defaults_hear_what_the_shipped_configuration_announces() -> None:
     assert (multicast["address"], multicast["port"]) == (library.GROUP, library.PORT)
     assert multicast["interfaces"] == [library.INTERFACE]
     assert broadcast["port"] == library.PORT
-    assert str(Path(config["announce"]["signing_key"]).with_suffix(".crt")) == cli.ANNOUNCER
+    assert str(Path(config["announce"]["signing_key"]).with_suffix(".crt")) == options.ANNOUNCER
 
 
 def test_an_update_heard_by_multicast_and_by_broadcast_is_shown_once(
