@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from packaging.metadata import Metadata
 
-from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment, wait_until
+from tests.support.namespaces import network_of_its_own, running
 from tests.support.pages import checkout, copy_of_the_checkout
 from tornado_status import __version__
 
@@ -196,6 +197,34 @@ def test_init_writes_what_an_empty_folder_needs(scripts: Path, tmp_path: Path) -
     ):
         assert (tmp_path / name).read_text() == source.read_text()
     assert "port: 8443" in run(scripts / "tornado-status", "config", cwd=tmp_path)
+
+
+@pytest.mark.once
+@pytest.mark.network
+def test_an_empty_folder_is_enough_to_serve(scripts: Path, tmp_path: Path) -> None:
+    """Without config.yaml the defaults apply; a certificate that is revoked then is refused."""
+    environment = plain_environment()
+    run(scripts / "status-certs", cwd=tmp_path)
+    with (
+        network_of_its_own() as enter,
+        running([*enter, str(scripts / "tornado-status")], tmp_path, environment) as server,
+    ):
+
+        def check_in() -> int:
+            return subprocess.run(
+                [*enter, scripts / "status-client"],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                timeout=PATIENCE_S,
+                check=False,
+            ).returncode
+
+        server.err.wait_for(lambda line: "no config.yaml, the defaults apply" in line, "defaults")
+        server.out.wait_for(lambda line: "Serving on https://localhost:8443" in line, "Serving on")
+        assert check_in() == 0
+        run(scripts / "status-certs", "revoke", "valid_user@example.com", cwd=tmp_path)
+        wait_until(lambda: check_in() != 0, "the revoked certificate to be refused")
 
 
 def test_the_installed_packages_are_the_wheels(scripts: Path, tmp_path: Path) -> None:
