@@ -648,7 +648,7 @@ def test_a_ca_for_one_domain_can_certify_nobody_else(
     devices = below(wide, constraints([".plant.example"]))
     own = own_certificates(certs, tmp_path / "certs", wide, narrow)
     server = start_server(
-        tls={"client_ca": str(own / "clients_ca.crt")},
+        tls={"client_ca": str(own / "clients_ca.crt"), "crl": None},
         **(
             {"ingress": {"mode": "proxy", "trusted_proxies": [PROXY_IP]}} if mode == "proxy" else {}
         ),
@@ -719,7 +719,7 @@ def test_a_weak_ca_is_refused_even_where_openssl_is_told_to_take_it(
     takes_it = security_level(environment) == 0
     own = own_certificates(certs, tmp_path / "certs", top)
     server = start_server(
-        tls={"client_ca": str(own / "clients_ca.crt")},
+        tls={"client_ca": str(own / "clients_ca.crt"), "crl": None},
         environment=environment,
     )
     for number, ca in enumerate((old, weak), 1):
@@ -763,7 +763,7 @@ def test_an_open_connection_notices_that_its_ca_is_constrained(
         wide.key,
     )
     own = own_certificates(certs, tmp_path / "certs", wide)
-    server = start_server(tls={"client_ca": str(own / "clients_ca.crt")})
+    server = start_server(tls={"client_ca": str(own / "clients_ca.crt"), "crl": None})
     server.certs = own
     stranger = client(wide, "a@example.org")
     assert check_in(server, "tls", [stranger]).status == 204
