@@ -5,20 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
-import http.server
 import json
 import os
 import re
-import signal
 import socket
-import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,127 +31,20 @@ from tests.support.harness import (
     rows,
     wait_until,
 )
+from tests.support.webhook_receiver import SECRET, Receiver, adopted, alert, log, waiting
 from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.api import Access
 from tornado_status.errors import ConfigError
 from tornado_status.model.records import Event
 
-SECRET = "whsec_" + base64.b64encode(b"a secret for tests only, 32 byte").decode()
 OTHER = "whsec_" + base64.b64encode(b"another one, also only for tests").decode()
-PAGE = (ROOT / "docs" / "alerts.md").read_text("utf-8")
 
+PAGE = (ROOT / "docs" / "alerts.md").read_text("utf-8")
 [VERIFIER] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 _defined: dict[str, Any] = {}
 exec(VERIFIER, _defined)  # noqa: S102 - the page's own
 verify: Callable[[str, Any, bytes], None] = _defined["verify"]
-
-
-@dataclass(frozen=True)
-class Received:
-    path: str
-    headers: Any
-    body: bytes
-
-    @property
-    def id(self) -> str:
-        return str(self.headers["webhook-id"])
-
-    @property
-    def said(self) -> tuple[str, str]:
-        """The kind and the e-mail's local part."""
-        message = json.loads(self.body)
-        return message["type"], message["data"].get("email", "").partition("@")[0]
-
-
-class Receiver:
-    """A web server that answers `status`, or whatever `answer` says, and remembers."""
-
-    def __init__(
-        self, port: int = 0, certs: Path | None = None, answer: Callable[[int], int] = lambda n: 204
-    ) -> None:
-        self.received: list[Received] = []
-        self.headers: dict[str, str] = {}
-        receiver = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.received.append(Received(self.path, self.headers, body))
-                with contextlib.suppress(OSError):
-                    self.send_response(answer(len(receiver.received)))
-                    for name, value in receiver.headers.items():
-                        self.send_header(name, value)
-                    self.send_header("Content-Length", "0")
-                    self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        class Quiet(http.server.ThreadingHTTPServer):
-            def handle_error(self, *_: object) -> None:
-                pass
-
-        self._server = Quiet((LOOPBACK, port), Handler)
-        scheme = "http"
-        if certs is not None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certs / "server.crt", certs / "server.key")
-            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
-            scheme = "https"
-        self.port = self._server.server_address[1]
-        self.url = f"{scheme}://localhost:{self.port}/hidden-path"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def __enter__(self) -> Receiver:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._thread.join(PATIENCE_S)
-        self._server.server_close()
-
-    def wait_for(self, count: int) -> list[Received]:
-        wait_until(lambda: len(self.received) >= count, f"{count} messages")
-        return list(self.received)
-
-    @property
-    def said(self) -> list[tuple[str, str]]:
-        return [each.said for each in list(self.received)]
-
-
-def alert(url: str, **more: Any) -> dict[str, Any]:
-    return {"name": "plant", "url": url, "secret": SECRET, "events": ["offline", "back"], **more}
-
-
-def log(url: str, kind: str, email: str, age_s: float = 0.0) -> None:
-    """Write an entry of the log as a server does: under the head's lock, with the next number."""
-    rows(
-        url,
-        "WITH h AS (UPDATE head SET seq = seq + 1 RETURNING seq)"
-        ", e AS (SELECT clock_timestamp() - %s * interval '1 second' AS at, %s AS event)"
-        " INSERT INTO check_in (seq, at, event, email, last_seen, client_ip, client_port)"
-        " SELECT seq, at, event, %s, CASE event WHEN 'offline' THEN at - interval '180 s' END,"
-        " CASE event WHEN 'offline' THEN NULL ELSE inet '10.0.0.7' END,"
-        " CASE event WHEN 'offline' THEN NULL ELSE 1 END FROM h, e",
-        age_s,
-        kind,
-        f"{email}@example.com",
-    )
-
-
-def waiting(url: str) -> int:
-    [(count,)] = rows(url, "SELECT count(*) FROM alert_message")
-    return int(count)
-
-
-def adopted(server: Server, count: int = 1) -> None:
-    """Wait until the alerts have begun: what comes from now on is told."""
-    wait_until(
-        lambda: len(server.rows("SELECT 1 FROM alert WHERE holder IS NOT NULL")) == count,
-        "the alerts begin",
-    )
 
 
 # ------------------------------------------------------------------------------- what is sent
@@ -322,28 +209,6 @@ def test_a_short_absence_is_told_to_nobody(start_server: StartServer) -> None:
     assert receiver.said[2:] == [("offline", "again")]
 
 
-@pytest.mark.once
-def test_a_return_while_the_server_was_away_counts(start_server: StartServer) -> None:
-    """The log's times decide, not when they were read."""
-    with Receiver() as receiver:
-        settings = {"alerts": [alert(receiver.url, quiet_s=60)]}
-        server = start_server(**settings)
-        adopted(server)
-        log(server.database_url, "offline", "ada", 40)
-        wait_until(lambda: waiting(server.database_url) == 1, "one that waits")
-        server.stop(signal.SIGKILL)
-        rows(
-            server.database_url,
-            "UPDATE alert_message SET due_at = now() - interval '1 hour', next_at = now()",
-        )
-        rows(server.database_url, "UPDATE check_in SET at = at - interval '2 hours'")
-        log(server.database_url, "back", "ada", 3630)
-        log(server.database_url, "offline", "bea", 3600)
-        start_server(**settings)
-        receiver.wait_for(1)
-    assert receiver.said == [("offline", "bea")]
-
-
 def test_the_filter_suppresses_absences_within_the_quiet_time() -> None:
     """Each absence by itself; a return of somebody unknown may end what waits elsewhere."""
     moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
@@ -380,49 +245,6 @@ def test_users_are_named_as_readers_are(pattern: str) -> None:
 
 
 # --------------------------------------------------------------------- whatever happens on the way
-
-
-@pytest.mark.once
-def test_nothing_is_lost_by_a_dead_receiver_and_kill_dash_nine(start_server: StartServer) -> None:
-    """Check-ins go on meanwhile; once it is back each message comes, and in a user's order."""
-    port = free_port()
-    settings = {"alerts": [alert(f"http://localhost:{port}/", events=["new", "offline", "back"])]}
-    server = start_server(**settings)
-    adopted(server)
-    log(server.database_url, "offline", "ada")
-    server.wait_event("alert not delivered, trying again")
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda _: server.request("POST", "/api/client").status, range(40)))
-    assert answers == [204] * 40
-    server.stop(signal.SIGKILL)
-    for number in range(20):  # other servers go on
-        log(server.database_url, "offline", f"u{number}")
-        log(server.database_url, "back", f"u{number}")
-    crashed = 0
-
-    def answer(count: int) -> int:
-        nonlocal crashed
-        if count == 15:  # in the middle, before it is noted as delivered
-            again.process.kill()
-            crashed = count
-        return 503 if count == 5 else 204
-
-    with Receiver(port, answer=answer) as receiver:
-        again = start_server(**settings)
-        wait_until(lambda: crashed, "the server is killed in the middle")
-        again.process.wait(PATIENCE_S)
-        start_server(**settings)
-        wait_until(lambda: waiting(server.database_url) == 0 and len(receiver.received) > 40, "all")
-    expected = {("offline", "ada"), ("new", "valid_user")}
-    expected |= {(kind, f"u{n}") for n in range(20) for kind in ("offline", "back")}
-    assert set(receiver.said) == expected
-    by_id = {each.id: each.said for each in receiver.received}
-    assert len(by_id) == len(expected)  # what came twice has the same id
-    # Twice: what was answered 503, and what was under way when the server was killed.
-    assert len(receiver.received) == len(expected) + 2
-    for number in range(20):
-        mine = [said[0] for said in by_id.values() if said[1] == f"u{number}"]
-        assert mine == ["offline", "back"]
 
 
 def test_of_several_servers_one_tells(start_server: StartServer) -> None:
@@ -559,33 +381,6 @@ def test_what_was_pruned_before_it_was_read_is_told_to_the_operator(
         pruned = start_server(**settings).wait_event("log pruned before it was read")
         assert (pruned["first"], pruned["last"]) == (1, 2)
         assert receiver.wait_for(1)[0].said == ("offline", "kept")
-
-
-@pytest.mark.once
-def test_an_alert_follows_a_new_stream(start_server: StartServer) -> None:
-    """After a restore nothing is told twice or left out, also where the numbers went back."""
-    with Receiver() as receiver:
-        settings = {"alerts": [alert(receiver.url)]}
-        server = start_server(**settings)
-        adopted(server)
-        url = server.database_url
-        log(url, "offline", "ada")
-        receiver.wait_for(1)
-        wait_until(lambda: waiting(url) == 0, "it is noted as delivered")
-        server.stop(signal.SIGKILL)
-        rows(url, "UPDATE head SET stream = gen_random_uuid()")
-        log(url, "back", "ada")
-        server = start_server(**settings)
-        server.wait_event("log changed")
-        receiver.wait_for(2)
-        rows(url, "DELETE FROM check_in")
-        rows(url, "UPDATE head SET seq = 0, stream = gen_random_uuid()")
-        wait_until(lambda: rows(url, "SELECT 1 FROM alert WHERE seq = 0"), "it follows")
-        log(url, "offline", "bea")
-        receiver.wait_for(3)
-        assert server.stop() == 0
-    assert receiver.said == [("offline", "ada"), ("back", "ada"), ("offline", "bea")]
-    assert len({each.id.split("_")[1] for each in receiver.received}) == 3  # streams
 
 
 # ------------------------------------------------------------------------------ alerts test NAME

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import http.client
-import os
-import re
-import shutil
-import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -17,25 +11,19 @@ from typing import Any
 
 import pytest
 
-from certs_gen.cli import main as certs_gen
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
     ROOT,
     Postgres,
-    Server,
     StartServer,
     exchange,
     free_port,
     plain_environment,
-    require,
     rows,
-    running_server,
     wait_until,
 )
 from tornado_status import __version__
-
-EMBEDDED = "embedded"
 
 
 def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -59,92 +47,10 @@ def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
     return lines[0]
 
 
-def postmaster(server: Server) -> int:
-    path = Path(server.settings["database"]["data_dir"]) / "postmaster.pid"
-    return int(path.read_text().split("\n", 1)[0])
-
-
-def is_gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_server_and_its_postgresql(
-    start_server: StartServer, signum: signal.Signals
-) -> None:
-    """Exit 0, and nothing that it started is left."""
-    server = start_server(url=EMBEDDED)
-    assert server.request("POST", "/api/client").status == 204
-    pid = postmaster(server)
-    assert not is_gone(pid)
-    assert server.stop(signum) == 0
-    assert is_gone(pid)
-
-
 def test_a_signal_right_after_the_start_ends_it(start_server: StartServer) -> None:
     """Whatever it does first: no cancellation gets lost in the database's driver."""
     for _ in range(5):
         assert start_server().stop() == 0
-
-
-def test_a_signal_during_the_start_ends_it_too(start_server: StartServer) -> None:
-    """Also while initdb runs: exit 0, nothing left half made."""
-    server = start_server(url=EMBEDDED, wait=False)
-    server.wait_event("creating the database")
-    assert server.stop() == 0
-    data_dir = Path(server.settings["database"]["data_dir"])
-    assert [path for path in data_dir.parent.iterdir() if "initdb" in path.name] == []
-
-
-def test_kill_dash_nine_leaves_no_postgresql_and_loses_nothing(
-    start_server: StartServer, tmp_path: Path
-) -> None:
-    """The embedded PostgreSQL ends by itself; the next start finds every acknowledged check-in."""
-    data_dir = str(tmp_path / "kept")
-    server = start_server(url=EMBEDDED, database={"data_dir": data_dir})
-    for _ in range(3):
-        assert server.request("POST", "/api/client").status == 204
-    pid = postmaster(server)
-    server.stop(signal.SIGKILL)
-    # At once, while the old PostgreSQL still stops.
-    again = start_server(url=EMBEDDED, database={"data_dir": data_dir})
-    assert is_gone(pid)
-    page = again.request("GET", "/api/events", cert="operator").json
-    assert [event["seq"] for event in page["events"]] == [1, 2, 3]
-    assert again.request("POST", "/api/client").status == 204
-
-
-def test_after_a_power_cut_it_starts(start_server: StartServer, tmp_path: Path) -> None:
-    """Both were killed: the file in which the old PostgreSQL said "ready" is still there."""
-    data_dir = tmp_path / "kept"
-    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
-    assert server.request("POST", "/api/client").status == 204
-    pid = postmaster(server)
-    server.process.send_signal(signal.SIGSTOP)
-    os.kill(pid, signal.SIGKILL)
-    server.stop(signal.SIGKILL)
-    # A process whose parent has not asked for its status still has its number.
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), "PostgreSQL to be gone")
-    assert "ready" in (data_dir / "postmaster.pid").read_text()
-    again = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
-    assert again.request("POST", "/api/client").status == 204
-    events = again.request("GET", "/api/events", cert="operator").json["events"]
-    assert [event["seq"] for event in events] == [1, 2]
-
-
-def test_a_killed_embedded_postgresql_is_started_again(start_server: StartServer) -> None:
-    """The server notices, restarts it and goes on; nothing acknowledged is lost."""
-    server = start_server(url=EMBEDDED)
-    assert server.request("POST", "/api/client").status == 204
-    os.kill(postmaster(server), signal.SIGKILL)
-    server.wait_event("embedded PostgreSQL died, restarting")
-    wait_until(lambda: server.request("POST", "/api/client").status == 204, "a check-in")
-    events = server.request("GET", "/api/events", cert="operator").json["events"]
-    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
-    assert len(events) >= 2
 
 
 def test_a_drain_answers_what_was_begun(start_server: StartServer) -> None:
@@ -213,113 +119,6 @@ def test_without_its_database_the_server_says_so_and_recovers(
     log = rows(own_postgres.url, "SELECT seq, event FROM check_in ORDER BY seq")
     assert [seq for seq, _ in log] == list(range(1, len(log) + 1))
     assert [event for _, event in log].count("new") == 1
-
-
-def test_it_starts_from_any_directory(
-    start_server: StartServer, certs: Path, tmp_path: Path
-) -> None:
-    """Relative paths in the configuration are relative to it, not to the current directory."""
-    home = tmp_path / "home"
-    shutil.copytree(certs, home / "certs")
-    config = home / "config.yaml"
-    config.write_text((ROOT / "config.yaml").read_text())
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tornado_status", "--config", str(config)],
-        cwd="/",
-        env={
-            **plain_environment(),
-            "TORNADO_STATUS_SERVER__PORT": "0",
-            "TORNADO_STATUS_MANAGEMENT__PORT": "0",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        last = process.stdout.readline()
-        assert last.startswith("Serving on https://localhost:")
-        assert "multicast 239.255.66.66:6667 and broadcast 127.255.255.255:6667" in last
-        assert f"--ca {home}/certs/ca.crt" in last
-        assert (home / "var" / "postgresql" / "PG_VERSION").exists()
-    finally:
-        process.terminate()
-        assert process.wait(PATIENCE_S) == 0
-        process.stdout.close()  # type: ignore[union-attr] # a pipe: asked for above
-
-
-@pytest.mark.parametrize("listed", [True, False])
-def test_in_a_folder_without_a_configuration_the_defaults_apply(
-    certs: Path, tmp_path: Path, listed: bool
-) -> None:
-    """A revoked certificate gets 403; without a CRL it gets 204, with one warning in the log."""
-    home = tmp_path / "home"
-    shutil.copytree(certs, home / "certs")
-    if listed:
-        assert certs_gen(["revoke", "valid_user@example.com", "--out", str(home / "certs")]) == 0
-    else:
-        (home / "certs" / "ca.crl").unlink()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tornado_status"],
-        cwd=home,
-        env={
-            **plain_environment(),
-            "TORNADO_STATUS_SERVER__PORT": "0",
-            "TORNADO_STATUS_MANAGEMENT__PORT": "0",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        port, *_ = re.findall(r"https://localhost:(\d+)", process.stdout.readline())
-        context = ssl.create_default_context(cafile=home / "certs" / "ca.crt")
-        context.load_cert_chain(home / "certs" / "client.crt", home / "certs" / "client.key")
-        connection = http.client.HTTPSConnection("localhost", int(port), context=context)
-        connection.request("POST", "/api/client")
-        assert connection.getresponse().status == (403 if listed else 204)
-        connection.close()
-    finally:
-        process.terminate()
-        _, log = process.communicate(timeout=PATIENCE_S)
-    assert process.returncode == 0
-    assert len(re.findall("no config.yaml, the defaults apply", log)) == 1
-    assert len(re.findall("tls.crl: no CRL, revoked certificates are accepted", log)) == (
-        not listed
-    )
-
-
-@pytest.mark.parametrize("user", [65534, 123456])
-def test_an_ordinary_user_can_run_it_all(certs: Path, user: int) -> None:
-    """No root needed, with the embedded PostgreSQL; nor a name, as containers may have none."""
-    require("root, to become an ordinary user", os.geteuid() == 0, "run as root, or see the others")
-    setpriv = shutil.which("setpriv")
-    require("setpriv", setpriv is not None, "Debian: util-linux")
-    assert setpriv is not None
-    directory = Path("/tmp") / f"tornado_status-{os.getpid()}-{user}"  # noqa: S108 - theirs, and 0700
-    directory.mkdir(mode=0o700)
-    try:
-        theirs = directory / "certs"
-        shutil.copytree(certs, theirs)
-        for path in (directory, theirs, *theirs.iterdir()):
-            os.chown(path, user, user)
-        home = directory / "home"
-        home.mkdir()
-        os.chown(home, user, user)
-        prefix = (setpriv, f"--reuid={user}", f"--regid={user}", "--clear-groups")
-        can_run = [*prefix, sys.executable, "-c", "import pydantic"]
-        if subprocess.run(can_run, check=False, capture_output=True).returncode != 0:
-            # A Python or a checkout in root's own home: nothing that could be installed.
-            pytest.skip(f"needs a Python that others may run: {sys.executable} is not")
-        with running_server(
-            home, theirs, EMBEDDED, prefix=prefix, environment={"HOME": str(home)}
-        ) as server:
-            assert server.request("POST", "/api/client").status == 204
-            owner = Path(f"/proc/{postmaster(server)}").stat().st_uid
-            assert owner == user
-    finally:
-        shutil.rmtree(directory)
 
 
 @pytest.mark.parametrize(
@@ -394,38 +193,6 @@ def test_several_servers_announce_from_one_port(start_server: StartServer) -> No
     second = start_server(announce={"source_port": source_port})
     for server in (first, second):
         assert server.request("POST", "/api/client").status == 204
-
-
-def test_a_data_directory_of_another_major_is_never_touched(
-    start_server: StartServer, tmp_path: Path
-) -> None:
-    """One clear line instead of an initdb."""
-    data_dir = tmp_path / "old"
-    data_dir.mkdir()
-    (data_dir / "PG_VERSION").write_text("9.6\n")
-    server = start_server(url=EMBEDDED, wait=False, database={"data_dir": str(data_dir)})
-    assert server.process.wait(PATIENCE_S) == 2
-    assert "belongs to PostgreSQL 9.6" in server.log.wait_end()
-    assert [path.name for path in data_dir.iterdir()] == ["PG_VERSION"]
-
-
-def test_a_data_directory_with_other_files_is_never_touched(
-    start_server: StartServer, tmp_path: Path
-) -> None:
-    """A mistyped path costs nobody their files."""
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "cat.jpg").write_text("meow")
-    data_dir = str(tmp_path / "photos")
-    server = start_server(url=EMBEDDED, wait=False, database={"data_dir": data_dir})
-    assert server.process.wait(PATIENCE_S) == 2
-    assert "is not empty and no PostgreSQL data directory" in server.log.wait_end()
-
-
-def test_a_long_path_to_the_data_directory_works(start_server: StartServer, tmp_path: Path) -> None:
-    """Unix sockets have short names only; the path of the data may be long."""
-    data_dir = tmp_path / ("deep" * 20) / "postgresql"
-    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
-    assert server.request("POST", "/api/client").status == 204
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import random
-import re
 import shlex
 import signal
 import socket
@@ -17,13 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from certs_gen.cli import main as certs_gen
-from tests.support.announcing import LOG_ID, Announcing, Relay
+from tests.support.announcing import LOG_ID, OTHER, Announcing, Relay
 from tests.support.harness import (
     BROADCAST,
-    GROUP,
     LOOPBACK,
     PATIENCE_S,
     Server,
@@ -34,10 +30,8 @@ from tests.support.harness import (
 )
 from tests.support.listening import Listening, check_in, log_of, reading, verifying
 from tornado_status.model.records import Event
-from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_binary
 
-OTHER = Signer(Ed25519PrivateKey.from_private_bytes(b"another key, also for tests only"))
 MEMBERS = ["seq", "event", "email", "last_seen", "client_ip", "client_port"]
 
 
@@ -119,7 +113,7 @@ def test_who_may_not_read_is_told(server: Server) -> None:
         assert len(other.wait_for(1)) == 1
 
 
-@pytest.mark.parametrize("loss", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("loss", [0.3, 1.0])
 def test_what_is_lost_on_the_way_is_repaired(
     start_server: StartServer, port: int, loss: float
 ) -> None:
@@ -142,7 +136,7 @@ def test_what_is_lost_on_the_way_is_repaired(
             final = listener.stop()
         assert shown == log_of(server)
     assert "400 updates shown" in final
-    assert loss == 0.0 or " 0 repaired" not in final, final
+    assert " 0 repaired" not in final, final
 
 
 def test_it_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
@@ -314,78 +308,6 @@ def test_a_server_that_comes_later_is_waited_for(start_server: StartServer, port
         wait_until(shows, "an update")
         shown = listener.wait_for_seq(len(log_of(second)))
         assert shown == log_of(second, shown[0]["seq"] - 1)
-
-
-# Sends what it is given, in hexadecimal, again and again, 100 in 10 ms, from many ports: GROUP PORT
-# COUNT SOURCES.
-FLOOD = """\
-import itertools, socket, sys, time
-group, port, count, sources = sys.argv[1:]
-payloads = [bytes.fromhex(line) for line in sys.stdin]
-socks = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(int(sources))]
-for sock in socks:
-    sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
-    sock.bind(("127.0.0.1", 0))
-work = zip(itertools.cycle(payloads), itertools.cycle(socks))
-sent, begin = 0, time.monotonic()
-while sent < int(count):
-    for payload, sock in itertools.islice(work, 100):
-        sock.sendto(payload, (group, int(port)))
-    sent += 100
-    time.sleep(max(0, begin + sent / 10_000 - time.monotonic()))
-"""
-MEMORY_ALLOWED_KB = 32 * 1024  # beside 4,096 datagrams and 20,000 updates that may wait
-
-
-def peak_memory_kb(pid: int) -> int:
-    [line] = [
-        each
-        for each in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if each.startswith("VmHWM:")
-    ]
-    return int(line.split()[1])
-
-
-@pytest.mark.parametrize("sources", [1, 40])
-def test_a_flood_of_forged_datagrams_costs_no_update(server: Server, sources: int) -> None:
-    """10,000 a second for five seconds, as like the good ones as they can be without the key,
-    beside 1,000 check-ins; from one address, or from many.
-    """
-    port = server.announce_port
-    with Listening(*reading(server)) as listener:
-        check_in(server, 1)
-        listener.wait_for_seq(1)
-        [[stream]] = server.rows("SELECT stream FROM head")
-        chance = random.Random(1)  # noqa: S311 - the same at each run
-        wrong = OTHER.sign(b"something else")
-        with Announcing(port, server.certs / "announcer.key", uuid.UUID(stream)) as signed:
-            payloads = [
-                signed.payload(chance.randrange(2, 2000), head=9000)[:-88] + wrong + b'"}'
-                for _ in range(2000)
-            ]
-        before = peak_memory_kb(listener.process.pid)
-        arguments = [GROUP, str(port), "50000", str(sources)]
-        with subprocess.Popen(
-            [sys.executable, "-c", FLOOD, *arguments], stdin=subprocess.PIPE, text=True
-        ) as flood:
-            assert flood.stdin is not None
-            flood.stdin.write("\n".join(payload.hex() for payload in payloads))
-            flood.stdin.close()
-            while flood.poll() is None and len(log_of(server)) < 1001:
-                check_in(server, 20)
-        assert flood.returncode == 0
-        check_in(server, 1001 - len(log_of(server)))
-        shown = listener.wait_for_seq(1001)
-        grown = peak_memory_kb(listener.process.pid) - before
-        final = listener.stop()
-    assert shown == log_of(server)
-    counted = re.search(r"\(signature (\d+)\)", final)
-    assert counted is not None, final
-    assert int(counted[1]) > 1000  # it was flooded
-    assert grown < MEMORY_ALLOWED_KB
-    assert final.endswith(" 0 missed, lag 0.")
-    warnings = [line for line in listener.said.lines if line.startswith("Warning")]
-    assert len(warnings) < 10, warnings
 
 
 # ------------------------------------------------------------------------ without a server

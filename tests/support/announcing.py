@@ -12,12 +12,17 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from tests.support.harness import GROUP, LOOPBACK, PATIENCE_S
+from tests.support.harness import (
+    GROUP,
+    LOOPBACK,
+    PATIENCE_S,
+)
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json
 
 LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
+OTHER = Signer(Ed25519PrivateKey.from_private_bytes(b"another key, also for tests only"))
 
 
 class Announcing:
