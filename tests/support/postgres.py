@@ -22,7 +22,7 @@ async def main(directory: Path, binaries: Path | None, settings: list[str]) -> N
     logging_setup.configure(LoggingSettings(level="warning"))
     if binaries is not None:
         major = int(binaries.parent.name)
-        postgres.find_binaries = lambda: (binaries, major)
+        vars(postgres)["find_binaries"] = lambda: (binaries, major)
     server = EmbeddedPostgres(directory)
     spawn = server._spawn
     options = [option for setting in settings for option in ("-c", setting)]

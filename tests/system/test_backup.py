@@ -395,14 +395,14 @@ def test_a_database_of_ones_own_is_recovered_to_its_end_after_a_crash(
 # As the server starts it, but with less patience, and an archive that is slow to answer.
 IMPATIENT = """
 import asyncio, pathlib, sys
-from tornado_status import logs
-from tornado_status.config import Logging
-from tornado_status.store import embedded
+from tornado_status.config import LoggingSettings
+from tornado_status.observe import logging_setup
+from tornado_status.store.embedded import postgres
 
 async def main() -> None:
-    logs.configure(Logging(level="info"))
-    embedded.START_TIMEOUT_S = 1.0
-    database = embedded.EmbeddedPostgres(pathlib.Path(sys.argv[1]))
+    logging_setup.configure(LoggingSettings(level="info"))
+    postgres.START_TIMEOUT_S = 1.0
+    database = postgres.EmbeddedPostgres(pathlib.Path(sys.argv[1]))
     await database.start()
     await database.stop()
 

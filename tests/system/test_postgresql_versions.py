@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import Heard, Postgres, StartServer, require
-from tornado_status.store.embedded.postgres import SUPPORTED_MAJORS
+from tornado_status.store.embedded.binaries import SUPPORTED_MAJORS
 
 pytestmark = pytest.mark.once
 

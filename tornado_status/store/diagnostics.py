@@ -9,7 +9,8 @@ from pathlib import Path
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store import migrate
 from tornado_status.store.database import Connection, StatementFailed, parse_url
-from tornado_status.store.embedded.postgres import EmbeddedPostgres, find_binaries
+from tornado_status.store.embedded.binaries import find_binaries
+from tornado_status.store.embedded.postgres import EmbeddedPostgres
 from tornado_status.store.failover import Parameters
 from tornado_status.store.log_id import origin
 

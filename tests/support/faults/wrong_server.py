@@ -324,7 +324,7 @@ def give_each_part_all_the_time() -> None:
 
 def leave_orphans() -> None:
     """End PostgreSQL's first process, and forget the others."""
-    postgres._children = lambda parent: []
+    vars(postgres)["children"] = lambda parent: []
 
 
 if __name__ == "__main__":

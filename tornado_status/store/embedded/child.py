@@ -1,0 +1,91 @@
+"""Child processes: started so that they end with us, waited for without a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from tornado_status.store.embedded.run_as import RunAs
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def spawn(command: list[str], run_as: RunAs, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a child. Call from the main thread: it ends with the thread that forked it."""
+    return subprocess.Popen(
+        [*run_as.prefix, *command],
+        user=run_as.uid,
+        group=run_as.gid,
+        extra_groups=[] if run_as.uid is not None else None,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        # A session of its own: Ctrl-C must reach us first, and PostgreSQL after the drain.
+        start_new_session=True,
+        preexec_fn=_end_with_parent(),
+    )
+
+
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a child to end; return its status."""
+    descriptor = os.pidfd_open(process.pid)
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, event.set)
+    try:
+        await event.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return process.wait()
+
+
+async def ends_within(process: subprocess.Popen[bytes], timeout_s: float) -> bool:
+    """Wait for a child to end; return False if that takes longer than `timeout_s`."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await ended(process)
+    except TimeoutError:
+        return False
+    return True
+
+
+def children(parent: int) -> list[int]:
+    """Return the ids of a process's children."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            # proc(5): after the name, which may hold anything, the state and the parent.
+            if path.read_bytes().rpartition(b")")[2].split()[1] == str(parent).encode():
+                found.append(int(path.parent.name))
+    return found
+
+
+def last_line(output: bytes) -> str:
+    """Return the last line of a command's output, for an error message."""
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1].strip() if lines else "no output"
+
+
+def _end_with_parent() -> Callable[[], None] | None:
+    """Return what the child runs between fork and exec, so that it ends when we do."""
+    if sys.platform != "linux":
+        return None
+    parent = os.getpid()
+    prctl = ctypes.CDLL(None).prctl  # loaded here: after the fork nothing may be imported
+
+    def in_child() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+        if os.getppid() != parent:  # it ended before we could ask
+            os._exit(1)
+
+    return in_child
