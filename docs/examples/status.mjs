@@ -13,13 +13,13 @@ const tls = {
   key: readFileSync(`${certs}/operator.key`),
 };
 
-/** Return an open answer; throw where it is an error. */
+/** Return an open answer. Throws if it is an error. */
 async function ask(path) {
   const request = https.get(`https://${address}${path}`, tls);
-  // The stream says something every 15 seconds, so 60 without a word are the end of it.
-  request.setTimeout(60_000, () => request.destroy(new Error("no word for a minute")));
+  // The stream sends something every 15 seconds: after 60 seconds of silence it is dead.
+  request.setTimeout(60_000, () => request.destroy(new Error("silent for a minute")));
   const [answer] = await once(request, "response");
-  request.on("error", () => {}); // whoever reads the answer hears of it
+  request.on("error", () => {}); // the reader of the answer gets it, too
   if (answer.statusCode >= 400) {
     throw new Error(`${answer.statusCode}: ${(await json(answer)).detail}`);
   }
@@ -30,7 +30,7 @@ async function json(answer) {
   return JSON.parse(Buffer.concat(await answer.toArray()).toString());
 }
 
-/** Yield a page and all that follow it. */
+/** Yield a page and all later ones. */
 async function* pages(path) {
   while (path) {
     const page = await json(await ask(path));
@@ -48,33 +48,33 @@ async function* lines(answer) {
   }
 }
 
-/** Is this user here? */
+/** Print the state of a user. */
 async function here(email) {
   const record = await json(await ask(`/api/users/${encodeURIComponent(email)}`));
   console.log(`${record.email} is ${record.state} and was last seen ${record.last_seen}`);
 }
 
-/** What happened to this user? */
+/** Print the events of a user, newest first. */
 async function history(email) {
   for await (const page of pages(`/api/users/${encodeURIComponent(email)}/history`)) {
     for (const event of page.events) console.log(event.at ?? event.last_seen, event.event);
   }
 }
 
-/** Who is here, and whatever happens from then on: nothing is missed, nothing comes twice. */
+/** Print the number of users, then every later event exactly once. */
 async function follow() {
   for (;;) {
     const seen = new Map();
     let head, log;
     for await (const page of pages("/api/users")) {
-      // Of the first page: later ones may know more, and that comes again.
+      // Of the first page: events after it come again.
       head ??= page.head;
       log ??= page.log;
       for (const user of page.users) seen.set(user.email, user.seq);
     }
     console.log(`${seen.size} users`);
     for await (const event of events(head, log)) {
-      // Else the record knew of it.
+      // Else the record includes it.
       if (event.seq > (seen.get(event.email) ?? 0)) {
         console.log(event.seq, event.email, event.event);
       }
@@ -82,7 +82,7 @@ async function follow() {
   }
 }
 
-/** Yield the events behind a number; end where there is a gap: what is known is out of date. */
+/** Yield the events after a sequence number; return at a gap, to take a new snapshot. */
 async function* events(after, log) {
   for (;;) {
     try {

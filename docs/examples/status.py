@@ -16,8 +16,8 @@ tls.load_cert_chain(f"{CERTS}/operator.crt", f"{CERTS}/operator.key")
 
 
 def ask(path):
-    """Return an open answer; raise where it is an error."""
-    # The stream says something every 15 seconds, so 60 without a word are the end of it.
+    """Return an open answer. Raises RuntimeError if it is an error."""
+    # The stream sends something every 15 seconds: after 60 seconds of silence it is dead.
     connection = http.client.HTTPSConnection(ADDRESS, context=tls, timeout=60)
     connection.request("GET", path)
     answer = connection.getresponse()
@@ -27,7 +27,7 @@ def ask(path):
 
 
 def pages(path):
-    """Yield a page and all that follow it."""
+    """Yield a page and all later ones."""
     while path:
         page = json.load(ask(path))
         yield page
@@ -35,35 +35,35 @@ def pages(path):
 
 
 def here(email):
-    """Is this user here?"""
+    """Print the state of a user."""
     record = json.load(ask(f"/api/users/{quote(email, safe='@')}"))
     print(record["email"], "is", record["state"], "and was last seen", record["last_seen"])
 
 
 def history(email):
-    """What happened to this user?"""
+    """Print the events of a user, newest first."""
     for page in pages(f"/api/users/{quote(email, safe='@')}/history"):
         for event in page["events"]:
             print(event.get("at", event["last_seen"]), event["event"])
 
 
 def follow():
-    """Who is here, and whatever happens from then on: nothing is missed, nothing comes twice."""
+    """Print the number of users, then every later event exactly once."""
     while True:
         users, head, log = {}, None, None
         for page in pages("/api/users"):
-            if head is None:  # of the first page: later ones may know more, and that comes again
+            if head is None:  # of the first page: events after it come again
                 head, log = page["head"], page["log"]
             users.update({user["email"]: user for user in page["users"]})
         print(len(users), "users", flush=True)
         seen = {email: user["seq"] for email, user in users.items()}
         for event in events(head, log):
-            if event["seq"] > seen.get(event["email"], 0):  # else the record knew of it
+            if event["seq"] > seen.get(event["email"], 0):  # else the record includes it
                 print(event["seq"], event["email"], event["event"], flush=True)
 
 
 def events(after, log):
-    """Yield the events behind a number; end where there is a gap: what is known is out of date."""
+    """Yield the events after a sequence number; return at a gap, to take a new snapshot."""
     while True:
         try:
             for line in ask(f"/api/stream?after={after}&log={log}"):

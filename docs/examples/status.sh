@@ -9,7 +9,7 @@ ask() {
         --cert "$certs/operator.crt" --key "$certs/operator.key" "$server$1"
 }
 
-# A page and all that follow it, a line each.
+# Print a page and all later ones, a line each.
 pages() {
     next=$1
     while [ -n "$next" ]; do
@@ -23,14 +23,14 @@ case $1 in
 here) ask "/api/users/$2" && echo ;;
 history) pages "/api/users/$2/history" ;;
 follow)
-    # After an interruption everything is fetched again; to go on where it was instead, remember the
-    # last `id:` and send it as `after`.
+    # After an interruption this takes a new snapshot. To resume instead, remember the last `id:` and
+    # send it as `after`.
     while sleep 1; do
         users=$(pages /api/users) || continue
         printf '%s\n' "$users"
-        # Of the first page: later ones may know more, and that comes again.
+        # Of the first page: events after it come again.
         after=$(printf '%s\n' "$users" | sed -n '1s/^{"log":"\([^"]*\)","head":\([0-9]*\),.*/after=\2\&log=\1/p')
-        # An event whose `seq` is not above its user's record's is already in that.
+        # A user's record already includes the events up to its own `seq`.
         ask "/api/stream?$after" | sed -un '/^data: .*"event":"gap"/q; s/^data: //p' || :
     done
     ;;

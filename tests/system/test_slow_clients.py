@@ -16,9 +16,9 @@ from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, exc
 from tests.support.hostile_requests import HOST
 from tests.support.log_events import fill
 from tests.support.metrics import metric
-from tests.support.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES
+from tests.support.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES, STALL_S
 from tornado_status.observe.management import MAX_CONNECTIONS
-from tornado_status.runtime.http_timeouts import STALL_S
+from tornado_status.runtime import http_timeouts
 
 pytestmark = pytest.mark.once  # the kernel's buffers, and deadlines of half a minute
 
@@ -66,7 +66,7 @@ def test_an_answer_that_nobody_reads_is_dropped(server: Server) -> None:
 
     wait_until(only_slow_is_left, "the end of the other")
     # On, until it would have been dropped, too: the kernel takes nothing more for so long.
-    slow_until = time.monotonic() + STALL_S + 5
+    slow_until = time.monotonic() + http_timeouts.STALL_S + 5
     while time.monotonic() < slow_until:
         data = slow.recv(256)
         assert data
@@ -85,12 +85,15 @@ def test_a_follower_that_reads_nothing_is_cut_off_in_time(
     start_server: StartServer, request_: bytes
 ) -> None:
     """Whatever may wait for it, and where nothing is sent that could show that it is stuck."""
-    server = start_server(constants={MAX_UNREAD_BYTES: 100_000_000, KEEP_ALIVE_S: ENDLESS})
+    server = start_server(
+        constants={MAX_UNREAD_BYTES: 100_000_000, KEEP_ALIVE_S: ENDLESS, STALL_S: 3}
+    )
     follower = ask(server, request_)
     wait_until(lambda: metric(server, "streams") == 1, "the stream")
     fill(server, EVENTS)
     assert server.request("POST", "/api/client").status == 204  # which rings the bell
     wait_until(lambda: metric(server, "streams") == 0, "its end")
+    assert metric(server, 'streams_ended_total{reason="slow"}') == 1
     follower.close()
 
 

@@ -92,7 +92,7 @@ class Handler(RequestHandler):
         if peer.check_in is None:
             if peer.refusal is None:
                 raise Problem(400, "No required SSL certificate was sent")
-            # Tornado closes the connection if the body was not read; a proxy has to be told.
+            # Tornado closes the connection if the body was not read; a proxy has to know.
             close = {"Connection": "close"}
             raise Problem(peer.refusal.status, peer.refusal.detail, close)
         self.check_in = peer.check_in

@@ -83,8 +83,8 @@ class CatchUp:
             message = framing.gap_message(1, group.position, group.log_id)
             self._delivery.send(subscription, message)
             return
-        if group.position < position <= self._feed.head:
-            await group.wait_moved(RETRY_S)  # the live group is behind this position
+        if group.position < position <= self._feed.head:  # the live group will come by
+            await group.wait_moved(RETRY_S)
             return
         ahead = group.position - position
         events: Sequence[Event] | None = self._feed.after(position, min(PAGE, ahead))
@@ -114,7 +114,7 @@ class CatchUp:
             if selected := subscription.event_filter.select(events):
                 written = self._delivery.send_events(subscription, selected)
             subscription.position = last
-            # All who catch up share half of the processor.
+            # All catching up share half of the processor.
             await asyncio.sleep(time.thread_time() - began)
         return written
 

@@ -50,7 +50,7 @@ class SubscribeHandler(ReadHandler):
         self.since = self._since()
         self.log_id = self._log_id()
         if self.ends_connection:
-            raise Problem(503, "This connection ends: connect anew", {"Retry-After": "1"})
+            raise Problem(503, "This connection is closing: reconnect", {"Retry-After": "1"})
         self.refusal = self.authenticator.watch(self.request)
         self.iostream = cast(TimeoutStream, getattr(self.request.connection, "stream", None))
         slot = self.subscriptions.take_slot(self.check_in.email, is_reader=self.is_reader)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tornado_status.api.problem import Problem
 
-MAX_PER_USER = 20  # of a user who is no reader: tabs and devices; one must not take all slots
+MAX_PER_USER = 20  # unless a reader: enough for tabs and devices; one user must not take all slots
 
 
 class Slots:

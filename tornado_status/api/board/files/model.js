@@ -67,7 +67,7 @@ export class Model {
     return counts;
   }
 
-  // Returns the users who match, in order. `sort` is email, seen, state or address.
+  // Returns the matching users, in order. `sort` is email, seen, state or address.
   select({ filter, search, sort, descending }, nowMs) {
     const needle = search.trim().toLowerCase();
     const found = [];
