@@ -115,7 +115,8 @@ class Server:
         self._tracing = _load_tracing(settings.tracing)
         self._store = self._make_store()
         self._publication = Publication(self._store.publish_announcers)
-        self._alerts = Alerts(load_senders(settings.alerts), self._store.alerts)
+        senders = load_senders(settings.alerts, self._credentials.webhook_contexts)
+        self._alerts = Alerts(senders, self._store.alerts)
         self._subscriptions = Subscriptions(self._store.feed, settings.live)
         self._in_flight = RequestsInFlight()
         self._access_log = AccessLog(self._store.counted)
@@ -357,6 +358,7 @@ class Server:
         self._announcer.signer = signing.signer if signing is not None else None
         self._publication.use(signing)
         self._management.use(credentials.management_context)
+        self._alerts.use(credentials.webhook_contexts)
 
 
 def _load_tracing(settings: TracingSettings) -> Tracing | None:

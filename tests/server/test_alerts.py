@@ -19,6 +19,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from certs_gen.authority import Authority
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -31,6 +32,7 @@ from tests.support.harness import (
     rows,
     wait_until,
 )
+from tests.support.trust_site import replace
 from tests.support.webhook_receiver import SECRET, Receiver, adopted, alert, log, waiting
 from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.signature import parse_secrets, sign
@@ -324,6 +326,31 @@ def test_a_receiver_is_not_trusted_for_its_name_alone(
         said = server.log.wait_end()
     assert "hidden-path" not in said
     assert SECRET not in said
+
+
+def test_a_renewed_ca_of_a_receiver_is_reloaded(
+    start_server: StartServer, certs: Path, tmp_path: Path
+) -> None:
+    """With the next delivery it is in force; a file that cannot be used keeps the one before."""
+    ca = tmp_path / "receiver-ca.crt"
+    ca.write_bytes(Authority.create().certificate_pem())
+    with Receiver(certs=certs) as receiver:
+        server = start_server(alerts=[alert(receiver.url, ca=str(ca))])
+        adopted(server)
+        log(server.database_url, "offline", "ada")
+        refused = server.wait_event("alert not delivered, trying again")
+        assert "is not trusted" in refused["reason"]
+        replace(ca, (certs / "ca.crt").read_bytes())
+        receiver.wait_for(1)
+        replace(ca, b"no certificate")
+        wait_until(
+            lambda: "alerts.plant.ca" in str(server.management("/readyz").json["warnings"]),
+            "a warning",
+        )
+        log(server.database_url, "back", "ada")
+        receiver.wait_for(2)
+        replace(ca, (certs / "ca.crt").read_bytes())
+        wait_until(lambda: not server.management("/readyz").json["warnings"], "a reload")
 
 
 def test_what_cannot_be_delivered_for_long_is_given_up(start_server: StartServer) -> None:

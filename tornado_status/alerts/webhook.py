@@ -8,7 +8,6 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +16,6 @@ from tornado.httputil import HTTPInputError
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
-from tornado_status.errors import ConfigError
 from tornado_status.runtime.resolver import look_up
 
 MAX_ANSWER = 64 * 1024  # bytes of an answer, whose content does not matter; more is an error
@@ -33,23 +31,22 @@ class NotDelivered(Exception):
 
 
 class Webhook:
-    """Posts to one URL, one request at a time. `ca`: the CA of its certificate, if not public."""
+    """Posts to one URL, one request at a time. `context` verifies its certificate."""
 
-    def __init__(self, url: str, ca: Path | None, timeout_s: float) -> None:
+    def __init__(self, url: str, context: ssl.SSLContext, timeout_s: float) -> None:
         self._url = url
         self._timeout_s = timeout_s
         parts = urlsplit(url)
         self.where = (
             f"{parts.hostname} port {parts.port or (443 if parts.scheme == 'https' else 80)}"
         )
-        try:
-            self._context = ssl.create_default_context(cafile=ca)
-        except OSError as error:
-            raise ConfigError(f"{ca} holds no CA certificate in PEM form") from error
-        # Otherwise certificates made with the openssl command are refused.
-        self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        self._context = context
         self._resolver = _Resolver(timeout_s=timeout_s)
         self._client: SimpleAsyncHTTPClient | None = None
+
+    def use(self, context: ssl.SSLContext) -> None:
+        """Verify with another context, from the next request on."""
+        self._context = context
 
     async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
         """Return the status, a 2xx. Raises `NotDelivered`."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -91,14 +92,16 @@ class AlertSender:
         return await self.webhook.post(body, headers)
 
 
-def load_senders(alerts: Sequence[AlertSettings]) -> list[AlertSender]:
-    """Return a sender for each alert. Raises `ConfigError` for a bad secret or CA."""
+def load_senders(
+    alerts: Sequence[AlertSettings], contexts: Mapping[str, ssl.SSLContext]
+) -> list[AlertSender]:
+    """Return a sender for each alert. Raises `ConfigError` for a bad secret.
+
+    `contexts` verify the receivers, by the alerts' names.
+    """
     senders = []
     for alert in alerts:
-        try:
-            webhook = Webhook(alert.url, alert.ca, alert.timeout_s)
-        except ConfigError as error:
-            raise ConfigError(f"alerts.{alert.name}.ca: {error}") from error
+        webhook = Webhook(alert.url, contexts[alert.name], alert.timeout_s)
         senders.append(AlertSender(alert, webhook))
         senders[-1].secrets()
     return senders
@@ -123,6 +126,11 @@ class Alerts:
         yield metrics.counters(
             "alert_messages", "Messages of alerts", ["alert", "outcome"], self.counts
         )
+
+    def use(self, contexts: Mapping[str, ssl.SSLContext]) -> None:
+        """Verify receivers with these contexts, from the next delivery on."""
+        for sender in self._senders:
+            sender.webhook.use(contexts[sender.alert.name])
 
     async def register(self) -> None:
         """Let new alerts begin at the log's head, before the server announces that it serves.

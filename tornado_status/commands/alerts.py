@@ -21,12 +21,13 @@ def run(options: argparse.Namespace) -> int:
     """Send a test message to an alert's receiver, in the form of an event's message."""
     settings = config.load(options.config, os.environ)
     from tornado_status.alerts import NotDelivered, load_senders
+    from tornado_status.pki.tls_contexts import webhook_contexts
 
     chosen = [alert for alert in settings.alerts if alert.name == options.name]
     if not chosen:
         names = ", ".join(alert.name for alert in settings.alerts) or "there is none"
         raise ConfigError(f"alerts: no alert is named {options.name!a} ({names})")
-    [sender] = load_senders(chosen)
+    [sender] = load_senders(chosen, webhook_contexts(chosen))
     try:
         status = asyncio.run(sender.send_test())
     except NotDelivered as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,12 @@ from tornado_status.pki.certificates import ca_id
 from tornado_status.pki.expiry import Validity, certificate_validities, distinct_names
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.signing import Signing, load_signing
-from tornado_status.pki.tls_contexts import management_context, self_test, server_context
+from tornado_status.pki.tls_contexts import (
+    management_context,
+    self_test,
+    server_context,
+    webhook_contexts,
+)
 from tornado_status.pki.trust_anchors import Anchors, load_anchors
 
 
@@ -26,6 +32,7 @@ class Credentials:
     anchors: Anchors
     signing: Signing | None
     management_context: ssl.SSLContext | None
+    webhook_contexts: Mapping[str, ssl.SSLContext]  # by the alert's name
     validities: tuple[Validity, ...]
 
 
@@ -37,9 +44,15 @@ def load_credentials(settings: Settings, before: Anchors | None) -> Credentials:
         self_test(context)
     anchors = load_anchors(settings.tls, before)
     signing = load_signing(settings.announce, settings.tls.client_ca)
-    management = management_context(settings.management)
     validities = (*_certificates(settings), *_crls(settings, anchors))
-    return Credentials(context, anchors, signing, management, validities)
+    return Credentials(
+        context,
+        anchors,
+        signing,
+        management_context(settings.management),
+        webhook_contexts(settings.alerts),
+        validities,
+    )
 
 
 def credential_files(settings: Settings) -> list[Path]:
@@ -49,6 +62,7 @@ def credential_files(settings: Settings) -> list[Path]:
     if settings.ingress.mode == "tls":
         files += [tls.certificate, tls.private_key]
     files += [management.certificate, management.private_key]
+    files += [alert.ca for alert in settings.alerts]
     if announce.signing_key is not None:
         files += [announce.signing_key, announce.signing_key.with_suffix(".crt")]
     return [file for file in files if file is not None]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
 
-from tornado_status.config import ManagementSettings, TlsSettings
+from tornado_status.config import AlertSettings, ManagementSettings, TlsSettings
 from tornado_status.errors import ConfigError
 from tornado_status.pki.files import check_file, read_certificates
 
@@ -115,6 +116,25 @@ def management_context(settings: ManagementSettings) -> ssl.SSLContext | None:
             f"{settings.private_key}: {error.strerror}"
         ) from error
     return context
+
+
+def webhook_contexts(alerts: Sequence[AlertSettings]) -> dict[str, ssl.SSLContext]:
+    """Return, by an alert's name, the context that verifies its receiver.
+
+    Raises `ConfigError` that names the alert and the file.
+    """
+    contexts = {}
+    for alert in alerts:
+        if alert.ca is not None:
+            read_certificates(f"alerts.{alert.name}.ca", alert.ca)
+        try:
+            context = ssl.create_default_context(cafile=alert.ca)
+        except OSError as error:  # replaced since it was read
+            raise ConfigError(f"alerts.{alert.name}.ca: cannot use {alert.ca}: {error}") from error
+        # Otherwise certificates made with the openssl command are refused.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        contexts[alert.name] = context
+    return contexts
 
 
 def _no_password() -> str:

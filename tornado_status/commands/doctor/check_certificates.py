@@ -21,7 +21,12 @@ from tornado_status.pki.credentials import load_credentials
 from tornado_status.pki.expiry import distinct_names, name_of
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.signing import load_signing
-from tornado_status.pki.tls_contexts import management_context, self_test, server_context
+from tornado_status.pki.tls_contexts import (
+    management_context,
+    self_test,
+    server_context,
+    webhook_contexts,
+)
 from tornado_status.pki.trust_anchors import crl_file, load_anchors
 
 TOPIC = "certificates"
@@ -51,6 +56,7 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
         lambda: load_anchors(settings.tls),
         lambda: load_signing(settings.announce, settings.tls.client_ca),
         lambda: management_context(settings.management),
+        lambda: webhook_contexts(settings.alerts),
     ):
         try:
             reading()
