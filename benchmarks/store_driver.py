@@ -138,7 +138,7 @@ async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight:
             failed.result()
 
     def counts() -> dict[str, float]:
-        commits = store.counted.commits
+        commits = store.counters.commits
         return {
             "count": recorded,
             "seconds": time.monotonic(),

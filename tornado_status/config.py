@@ -1,6 +1,6 @@
 """Settings: config.yaml and the environment to frozen, validated values. Opens no other file.
 
-Where a value comes from, the later one wins: the default, config.yaml, the platforms' `PORT` and
+The later one wins: the default, config.yaml, the platforms' `PORT` and
 `DATABASE_URL`, `TORNADO_STATUS_SECTION__KEY`. Every error is one line that names the key.
 """
 
@@ -45,11 +45,11 @@ ENVIRONMENT_PREFIX = "TORNADO_STATUS_"
 PLATFORM_VARIABLES = {"PORT": ("server", "port"), "DATABASE_URL": ("database", "url")}
 EMBEDDED = "embedded"
 DEFAULT_FILE = Path("config.yaml")
-DEFAULT = "default"  # the origin of what is set nowhere
+DEFAULT = "default"  # the origin of a setting without a value in the file and the environment
 AUTO = "auto"
 
-# Errors say what they got, but for what may hold a password.
-_UNTOLD = (".url", ".secret", ".endpoint")
+# Errors quote the value, unless it may hold a password.
+_MAY_HOLD_PASSWORD = (".url", ".secret", ".endpoint")
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -257,7 +257,7 @@ class UdpTarget(Section):
             raise ValueError("address: expected the address of a receiver")
         if self.interfaces:
             return
-        # Where these would go without an interface is the default route's matter, or nobody's.
+        # Without an interface these would leave by the default route, or not at all.
         if self.kind == "multicast" and address.version == 6:
             raise ValueError("interfaces: an IPv6 group needs them, as interfaces: [eth0]")
         if address.is_link_local and address.version == 6:
@@ -383,7 +383,7 @@ class AccessSettings(Section):
 
 
 class AlertSettings(Section):
-    """Tells one receiver, by webhook, what happens to `users` (patterns, as `access.readers`)."""
+    """One webhook, which gets events of `users` (patterns, as in `access.readers`)."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
     url: str
@@ -434,7 +434,7 @@ class ManagementSettings(Section):
 
 
 class TracingSettings(Section):
-    """Where spans go (OTLP over HTTP), of which share of what nobody traces yet."""
+    """Where spans go (OTLP over HTTP), and the share of requests that is traced."""
 
     endpoint: str | None = None
     sample_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.01
@@ -492,7 +492,7 @@ class Settings(Section):
 
 
 def without_effect(settings: Settings) -> list[str]:
-    """Return the keys that are set and, with the others, do nothing: the operator should know."""
+    """Return the keys that are set and have no effect together with the others."""
     ingress = settings.ingress
     if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
         return ["ingress.trusted_proxies"]
@@ -626,7 +626,7 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _may_hold_secret(key: str, value: object) -> bool:
-    return key.endswith(_UNTOLD) or (key.endswith(".address") and "@" in str(value))
+    return key.endswith(_MAY_HOLD_PASSWORD) or (key.endswith(".address") and "@" in str(value))
 
 
 def _kind(value: object) -> str:

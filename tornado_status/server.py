@@ -119,7 +119,7 @@ class Server:
         self._alerts = Alerts(senders, self._store.alerts)
         self._subscriptions = Subscriptions(self._store.feed, settings.live)
         self._in_flight = RequestsInFlight()
-        self._access_log = AccessLog(self._store.counted)
+        self._access_log = AccessLog(self._store.counters)
         self._port = self._make_port()
         self._watcher = FileWatcher(credential_files(settings), self._reload)
         self._expiry_warnings = ExpiryWarnings(self._expiry_checks)
@@ -318,7 +318,7 @@ class Server:
 
     def _refusal(self, error: StatusError) -> bytes:
         """Count a check-in that failed, and return its whole response."""
-        self._store.counted.refused(error)
+        self._store.counters.refused(error)
         return problem_answer(error)
 
     def _checks(self) -> list[Check]:

@@ -225,7 +225,7 @@ def test_an_answer_is_lost_on_its_way(make_postgres: MakePostgres, start_trial: 
     with relayed(postgres) as relay:
         trial = start_trial(relay.url)
         swallow_answers(trial, relay)
-        trial.server.wait_event("announcing what a lost answer left recorded")
+        trial.server.wait_event("announcing events recorded without an answer")
         assert trial.verdict(postgres.url) == []
         heard = {update["seq"] for _, update in trial.listener.updates}
         assert heard == {seq for (seq,) in rows(postgres.url, "SELECT seq FROM check_in")}

@@ -62,7 +62,7 @@ def test_who_is_silent_too_long_goes_offline_once_and_comes_back(database_url: s
     heard: list[Event] = []
 
     async def body(store: Store) -> None:
-        seen = await store.record(check_in("quiet"))
+        seen = await store.record(check_in("silent"))
         time_passes(database_url)
         await store.record(check_in("busy"))
         await store.sweeper.sweep()
@@ -70,7 +70,7 @@ def test_who_is_silent_too_long_goes_offline_once_and_comes_back(database_url: s
         assert tuple(offline) == (
             3,
             "offline",
-            "quiet@example.com",
+            "silent@example.com",
             offline.last_seen,
             None,
             None,
@@ -88,22 +88,22 @@ def test_who_is_silent_too_long_goes_offline_once_and_comes_back(database_url: s
         time_passes(database_url)
         await store.sweeper.sweep()
         await store.sweeper.sweep()
-        await store.record(check_in("quiet"))
-        await store.record(check_in("quiet"))
+        await store.record(check_in("silent"))
+        await store.record(check_in("silent"))
 
     run(database_url, heard, body)
     assert rows(database_url, LOG) == [
-        (1, "new", "quiet@example.com"),
+        (1, "new", "silent@example.com"),
         (2, "new", "busy@example.com"),
-        (3, "offline", "quiet@example.com"),
+        (3, "offline", "silent@example.com"),
         (4, "offline", "busy@example.com"),
-        (5, "back", "quiet@example.com"),
-        (6, "check-in", "quiet@example.com"),
+        (5, "back", "silent@example.com"),
+        (6, "check-in", "silent@example.com"),
     ]
     assert [(event.seq, event.event, event.email) for event in heard] == rows(database_url, LOG)
     assert rows(database_url, "SELECT email, seq, offline FROM user_status ORDER BY email") == [
         ("busy@example.com", 4, True),
-        ("quiet@example.com", 6, False),
+        ("silent@example.com", 6, False),
     ]
     assert rows(database_url, "SELECT seq FROM head") == [(6,)]
 
@@ -131,10 +131,10 @@ def test_an_old_entry_of_a_user_who_is_here_means_nothing(
 ) -> None:
     """The log's old end is full of them. (A sweep that ignores `seq` would be caught.)"""
     if broken:
-        look, sweep = sweep_module.LOOK_FOR_QUIET, sweep_module.PREPARE_SWEEP
+        look, sweep = sweep_module.FIND_SILENT, sweep_module.PREPARE_SWEEP
         assert WITHOUT_SEQ[0] in look
         assert WITHOUT_SEQ[1] in sweep
-        monkeypatch.setattr(sweep_module, "LOOK_FOR_QUIET", look.replace(WITHOUT_SEQ[0], ""))
+        monkeypatch.setattr(sweep_module, "FIND_SILENT", look.replace(WITHOUT_SEQ[0], ""))
         monkeypatch.setattr(
             "tornado_status.store.store.PREPARE_SWEEP", sweep.replace(WITHOUT_SEQ[1], "")
         )
@@ -165,15 +165,15 @@ def test_who_comes_back_while_we_look_is_not_declared_offline(
     async def body(store: Store) -> None:
         await store.record(check_in("a"))
         time_passes(database_url)
-        look = store.sweeper._look
+        look = store.sweeper._find_silent
 
         async def look_and_come_back(connection: Any) -> Any:
-            quiet = await look(connection)
-            assert quiet.emails == ["a@example.com"]
+            silent = await look(connection)
+            assert silent.emails == ["a@example.com"]
             await store.record(check_in("a"))
-            return quiet
+            return silent
 
-        store.sweeper._look = look_and_come_back  # type: ignore[method-assign]
+        store.sweeper._find_silent = look_and_come_back  # type: ignore[method-assign]
         gone.append(await store.sweeper.sweep())
 
     run(database_url, [], body)
@@ -185,12 +185,12 @@ def test_two_servers_declare_each_user_offline_once(database_url: str) -> None:
     """Both sweep at once, in small steps, while others check in: no event twice, no hole."""
     heard: list[Event] = []
     others: list[Event] = []
-    quiet = 100
+    silent = 100
 
     async def body(store: Store) -> None:
-        for first in range(0, quiet, 50):
+        for first in range(0, silent, 50):
             await asyncio.gather(
-                *(store.record(check_in(f"quiet{n}")) for n in range(first, first + 50))
+                *(store.record(check_in(f"silent{n}")) for n in range(first, first + 50))
             )
         time_passes(database_url)
         other = Store(
@@ -213,7 +213,7 @@ def test_two_servers_declare_each_user_offline_once(database_url: str) -> None:
         ]
         offline = "SELECT count(*) FROM check_in WHERE event = 'offline'"
         # One that finds the other ahead leaves the rest to it.
-        while rows(database_url, offline) < [(quiet,)]:
+        while rows(database_url, offline) < [(silent,)]:
             await asyncio.gather(store.sweeper.sweep(), other.sweeper.sweep())
         await asyncio.gather(store.sweeper.sweep(), other.sweeper.sweep())
         stop.set()
@@ -223,12 +223,12 @@ def test_two_servers_declare_each_user_offline_once(database_url: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweep_module, "MAX_OFFLINE", 7)
-        patch.setattr(sweep_module, "LOOK", 50)
+        patch.setattr(sweep_module, "SCAN", 50)
         run(database_url, heard, body)
     log = rows(database_url, LOG)
     assert [seq for seq, _, _ in log] == list(range(1, len(log) + 1))
     gone = Counter(email for _, event, email in log if event == "offline")
-    assert gone == {f"quiet{n}@example.com": 1 for n in range(quiet)}
+    assert gone == {f"silent{n}@example.com": 1 for n in range(silent)}
     assert sorted((e.seq, str(e.event), e.email) for e in heard + others) == log
 
 
@@ -786,7 +786,7 @@ def test_what_the_sweep_has_done_is_known(database_url: str) -> None:
     """How long ago it was, also where another server did it; who went offline, what was pruned."""
 
     async def body(store: Store) -> None:
-        await store.record(check_in("quiet"))
+        await store.record(check_in("silent"))
         time_passes(database_url, hours=24 * 8)
         assert await store.sweeper.sweep() == 1
         first = store.sweeper.swept_ago_s

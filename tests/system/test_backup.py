@@ -50,7 +50,7 @@ class Operator:
     def stream(self, *before: str) -> tuple[str, int]:
         """The stream and its largest number."""
         said = self.types(TOOLS, *before, SHOW)
-        [(stream, head)] = re.findall(r"(?m)^stream (\S+)\nhead (\d+)$", said)
+        [(stream, head)] = re.findall(r"(?m)^log (\S+)\nhead (\d+)$", said)
         return stream, int(head)
 
 

@@ -29,7 +29,7 @@ from tests.support.harness import (
     rows,
 )
 from tornado_status.commands.doctor import check_database, check_network
-from tornado_status.store.diagnostics import Examination
+from tornado_status.store.diagnostics import Diagnosis
 
 pytestmark = pytest.mark.once
 
@@ -380,7 +380,7 @@ def test_a_clock_that_is_off_is_found(site: DoctorSetup, off_s: int, level: str)
 def test_a_slow_answer_is_no_wrong_clock(took_s: float, level: str) -> None:
     """What the question itself took may be all of the difference."""
     now = datetime.datetime.now(datetime.UTC)
-    found = Examination(
+    found = Diagnosis(
         "18", 180000, True, True, True, False, True, now + datetime.timedelta(seconds=5),
         now, took_s / 2, "1", "1",
     )  # fmt: skip
@@ -392,7 +392,7 @@ def test_a_slow_answer_is_no_wrong_clock(took_s: float, level: str) -> None:
 def test_a_postgresql_that_is_too_old_is_found(number: int, level: str) -> None:
     """By the number that it tells; none so old is to be had."""
     now = datetime.datetime.now(datetime.UTC)
-    found = Examination("14", number, True, True, True, False, True, now, now, 0.0, "1", "1")
+    found = Diagnosis("14", number, True, True, True, False, True, now, now, 0.0, "1", "1")
     assert next(check_database._state(found)).level == level
 
 

@@ -80,7 +80,7 @@ def test_it_is_served_and_what_is_untold_is_said(
     for _ in range(2):
         assert server.request("POST", "/api/client").status == 204
     for sentences in (
-        [event["reason"] for event in server.events("the database does not say which one it is")],
+        [event["reason"] for event in server.events("the database does not identify itself")],
         warnings(server),
     ):
         assert len(sentences) == len(untold)
@@ -153,5 +153,5 @@ def test_no_two_servers_number_in_different_streams(
             assert server.request("POST", "/api/client").status == 204
             assert json.loads(heard.one()[0])["log"] == new
     [lost] = before.events("database lost, reconnecting")
-    assert lost["reason"] == "another server has begun a new stream of numbers"
+    assert lost["reason"] == "another server has begun a new log"
     assert identity(managed)[0] == new

@@ -163,9 +163,7 @@ def test_a_migration_behind_a_dump_stops_nobody(
         newer = start_server(wait=False, prefix=("env", f"--chdir={new}"))
         newer.wait_event("migrating the database")
         answers = set()
-        while not newer.events(
-            "the database is being read, as by pg_dump: migrating it when that is over"
-        ):
+        while not newer.events("migration waits for a reader such as pg_dump"):
             answers.add(old.request("POST", "/api/client").status)
         answers.add(old.request("POST", "/api/client").status)
         assert answers == {204}

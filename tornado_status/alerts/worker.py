@@ -26,7 +26,7 @@ from tornado_status.alerts.signature import parse_secrets, sign
 from tornado_status.alerts.webhook import NotDelivered, Webhook
 from tornado_status.config import AlertSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
-from tornado_status.model.alert import AlertMessage, Cursor, UserReturn, committed_at
+from tornado_status.model.alert import AlertCursor, AlertMessage, UserReturn, committed_at
 from tornado_status.model.records import Event, timestamp
 from tornado_status.observe import metrics
 from tornado_status.runtime.backoff import Backoff
@@ -240,7 +240,7 @@ class _Worker:
 
     # ----------------------------------------------------------------------------- reading
 
-    async def _read(self, cursor: Cursor) -> bool:
+    async def _read(self, cursor: AlertCursor) -> bool:
         """Read one step of the log. Return False if there is more."""
         if cursor.followed != cursor.log_id or cursor.seq > cursor.head:
             # A restore brings the cursor back with the log, so it is right in the new log, too. It

@@ -28,7 +28,7 @@ class AlertMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Cursor:
+class AlertCursor:
     """How far an alert has read the log, and what there is to do.
 
     `held`: this server holds the lease. `free`: no server does. `due`: a message is to be sent.

@@ -1,4 +1,4 @@
-"""How often one identity may check in: token buckets. Pure, the clock is handed in."""
+"""How often one identity may check in: token buckets. Pure: the time is passed in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CheckInRateLimit:
         return len(self._buckets)
 
     def allow(self, email: str, now: float) -> None:
-        """Count one check-in at `now`, in seconds. Raises `TooFrequent` where it is too many."""
+        """Count one check-in at `now`, in seconds. Raises `TooFrequent` if it is too many."""
         tokens, before = self._buckets.pop(email, (self._burst, now))
         tokens = min(self._burst, tokens + (now - before) * self._per_second)
         if tokens < 1:

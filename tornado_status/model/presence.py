@@ -1,16 +1,16 @@
-"""Presence: what state a user is in, and how often that is looked at. Pure: the clock is given."""
+"""Presence: the state of a user, and how often it is checked. Pure: the time is passed in."""
 
 from __future__ import annotations
 
 import datetime
 import enum
 
-# A check-in comes that much of an interval too late before it is called late: a client's timer, its
-# retries and the network are never exact.
+# A user is late after this many intervals without a check-in: a client's timer, its retries and the
+# network are never exact.
 LATE_AFTER_INTERVALS = 1.5
 SWEEPS_PER_INTERVAL = 4
 MAX_SWEEP_EVERY_S = 15.0  # an `offline` comes at most so much after its time
-# The servers were away after two sweeps that did not happen; a busy machine alone is not away.
+# No server was running if two sweeps did not happen; a busy machine alone does not count.
 AWAY_AFTER_SWEEPS, MIN_AWAY_S = 2, 5.0
 # Kept at least that much longer than a user may be silent, so that every sweep finds its entries.
 RETENTION_MARGIN_S = 60.0
@@ -18,7 +18,7 @@ SHORTEST_RETENTION_S = 3600.0  # what a retention of 0 means
 
 
 class State(enum.StrEnum):
-    """What a user is now."""
+    """The presence of a user."""
 
     NEW = "new"  # enrolled and never seen, or seen for the first time just now
     ONLINE = "online"
@@ -52,15 +52,15 @@ def late_after_s(interval_s: float) -> float:
 
 
 def sweep_every_s(interval_s: float) -> float:
-    """Return how often it is looked who has gone offline."""
+    """Return how often the presence sweep runs."""
     return min(interval_s / SWEEPS_PER_INTERVAL, MAX_SWEEP_EVERY_S)
 
 
 def away_after_s(every_s: float) -> float:
-    """Return after how long without a sweep nobody could check in, because no server was there."""
+    """Return after how long without a sweep no server can have been running."""
     return max(AWAY_AFTER_SWEEPS * every_s, MIN_AWAY_S)
 
 
 def retention_s(configured_s: float, offline_after_s: float) -> float:
-    """Return how long the log is kept, however little is asked for."""
+    """Return how long the log is kept: at least as long as the sweep needs it."""
     return max(configured_s or SHORTEST_RETENTION_S, offline_after_s + RETENTION_MARGIN_S)

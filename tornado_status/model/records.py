@@ -1,6 +1,6 @@
-"""The values that travel through the house: a peer and its check-in on the way in, events out.
+"""Pure values: a peer and its check-in on the way in, events and records on the way out.
 
-Pure values, parsed at the edge and trusted inside.
+Parsed at the edge and trusted inside.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ class EventKind(enum.StrEnum):
     CHECK_IN = "check-in"
     NEW = "new"  # a user's first check-in
     BACK = "back"  # a user's first check-in after `offline`
-    OFFLINE = "offline"  # nothing was heard of the user for too long; no client caused it
+    OFFLINE = "offline"  # no check-in for too long; no client caused it
     ENROLLED = "enrolled"  # by an admin; not seen yet
     REMOVED = "removed"  # by an admin, with the record
-    ERASED = "erased"  # what became of any entry of a user who was erased
+    ERASED = "erased"  # in place of any entry of a user who was erased
 
 
-# The e-mail of an erased entry. It is nobody's: an identity's domain has a dot in it.
+# The e-mail of an erased entry. No identity has it: an identity's domain has a dot in it.
 ERASED_EMAIL = "erased@invalid"
 
 
@@ -91,10 +91,10 @@ class Device(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StatusRecord:
-    """What is known of one user: the newest check-in, and the number of the newest entry.
+    """The record of one user: the newest check-in, and the sequence number of the newest entry.
 
-    `state` is that of `presence.state`. `devices` are all that are remembered, the newest first;
-    empty in pages of users. Who is enrolled and never checked in has no `last_seen` and no address.
+    `state` is that of `presence.state`. `devices` are the known ones, the newest first;
+    empty in pages of users. A user who never checked in has no `last_seen` and no address.
     """
 
     seq: int
@@ -109,7 +109,7 @@ class StatusRecord:
 
 @dataclass(frozen=True, slots=True)
 class EventPage:
-    """A slice of the log in order, the stream it belongs to, and the newest number there is."""
+    """A slice of the log in order, with the log id and the head."""
 
     log_id: uuid.UUID
     head: int
@@ -144,9 +144,9 @@ class LogSlice:
 
 @dataclass(frozen=True, slots=True)
 class LogSpan:
-    """What the log holds: its stream, its newest number, and the oldest entry that is kept.
+    """The extent of the log: its id, its head, and the oldest entry that is kept.
 
-    `oldest` is `head` + 1 where nothing is kept.
+    `oldest` is `head` + 1 if none is kept.
     """
 
     log_id: uuid.UUID
@@ -171,7 +171,7 @@ class UserPage:
 class Peer:
     """The far end of one connection.
 
-    `check_in` is what each check-in on this connection says; it is None where the peer may not
+    `check_in` is the value of each check-in on this connection. It is None if the peer may not
     check in, and then `refusal` is why.
     """
 

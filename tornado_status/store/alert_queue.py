@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 from tornado_status.errors import StoreUnavailable
-from tornado_status.model.alert import AlertMessage, Cursor, UserReturn, committed_at
+from tornado_status.model.alert import AlertCursor, AlertMessage, UserReturn, committed_at
 from tornado_status.model.records import Event
 from tornado_status.store.database import Pool, Row, StatementFailed
 from tornado_status.store.queries import ENTRY, entry
@@ -37,7 +37,7 @@ class AlertQueue:
             [list(names), FORGOTTEN_DAYS],
         )
 
-    async def cursor(self, name: str, holder: uuid.UUID, renew_s: float) -> Cursor:
+    async def cursor(self, name: str, holder: uuid.UUID, renew_s: float) -> AlertCursor:
         """Return an alert's cursor. `held` only if the lease lasts `renew_s` more seconds."""
         rows = await self._execute(
             "SELECT a.stream, a.seq, h.stream, h.seq,"
@@ -50,7 +50,7 @@ class AlertQueue:
         if not rows:
             raise StoreUnavailable(f"alert {name} is not in the database")
         followed, seq, log_id, head, held, free, due = rows[0]
-        return Cursor(
+        return AlertCursor(
             uuid.UUID(followed), seq, uuid.UUID(log_id), head, bool(held), bool(free), due
         )
 

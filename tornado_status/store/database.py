@@ -1,7 +1,7 @@
 """Connections to PostgreSQL through aiopg: opened and closed, errors turned into our own.
 
-Knows nothing of check-ins. What comes out of here is a `StoreUnavailable` or a `StatementFailed`,
-never a psycopg2 exception.
+Knows nothing of check-ins. Raises `StoreUnavailable` and `StatementFailed`, never a psycopg2
+exception.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Values = Sequence[object] | Mapping[str, object]
 
 APPLICATION_NAME = "tornado_status"
 
-# A peer that vanished without a word (frozen network, pulled plug) is noticed by the kernel well
+# With these the kernel notices a peer that vanished silently (frozen network, pulled plug) well
 # before TCP's own two hours. Values as libpq reads them.
 LIVENESS = {
     "keepalives_idle": "5",
@@ -46,7 +46,7 @@ class StatementFailed(StoreError):
 
 
 class _ReadOnly(StoreUnavailable):
-    """It answers, and takes nothing."""
+    """The server answers, and accepts no writes."""
 
 
 def parse_url(url: str) -> Parameters:
@@ -70,11 +70,11 @@ class Connection:
     async def open(
         cls, parameters: Parameters, timeout_s: float, *, writable: bool = True
     ) -> Connection:
-        """Connect to the first host that answers; see `hosts.first` for the order and the time.
+        """Connect to the first host that answers; see `failover.first` for the order and the time.
 
-        A standby or a read-only server is passed over; without `writable` it is taken where there
-        is no other. Raises `StoreUnavailable` with the reason of each host, `ConfigError` for hosts
-        that are none.
+        A standby or a read-only server is skipped; without `writable` it is used if there is no
+        other. Raises `StoreUnavailable` with the reason of each host, and `ConfigError` if hosts
+        and ports do not match.
         """
         read_only = False
 
@@ -131,7 +131,7 @@ class Connection:
         return connection
 
     async def _check_writable(self, timeout_s: float) -> None:
-        """Close it and raise `StoreUnavailable` where it does not take what we write."""
+        """Close it and raise `StoreUnavailable` if it accepts no writes."""
         try:
             (read_only,) = await self.fetch_one("SHOW transaction_read_only", timeout_s=timeout_s)
         except StatementFailed as error:
@@ -146,7 +146,7 @@ class Connection:
 
     @property
     def usable(self) -> bool:
-        """False once the connection is known to be gone. Nothing sent after that arrives."""
+        """False once the connection is known to be lost. Nothing sent after that arrives."""
         return not self._raw.closed
 
     @property
@@ -157,7 +157,7 @@ class Connection:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close it, at once. Twice is once: by then its descriptor may be another connection's."""
+        """Close it, at once. Idempotent: by then its descriptor may be another connection's."""
         if not self._abandoned:
             self._abandoned = True
             self._raw.close()
@@ -184,8 +184,8 @@ class Connection:
     ) -> list[Row]:
         """Run `sql` (several statements without parameters are one transaction); return the rows.
 
-        The rows are the last statement's. Raises `StatementFailed` where PostgreSQL refused and
-        rolled back, `StoreUnavailable` where the connection is lost or too slow: what was sent
+        The rows are the last statement's. Raises `StatementFailed` if PostgreSQL refused and
+        rolled back, `StoreUnavailable` if the connection is lost or too slow: what was sent
         may or may not have been done, and the connection is closed. With `durable` that is also
         raised where PostgreSQL has committed and warned.
         """
@@ -197,8 +197,8 @@ class Connection:
                 _raise_swallowed_cancellation()
                 rows = [] if cursor.description is None else await cursor.fetchall()
                 if durable and _has_warning(self._raw.raw):
-                    # Whose wait for a synchronous standby is canceled has committed here only, and
-                    # is told so by a warning, in the database's language and without its code.
+                    # If the wait for a synchronous standby is cancelled, the commit is on this
+                    # server only. PostgreSQL says so by a warning, translated and without a code.
                     await self.close()
                     raise StoreUnavailable(f"the database warns: {self._raw.raw.notices[0]}")
                 return cast(list[Row], rows)
@@ -218,13 +218,15 @@ class Connection:
             await self.close()
             raise StoreUnavailable("the database does not answer in time") from error
         except AssertionError as error:
-            # aiopg trips over its own state when a backend dies between two polls.
+            # aiopg asserts its own state, which a backend that dies between two polls breaks.
             await self.close()
             raise StoreUnavailable("the database closed the connection") from error
         except asyncio.CancelledError as error:
             # aiopg reports a server-side statement_timeout as a cancellation.
             if _is_own_cancellation():
-                await self.close()  # what was sent may still be done: nobody may use it again
+                await (
+                    self.close()
+                )  # the statement may still run: the connection must not be used again
                 raise
             if self._alive():
                 raise StatementFailed("canceled by the database", "57014") from error
@@ -239,7 +241,7 @@ class Connection:
         timeout_s: float = 5.0,
         durable: bool = False,
     ) -> Row:
-        """Run `sql` and return its first row. Raises `StatementFailed` where there is none."""
+        """Run `sql` and return its first row. Raises `StatementFailed` if there is none."""
         rows = await self.execute(sql, parameters, timeout_s=timeout_s, durable=durable)
         if not rows:
             raise StatementFailed("the statement returned no row", "")
@@ -260,14 +262,14 @@ class Pool:
         self._acquire_timeout_s = acquire_timeout_s
 
     async def point_to(self, parameters: Parameters) -> None:
-        """From now on connect to this one address (the one the writer found to be primary)."""
+        """Connect to this one address from now on: the writer found it to be the primary."""
         if parameters != self._parameters:
             self._parameters = parameters
             await self.close()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """Borrow a connection. Raises `StoreUnavailable` where none can be had in time."""
+        """Borrow a connection. Raises `StoreUnavailable` if none is free in time."""
         if self._parameters is None:
             raise StoreUnavailable("the database is not connected yet")
         try:
@@ -309,7 +311,7 @@ def _raise_swallowed_cancellation() -> None:
 
 
 def _has_warning(raw: psycopg2.extensions.connection) -> bool:
-    """Say whether the last statement came with a warning: see `client_min_messages`.
+    """Return whether the last statement came with a warning: see `client_min_messages`.
 
     Raises `psycopg2.OperationalError` where the connection has ended since.
     """

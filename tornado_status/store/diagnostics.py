@@ -1,4 +1,4 @@
-"""What the database says of itself, for whoever looks for what is wrong. Changes nothing."""
+"""What a database says about itself, for the doctor. Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tornado_status.store.database import Connection, StatementFailed, parse_url
 from tornado_status.store.embedded.binaries import find_binaries
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
 from tornado_status.store.failover import Parameters
-from tornado_status.store.log_id import origin
+from tornado_status.store.log_id import database_identity
 
 _QUESTIONS = """\
 SELECT current_setting('server_version'), current_setting('server_version_num')::int,
@@ -23,11 +23,13 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 
 
 @dataclass(frozen=True, slots=True)
-class Examination:
-    """What was found. `clock` is the database's, in UTC; `clock_error_s` what it may be off by
-    for the time that the question took. `revision` is None before the first migration; `newer`
-    where a server of this version serves it all the same, `untold` what it does not tell of
-    itself and what follows of it, `refusal` why it does not, or ""."""
+class Diagnosis:
+    """The state of a database.
+
+    `clock` is the database's, in UTC, at `asked` of ours, give or take `clock_error_s`. `revision`
+    is None before the first migration. `newer`: a newer version has migrated it, and this one can
+    serve it all the same. `refusal` is why this version cannot, or "".
+    """
 
     version: str
     version_number: int
@@ -41,13 +43,13 @@ class Examination:
     clock_error_s: float
     revision: str | None
     newest_revision: str
-    untold: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     newer: bool = False
     refusal: str = ""
 
 
-async def examine(parameters: Parameters, timeout_s: float) -> Examination:
-    """Ask a database. Raises `StoreUnavailable` where it cannot be asked."""
+async def diagnose(parameters: Parameters, timeout_s: float) -> Diagnosis:
+    """Ask a database. Raises `StoreUnavailable` if it does not answer."""
     connection = await Connection.open(parameters, timeout_s, writable=False)
     try:
         before = datetime.datetime.now(datetime.UTC)
@@ -55,7 +57,7 @@ async def examine(parameters: Parameters, timeout_s: float) -> Examination:
         after = datetime.datetime.now(datetime.UTC)
         revision = await migrate.current(connection)
         # A standby writes no WAL, and takes no check-ins.
-        untold = () if row[5] else tuple((await origin(connection)).warnings())
+        warnings = () if row[5] else tuple((await database_identity(connection)).warnings())
     except StatementFailed as error:
         raise StoreUnavailable(f"the database refuses: {error}") from error
     finally:
@@ -66,7 +68,7 @@ async def examine(parameters: Parameters, timeout_s: float) -> Examination:
     except ConfigError as error:
         refusal = str(error)
     version, number, fsync, pages, synchronous, standby, may_create, clock = row
-    return Examination(
+    return Diagnosis(
         version=version,
         version_number=number,
         fsync=fsync == "on",
@@ -79,7 +81,7 @@ async def examine(parameters: Parameters, timeout_s: float) -> Examination:
         clock_error_s=(after - before).total_seconds() / 2,
         revision=revision,
         newest_revision=migrate.REVISION,
-        untold=untold,
+        warnings=warnings,
         newer=newer,
         refusal=refusal,
     )
@@ -91,9 +93,9 @@ def external(url: str) -> Parameters:
 
 
 def embedded(data_dir: Path) -> Parameters | None:
-    """Return the parameters of an embedded PostgreSQL that runs now, None where it does not.
+    """Return the parameters of a running embedded PostgreSQL, None if it does not run.
 
-    Raises `ConfigError` where it never could: no binaries.
+    Raises `ConfigError` if there are no binaries.
     """
     find_binaries()
     return EmbeddedPostgres(data_dir).running()

@@ -1,4 +1,4 @@
-"""People: who is enrolled, who is removed, and what is erased of them in the log.
+"""Enrolment: users are enrolled, removed, and erased from the log.
 
 Each change of a record is an entry of the log, written under the head lock like any other: by the
 writer of a server, which announces it, or by a command, which leaves that to a server (`Outbox`).
@@ -16,11 +16,11 @@ from tornado_status.store import migrate, queries
 from tornado_status.store.database import Connection, Pool, Row, StatementFailed
 from tornado_status.store.group_commit import LOCK_HEAD, GroupCommit, Work, array
 
-CHUNK = 512  # people a transaction: no more rows than a batch of check-ins
-ERASE_CHUNK = 5000  # entries looked through by one statement: at worst all of them are rewritten
+CHUNK = 512  # users a transaction: no more rows than a batch of check-ins
+ERASE_CHUNK = 5000  # entries scanned by one statement: at worst all of them are rewritten
 COMMAND_TIMEOUT_S = 30.0  # for one statement of a command
-POLL_S = 1.0  # how late at most a server hears of what a command wrote
-TAKE = 512  # entries of others announced at once
+POLL_S = 1.0  # how late a server announces a command's entries at most
+TAKE = 512  # entries of commands announced at once
 ANNOUNCED_TIMEOUT_S = 5.0  # some polls of a server: then none is running
 
 # A record without a number was made by hand, and is enrolled by this.
@@ -62,7 +62,7 @@ SELECT base, at, ARRAY(SELECT email FROM fresh ORDER BY k),
 
 _OUTBOX = ", outbox AS (INSERT INTO unannounced SELECT base + k FROM fresh, now)"
 
-# No row is locked that anybody waits for: nobody writes an entry twice, and pruning comes again.
+# It locks no row that another writer waits for: entries are written once, and pruning is repeated.
 _ERASE = """\
 WITH erased AS (
     UPDATE check_in SET event = 'erased', email = %(erased)s, client_ip = NULL,
@@ -71,7 +71,7 @@ WITH erased AS (
 )
 SELECT count(*) FROM erased"""
 
-# What alerts had still to say of the person.
+# Alerts about the user that are not delivered yet.
 _ERASE_MESSAGES = "DELETE FROM alert_message WHERE email = %(email)s"
 
 _TAKE = f"""\
@@ -90,7 +90,7 @@ SET jit = off"""
 
 
 def enrol(emails: Sequence[str], *, by_command: bool = False) -> Work:
-    """Return the work that enrols up to `CHUNK` people; see `changed` for what it did.
+    """Return the work that enrols up to `CHUNK` users; see `changed` for its result.
 
     `by_command`: a server announces it later.
     """
@@ -98,12 +98,12 @@ def enrol(emails: Sequence[str], *, by_command: bool = False) -> Work:
 
 
 def remove(emails: Sequence[str], *, by_command: bool = False) -> Work:
-    """Return the work that removes up to `CHUNK` people with their records; see `enrol`."""
+    """Return the work that removes up to `CHUNK` users with their records; see `enrol`."""
     return _work(_REMOVE, EventKind.REMOVED, emails, by_command)
 
 
 def changed(rows: list[Row]) -> list[str]:
-    """Return whom the work has enrolled or removed, of its rows; the others were so before."""
+    """Return the e-mails that the work has enrolled or removed; the others needed no change."""
     emails: list[str] = rows[0][2]
     return emails
 
@@ -132,25 +132,25 @@ def _work(statement: str, kind: EventKind, emails: Sequence[str], by_command: bo
 
 
 class Outbox:
-    """Announces what commands have written: each entry by one server, within about `POLL_S`."""
+    """Announces entries that commands have written: one server each, within about `POLL_S`."""
 
     def __init__(self, commit: GroupCommit, pool: Pool) -> None:
         self._commit = commit
         self._pool = pool
 
     async def run(self) -> None:
-        """Look for such entries, again and again, until cancelled."""
+        """Poll for such entries until cancelled."""
         while True:
             await self._commit.connected.wait()
             try:
                 while await self.take() == TAKE:
                     pass
             except StoreError:
-                pass  # the writer says so aloud; they wait
+                pass  # the writer logs it; the entries wait
             await asyncio.sleep(POLL_S)
 
     async def take(self) -> int:
-        """Announce up to `TAKE` entries that nobody has; return how many. Raises `StoreError`."""
+        """Announce up to `TAKE` unannounced entries; return how many. Raises `StoreError`."""
         async with self._pool.connection() as connection:
             (waiting,) = await connection.fetch_one("SELECT EXISTS (SELECT FROM unannounced)")
         if not waiting:
@@ -160,13 +160,13 @@ class Outbox:
 
 
 class OfflineEnrolment:
-    """Does the same from a command, on a connection of its own, whether a server runs or not."""
+    """Enrols, removes and erases from a command, on its own connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def prepare(self) -> None:
-        """Call first. Raises `ConfigError` where the database is of another version."""
+        """Call first. Raises `ConfigError` if the database is of another version."""
         try:
             revision = await migrate.current(self._connection)
         except StatementFailed as error:
@@ -179,15 +179,15 @@ class OfflineEnrolment:
         await self._execute(_SESSION.format(timeout_ms=timeout_ms))
 
     async def enrol(self, emails: Sequence[str]) -> set[str]:
-        """Enrol people; return whom, the others were there. Raises `StoreUnavailable`."""
+        """Enrol users; return those who were not enrolled. Raises `StoreUnavailable`."""
         return await self._write(_ENROL, EventKind.ENROLLED, emails)
 
     async def remove(self, emails: Sequence[str]) -> set[str]:
-        """Remove people; return whom, the others are unknown. Raises `StoreUnavailable`."""
+        """Remove users; return those who were known. Raises `StoreUnavailable`."""
         return await self._write(_REMOVE, EventKind.REMOVED, emails)
 
     async def announced(self) -> bool:
-        """Wait until servers have announced all that commands wrote; False where none does."""
+        """Wait until servers have announced all entries of commands; return False if none does."""
         try:
             async with asyncio.timeout(ANNOUNCED_TIMEOUT_S):
                 while True:
@@ -199,10 +199,10 @@ class OfflineEnrolment:
             return False
 
     async def erase(self, email: str) -> int:
-        """Blank one person in the log, up to its head now; return in how many entries.
+        """Erase one user from the log, up to its head now; return from how many entries.
 
-        The whole log is looked through: the chain of a person's entries ends where the person was
-        removed before. Interrupted, it can be repeated. Raises `StoreUnavailable`.
+        The whole log is scanned: the chain of a user's entries ends at an earlier removal.
+        Idempotent. Raises `StoreUnavailable`.
         """
         [(cursor, head)] = await self._execute(
             "SELECT coalesce((SELECT min(seq) FROM check_in) - 1, seq), seq FROM head"

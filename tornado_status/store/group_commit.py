@@ -1,17 +1,16 @@
-"""Group commit: what arrives while a commit is in flight is written by the next one.
+"""Group commit: check-ins that arrive while a commit is in flight are written by the next one.
 
-Owns the writing connection and the queue before it. Each accepted check-in gets its own row, its
-own number and one call of its `done`, after the commit of *its* batch and never before. Where more
-is queued, the database gets the next batch before those of the last one are told: it works while
-they are. Numbers are gapless and in commit order over all servers on the database: every batch
-first locks the head row, in the same round trip as its write.
+Owns the writing connection and its queue. Each accepted check-in gets its own row, its own sequence
+number and one call of its `done`, after the commit of its batch and never before. If more is
+queued, the database gets the next batch before the last one is answered, so that both work at the
+same time. Sequence numbers are gapless and in commit order over all servers on the database: every
+batch first locks the head row, in the same round trip as its write.
 """
 
 from __future__ import annotations
 
 import asyncio
 import datetime
-import random
 import time
 import uuid
 from collections import deque
@@ -23,24 +22,26 @@ import structlog
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
 from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
 from tornado_status.observe.counters import Batch, CheckIns
+from tornado_status.runtime.backoff import Backoff
 from tornado_status.runtime.rate_limit import RateLimit
+from tornado_status.runtime.waiting import wait_set
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, Row, StatementFailed
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
 MAX_PENDING = 10_000  # check-ins that wait for a commit; the next one gets 503
-MAX_WORK = 64  # pieces of other work that may wait: the store's own parts, and requests of admins
+MAX_WORK = 64  # pieces of other work that may wait: from parts of the store and from admins
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
-# The same, which fails where another server has begun a new stream of numbers: nothing may be
-# written by who would announce it in the old one. Looked at again behind the lock.
+# The same, but it fails if another server has begun a new log: this server would announce under the
+# old log id. PostgreSQL evaluates the row again once it has the lock.
 _LOCK_HEAD_OF = "SELECT 1 / (stream = '{}')::int FROM head FOR UPDATE"
 _OTHER_LOG = "22012"  # division_by_zero
-_NEW_LOG = "another server has begun a new stream of numbers"
+_NEW_LOG = "another server has begun a new log"
 
 # The arrays hold one element a check-in, in order of arrival. $6 is the position of the check-in of
 # the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
@@ -103,15 +104,15 @@ Done = Callable[["Event | StoreError"], None]
 Subscriber = Callable[[CommittedBatch], None]
 
 Pending = tuple[CheckIn, Done, float]  # and when it was submitted, in monotonic seconds
-Origin = tuple[str, "str | None", "int | None"]  # an entry's e-mail and client address
+Source = tuple[str, "str | None", "int | None"]  # an entry's e-mail and client address
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What somebody else writes to the log, between two batches of check-ins.
+    """What another part of the store writes to the log, between two batches of check-ins.
 
-    `statement` is run after the head is locked, in the same transaction. `events` makes of its rows
-    what was committed, in order; `emails` are those whose entries a lost answer may have left.
+    `statement` runs after the head is locked, in the same transaction. `events` turns its rows into
+    the committed events, in order. If the answer is lost, entries of `emails` may be recorded.
     """
 
     statement: str
@@ -159,11 +160,11 @@ class GroupCommit:
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
-        self._unconfirmed: set[Origin] = set()
-        self._untold: _Committed | None = None
-        self._telling_failed: Exception | None = None
-        self.counted = CheckIns()
-        self._told = RateLimit()  # a database that fails each commit would fill the log
+        self._unconfirmed: set[Source] = set()
+        self._unanswered: _Committed | None = None
+        self._answering_failed: Exception | None = None
+        self.counters = CheckIns()
+        self._warnings = RateLimit()  # a database that fails each commit would fill our log
         self.connected = asyncio.Event()
         self.head = 0
         self.log_id = uuid.UUID(int=0)
@@ -177,7 +178,7 @@ class GroupCommit:
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; `done` gets its event, or the error, in a later turn of the loop.
 
-        Raises `StoreUnavailable` where the queue is full or the database is known to be away.
+        Raises `StoreUnavailable` if the queue is full or the database is known to be away.
         """
         if not self.connected.is_set():
             raise StoreUnavailable(f"database away: {self.problem}")
@@ -192,7 +193,7 @@ class GroupCommit:
         """Run other work on the writing connection, and return its rows.
 
         Check-ins come first: between two batches of them one piece of other work is done. Raises
-        `StoreUnavailable` where it is not known to be done, as `submit` does.
+        `StoreUnavailable` if it is not known to be done, as `submit` does.
         """
         if not self.connected.is_set():
             raise StoreUnavailable(f"database away: {self.problem}")
@@ -205,7 +206,7 @@ class GroupCommit:
 
     async def run(self) -> None:
         """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
-        delay = RETRY_MIN_S
+        backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         reported = ""
         while not self._stopping:
             try:
@@ -215,17 +216,17 @@ class GroupCommit:
                 if str(error) != reported:
                     reported = str(error)
                     self._log.warning("database away, trying again", reason=reported)
-                await self._sleep(delay * random.uniform(0.5, 1))  # noqa: S311 - jitter
-                delay = min(delay * 2, RETRY_MAX_S)
+                await self._sleep(backoff.next_s())
                 continue
-            delay, reported = RETRY_MIN_S, ""
+            backoff.reset()
+            reported = ""
             try:
                 await self._serve(connection)
             except StoreError as error:
-                # What is queued, but never sent, may still make it with the next connection.
+                # Check-ins that were never sent stay queued for the next connection.
                 self.connected.clear()
                 self.problem = str(error)
-                if (suppressed := self._told.allow(("lost", str(error)))) is not None:
+                if (suppressed := self._warnings.allow(("lost", str(error)))) is not None:
                     self._log.warning(
                         "database lost, reconnecting", reason=str(error), suppressed=suppressed
                     )
@@ -234,17 +235,14 @@ class GroupCommit:
         self._lost(StoreUnavailable("shutting down"))
 
     async def drain(self, timeout_s: float) -> bool:
-        """Wait until all that was submitted is answered; False after `timeout_s`."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
+        """Wait until all that was submitted is answered; return False after `timeout_s`."""
+        if not await wait_set(self._idle, timeout_s):
             self._log.warning("drain timed out", pending=len(self._queue))
             return False
         return True
 
     def refuse(self) -> None:
-        """Answer what is queued: it will not be committed. For when `run` has ended."""
+        """Answer the queued check-ins with an error, after `run` has ended: none is committed."""
         self._lost(StoreUnavailable("shutting down"))
 
     def stop(self) -> None:
@@ -253,7 +251,7 @@ class GroupCommit:
         self._wake.set()
 
     async def _serve(self, connection: Connection) -> None:
-        await self._announce_unconfirmed(connection)
+        await self._publish_unconfirmed(connection)
         self.problem = ""
         self.connected.set()
         while True:
@@ -273,7 +271,7 @@ class GroupCommit:
                 await self._commit(connection, batch)
                 if queue and not self._work and connection.usable:
                     continue  # the next batch is sent first
-                self._tell()
+                self._answer()
             if self._work and connection.usable:
                 await self._do(connection, *self._work.popleft())
 
@@ -282,23 +280,23 @@ class GroupCommit:
         statement = f"{self._lock_head()}; {_execute(check_ins, self._enrolment_closed)}"
         sent = time.monotonic()
         # In the next turn of the loop: the statement is then on its way to the database.
-        telling = asyncio.get_running_loop().call_soon(self._tell_beside)
+        answering = asyncio.get_running_loop().call_soon(self._answer_meanwhile)
         try:
             try:
                 rows = await connection.execute(
                     statement, timeout_s=self._commit_timeout_s, durable=True
                 )
             finally:
-                telling.cancel()
-                self._tell()  # whatever became of this batch: the one before it is committed
-            if self._telling_failed is not None:
-                raise self._telling_failed
+                answering.cancel()
+                self._answer()  # even if this batch failed: the one before it is committed
+            if self._answering_failed is not None:
+                raise self._answering_failed
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
             if error.sqlstate == _OTHER_LOG:
                 self._queue.extendleft(reversed(batch))
                 raise StoreUnavailable(_NEW_LOG) from error
-            if (suppressed := self._told.allow(error.sqlstate)) is not None:
+            if (suppressed := self._warnings.allow(error.sqlstate)) is not None:
                 self._log.error(
                     "commit refused",
                     reason=str(error),
@@ -306,33 +304,33 @@ class GroupCommit:
                     suppressed=suppressed,
                 )
             self._fail(batch, StoreUnavailable("the database refused the commit"))
-            self._tell_failed(batch, sent, error.sqlstate or type(error).__name__)
+            self._report_failed(batch, sent, error.sqlstate or type(error).__name__)
             raise StoreUnavailable(str(error)) from error
         except StoreUnavailable as error:
-            # Sent, and no answer: only the database knows. See _announce_unconfirmed.
+            # Sent, without an answer: only the database knows. See _publish_unconfirmed.
             self._unconfirmed = {(c.email, c.client_ip, c.client_port) for c in check_ins}
             self._fail(batch, error)
-            self._tell_failed(batch, sent, type(error).__name__)
+            self._report_failed(batch, sent, type(error).__name__)
             raise
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
-        self._untold = _Committed(batch, rows[0], sent, time.monotonic())
+        self._unanswered = _Committed(batch, rows[0], sent, time.monotonic())
 
-    def _tell_beside(self) -> None:
+    def _answer_meanwhile(self) -> None:
         try:
-            self._tell()
+            self._answer()
         except Exception as error:  # raised by _commit, which this runs beside
-            self._telling_failed = error
+            self._answering_failed = error
 
-    def _tell(self) -> None:
-        """Announce the batch that is committed and not yet told, and call each `done` of it."""
-        if self._untold is None:
+    def _answer(self) -> None:
+        """Publish the batch that is committed and not answered yet, and call each of its `done`."""
+        if self._unanswered is None:
             return
-        told, self._untold = self._untold, None
-        batch, sent, committed = told.batch, told.sent, told.committed
-        base, microseconds, new, back, accepted = told.row
-        moment = _EPOCH + datetime.timedelta(microseconds=microseconds)
+        answered, self._unanswered = self._unanswered, None
+        batch, sent, committed = answered.batch, answered.sent, answered.committed
+        base, microseconds, new, back, accepted = answered.row
+        at = _EPOCH + datetime.timedelta(microseconds=microseconds)
         recorded = batch if accepted is None else [batch[n - 1] for n in accepted]
         special = dict.fromkeys(new, EventKind.NEW) | dict.fromkeys(back, EventKind.BACK)
         events = []
@@ -344,7 +342,7 @@ class GroupCommit:
                     base + number,
                     kind,
                     check_in.email,
-                    moment,
+                    at,
                     check_in.client_ip,
                     check_in.client_port,
                 )
@@ -363,14 +361,15 @@ class GroupCommit:
             for position, (check_in, done, _) in enumerate(batch, start=1):
                 if position not in known:
                     done(UserUnknown(check_in.email))
-        self.counted.batch([submitted for _, _, submitted in batch], len(recorded), sent, committed)
+        submitted = [moment for _, _, moment in batch]
+        self.counters.batch(submitted, len(recorded), sent, committed)
         if self._on_batch is not None:
             check_ins = [check_in for check_in, _, _ in batch]
             self._on_batch(
                 Batch(check_ins, len(recorded), self.head, batch[0][2], sent, committed, None)
             )
 
-    def _tell_failed(self, batch: list[Pending], sent: float, error: str) -> None:
+    def _report_failed(self, batch: list[Pending], sent: float, error: str) -> None:
         if self._on_batch is not None:
             check_ins = [check_in for check_in, _, _ in batch]
             ended = time.monotonic()
@@ -416,16 +415,16 @@ class GroupCommit:
         if not done.done():
             done.set_result(rows)
 
-    async def _announce_unconfirmed(self, connection: Connection) -> None:
-        """Announce what a commit without an answer has written after all.
+    async def _publish_unconfirmed(self, connection: Connection) -> None:
+        """Publish the events that a commit without an answer has written after all.
 
-        Its clients were told 503, "not known to be recorded"; what is recorded is announced all
-        the same. Also learns the head and the stream, which other servers may have moved.
+        Its clients got 503, "not known to be recorded". Also read the head and the log id, which
+        other servers may have changed.
         """
         known, lost = self.head, self._unconfirmed
-        # The lock is a write too: once it is durable, so is all before it.
+        # The lock is a write too: once it is durable, so is everything before it.
         head, log_id = await connection.fetch_one(
-            "SELECT seq, stream FROM head FOR UPDATE", durable=True
+            "SELECT seq, stream AS log_id FROM head FOR UPDATE", durable=True
         )
         rows = []
         if lost and self.log_id == uuid.UUID(log_id):
@@ -439,7 +438,7 @@ class GroupCommit:
         found = (queries.entry(row) for row in rows)
         events = [e for e in found if (e.email, e.client_ip, e.client_port) in lost]
         if events:
-            self._log.info("announcing what a lost answer left recorded", events=len(events))
+            self._log.info("announcing events recorded without an answer", events=len(events))
             self._publish(events)
 
     def _lost(self, error: StoreError) -> None:
@@ -457,11 +456,7 @@ class GroupCommit:
 
     async def _sleep(self, seconds: float) -> None:
         self._wake.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+        await wait_set(self._wake, seconds)
 
 
 def _settle(done: asyncio.Future[list[Row]], error: StoreError) -> None:

@@ -1,8 +1,7 @@
-"""The stream of numbers as the operator sees it: what it is, and beginning a new one by hand.
+"""The log id: shown, and renewed by hand.
 
-A restored or promoted database is mostly noticed by itself, by its system identifier or timeline
-(see `store`). Where neither tells, as with a copy of the same data directory or a dump that is
-played back into the same server, `renew` says it.
+The store notices most restored or promoted databases by their system identifier or timeline. It
+cannot notice a copied data directory, or a dump restored into the same server: use `renew`.
 """
 
 from __future__ import annotations
@@ -20,38 +19,38 @@ from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 RENEW_TIMEOUT_S = 30.0  # the lock on the head, and every server's connection ended
 
-_SHOW = "SELECT stream, seq, at FROM head"
+_SHOW = "SELECT stream AS log_id, seq, at FROM head"
 
-# What the numbers depend on. The timeline is that of the WAL being written; the control file learns
-# of a promotion only at a checkpoint.
+# The timeline is that of the WAL being written: the control file has a new one only after the next
+# checkpoint.
 _SYSTEM_IDENTIFIER = "SELECT system_identifier FROM pg_control_system()"
 _TIMELINE_ID = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int"
 
-# Of a managed PostgreSQL, or of what only speaks its protocol: insufficient_privilege,
+# Errors of managed databases, or of others that speak the protocol: insufficient_privilege,
 # undefined_function, undefined_table (a function that returns rows), feature_not_supported.
-_UNTOLD = {"42501", "42883", "42P01", "0A000"}
+_NOT_AVAILABLE = {"42501", "42883", "42P01", "0A000"}
 
-# While the head is locked nobody numbers anything. Servers that are connected know the old stream:
-# they are disconnected, wait for the lock, and read the new one when they connect again.
+# While the head is locked no entry is written. Connected servers know the old log id: they are
+# disconnected, wait for the lock, and read the new one when they connect again.
 _RENEW = """\
 SELECT seq FROM head FOR UPDATE;
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name');
 UPDATE head SET stream = gen_random_uuid(), system_identifier = %s, timeline_id = %s
-RETURNING stream, seq, at
+RETURNING stream AS log_id, seq, at
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
-    """Which database this is, by what it tells of itself; None where it does not."""
+class DatabaseIdentity:
+    """Which database this is; None for what it does not reveal."""
 
     system_identifier: int | None
     timeline_id: int | None
 
     def warnings(self) -> list[str]:
-        """Return what will not be noticed, for operators."""
+        """Return what the server will not notice, for operators."""
         found = []
         if self.system_identifier is None:
             found.append(
@@ -66,18 +65,18 @@ class Origin:
         return found
 
 
-async def origin(connection: Connection) -> Origin:
-    """Ask a database which one it is. Raises `StoreUnavailable` and `StatementFailed`."""
-    return Origin(
-        await _told(connection, _SYSTEM_IDENTIFIER), await _told(connection, _TIMELINE_ID)
+async def database_identity(connection: Connection) -> DatabaseIdentity:
+    """Ask a database for its identity. Raises `StoreUnavailable` and `StatementFailed`."""
+    return DatabaseIdentity(
+        await _ask(connection, _SYSTEM_IDENTIFIER), await _ask(connection, _TIMELINE_ID)
     )
 
 
-async def _told(connection: Connection, question: str) -> int | None:
+async def _ask(connection: Connection, query: str) -> int | None:
     try:
-        (answer,) = await connection.fetch_one(question)
+        (answer,) = await connection.fetch_one(query)
     except StatementFailed as error:
-        if error.sqlstate in _UNTOLD:
+        if error.sqlstate in _NOT_AVAILABLE:
             return None
         raise
     return None if answer is None else int(answer)
@@ -85,7 +84,7 @@ async def _told(connection: Connection, question: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class LogState:
-    """The stream, the largest number handed out in it, and when that was."""
+    """The log id, the head, and when the head was written."""
 
     log_id: uuid.UUID
     head: int
@@ -93,19 +92,19 @@ class LogState:
 
 
 async def show(settings: DatabaseSettings) -> LogState:
-    """Return the stream as it is. Raises `ConfigError` and `StoreUnavailable`."""
+    """Return the log id and the head. Raises `ConfigError` and `StoreUnavailable`."""
     async with connected(settings, writable=False) as connection:
         return await _state(connection, _SHOW)
 
 
 async def renew(settings: DatabaseSettings) -> LogState:
-    """Begin a new stream, at the same number, and return it; servers that run follow at once.
+    """Begin a new log at the same head, and return it. Running servers follow at once.
 
     Raises `ConfigError` and `StoreUnavailable`.
     """
     async with connected(settings, writable=True) as connection:
         try:
-            here = await origin(connection)
+            here = await database_identity(connection)
         except StatementFailed as error:
             raise StoreUnavailable(f"the database refuses: {error}") from error
         return await _state(connection, _RENEW, [here.system_identifier, here.timeline_id])
@@ -123,7 +122,7 @@ async def _state(connection: Connection, sql: str, parameters: Values | None = N
 
 @asynccontextmanager
 async def connected(settings: DatabaseSettings, *, writable: bool) -> AsyncIterator[Connection]:
-    """Connect, to an embedded PostgreSQL too: the one of a running server, or started for this."""
+    """Connect; an embedded PostgreSQL is that of a running server, or is started for this."""
     started: EmbeddedPostgres | None = None
     if settings.url == EMBEDDED:
         embedded = EmbeddedPostgres(settings.data_dir)

@@ -23,15 +23,15 @@ from tornado_status.store.failover import Parameters
 REVISION = "0005"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait
 LOCK_TIMEOUT_S = 60
-# For the tables. Who waits for a long reader, as pg_dump is, has every server's writer behind
-# itself: not for longer than this, and not again before the pause is over.
+# For the tables. While a migration waits for a long reader such as pg_dump, every server's writer
+# waits behind it: no longer than this, and not again before the pause is over.
 TABLE_TIMEOUT_S, TABLE_PAUSE_S = 0.5, 4.5
 
 _SCRIPTS = Path(__file__).parent / "migrations"
 
 _NAME = re.compile(r"(?:g([1-9][0-9]{0,3})_)?([0-9]{4})")
 
-# Servers that run are of the generation before: what they have prepared must not write any more.
+# Running servers are of the previous generation: their prepared statements must not write any more.
 _DISCONNECT = """\
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)
@@ -40,13 +40,13 @@ WHERE datname = current_database() AND pid NOT IN (pg_backend_pid(), %s)
 
 
 class _InUse(StoreUnavailable):
-    """Others hold what a migration must lock."""
+    """Another session holds a table that a migration must lock."""
 
 
 def parse(revision: str) -> tuple[int, int]:
     """Return the generation and the number of a revision: "0005" is (1, 5), "g2_0007" (2, 7).
 
-    Raises `ConfigError` where it is none of this program.
+    Raises `ConfigError` if it is none of this program.
     """
     found = _NAME.fullmatch(revision)
     if found is None:
@@ -60,9 +60,9 @@ GENERATION, NUMBER = parse(REVISION)
 
 
 def check(revision: str | None) -> bool:
-    """Say whether a database of this revision is of a newer version that this one can serve with.
+    """Return whether a database of this revision is newer, and can be served all the same.
 
-    Raises `ConfigError` where it is of one that this one cannot serve with.
+    Raises `ConfigError` if it cannot be served.
     """
     if revision is None:
         return False
@@ -79,8 +79,8 @@ def check(revision: str | None) -> bool:
 async def upgrade(connection: Connection) -> None:
     """Bring the database that `connection` is open to up to `REVISION`, or leave a newer one alone.
 
-    Raises `ConfigError` where the database's generation is newer than this program's,
-    `StoreUnavailable` where it cannot be done now.
+    Raises `ConfigError` if the database's generation is newer than this program's,
+    `StoreUnavailable` if it cannot be done now.
     """
     revision = await current(connection)
     if revision == REVISION:
@@ -93,7 +93,7 @@ async def upgrade(connection: Connection) -> None:
     try:
         await asyncio.to_thread(_upgrade, connection.parameters, connection.backend_pid)
     except _InUse:
-        log.warning("the database is being read, as by pg_dump: migrating it when that is over")
+        log.warning("migration waits for a reader such as pg_dump")
         await asyncio.sleep(TABLE_PAUSE_S)
         raise
 
@@ -132,9 +132,9 @@ def _upgrade(parameters: Parameters, own_pid: int) -> None:
             context = alembic.runtime.migration.MigrationContext.configure(session)
             before = context.get_current_revision()
             if check(before):
-                return  # a newer version was quicker
+                return  # a newer version has migrated it
             if before is not None:
-                # What servers lock first, so that neither waits for the other in a circle.
+                # Servers lock this first too, so there is no deadlock.
                 session.exec_driver_sql(f"SET LOCAL lock_timeout = '{TABLE_TIMEOUT_S}s'")
                 session.exec_driver_sql("LOCK TABLE head IN ACCESS EXCLUSIVE MODE")
                 if parse(before)[0] < GENERATION:

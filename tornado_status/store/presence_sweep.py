@@ -1,10 +1,9 @@
-"""The sweep: finds in the log who has gone quiet, says so there, and prunes what is too old.
+"""The presence sweep: finds users who have gone offline, records that in the log, and prunes it.
 
-A user is offline once the newest entry is a check-in of longer than `offline_after_s` ago. The log
-is looked through once, in order: `head.swept` is the cursor, so no index on a time is needed. What
-is found there by a reading connection is only suspected; the writer decides, under the head lock,
-whether that entry is still the user's newest. So several servers never say it twice, and never of
-somebody who is back.
+A user is offline once the newest entry is a check-in older than `offline_after_s`. The log is
+scanned once, in order: `head.swept` is the cursor, so no index on a time is needed. A reading
+connection finds candidates; the writer decides, under the head lock, whether an entry is still the
+user's newest. Several servers therefore never record it twice, nor of a user who is back.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from tornado_status.observe import metrics
 from tornado_status.store.database import Connection, Pool, Row
 from tornado_status.store.group_commit import GroupCommit, Work
 
-LOOK = 5000  # entries looked through at a time: some 30 ms of CPU of a reading connection
+SCAN = 5000  # entries scanned at a time: some 30 ms of CPU of a reading connection
 MAX_OFFLINE = 512  # users a commit: no more than a batch of check-ins, which may wait behind it
 PRUNE = 2000  # entries deleted at a time
 PAUSE_S = 0.02  # between two of them: the disk is for check-ins first
@@ -40,30 +39,30 @@ _BY_KEY = (
 
 # now() is one moment for the whole statement: with a clock that moves between two rows, the later
 # one could be taken and the earlier one not, and the cursor would pass it.
-LOOK_FOR_QUIET = """\
+FIND_SILENT = """\
 WITH slice AS MATERIALIZED (
     SELECT c.seq, c.at, c.email FROM head h CROSS JOIN LATERAL (
-        SELECT seq, at, email FROM check_in WHERE seq > h.swept ORDER BY seq LIMIT %(look)s
+        SELECT seq, at, email FROM check_in WHERE seq > h.swept ORDER BY seq LIMIT %(scan)s
     ) c
 ), old AS MATERIALIZED (
     SELECT seq, email FROM slice WHERE at <= now() - %(offline_after_s)s * interval '1 second'
-), quiet AS MATERIALIZED (
+), silent AS MATERIALIZED (
     SELECT o.seq, o.email FROM old o
     JOIN user_status s ON s.email = o.email AND s.seq = o.seq
     WHERE NOT s.offline AND s.last_seen IS NOT NULL ORDER BY o.seq LIMIT %(most)s
 )
 SELECT h.swept, extract(epoch FROM clock_timestamp() - h.swept_at)::float8,
        (SELECT count(*) FROM old), (SELECT max(seq) FROM old),
-       ARRAY(SELECT seq FROM quiet ORDER BY seq), ARRAY(SELECT email FROM quiet ORDER BY seq),
+       ARRAY(SELECT seq FROM silent ORDER BY seq), ARRAY(SELECT email FROM silent ORDER BY seq),
        h.interval_s, h.offline_after_s
 FROM head h"""
 
-# Each server says when it connects what it was told; the others see it when they look.
-SAY_SETTINGS = "UPDATE head SET interval_s = %s, offline_after_s = %s"
+# Each server writes its own when it connects; the others read them with each sweep.
+WRITE_SETTINGS = "UPDATE head SET interval_s = %s, offline_after_s = %s"
 
-# $1: the cursor that the look began at; another server may have moved it. $2: where it goes.
-# $3: the entries that were found to be somebody's newest. $4: after how long without a sweep we
-# were away. $5: how long nobody is declared offline then.
+# $1: the cursor at which the scan began; another server may have moved it. $2: where it goes.
+# $3: the candidates' newest entries. $4: after how long without a sweep no server was running.
+# $5: for how long offline detection then pauses.
 PREPARE_SWEEP = """\
 PREPARE sweep (bigint, bigint, bigint[], interval, interval) AS
 WITH state AS MATERIALIZED (
@@ -113,8 +112,8 @@ _PROBE = Work("SELECT 1", lambda rows: (), ())
 
 
 @dataclass(frozen=True, slots=True)
-class _Quiet:
-    """What a look found: users whose newest entry is old, up to the number `to`."""
+class _Silent:
+    """Users whose newest entry is old, found in a scan up to the sequence number `to`."""
 
     cursor: int
     to: int
@@ -125,7 +124,7 @@ class _Quiet:
 
 
 class PresenceSweep:
-    """Sweeps and prunes, again and again; a database that is away only delays it.
+    """Sweeps and prunes periodically. An unavailable database only delays it.
 
     `gone_offline` counts users that this server declared offline, `pruned` entries it deleted.
     """
@@ -142,7 +141,7 @@ class PresenceSweep:
         self._commit = commit
         self._pool = pool
         self._when = when
-        self._told: list[float] = []
+        self._others: list[float] = []
         self._offline_after_s = when.offline_after_s
         self._every_s = every_s
         self._retention_s = retention_s
@@ -153,7 +152,7 @@ class PresenceSweep:
 
     @property
     def swept_ago_s(self) -> float | None:
-        """How long ago the last sweep was that reached its end, by whichever server; or None."""
+        """How long ago the last complete sweep of any server was; None before the first."""
         return None if self._swept_at is None else time.monotonic() - self._swept_at
 
     def metrics(self) -> Iterable[Metric]:
@@ -183,47 +182,48 @@ class PresenceSweep:
             except StoreError as error:
                 if str(error) != reported:
                     reported = str(error)
-                    self._log.warning("sweep put off", reason=reported)
+                    self._log.warning("presence sweep postponed", reason=reported)
                 with contextlib.suppress(StoreError):
-                    # Where nobody checks in, only this makes the writer see that its connection is
-                    # lost too, and look for the database elsewhere.
+                    # Without check-ins only this makes the writer notice that its connection is
+                    # lost too, and connect to another host.
                     await self._commit.write(_PROBE)
             await asyncio.sleep(self._every_s)
 
     async def sweep(self, *, unless_within_s: float = 0) -> int:
-        """Declare offline who is; return how many were.
+        """Declare silent users offline; return how many.
 
-        Nothing where another server did so less than `unless_within_s` ago, and is not behind.
-        Raises `StoreError` where the database cannot do it now; what was not done is done next
-        time, because the cursor is moved by the commit that judges.
+        Do nothing if another server did so less than `unless_within_s` ago, and is not behind.
+        Raises `StoreError` if the database cannot do it now; the next sweep does the rest,
+        because the commit that decides also moves the cursor.
         """
         count = 0
         while True:
             async with self._pool.connection() as connection:
-                quiet = await self._look(connection)
-            ago_s = quiet.swept_ago_s
-            if not quiet.more and ago_s is not None and ago_s < unless_within_s:
+                silent = await self._find_silent(connection)
+            ago_s = silent.swept_ago_s
+            if not silent.more and ago_s is not None and ago_s < unless_within_s:
                 self._swept_at = time.monotonic() - max(0.0, ago_s)
                 return count
-            [(_, _, due, away, emails, _)] = await self._commit.write(self._work(quiet))
+            [(_, _, due, away, emails, _)] = await self._commit.write(self._work(silent))
             count += len(emails)
             self.gone_offline += len(emails)
             if away and ago_s is not None:
                 self._log.info(
-                    "nobody is declared offline yet: no server was there",
+                    "offline detection paused",
+                    reason="no server was running",
                     away_s=round(ago_s),
                     grace_s=self._offline_after_s,
                 )
-            if not due or not quiet.more:
+            if not due or not silent.more:
                 self._swept_at = time.monotonic()
                 return count
-            unless_within_s = 0  # that was us
+            unless_within_s = 0  # the last sweep was this one
             await asyncio.sleep(PAUSE_S)
 
     async def prune(self) -> int:
         """Delete what is older than the retention, up to the cursor; return how many entries.
 
-        Not under the head lock: these entries are judged, so no writer needs them. Raises
+        Not under the head lock: the sweep has passed these entries, so no writer needs them. Raises
         `StoreError`.
         """
         pruned = total = 0
@@ -241,37 +241,37 @@ class PresenceSweep:
             pruned = last
             await asyncio.sleep(PAUSE_S)
 
-    async def _look(self, connection: Connection) -> _Quiet:
-        cursor, ago_s, looked, last, seqs, emails, *told = await connection.fetch_one(
-            _BY_KEY + LOOK_FOR_QUIET,
-            {"look": LOOK, "most": MAX_OFFLINE, "offline_after_s": self._offline_after_s},
+    async def _find_silent(self, connection: Connection) -> _Silent:
+        cursor, ago_s, looked, last, seqs, emails, *others = await connection.fetch_one(
+            _BY_KEY + FIND_SILENT,
+            {"scan": SCAN, "most": MAX_OFFLINE, "offline_after_s": self._offline_after_s},
         )
-        self._compare(told)
+        self._compare(others)
         to = cursor if last is None else last
         if len(seqs) == MAX_OFFLINE:
-            to = seqs[-1]  # behind it there may be more of them
-        more = looked == LOOK or len(seqs) == MAX_OFFLINE
-        return _Quiet(cursor, to, seqs, emails, ago_s, more)
+            to = seqs[-1]  # there may be more of them after it
+        more = looked == SCAN or len(seqs) == MAX_OFFLINE
+        return _Silent(cursor, to, seqs, emails, ago_s, more)
 
-    def _compare(self, told: list[float]) -> None:
+    def _compare(self, others: list[float]) -> None:
         ours = [self._when.interval_s, self._when.offline_after_s]
-        if told not in (ours, self._told):
+        if others not in (ours, self._others):
             self._log.warning(
                 "another server on this database has other presence settings",
-                interval_s=told[0],
-                offline_after_s=told[1],
+                interval_s=others[0],
+                offline_after_s=others[1],
                 ours=ours,
             )
-        self._told = told
+        self._others = others
 
-    def _work(self, quiet: _Quiet) -> Work:
-        seqs = ",".join(map(str, quiet.seqs))
+    def _work(self, silent: _Silent) -> Work:
+        seqs = ",".join(map(str, silent.seqs))
         away_s = presence.away_after_s(self._every_s)
         return Work(
-            f"EXECUTE sweep ({quiet.cursor}, {quiet.to}, '{{{seqs}}}',"
+            f"EXECUTE sweep ({silent.cursor}, {silent.to}, '{{{seqs}}}',"
             f" '{away_s:f} seconds', '{self._offline_after_s:f} seconds')",
             _events,
-            quiet.emails,
+            silent.emails,
         )
 
 

@@ -23,10 +23,10 @@ from tornado_status.model.records import (
 )
 from tornado_status.store.database import Connection, Row
 
-# An hour, and as long again as two refreshes take, after an announcer was last said to be in use.
+# An hour, and twice the refresh interval, after an announcer key was last in use.
 PUBLISHED_S = 3600 + 2 * 60
 
-MAX_SLICE = 1000  # events of the log at once, for who follows it
+MAX_SLICE = 1000  # events of the log in one read of a follower
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -42,9 +42,9 @@ _RECORD = (
 
 
 async def user(connection: Connection, email: str, interval_s: float) -> StatusRecord | None:
-    """Return the record of one user, or None for who never checked in nor was enrolled.
+    """Return the record of one user, or None for an unknown one.
 
-    `interval_s` is how often one should check in.
+    `interval_s` is how often a user should check in.
     """
     rows = await connection.execute(
         f"SELECT issuer, serial, devices, {_RECORD} FROM user_status"  # noqa: S608
@@ -64,7 +64,7 @@ async def user(connection: Connection, email: str, interval_s: float) -> StatusR
 
 async def users(connection: Connection, after: str, limit: int, interval_s: float) -> UserPage:
     """Return up to `limit` records with an e-mail above `after` (keyset paging)."""
-    log_id, head = await connection.fetch_one("SELECT stream, seq FROM head")
+    log_id, head = await connection.fetch_one("SELECT stream AS log_id, seq FROM head")
     rows = await connection.execute(
         f"SELECT {_RECORD} FROM user_status"  # noqa: S608
         " WHERE email > %s AND seq IS NOT NULL ORDER BY email LIMIT %s",
@@ -78,11 +78,11 @@ async def users(connection: Connection, after: str, limit: int, interval_s: floa
 async def events(connection: Connection, after: int, limit: int) -> EventPage:
     """Return up to `limit` log entries with a number above `after`, gapless and in order.
 
-    Raises `HistoryGone` where `after` is above the head, or entries behind it are pruned.
+    Raises `HistoryGone` if `after` is above the head, or entries behind it are pruned.
     """
     rows = await connection.execute(
         # One statement, one snapshot: the head and the slice of the log belong together.
-        f"SELECT h.stream, h.seq, {ENTRY}"  # noqa: S608
+        f"SELECT h.stream AS log_id, h.seq, {ENTRY}"  # noqa: S608
         " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in WHERE seq > %s"
         " ORDER BY seq LIMIT %s) c ON true ORDER BY c.seq",
         [after, limit],
@@ -98,7 +98,7 @@ async def log(
 ) -> tuple[int, list[HistoryEntry]]:
     """Return the head and up to `limit` entries above `after`, or from the oldest one on.
 
-    Raises `HistoryGone` where entries behind `after` are pruned, or it is above the head.
+    Raises `HistoryGone` if entries behind `after` are pruned, or it is above the head.
     """
     rows = await connection.execute(
         f"SELECT h.seq, c.issuer, c.serial, {ENTRY}"  # noqa: S608
@@ -150,13 +150,14 @@ async def history(
 async def log_slice(
     connection: Connection, after: int, span: int, emails: Sequence[str] | None
 ) -> LogSlice:
-    """Return what the next `span` numbers above `after` hold, at most `MAX_SLICE` events.
+    """Return the events of the next `span` sequence numbers above `after`, at most `MAX_SLICE`.
 
-    With `emails`, only of these users; the rest is passed over in the database. Raises
+    With `emails`, only of these users; the database skips the others. Raises
     `HistoryGone` as `events` does.
     """
     rows = await connection.execute(
-        f"SELECT h.stream, h.seq, EXISTS (SELECT FROM check_in WHERE seq = %(after)s + 1), {ENTRY}"  # noqa: S608
+        "SELECT h.stream AS log_id, h.seq,"  # noqa: S608
+        f" EXISTS (SELECT FROM check_in WHERE seq = %(after)s + 1), {ENTRY}"
         " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in"
         " WHERE seq > %(after)s AND seq <= %(after)s + %(span)s"
         " AND (%(emails)s::text[] IS NULL OR email = ANY (%(emails)s::text[]))"
@@ -176,15 +177,15 @@ async def log_slice(
 async def log_span(connection: Connection) -> LogSpan:
     """Return what the log holds."""
     log_id, head, oldest = await connection.fetch_one(
-        "SELECT stream, seq, (SELECT min(seq) FROM check_in) FROM head"
+        "SELECT stream AS log_id, seq, (SELECT min(seq) FROM check_in) FROM head"
     )
     return LogSpan(uuid.UUID(log_id), head, head + 1 if oldest is None else oldest)
 
 
 async def announcers(connection: Connection) -> tuple[uuid.UUID, list[str]]:
-    """Return the stream and the certificates (PEM) of who signed in the last hour, or soon will."""
+    """Return the log id and the certificates (PEM) of announcer keys in use, or soon to be."""
     log_id, certificates = await connection.fetch_one(
-        "SELECT h.stream, ARRAY(SELECT certificate FROM announcer"
+        "SELECT h.stream AS log_id, ARRAY(SELECT certificate FROM announcer"
         " WHERE used_at > now() - %s * interval '1 second' ORDER BY used_at DESC, kid)"
         " FROM head h",
         [PUBLISHED_S],
@@ -193,7 +194,7 @@ async def announcers(connection: Connection) -> tuple[uuid.UUID, list[str]]:
 
 
 async def publish(connection: Connection, entries: Sequence[tuple[str, str]]) -> None:
-    """Note that announcers (key name, certificate) are in use now; forget those long gone."""
+    """Record announcer keys (name, certificate) as in use; delete those unused for a day."""
     await connection.execute(
         "INSERT INTO announcer (kid, certificate, used_at)"
         " SELECT kid, certificate, now() FROM unnest(%s::text[], %s::text[]) e(kid, certificate)"

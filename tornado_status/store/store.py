@@ -1,7 +1,7 @@
-"""The store: what the rest of the house sees of the database.
+"""The store: all that other packages see of the database.
 
-Puts together the embedded PostgreSQL (where configured), the migrations, the group commit and the
-reading queries, and decides how a connection is prepared for writing.
+Puts together the embedded PostgreSQL (if configured), the migrations, the group commit and the
+queries, and decides how a connection is prepared for writing.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ from tornado_status.store.failover import Parameters
 from tornado_status.store.follow.feed import Feed
 from tornado_status.store.follow.notify_channel import NotifyChannel
 from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit, Subscriber
-from tornado_status.store.log_id import origin
-from tornado_status.store.presence_sweep import PREPARE_SWEEP, SAY_SETTINGS, PresenceSweep
+from tornado_status.store.log_id import database_identity
+from tornado_status.store.presence_sweep import PREPARE_SWEEP, WRITE_SETTINGS, PresenceSweep
 from tornado_status.store.user_counts import UserCounts
 
-READERS = 6  # connections for reading: half for requests, half for who follows
+READERS = 6  # connections for reading: half for requests, half for followers
 READ_WAIT_S = 3.0  # how long a read waits for one of them
 
 _PRESENCE, _HISTORY = PresenceSettings(), HistorySettings()  # as shipped
 
-# PostgreSQL gives up a little before we do: then it is known that nothing was recorded.
+# PostgreSQL times out a little before we do, and then says that nothing was recorded.
 _SERVER_TIMEOUT_SHARE = 0.8
 
 _SESSION = """\
@@ -63,25 +63,25 @@ SET plan_cache_mode = force_generic_plan;
 SET enable_seqscan = off;
 SET enable_hashjoin = off;
 SET enable_mergejoin = off;
--- Those make a plan look dear, and PostgreSQL would compile it: 400 ms for a statement of 1 ms.
+-- Those raise the cost of a plan, and PostgreSQL would compile it: 400 ms for a statement of 1 ms.
 SET jit = off;
 """
 
-# What 204 rests on: with one of these off, a crash of PostgreSQL or of its machine loses what was
-# acknowledged. Read as they are in this session, so that a setting of the role is seen too.
+# 204 depends on these: with one of them off, a crash of PostgreSQL or of its machine loses
+# acknowledged check-ins. Read in this session, because a role may have settings of its own.
 _DURABILITY = """\
 SELECT name FROM pg_settings
 WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off'
 ORDER BY name
 """
 
-# From here on nobody's reload turns it off under us.
+# For this session a reload of PostgreSQL's configuration no longer changes it.
 _PIN_DURABILITY = """\
 SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), false)
 """
 
-# A restored or promoted database may hand out numbers again: a new stream begins where what was
-# known of it has changed, or is told no longer.
+# A restored or promoted database may use sequence numbers again. A new log begins if the system
+# identifier or the timeline has changed, or is no longer available.
 _RENEW_LOG = """\
 SELECT seq FROM head FOR UPDATE;
 WITH here (system_identifier, timeline_id) AS (VALUES (%s::bigint, %s::integer))
@@ -95,7 +95,7 @@ UPDATE head SET system_identifier = here.system_identifier, timeline_id = here.t
 FROM here
 WHERE head.system_identifier IS DISTINCT FROM here.system_identifier
    OR head.timeline_id IS DISTINCT FROM here.timeline_id
-RETURNING stream
+RETURNING stream AS log_id
 """
 
 
@@ -145,20 +145,20 @@ class Store:
             every_s=presence.sweep_every_s(when.interval_s),
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
-        self.census = UserCounts(self._commit, self._pool, when.interval_s)
+        self.user_counts = UserCounts(self._commit, self._pool, when.interval_s)
         self._outbox = enrolment.Outbox(self._commit, self._pool)
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._following: list[asyncio.Task[None]] = []
         self._connected_before = False
         self._not_durable: list[str] = []
-        self._untold: list[str] = []
+        self._identity_warnings: list[str] = []
         self.alerts = AlertQueue(self._pool)
 
     async def start(self) -> None:
-        """Start PostgreSQL, where it is embedded, and the writer, which connects by itself.
+        """Start the embedded PostgreSQL, if configured, and the writer, which connects by itself.
 
-        Raises `ConfigError` where the embedded PostgreSQL cannot be started.
+        Raises `ConfigError` if the embedded PostgreSQL cannot be started.
         """
         if self._embedded is not None:
             await self._embedded.start()
@@ -168,12 +168,12 @@ class Store:
         self._following = [
             asyncio.create_task(self._notify_channel.run(), name="store notify channel"),
             asyncio.create_task(self.feed.run(), name="store feed"),
-            asyncio.create_task(self.census.run(), name="census"),
+            asyncio.create_task(self.user_counts.run(), name="census"),
             asyncio.create_task(self._outbox.run(), name="store outbox"),
         ]
 
     async def wait_connected(self) -> None:
-        """Return once check-ins can be recorded. Raises `ConfigError` where they never will."""
+        """Return once check-ins can be recorded. Raises `ConfigError` if they never can be."""
         connected = asyncio.ensure_future(self._commit.connected.wait())
         writer = self._running()
         await asyncio.wait({connected, writer}, return_when=asyncio.FIRST_COMPLETED)
@@ -182,7 +182,7 @@ class Store:
             writer.result()
 
     async def wait_failed(self) -> None:
-        """Return never, but raise what nobody expected, should a part of the store end with it."""
+        """Run until a part of the store fails, and raise its error."""
         parts = {self._running(), *self._following}
         if self._sweeping is not None:
             parts.add(self._sweeping)
@@ -192,7 +192,7 @@ class Store:
 
     @property
     def problem(self) -> str:
-        """Why check-ins cannot be recorded now; "" when they can."""
+        """Why check-ins cannot be recorded now; "" if they can."""
         return self._commit.problem
 
     @property
@@ -202,28 +202,28 @@ class Store:
 
     @property
     def log_id(self) -> uuid.UUID:
-        """The run of numbers that `head` belongs to."""
+        """The log that `head` belongs to."""
         return self._commit.log_id
 
     @property
-    def counted(self) -> CheckIns:
-        """What became of check-ins; who answers them adds those that were refused."""
-        return self._commit.counted
+    def counters(self) -> CheckIns:
+        """Check-ins by result. Handlers add those that they refuse."""
+        return self._commit.counters
 
     def metrics(self) -> Iterable[Metric]:
         yield metrics.gauge("log_head", "Largest committed sequence number", self.head)
         yield metrics.gauge(
             "commit_queue_length", "Check-ins waiting for a commit", self._commit.pending
         )
-        yield from self.counted.metrics()
-        yield from self.census.metrics()
+        yield from self.counters.metrics()
+        yield from self.user_counts.metrics()
         yield from self.sweeper.metrics()
 
     def warnings(self) -> list[str]:
-        """Return what an operator should know of the database."""
+        """Return warnings about the database, for operators."""
         return [
             *(f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable),
-            *(f"database: {warning}" for warning in self._untold),
+            *(f"database: {warning}" for warning in self._identity_warnings),
         ]
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
@@ -233,8 +233,8 @@ class Store:
     async def record(self, check_in: CheckIn) -> Event:
         """Commit a check-in and return its event.
 
-        Raises `StoreUnavailable` where it is not known to be recorded, `UserUnknown` where
-        enrolment is closed and the e-mail not enrolled.
+        Raises `StoreUnavailable` if it is not known to be recorded, `UserUnknown` if enrolment is
+        closed and the e-mail is not enrolled.
         """
         future: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
 
@@ -312,9 +312,9 @@ class Store:
                 await queries.publish(connection, entries)
 
     async def drain(self, timeout_s: float) -> None:
-        """Wait until what was submitted is committed and answered.
+        """Wait until all submitted check-ins are committed and answered.
 
-        What is not by `timeout_s` is answered all the same: not known to be recorded.
+        After `timeout_s` the others are answered with an error: not known to be recorded.
         """
         if not await self._commit.drain(timeout_s):
             writer = self._running()
@@ -355,7 +355,7 @@ class Store:
 
     async def _connect_notify_channel(self) -> Connection:
         if not self._commit.connected.is_set():
-            # The writer knows best when the database is there, and what it is called.
+            # The writer finds the database first, and with it the address.
             raise StoreUnavailable(f"database away: {self.problem}")
         return await Connection.open(self._parameters, self._settings.connect_timeout_s)
 
@@ -380,20 +380,22 @@ class Store:
         timeout_ms = int(self._settings.commit_timeout_s * 1000 * _SERVER_TIMEOUT_SHARE)
         await connection.execute(_SESSION.format(timeout_ms=timeout_ms))
         await self._check_durability(connection)
-        here = await origin(connection)
-        if (untold := here.warnings()) != self._untold:
-            for warning in untold:
-                self._log.warning("the database does not say which one it is", reason=warning)
-        self._untold = untold
+        here = await database_identity(connection)
+        if (warnings := here.warnings()) != self._identity_warnings:
+            for warning in warnings:
+                self._log.warning("the database does not identify itself", reason=warning)
+        self._identity_warnings = warnings
         renewed = await connection.execute(_RENEW_LOG, [here.system_identifier, here.timeline_id])
         if renewed:
-            self._log.info("stream of numbers", log_id=renewed[0][0])
-        await connection.execute(SAY_SETTINGS, [self._when.interval_s, self._when.offline_after_s])
+            self._log.info("new log begun", log_id=renewed[0][0])
+        await connection.execute(
+            WRITE_SETTINGS, [self._when.interval_s, self._when.offline_after_s]
+        )
         await connection.execute(PREPARE_RECORD)
         await connection.execute(PREPARE_SWEEP)
 
     async def _check_durability(self, connection: Connection) -> None:
-        """Raises `ConfigError` at the start, `StoreUnavailable` where it has changed since."""
+        """Raises `ConfigError` at the start, `StoreUnavailable` if it has changed since."""
         off = [name for (name,) in await connection.execute(_DURABILITY)]
         if off and self._settings.durability == "required":
             message = (
@@ -401,7 +403,7 @@ class Store:
                 "what was acknowledged; turn on, or set database.durability: warn"
             )
             if self._connected_before:
-                raise StoreUnavailable(message)  # not ready until somebody has seen to it
+                raise StoreUnavailable(message)  # not ready until an operator has turned it on
             raise ConfigError(message)
         if off != self._not_durable:
             for name in off:

@@ -8,7 +8,7 @@ from tornado_status.commands.doctor.finding import Finding, note, ok, problem
 from tornado_status.config import EMBEDDED, Settings
 from tornado_status.errors import ConfigError, StoreError
 from tornado_status.store import diagnostics as ask
-from tornado_status.store.diagnostics import Examination
+from tornado_status.store.diagnostics import Diagnosis
 
 TOPIC = "database"
 CLOCK = "clock"
@@ -26,7 +26,7 @@ async def examine(settings: Settings) -> list[Finding]:
                 return [ok(TOPIC, "database.url: embedded, which runs while the server does")]
         else:
             parameters = ask.external(settings.database.url)
-        found = await ask.examine(parameters, settings.database.connect_timeout_s)
+        found = await ask.diagnose(parameters, settings.database.connect_timeout_s)
     except ConfigError as error:
         return [problem(TOPIC, str(error), "The server does not start with it.")]
     except StoreError as error:
@@ -41,7 +41,7 @@ async def examine(settings: Settings) -> list[Finding]:
     return [*_state(found), *_durability(found, settings.database.durability), *_clock(found)]
 
 
-def _state(found: Examination) -> Iterator[Finding]:
+def _state(found: Diagnosis) -> Iterator[Finding]:
     if found.version_number < OLDEST:
         yield problem(
             TOPIC,
@@ -56,7 +56,7 @@ def _state(found: Examination) -> Iterator[Finding]:
             "the database is a standby: it takes no check-ins",
             "Name the primary in database.url, or all hosts: the server finds the one that writes.",
         )
-    for warning in found.untold:
+    for warning in found.warnings:
         yield note(TOPIC, warning, "Grant it, if you can; docs/backup.md says what follows of it.")
     if found.revision == found.newest_revision:
         yield ok(TOPIC, f"its tables are those of this version ({found.revision})")
@@ -85,7 +85,7 @@ def _state(found: Examination) -> Iterator[Finding]:
             )
 
 
-def _durability(found: Examination, wanted: str) -> Iterator[Finding]:
+def _durability(found: Diagnosis, wanted: str) -> Iterator[Finding]:
     for setting, is_on in (
         ("fsync", found.fsync),
         ("full_page_writes", found.full_page_writes),
@@ -107,7 +107,7 @@ def _durability(found: Examination, wanted: str) -> Iterator[Finding]:
         yield ok(TOPIC, "what it has acknowledged survives a crash")
 
 
-def _clock(found: Examination) -> Iterator[Finding]:
+def _clock(found: Diagnosis) -> Iterator[Finding]:
     off = (found.clock - found.asked).total_seconds()
     sentence = (
         f"the database's clock is {abs(off):.1f} s {'ahead of' if off > 0 else 'behind'} ours"

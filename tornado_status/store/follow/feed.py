@@ -1,8 +1,8 @@
-"""The feed: one reader of the log for all who follow it here, and a ring of the newest events.
+"""The feed: one reader of the log for all followers here, and a ring of the newest events.
 
-Events are in the ring in order and without a hole, whichever server committed them. Our own
-commits go straight into it where they continue it; everything else is read from the log, which is
-the truth. Who is behind the ring reads pages of the log. Without a follower the feed sleeps.
+Events are in the ring in order and without a gap, whichever server committed them. Commits of this
+server go straight into it if they continue it; all others are read from the log. A follower that is
+behind the ring reads pages of the log. Without a follower the feed sleeps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tornado_status.model.records import CommittedBatch, Event, LogSlice, LogSpa
 RING = 20_000  # newest events kept, about 10 MB: some seconds at full load, days of a small office
 PAGE = 1000  # events of one reading: a few milliseconds of the loop
 SCAN = 50_000  # numbers that one reading for certain e-mails looks through, inside the database
-CATCH_UPS = 2  # pages read at once for who is behind: the other connections are for requests
+CATCH_UPS = 2  # pages read at once for followers behind: the other connections are for requests
 RETRY_S = 0.25  # while the database is away
 
 
@@ -33,7 +33,7 @@ class Log(Protocol):
 
 
 class Feed:
-    """A position is the number of the last event that a follower has had.
+    """A position is the number of the last event that a follower has received.
 
     `advanced` is set when there are more events, or when a new log has begun. `on_following` is
     called with True and False as following begins and ends.
@@ -46,8 +46,8 @@ class Feed:
         self._ring: list[Event] = []
         self._awake = False
         self._opening = asyncio.Lock()
-        self._known = 0  # the newest number we have heard of
-        self._doubt = False  # about the stream
+        self._known = 0  # the largest head that was notified
+        self._doubt = False  # about the log id: the log is read to check it
         self._wake = asyncio.Event()
         self._catch_ups = asyncio.Semaphore(CATCH_UPS)
         self._logger = structlog.get_logger()
@@ -64,7 +64,7 @@ class Feed:
                 self._on_following(True)
 
     def close(self) -> None:
-        """Sleep, and forget the ring: nobody follows any more."""
+        """Sleep, and forget the ring: the last follower has gone."""
         self._awake = False
         self._ring = []
         self._on_following(False)
@@ -86,24 +86,24 @@ class Feed:
             self.notify(batch.log_id, batch.head)
 
     def notify(self, log_id: uuid.UUID | None, head: int) -> None:
-        """Hear that the log has gone on to `head`, or that it is another stream's."""
+        """Take the notification that the log has gone on to `head`, or that a new log has begun."""
         if not self._awake:
             return
         if log_id is not None and log_id != self.log_id:
-            self._doubt = True  # the log will tell
+            self._doubt = True
         self._known = max(self._known, head)
         if self._doubt or self._known > self.head:
             self._wake.set()
 
     def after(self, position: int, limit: int) -> list[Event] | None:
-        """Return up to `limit` events behind a position; None where the ring does not reach it."""
+        """Return up to `limit` events after a position; None if the ring begins later."""
         begin = position - (self.head - len(self._ring))
         if begin < 0 or position > self.head:
             return None
         return self._ring[begin : begin + limit]
 
     async def read(self, position: int, emails: Sequence[str] | None) -> LogSlice:
-        """Read on behind a position in the log: all events, or those of some e-mails.
+        """Read the log after a position: all events, or those of some e-mails.
 
         Raises `HistoryGone` and `StoreUnavailable`.
         """
@@ -131,7 +131,7 @@ class Feed:
         return await self._log.log_span()
 
     async def run(self) -> None:
-        """Read what others have committed; until cancelled."""
+        """Read what other servers have committed; until cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -149,7 +149,7 @@ class Feed:
         except HistoryGone:
             page = None
         if not self._awake or (log_id, position) != (self.log_id, self.head):
-            return  # our own commits have gone on meanwhile, or everybody has left
+            return  # a commit of this server has moved it, or the last follower has gone
         if page is None or page.log_id != log_id:
             self._restart(await self._log.log_span())
             return
