@@ -276,7 +276,7 @@ def test_an_orderly_end_publishes_what_is_queued(start_server: StartServer, brok
         assert server.stop(signal.SIGTERM) == 0
         assert [update["seq"] for update in listener.wait_for(400)] == list(range(1, 401))
         listener.stop()
-    assert server.events("not published at the end") == []
+    assert server.events("datagrams not published at shutdown") == []
 
 
 def test_a_broker_with_tls_and_passwords(

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from tests.support.harness import PATIENCE_S, ROOT, require
-from tornado_status.announce.errno_hints import ADVICE, advice
+from tornado_status.announce.errno_hints import HINTS, hint
 from tornado_status.announce.interfaces import Network, read_interfaces
 from tornado_status.announce.udp_sink import UdpSink
 from tornado_status.config import UdpTarget
@@ -26,13 +26,13 @@ NETWORK_PAGE = (ROOT / "docs" / "network.md").read_text("utf-8")
 def test_the_page_explains_every_errno_as_the_log_does() -> None:
     """Word for word, so that who searches for a line of the log finds it."""
     rows = dict(re.findall(r"^\| `(E[A-Z]+)` \| (.+) \|$", NETWORK_PAGE, re.MULTILINE))
-    assert rows == {errno.errorcode[number]: text for number, text in ADVICE.items()}
+    assert rows == {errno.errorcode[number]: text for number, text in HINTS.items()}
 
 
 def test_an_errno_that_nobody_thought_of_is_told_in_the_systems_words() -> None:
     """Better than nothing."""
-    assert advice(OSError(errno.ENOTTY, "Inappropriate ioctl")) == "Inappropriate ioctl"
-    assert advice(OSError("no number")) == "no number"
+    assert hint(OSError(errno.ENOTTY, "Inappropriate ioctl")) == "Inappropriate ioctl"
+    assert hint(OSError("no number")) == "no number"
 
 
 def test_interfaces_are_those_that_ip_shows() -> None:
@@ -67,10 +67,10 @@ def test_an_interface_is_found_by_its_address() -> None:
     """Loopback has all of its network."""
     interfaces = read_interfaces()
     for text in ("127.0.0.1", "127.9.9.9"):
-        found = interfaces.having(ipaddress.ip_address(text))
+        found = interfaces.with_address(ipaddress.ip_address(text))
         assert found is not None
         assert found[0].name == "lo"
-    assert interfaces.having(ipaddress.ip_address("192.0.2.77")) is None
+    assert interfaces.with_address(ipaddress.ip_address("192.0.2.77")) is None
     assert interfaces.named("nonesuch0") is None
 
 

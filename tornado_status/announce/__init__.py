@@ -1,4 +1,4 @@
-"""How an update gets out: sockets and targets. The bytes come from `wire.datagram`."""
+"""Announcing: sockets, brokers and targets. The bytes come from `wire.datagram`."""
 
 from tornado_status.announce.announcer import Announcer
 from tornado_status.announce.publication import Publication

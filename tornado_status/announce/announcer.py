@@ -1,7 +1,7 @@
-"""The announcer: committed events to datagrams, datagrams to every target, heartbeats in silence.
+"""The announcer: encodes committed events, sends them to every target, and sends heartbeats.
 
-Never waits: a datagram that the kernel refuses is counted, and listeners repair. What a broker
-carries is queued by its outlet, which has a limit.
+It never waits: a datagram that the kernel refuses is counted, and listeners repair the gap. The
+sink of a broker queues datagrams, up to a limit.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 from prometheus_client.core import Metric
 
-from tornado_status.announce.errno_hints import advice, errno_name
-from tornado_status.announce.interface_monitor import Following
+from tornado_status.announce.errno_hints import errno_name, hint
+from tornado_status.announce.interface_monitor import InterfaceMonitor
 from tornado_status.announce.nats_sink import NatsSink
-from tornado_status.announce.sink import QUEUED, Sink
+from tornado_status.announce.sink import Sink
 from tornado_status.announce.udp_sink import udp_sinks
 from tornado_status.config import AnnounceSettings
 from tornado_status.errors import ConfigError, DatagramError
@@ -28,16 +28,19 @@ from tornado_status.observe import metrics
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.wire import datagram
 
-# How long a target that refused counts as failing. Not until the next datagram gets through: to a
-# unicast address where nobody listens every second one seems to.
+# How long a target counts as failing after an error. The next success is no proof: to a unicast
+# address where no program listens, every second datagram seems to be sent.
 FAILING_S = 60.0
+
+
+LogPosition = Callable[[], tuple[uuid.UUID, int] | None]
 
 
 class Announcer:
     """Sends every event it is given to every target, in order.
 
-    `sent` counts datagrams by target (for a broker, those that it confirmed), `errors` refusals by
-    target and errno name.
+    `sent` counts datagrams by target (for a broker, those that it confirmed), `failed` those that
+    were not sent, by target and errno name.
     """
 
     def __init__(self, settings: AnnounceSettings) -> None:
@@ -46,58 +49,59 @@ class Announcer:
         self._log = structlog.get_logger()
         self._warnings = RateLimit()
         udp = [
-            outlet
+            sink
             for target in settings.udp_targets
-            for outlet in udp_sinks(target, settings.source_port)
+            for sink in udp_sinks(target, settings.source_port)
         ]
-        self._following = Following(udp, self._warnings)
+        self._interface_monitor = InterfaceMonitor(udp, self._warnings)
         self._brokers = [
             NatsSink(target, self._confirmed, self._lost) for target in settings.nats_targets
         ]
-        self._outlets: list[Sink] = [*udp, *self._brokers]
-        self._json = [outlet for outlet in self._outlets if outlet.encoding == "json"]
-        self._binary = [outlet for outlet in self._outlets if outlet.encoding == "binary"]
+        self._sinks: list[Sink] = [*udp, *self._brokers]
+        self._json = [sink for sink in self._sinks if sink.encoding == "json"]
+        self._binary = [sink for sink in self._sinks if sink.encoding == "binary"]
         self._last_sent = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
-        # Known from the start, for who counts.
+        # With every target from the start, so that a rate over the first datagram is right.
         self.sent: Counter[str] = Counter({str(target): 0 for target in settings.targets})
-        self.errors: Counter[tuple[str, str]] = Counter()
-        self._failed: dict[str, tuple[float, str]] = {}
+        self.failed: Counter[tuple[str, str]] = Counter()
+        self._last_failures: dict[str, tuple[float, str]] = {}
 
     def open(self) -> None:
-        """Open the sockets; what cannot be reached now is tried again by itself.
+        """Open the sockets. One that cannot be opened now is tried again.
 
-        Raises `ConfigError` where an interface does not exist, the source port is taken, or a file
+        Raises `ConfigError` if an interface does not exist, the source port is taken, or a file
         for a broker cannot be used.
         """
         try:
             for broker in self._brokers:
                 broker.check()
-            self._following.open()
-            for outlet in self._outlets:
-                if outlet.problem is not None and outlet.problem.errno == errno.EADDRINUSE:
+            self._interface_monitor.open()
+            for sink in self._sinks:
+                if sink.problem is not None and sink.problem.errno == errno.EADDRINUSE:
                     port = self._settings.source_port
                     raise ConfigError(
                         f"announce.source_port: UDP port {port} is taken by another program"
                     )
         except BaseException:
-            self._close_outlets()
+            self._close_sinks()
             raise
 
-    def start(self, state: Callable[[], tuple[uuid.UUID, int] | None]) -> None:
-        """Follow the interfaces, and send heartbeats: after `heartbeat_s` of silence announce the
-        stream and head that `state` returns.
+    def start(self, log_position: LogPosition) -> None:
+        """Watch the interfaces, and send a heartbeat after `heartbeat_s` without an announcement.
+
+        `log_position` returns its log id and head, or None while they are unknown.
         """
-        following = self._following.run()
-        self._tasks.append(asyncio.create_task(following, name="interfaces"))
+        watching = self._interface_monitor.run()
+        self._tasks.append(asyncio.create_task(watching, name="interface monitor"))
         for broker in self._brokers:
             broker.start()
         if self._settings.heartbeat_s and self._json:
-            heartbeats = self._send_heartbeats(state)
+            heartbeats = self._send_heartbeats(log_position)
             self._tasks.append(asyncio.create_task(heartbeats, name="heartbeat"))
 
     async def wait_failed(self) -> None:
-        """Return never, but raise what nobody expected, should one of these end with it."""
+        """Never return; raise the error of a background task that fails."""
         await asyncio.gather(*(asyncio.shield(task) for task in self._tasks))
 
     def announce(self, batch: CommittedBatch) -> None:
@@ -111,28 +115,28 @@ class Announcer:
                 ):
                     self._send(self._json, payload)
             except DatagramError as error:
-                self._refused("encoding", "all", "", error.reason, str(error))
+                self._count_failure("encoding", "all", "", error.reason, str(error))
             self._last_sent = asyncio.get_running_loop().time()
         if self._binary:
             for event in events:
                 if event.client_ip is None:
-                    continue  # no check-in, and the format has nothing else
+                    continue  # the format has check-ins only
                 try:
                     self._send(self._binary, datagram.encode_binary(event))
                 except DatagramError as error:
-                    self._refused("encoding", "binary", "", error.reason, str(error))
+                    self._count_failure("encoding", "binary", "", error.reason, str(error))
 
     def failing(self) -> dict[str, str]:
-        """Return why targets cannot be reached for now, or could not within `FAILING_S`."""
+        """Return, by target, why it cannot be reached now, or could not within `FAILING_S`."""
         found = {
-            f"{outlet.target} by {outlet.via}": advice(outlet.problem)
-            for outlet in self._outlets
-            if outlet.problem is not None
+            f"{sink.target} by {sink.via}": hint(sink.problem)
+            for sink in self._sinks
+            if sink.problem is not None
         }
-        told = {outlet.target for outlet in self._outlets if outlet.problem is not None}
+        reported = {sink.target for sink in self._sinks if sink.problem is not None}
         now = asyncio.get_running_loop().time()
-        for target, (failed, reason) in self._failed.items():
-            if now - failed < FAILING_S and target not in told:
+        for target, (failed, reason) in self._last_failures.items():
+            if now - failed < FAILING_S and target not in reported:
                 found[target] = reason
         return found
 
@@ -141,49 +145,50 @@ class Announcer:
             "datagrams_sent", "Datagrams handed to the kernel or a broker", ["target"], self.sent
         )
         yield metrics.counters(
-            "datagrams_failed", "Datagrams not sent", ["target", "errno"], self.errors
+            "datagrams_failed", "Datagrams not sent", ["target", "errno"], self.failed
         )
 
     async def close(self, drain_timeout_s: float = 0.0) -> None:
-        """Stop following and the heartbeats, publish what is queued, and close everything."""
+        """Stop the monitor and the heartbeats, publish what is queued, and close all sinks."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await asyncio.gather(*(broker.drain(drain_timeout_s) for broker in self._brokers))
-        self._close_outlets()
+        self._close_sinks()
 
-    def _confirmed(self, outlet: Sink, count: int) -> None:
-        self.sent[outlet.target] += count
+    def _confirmed(self, sink: Sink, count: int) -> None:
+        self.sent[sink.target] += count
 
-    def _lost(self, outlet: Sink, error: OSError) -> None:
-        self._refused("send", outlet.target, outlet.via, errno_name(error), advice(error))
+    def _lost(self, sink: Sink, error: OSError) -> None:
+        self._count_failure("send", sink.target, sink.via, errno_name(error), hint(error))
 
-    def _send(self, outlets: Sequence[Sink], payload: bytes) -> None:
+    def _send(self, sinks: Sequence[Sink], payload: bytes) -> None:
         sent = self.sent
-        for outlet in outlets:
+        for sink in sinks:
             try:
-                if outlet.send(payload) is not QUEUED:
-                    sent[outlet.target] += 1
+                if sink.send(payload):
+                    sent[sink.target] += 1
             except OSError as error:
-                self._refused("send", outlet.target, outlet.via, errno_name(error), advice(error))
+                self._count_failure("send", sink.target, sink.via, errno_name(error), hint(error))
 
-    def _refused(self, what: str, target: str, via: str, name: str, reason: str) -> None:
-        self.errors[target, name] += 1
+    def _count_failure(self, step: str, target: str, via: str, name: str, reason: str) -> None:
+        self.failed[target, name] += 1
         failed = asyncio.get_running_loop().time()
-        self._failed[target] = (failed, f"{name}: {reason}")
+        self._last_failures[target] = (failed, f"{name}: {reason}")
         suppressed = self._warnings.allow((target, via, name))
         if suppressed is not None:
             self._log.warning(
-                f"announcement not sent ({what})",
+                "announcement not sent",
+                step=step,
                 target=target,
                 interface=via,
                 errno=name,
-                advice=reason,
+                hint=reason,
                 suppressed=suppressed,
             )
 
-    async def _send_heartbeats(self, state: Callable[[], tuple[uuid.UUID, int] | None]) -> None:
+    async def _send_heartbeats(self, log_position: LogPosition) -> None:
         loop = asyncio.get_running_loop()
         interval_s = self._settings.heartbeat_s
         while True:
@@ -191,13 +196,13 @@ class Announcer:
             if silence < interval_s:
                 await asyncio.sleep(interval_s - silence)
                 continue
-            known = state()
-            if known is None:
-                self._last_sent = loop.time()  # nothing to say yet: look again later
+            position = log_position()
+            if position is None:
+                self._last_sent = loop.time()  # try again in `heartbeat_s`
                 continue
-            log_id, head = known
+            log_id, head = position
             self.announce(CommittedBatch(log_id, head, ()))
 
-    def _close_outlets(self) -> None:
-        for outlet in self._outlets:
-            outlet.close()
+    def _close_sinks(self) -> None:
+        for sink in self._sinks:
+            sink.close()

@@ -1,15 +1,15 @@
-"""What an errno means where announcements are concerned, and what to do about it.
+"""What an errno means for announcements, and what to do about it.
 
-docs/network.md has the same table for whoever reads before it happens; a test compares them.
+docs/network.md has the same table; a test compares them.
 """
 
 from __future__ import annotations
 
 import errno
 
-from tornado_status.announce.sink import NotCarried
+from tornado_status.announce.sink import SendError
 
-ADVICE = {
+HINTS = {
     errno.ENETUNREACH: "no route to it: name the target's `interfaces`, or add a route",
     errno.EHOSTUNREACH: "no route to it, or its host does not answer: see `ip route get ADDRESS`",
     errno.ENETDOWN: "the interface is down: set it up, as with `ip link set eth0 up`",
@@ -22,18 +22,18 @@ ADVICE = {
     errno.EMSGSIZE: "larger than the interface's MTU: 1,500 is enough, see `ip link`",
     errno.ENOBUFS: "the interface's queue is full: see txqueuelen, or announce to fewer targets",
     errno.EAGAIN: "the socket's buffer is full: the interface is slower than the check-ins",
-    errno.ECONNREFUSED: "nobody listens there: start the listener, or remove the target",
+    errno.ECONNREFUSED: "no program listens there: start the listener, or remove the target",
     errno.EAFNOSUPPORT: "this machine has no IPv6: see net.ipv6.conf.all.disable_ipv6",
 }
 
 
 def errno_name(error: OSError) -> str:
-    """Return the errno's name, as `ENETUNREACH`, or a carrier's own word."""
-    if isinstance(error, NotCarried):
+    """Return the errno's name, as `ENETUNREACH`, or the `reason` of a `SendError`."""
+    if isinstance(error, SendError):
         return error.reason
     return errno.errorcode.get(error.errno or 0, "UNKNOWN")
 
 
-def advice(error: OSError) -> str:
+def hint(error: OSError) -> str:
     """Return what is wrong and what to do about it, in one sentence."""
-    return ADVICE.get(error.errno or 0, error.strerror or str(error))
+    return HINTS.get(error.errno or 0, error.strerror or str(error))

@@ -1,7 +1,7 @@
-"""What interfaces this machine has now, and word of every change: rtnetlink(7), asked and heard.
+"""The interfaces of this machine, and a notification of every change, by rtnetlink(7).
 
-The standard library tells names only; a netmask, an interface that is down, and above all the
-moment of a change are the kernel's to tell. Linux only, as the rest of the server.
+The standard library knows their names only, not their networks, their state or their changes. Linux
+only, as the rest of the server.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Interfaces:
     def named(self, name: str) -> Interface | None:
         return self._by_name.get(name)
 
-    def having(self, address: Address) -> tuple[Interface, Network] | None:
+    def with_address(self, address: Address) -> tuple[Interface, Network] | None:
         """Return the interface that has this address; loopback has all of 127.0.0.0/8."""
         scope = address.scope_id if isinstance(address, ipaddress.IPv6Address) else None
         wanted = ipaddress.ip_address(str(address).partition("%")[0])
@@ -90,7 +90,7 @@ class Interfaces:
 
 
 def read_interfaces() -> Interfaces:
-    """Ask the kernel. Takes less than a millisecond. Raises `ConfigError` where it does not say."""
+    """Ask the kernel, in less than a millisecond. Raises `ConfigError` if it does not answer."""
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as asking:
             asking.settimeout(_ANSWER_S)
@@ -98,18 +98,18 @@ def read_interfaces() -> Interfaces:
             for _ in range(_ATTEMPTS):
                 with contextlib.suppress(InterruptedError):
                     links = list(_dump(asking, _RTM_GETLINK, _RTM_NEWLINK))
-                    return _understand(links, list(_dump(asking, _RTM_GETADDR, _RTM_NEWADDR)))
-            raise TimeoutError("they change all the time")
+                    return _parse(links, list(_dump(asking, _RTM_GETADDR, _RTM_NEWADDR)))
+            raise TimeoutError("they keep changing")
     except (OSError, struct.error, ValueError) as error:
         raise ConfigError(
-            f"announce.targets: the kernel does not tell its interfaces (netlink: {error})"
+            f"announce.targets: cannot read the interfaces (netlink: {error})"
         ) from error
 
 
 def watch_interfaces() -> socket.socket:
     """Return a non-blocking socket that becomes readable whenever an interface changes.
 
-    What it says is of no use: ask anew. Raises `OSError` where the kernel has no such thing.
+    Its messages need not be read: call `read_interfaces`. Raises `OSError` if there is no netlink.
     """
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
     try:
@@ -122,7 +122,7 @@ def watch_interfaces() -> socket.socket:
 
 
 def _dump(asking: socket.socket, request: int, wanted: int) -> Iterator[memoryview]:
-    """Yield the bodies of a complete answer. Raises `InterruptedError` where it is none."""
+    """Yield the bodies of an answer. Raises `InterruptedError` if it was interrupted."""
     header = _HEADER.pack(_HEADER.size + _LINK.size, request, _REQUEST_DUMP, request, 0)
     asking.send(header + bytes(_LINK.size))  # an empty body: of every family
     complete = True
@@ -131,10 +131,10 @@ def _dump(asking: socket.socket, request: int, wanted: int) -> Iterator[memoryvi
         while len(rest) >= _HEADER.size:
             length, kind, flags, sequence, _ = _HEADER.unpack_from(rest)
             if not _HEADER.size <= length <= len(rest):
-                raise ValueError("an answer that is cut short")
+                raise ValueError("truncated answer")
             body, rest = rest[_HEADER.size : length], rest[_aligned(length) :]
             if sequence != request:
-                continue  # left over from a list that was given up
+                continue  # the answer to an earlier request
             complete = complete and not flags & _DUMP_INTERRUPTED
             if kind == _NLMSG_ERROR:
                 (code,) = struct.unpack_from("@i", body)
@@ -147,7 +147,7 @@ def _dump(asking: socket.socket, request: int, wanted: int) -> Iterator[memoryvi
                 yield body
 
 
-def _understand(links: list[memoryview], addresses: list[memoryview]) -> Interfaces:
+def _parse(links: list[memoryview], addresses: list[memoryview]) -> Interfaces:
     networks: dict[int, list[Network]] = {}
     for body in addresses:
         family, prefix_length, short_flags, _, index = _ADDRESS.unpack_from(body)
@@ -155,7 +155,7 @@ def _understand(links: list[memoryview], addresses: list[memoryview]) -> Interfa
         flags = short_flags
         if _IFA_FLAGS in found:
             (flags,) = struct.unpack_from("@I", found[_IFA_FLAGS])
-        # On a link between two points IFA_ADDRESS is the other end.
+        # On a point-to-point link IFA_ADDRESS is the peer.
         packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
         if packed is None or family not in (socket.AF_INET, socket.AF_INET6):
             continue
@@ -174,13 +174,13 @@ def _understand(links: list[memoryview], addresses: list[memoryview]) -> Interfa
 
 
 def _broadcast(
-    address: Address, prefix_length: int, told: bytes | None
+    address: Address, prefix_length: int, configured: bytes | None
 ) -> ipaddress.IPv4Address | None:
-    """Return what was set for the interface, else all ones behind the prefix."""
+    """Return the configured address, else all ones after the prefix."""
     if not isinstance(address, ipaddress.IPv4Address):
         return None
-    if told is not None:
-        return ipaddress.IPv4Address(told)
+    if configured is not None:
+        return ipaddress.IPv4Address(configured)
     network = ipaddress.IPv4Network((address, prefix_length), strict=False)
     return network.broadcast_address if prefix_length < 31 else None  # RFC 3021: two hosts
 

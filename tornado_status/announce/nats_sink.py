@@ -1,13 +1,12 @@
-"""A target that is a NATS broker: a bounded queue, and a task that publishes and sees it confirmed.
+"""The sink of a NATS broker: a bounded queue, and a task that publishes and awaits confirmation.
 
-Whatever happens to the broker, a check-in never waits for it. What was not confirmed is published
-again on the next connection; JetStream, and each listener, know a datagram that comes twice.
+A check-in never waits for the broker. Unconfirmed datagrams are published again on the next
+connection; JetStream and the listeners drop duplicates.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 from collections import deque
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from tornado_status.announce.sink import QUEUED, NotCarried, Sink
+from tornado_status.announce.sink import SendError, Sink
 from tornado_status.config import NatsTarget
 from tornado_status.errors import BrokerError
 from tornado_status.wire.nats_connection import RETRY_S, NatsConnection, check_files, connected
@@ -24,19 +23,20 @@ from tornado_status.wire.nats_connection import RETRY_S, NatsConnection, check_f
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
 
-# Listeners refuse what was sent more than 60 s ago, and repair it: carrying it is of no use.
-MAX_QUEUED = 10_000  # datagrams not confirmed yet; then the oldest gives way
+# Listeners refuse a datagram that was sent more than 60 s ago, and repair the gap.
+MAX_QUEUED = 10_000  # unconfirmed datagrams; beyond it the oldest is dropped
 MAX_AGE_S = 60.0
-BATCH = 256  # datagrams on their way at once, about 1,800 updates a round trip
-CONFIRM_S = 5.0  # a broker that has not confirmed by then is left, and asked anew
-PUBLISH_SHARE, CANCELS = 0.8, 4  # of the time to end: for publishing, and how often it is told
-AWAY_S = 2.0  # how long an orderly end waits for a broker that is away
-# What a stream that we create keeps: MAX_AGE_S, and within that so much at most.
+BATCH = 256  # datagrams in flight, about 1,800 events a round trip
+CONFIRM_S = 5.0  # time-out of a confirmation; then the sink connects anew
+# Of the time of a shutdown, the share for publishing; then the task is cancelled so often.
+PUBLISH_SHARE, CANCELS = 0.8, 4
+AWAY_S = 2.0  # how long a shutdown waits for a broker that is away
+# A stream that we create keeps datagrams for MAX_AGE_S, up to this size.
 STREAM_BYTES = 64 * 1024 * 1024
 
 
 class NatsSink:
-    """Publishes to one broker. `confirmed` is told how many arrived, `lost` what will not."""
+    """Publishes to one broker. Calls `confirmed` with a count, `lost` for each that is dropped."""
 
     encoding = "json"
 
@@ -54,35 +54,35 @@ class NatsSink:
         self._lost = lost
         self._log = structlog.get_logger()
         self._queue: deque[tuple[float, bytes]] = deque()
-        self._under_way: dict[str, tuple[float, bytes]] = {}  # by the token of its answer
-        self._answers: list[str] = []  # what the broker said instead of confirming
-        self._stir = asyncio.Event()
-        self._ending = False
+        self._in_flight: dict[str, tuple[float, bytes]] = {}  # by the token of its confirmation
+        self._refusals: list[str] = []  # of the broker, since the connection was made
+        self._wake = asyncio.Event()
+        self._draining = False
         self._task: asyncio.Task[None] | None = None
 
     def check(self) -> None:
-        """Raise `ConfigError` where a file, or the library, cannot be used."""
+        """Raise `ConfigError` if a file or the library cannot be used."""
         check_files(self._settings.broker)
 
     def start(self) -> None:
-        """Connect, now and whenever the connection broke, and publish what is queued."""
+        """Start the task that connects, reconnects, and publishes what is queued."""
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._run(), name=f"nats {self.target}")
 
-    def send(self, payload: bytes, /) -> str:
-        if len(self._queue) + len(self._under_way) >= MAX_QUEUED:
+    def send(self, payload: bytes, /) -> bool:
+        if len(self._queue) + len(self._in_flight) >= MAX_QUEUED:
             if not self._queue:
-                raise NotCarried("queue-full", f"{MAX_QUEUED} are not confirmed yet")
-            self._queue.popleft()  # a newer one is worth more
-            self._lost(self, NotCarried("queue-full", "the oldest gives way"))
+                raise SendError("queue-full", f"{MAX_QUEUED} are not confirmed yet")
+            self._queue.popleft()
+            self._lost(self, SendError("queue-full", "the oldest is dropped"))
         self._queue.append((asyncio.get_running_loop().time(), payload))
-        self._stir.set()
-        return QUEUED
+        self._wake.set()
+        return False
 
     async def drain(self, timeout_s: float) -> None:
-        """Publish what is queued, as far as that goes in `timeout_s`, and end the task."""
-        self._ending = True
-        self._stir.set()
+        """Publish what is queued, for at most `timeout_s`, and end the task."""
+        self._draining = True
+        self._wake.set()
         if self._task is None:
             return
         if self.problem is not None:
@@ -91,39 +91,39 @@ class NatsSink:
         for _ in range(CANCELS):
             if self._task.done():
                 break
-            self._task.cancel()  # the library swallows a cancellation now and then
+            self._task.cancel()  # the library sometimes swallows a cancellation
             await asyncio.wait({self._task}, timeout=timeout_s * (1 - PUBLISH_SHARE) / CANCELS)
-        left = len(self._queue) + len(self._under_way)
+        left = len(self._queue) + len(self._in_flight)
         if left:
-            self._log.warning("not published at the end", target=self.target, datagrams=left)
+            self._log.warning(
+                "datagrams not published at shutdown", target=self.target, datagrams=left
+            )
 
     def close(self) -> None:
-        """`drain` has ended all there is."""
+        """Do nothing: `drain` has closed the connection."""
 
     # ------------------------------------------------------------------------------- publishing
 
     async def _run(self) -> None:
-        while not (self._ending and not self._queue):
+        while not (self._draining and not self._queue):
             try:
                 async with connected(self._settings.broker, "tornado_status") as connection:
                     await self._publish_on(connection)
             except BrokerError as error:
-                self._tell(error)
-            except Exception as error:  # the library's own, or of a broker that broke off
-                self._tell(BrokerError("broken", _name(error)))
+                self._report(error)
+            except Exception as error:  # any error of the library
+                self._report(BrokerError("broken", _name(error)))
             finally:
-                self._take_back()
-            if self._ending and not self._queue:
+                self._requeue()
+            if self._draining and not self._queue:
                 return
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(RETRY_S):
-                    await asyncio.Event().wait()
+            await asyncio.sleep(RETRY_S)
 
     async def _publish_on(self, connection: NatsConnection) -> None:
-        """Publish until the queue is empty and the end is near. Raises when it cannot go on."""
+        """Publish until `drain` is called and the queue is empty. Raises if it cannot go on."""
         client = connection.client
         inbox = client.new_inbox()
-        await client.subscribe(f"{inbox}.*", cb=self._answered)
+        await client.subscribe(f"{inbox}.*", cb=self._on_confirmation)
         if self._settings.stream is not None:
             await self._ensure_stream(connection, self._settings.stream)
         if self.problem is not None:
@@ -131,21 +131,21 @@ class NatsSink:
         self.problem = None
         number = 0
         while True:
-            self._stir.clear()
+            self._wake.clear()
             batch = self._take()
-            if not batch and self._ending:
+            if not batch and self._draining:
                 return
             if not batch:
                 await self._wait(connection, None)
                 continue
             for entry in batch:
                 number += 1
-                self._under_way[str(number)] = entry
-            for token, (_, payload) in list(self._under_way.items()):
+                self._in_flight[str(number)] = entry
+            for token, (_, payload) in list(self._in_flight.items()):
                 if self._settings.stream is None:
                     await client.publish(self._settings.subject, payload)
                 else:
-                    # So that one published again, after a lost answer, is kept once.
+                    # JetStream drops a duplicate by its id, as after a lost confirmation.
                     name = hashlib.blake2b(payload, digest_size=16).hexdigest()
                     await client.publish(
                         self._settings.subject,
@@ -154,9 +154,9 @@ class NatsSink:
                         headers={"Nats-Msg-Id": name},
                     )
             if self._settings.stream is None:
-                await client.flush(int(CONFIRM_S))  # the broker answers behind all of it
-                self._confirmed(self, len(self._under_way))
-                self._under_way.clear()
+                await client.flush(int(CONFIRM_S))  # the broker answers after all of them
+                self._confirmed(self, len(self._in_flight))
+                self._in_flight.clear()
             else:
                 await self._wait_confirmed(connection)
 
@@ -164,59 +164,59 @@ class NatsSink:
         oldest = self._loop.time() - MAX_AGE_S
         while self._queue and self._queue[0][0] < oldest:
             self._queue.popleft()
-            self._lost(self, NotCarried("too-late", "the broker was away for a minute"))
+            self._lost(self, SendError("too-late", "the broker was away for a minute"))
         return [self._queue.popleft() for _ in range(min(BATCH, len(self._queue)))]
 
-    def _take_back(self) -> None:
-        """What was not confirmed is published again, first."""
-        self._queue.extendleft(reversed(list(self._under_way.values())))
-        self._under_way.clear()
-        self._answers.clear()
+    def _requeue(self) -> None:
+        """Put unconfirmed datagrams back, in front of the queue."""
+        self._queue.extendleft(reversed(list(self._in_flight.values())))
+        self._in_flight.clear()
+        self._refusals.clear()
 
     async def _wait(self, connection: NatsConnection, timeout_s: float | None) -> None:
-        """Wait for something to do. Raises `BrokerError` once the connection is over."""
-        stir = asyncio.ensure_future(self._stir.wait())
+        """Wait until woken, or `timeout_s`. Raises `BrokerError` if the connection is closed."""
+        wake = asyncio.ensure_future(self._wake.wait())
         ended = asyncio.ensure_future(connection.ended.wait())
         try:
             await asyncio.wait(
-                {stir, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+                {wake, ended}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
         finally:
-            stir.cancel()
+            wake.cancel()
             ended.cancel()
         if connection.ended.is_set():
             raise BrokerError("broken", "the broker closed the connection")
 
     async def _wait_confirmed(self, connection: NatsConnection) -> None:
         deadline = self._loop.time() + CONFIRM_S
-        while self._under_way and not self._answers:
+        while self._in_flight and not self._refusals:
             left = deadline - self._loop.time()
             if left <= 0:
                 raise BrokerError("not-confirmed", f"nothing confirmed in {CONFIRM_S:g} s")
             await self._wait(connection, left)
-            self._stir.clear()
-        if self._answers:
-            raise BrokerError("refused", self._answers[0])
+            self._wake.clear()
+        if self._refusals:
+            raise BrokerError("refused", self._refusals[0])
 
-    async def _answered(self, message: Msg) -> None:
+    async def _on_confirmation(self, message: Msg) -> None:
         token = message.subject.rpartition(".")[2]
         if not message.data:
-            self._answers.append(f"no stream takes in {self._settings.subject!r}")
+            self._refusals.append(f"no stream takes in {self._settings.subject!r}")
         else:
             try:
                 answer = json.loads(message.data)
                 refusal = answer.get("error")
             except (ValueError, AttributeError):
-                refusal = {"description": "an answer that is none"}
+                refusal = {"description": "no JSON in its answer"}
             if refusal is None:
-                if self._under_way.pop(token, None) is not None:
+                if self._in_flight.pop(token, None) is not None:
                     self._confirmed(self, 1)
             else:
-                self._answers.append(str(refusal.get("description")))
-        self._stir.set()
+                self._refusals.append(str(refusal.get("description")))
+        self._wake.set()
 
     async def _ensure_stream(self, connection: NatsConnection, name: str) -> None:
-        """Create the stream where there is none. One that there is stays as its owner made it."""
+        """Create the stream if there is none. An existing one is left as its owner made it."""
         from nats.errors import Error
         from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
         from nats.js.errors import NotFoundError
@@ -243,9 +243,9 @@ class NatsSink:
             what = _name(error)
             raise BrokerError("stream", f"stream {name} cannot be used: {what}") from error
 
-    def _tell(self, error: BrokerError) -> None:
+    def _report(self, error: BrokerError) -> None:
         before = self.problem
-        self.problem = NotCarried(error.reason, str(error))
+        self.problem = SendError(error.reason, str(error))
         if before is None or str(before) != str(error):
             self._log.warning(
                 "cannot announce, trying again", target=self.target, reason=str(error)

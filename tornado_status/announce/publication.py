@@ -1,4 +1,4 @@
-"""Keeps the announcers' certificates published in the database, for listeners to fetch."""
+"""Keeps the announcer's certificates in the database, where listeners fetch them."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from tornado_status.errors import StoreError
 from tornado_status.pki.signing import Signing
+from tornado_status.runtime.waiting import wait_set
 
-REFRESH_S = (
-    60.0  # how often a certificate in use is said to be so; readers keep it for an hour more
-)
+REFRESH_S = 60.0  # a certificate that is refreshed no more is served for an hour
 
 
 class Publication:
-    """Says again and again which certificates are in use, so that readers can fetch them."""
+    """Publishes the certificates in use, and refreshes them."""
 
     def __init__(self, publish: Callable[[Sequence[tuple[str, str]]], Awaitable[None]]) -> None:
         self._publish = publish
@@ -22,7 +21,7 @@ class Publication:
         self._changed = asyncio.Event()
 
     def use(self, signing: Signing | None) -> None:
-        """From now on publish these, at once."""
+        """Publish these certificates from now on."""
         published = signing.published if signing is not None else ()
         self._entries = [(each.kid, each.certificate) for each in published]
         self._changed.set()
@@ -36,9 +35,5 @@ class Publication:
                 if self._entries:
                     await self._publish(self._entries)
             except StoreError:
-                wait_s = 1.0  # the database is away, and the log says so already
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                pass
+                wait_s = 1.0  # the database is away; the store logs it
+            await wait_set(self._changed, wait_s)

@@ -1,16 +1,15 @@
-"""What the announcer needs of whatever carries datagrams out: another kind of target is a class."""
+"""Between the announcer and what carries its datagrams: a class for each kind of target."""
 
 from __future__ import annotations
 
-from typing import Final, Protocol
-
-QUEUED: Final = "queued"  # taken, but not on its way yet: the outlet tells what became of it
+from typing import Protocol
 
 
-class NotCarried(OSError):
-    """What a carrier that is no socket says instead of an errno.
+class SendError(OSError):
+    """A sink that is no socket could not send.
 
-    `reason` is a short stable word for counters, the text the sentence for the operator.
+    `reason` takes the place of an errno: a short stable word for counters. The text is for the
+    operator.
     """
 
     def __init__(self, reason: str, sentence: str) -> None:
@@ -19,10 +18,10 @@ class NotCarried(OSError):
 
 
 class Sink(Protocol):
-    """One way out, of one target.
+    """Sends datagrams to one target, by one interface or connection.
 
-    `target` names it in counters, `via` says by which interface or connection in the log,
-    `encoding` is what is sent: json or binary.
+    `target` names it in counters, `via` is the interface or connection in the log, `encoding` is
+    json or binary.
     """
 
     @property
@@ -36,12 +35,12 @@ class Sink(Protocol):
 
     @property
     def problem(self) -> OSError | None:
-        """Why nothing can be sent for now; None where it can, as far as is known."""
+        """Why nothing can be sent now; None if it can, as far as is known."""
 
-    def send(self, payload: bytes, /) -> object:
-        """Hand a datagram over, at once: raise `OSError` rather than wait.
+    def send(self, payload: bytes, /) -> bool:
+        """Send a datagram at once: raise `OSError` rather than wait.
 
-        Where it is kept for a moment instead, within a limit, return `QUEUED`.
+        Return False if it is queued, within a limit. Then the sink reports what became of it.
         """
 
     def close(self) -> None: ...

@@ -1,4 +1,4 @@
-"""One target on one interface: a UDP socket, each option with its reason, made anew as needed."""
+"""One target on one interface: a UDP socket, opened anew as needed, each option with its reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tornado_status.announce.interfaces import Address, Interface, Interfaces, N
 from tornado_status.config import AUTO, UdpTarget
 from tornado_status.errors import ConfigError
 
-_LOOPBACK = "127.0.0.1"  # where a group is announced that no interface was named for
+_LOOPBACK = "127.0.0.1"  # for a multicast group without `interfaces`
 _ANY = {4: "0.0.0.0", 6: "::"}  # noqa: S104 - the kernel picks the source by the route
 _LIMITED = "255.255.255.255"
 _IPV6_UNICAST_IF = 76  # from linux/in6.h; Python has no name for it
@@ -23,9 +23,9 @@ _IPV6_UNICAST_IF = 76  # from linux/in6.h; Python has no name for it
 
 @dataclass(frozen=True, slots=True)
 class _Path:
-    """From where to where. As long as it stays the same, so does the socket.
+    """Source and destination. The socket is kept as long as they stay the same.
 
-    `sources` are all addresses that the kernel may choose from where none is given.
+    `sources` are the addresses that the kernel may choose from, if `source` is none of them.
     """
 
     source: str
@@ -36,9 +36,9 @@ class _Path:
 
 
 class UdpSink:
-    """Sends to one target by one interface, or by the route where none is named.
+    """Sends to one target by one interface, or by the route if none is named.
 
-    `refresh` opens it, and mends it when interfaces have changed. While there is a `problem`,
+    `refresh` opens it, and opens it anew if an interface has changed. While there is a `problem`,
     `send` raises it.
     """
 
@@ -53,26 +53,31 @@ class UdpSink:
         self._path: _Path | None = None
         self._socket: socket.socket | None = None
 
-    def send(self, payload: bytes, /) -> None:
+    def send(self, payload: bytes, /) -> bool:
         if self._socket is None:
-            # A new one each time: an exception keeps a trace of every time it is raised.
+            # A new one each time: the traceback of a raised exception grows.
             raise _error((self.problem and self.problem.errno) or errno.ENODEV)
         try:
             self._socket.send(payload)
         except ConnectionRefusedError:
-            # The answer to an earlier datagram: this one has not been sent yet.
+            # The error of an earlier datagram: this one has not been sent yet.
             self._socket.send(payload)
             raise
+        return True
 
     def check(self, interfaces: Interfaces) -> None:
-        """Raise `ConfigError` where the interface is not there at all: a slip of the pen."""
+        """Raise `ConfigError` if the interface does not exist, as with a typing error."""
         if self._interface is None:
             return
         try:
             address: Address | None = ipaddress.ip_address(self._interface)
         except ValueError:
             address = None
-        known = interfaces.named(self._interface) if address is None else interfaces.having(address)
+        known = (
+            interfaces.named(self._interface)
+            if address is None
+            else interfaces.with_address(address)
+        )
         if known is None:
             there = "; ".join(
                 " ".join([each.name, *(str(network.address) for network in each.networks)])
@@ -84,7 +89,7 @@ class UdpSink:
             )
 
     def doubt(self, interfaces: Interfaces) -> str | None:
-        """Return what is probably wrong with an address that can be sent to all the same."""
+        """Return what is probably wrong with an address that the kernel accepts."""
         address = self._settings.address
         if self._settings.kind != "broadcast" or address in (AUTO, _LIMITED):
             return None
@@ -102,7 +107,7 @@ class UdpSink:
         )
 
     def refresh(self, interfaces: Interfaces) -> None:
-        """Open the socket, or open it anew where its way out has changed. Sets `problem`."""
+        """Open the socket, or open it anew if its path has changed. Sets `problem`."""
         try:
             path = self._find_path(interfaces)
             if path != self._path or self._socket is None:
@@ -119,7 +124,7 @@ class UdpSink:
             self._socket.close()
             self._socket = None
 
-    # -------------------------------------------------------------------------------- its way out
+    # -------------------------------------------------------------------------------- the path
 
     def _find_path(self, interfaces: Interfaces) -> _Path:
         target = self._settings
@@ -151,17 +156,16 @@ class UdpSink:
         sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
-            # Several servers on one machine announce from the same port. Each option alone is
-            # refused next to a socket that has set the other.
+            # Several servers on one machine announce from the same port. A socket with only one of
+            # these options cannot bind beside one that has the other.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # Nobody reads what strangers send to this port: keep as little of it as the kernel
-            # lets us.
+            # Datagrams to this port are never read: make the buffer as small as the kernel allows.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
             set_options = self._set_ipv6_options if version == 6 else self._set_ipv4_options
             set_options(sock, path)
             sock.bind(_socket_address(path.source, self._source_port, path.index))
-            # Connected: a route looked up once, and errors that come back are told.
+            # Connected: the route is looked up once, and ICMP errors are reported.
             port = self._settings.port
             sock.connect(_socket_address(path.destination, port, path.index))
         except BaseException:
@@ -172,8 +176,8 @@ class UdpSink:
     def _set_ipv4_options(self, sock: socket.socket, path: _Path) -> None:
         target = self._settings
         if target.kind == "multicast":
-            # Without this the group leaves by the default route, wherever that goes. A struct
-            # ip_mreqn: by its index an interface is meant that shares its address with another.
+            # Without this the default route decides. A struct ip_mreqn: the index tells interfaces
+            # with the same address apart.
             choice = bytes(4) + socket.inet_aton(path.source) + struct.pack("@i", path.index)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, choice)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, target.ttl)
@@ -201,7 +205,7 @@ class UdpSink:
 
 
 def udp_sinks(target: UdpTarget, source_port: int) -> Iterator[UdpSink]:
-    """Yield an outlet for each interface of `target`, not open yet.
+    """Yield a sink for each interface of `target`, not open yet.
 
     Without `interfaces` a group is announced on loopback, and any other address by its route.
     """
@@ -211,7 +215,7 @@ def udp_sinks(target: UdpTarget, source_port: int) -> Iterator[UdpSink]:
 
 
 def _look_up(text: str, version: int, interfaces: Interfaces) -> tuple[Interface, Network | None]:
-    """Return the interface, and the network to send from where that is one's to choose."""
+    """Return the interface, and the network to send from; None if the kernel chooses it."""
     try:
         address = ipaddress.ip_address(text)
     except ValueError:
@@ -224,7 +228,7 @@ def _look_up(text: str, version: int, interfaces: Interfaces) -> tuple[Interface
         if not networks:
             raise _error(errno.EADDRNOTAVAIL) from None
         return interface, networks[0]
-    found = interfaces.having(address)
+    found = interfaces.with_address(address)
     if found is None:
         raise _error(errno.EADDRNOTAVAIL)
     return found

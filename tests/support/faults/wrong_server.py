@@ -210,13 +210,13 @@ def commit_asynchronously() -> None:
 
 def give_up_on_a_target() -> None:
     """Never send again where the kernel refused once."""
-    refused = Announcer._refused
+    refused = Announcer._count_failure
 
-    def give_up(self: Announcer, what: str, target: str, via: str, name: str, reason: str) -> None:
-        refused(self, what, target, via, name, reason)
-        self._json = [outlet for outlet in self._json if outlet.target != target]
+    def give_up(self: Announcer, step: str, target: str, via: str, name: str, reason: str) -> None:
+        refused(self, step, target, via, name, reason)
+        self._json = [sink for sink in self._json if sink.target != target]
 
-    Announcer._refused = give_up  # type: ignore[method-assign]
+    Announcer._count_failure = give_up  # type: ignore[method-assign]
 
 
 def acknowledge_early() -> None:

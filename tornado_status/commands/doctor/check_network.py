@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tornado_status.announce.errno_hints import advice as what_to_do
+from tornado_status.announce.errno_hints import hint
 from tornado_status.announce.interfaces import Interfaces, read_interfaces
 from tornado_status.announce.udp_sink import UdpSink, udp_sinks
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
@@ -166,7 +166,7 @@ def _outlet(outlet: UdpSink, settings: Settings, interfaces: Interfaces) -> Find
     if outlet.problem is not None:
         return problem(
             INTERFACES,
-            f"announce.targets: {outlet.target} by {outlet.via}: {what_to_do(outlet.problem)}",
+            f"announce.targets: {outlet.target} by {outlet.via}: {hint(outlet.problem)}",
             "The server starts all the same, and announces there once it can.",
         )
     doubt = outlet.doubt(interfaces)
@@ -270,7 +270,7 @@ def _multicast_route(settings: Settings) -> Iterator[Finding]:
 def _name(text: str, interfaces: Interfaces) -> str:
     """Return the interface that is named, or has this address; "" where there is none."""
     try:
-        found = interfaces.having(ipaddress.ip_address(text))
+        found = interfaces.with_address(ipaddress.ip_address(text))
     except ValueError:
         return text
     return found[0].name if found is not None else ""
