@@ -170,11 +170,13 @@ class IngressSettings(Section):
         if proxied and self.proxy_protocol:
             raise ValueError("proxy_protocol is for mode tls: in mode proxy the headers say it")
         if proxied and any(network.prefixlen == 0 for network in self.trusted_proxies):
-            raise ValueError("trusted_proxies: trusting everybody lets anybody be anybody")
+            raise ValueError(
+                "trusted_proxies: with all addresses any client could claim any identity"
+            )
         if (proxied or self.proxy_protocol) and not self.trusted_proxies:
             raise ValueError(
-                "trusted_proxies: expected the addresses of the proxies: whoever is trusted says "
-                "which address a check-in comes from"
+                "trusted_proxies: expected the addresses of the proxies: they decide which address "
+                "a check-in comes from"
             )
         return self
 
@@ -377,7 +379,7 @@ class AccessSettings(Section):
 
     enrolment: Literal["open", "closed"] = "open"
     # The operator of the development set. No mail has this domain (RFC 2606), so no CA that checks
-    # addresses issues it: nobody is a reader unless the CA's owner makes that certificate.
+    # addresses issues it: there is no reader unless the CA's owner makes that certificate.
     readers: tuple[str, ...] = ("operator@example.com",)
     admins: tuple[str, ...] = ()
 
@@ -524,9 +526,9 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
 
 
 def origins(path: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return where each setting comes from, by `section.key`, and `section` where it has no keys.
+    """Return where each setting comes from, by `section.key`, or `section` without keys.
 
-    An origin is `path` or the name of a variable; what is not named has its default. Raises
+    An origin is `path` or the name of a variable; other keys have their default. Raises
     `ConfigError`.
     """
     found: dict[str, str] = {}

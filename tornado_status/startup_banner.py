@@ -16,7 +16,7 @@ def announce_serving(settings: Settings, port: int) -> None:
     host = "localhost" if host in ("", "0.0.0.0", "::", "127.0.0.1", "::1") else host  # noqa: S104
     proxied = settings.ingress.mode == "proxy"
     url = f"{'http' if proxied else 'https'}://{host}:{port}"
-    targets = " and ".join(str(target) for target in settings.announce.targets) or "nobody"
+    targets = " and ".join(str(target) for target in settings.announce.targets) or "no target"
     structlog.get_logger().info(
         "serving",
         url=url,

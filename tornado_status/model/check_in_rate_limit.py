@@ -11,7 +11,7 @@ MAX_REMEMBERED = 100_000  # identities; one that is forgotten starts with a full
 
 
 class CheckInRateLimit:
-    """So many check-ins a second for each identity, on average, and as many (or one) at once."""
+    """Allows each identity `per_second` check-ins on average, and as many at once, at least one."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second

@@ -26,13 +26,13 @@ def parse_email(text: str) -> str:
     local, _, domain = text.rpartition("@")
     domain = domain.lower()
     stem, dot, last = domain.rpartition(".")
-    # email-validator judges what mail can reach from anywhere; in a private network .local is a
-    # name like any other, so such a domain is judged by the rest of it.
+    # email-validator accepts only domains that mail can reach from anywhere. In a private network
+    # .local is a name like any other, so only the rest of such a domain is validated.
     private = dot and last in PRIVATE_DOMAINS
-    judged = f"{stem}.{_ORDINARY_DOMAIN}" if private else domain
+    checked = f"{stem}.{_ORDINARY_DOMAIN}" if private else domain
     try:
         valid = email_validator.validate_email(
-            f"{local}@{judged}",
+            f"{local}@{checked}",
             allow_smtputf8=False,
             allow_quoted_local=False,
             allow_domain_literal=False,
@@ -41,10 +41,10 @@ def parse_email(text: str) -> str:
     except email_validator.EmailNotValidError as error:
         raise ValueError(f"not a valid e-mail address: {error}") from error
     # IDNA maps some characters onto others (a full-width dot onto a dot). Two spellings of one
-    # name would be two certificates for one person: only the letter case may differ. So does
-    # lower(), which makes a k of the Kelvin sign: that is not NFC before.
+    # name would be two certificates for one person: only the letter case may differ. lower() maps
+    # too (the Kelvin sign to a k), but such text is not NFC.
     normal = unicodedata.is_normalized("NFC", text)
-    if not normal or judged not in (valid.domain, valid.ascii_domain):
+    if not normal or checked not in (valid.domain, valid.ascii_domain):
         raise ValueError("not a valid e-mail address: the domain is not in its normal form")
     ascii_domain = valid.ascii_domain
     if private:

@@ -54,7 +54,7 @@ class Event(NamedTuple):
     `seq` is gapless over all servers on one database and rises in commit order. Times are the
     database's clock, in UTC with microseconds. An entry that is a check-in was committed at
     `last_seen`, which never falls along `seq`; any other at `at`, without a client's address, and
-    without `last_seen` where the user never checked in.
+    without `last_seen` if the user never checked in.
     """
 
     seq: int

@@ -187,7 +187,7 @@ class Connection:
         The rows are the last statement's. Raises `StatementFailed` if PostgreSQL refused and
         rolled back, `StoreUnavailable` if the connection is lost or too slow: what was sent
         may or may not have been done, and the connection is closed. With `durable` that is also
-        raised where PostgreSQL has committed and warned.
+        raised if PostgreSQL has committed and warned.
         """
         try:
             del self._raw.raw.notices[:]
@@ -313,7 +313,7 @@ def _raise_swallowed_cancellation() -> None:
 def _has_warning(raw: psycopg2.extensions.connection) -> bool:
     """Return whether the last statement came with a warning: see `client_min_messages`.
 
-    Raises `psycopg2.OperationalError` where the connection has ended since.
+    Raises `psycopg2.OperationalError` if the connection has ended since.
     """
     raw.poll()  # waits for nothing; what came with the last packet is in `notices` only after it
     return bool(raw.notices)

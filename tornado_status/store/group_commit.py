@@ -45,7 +45,7 @@ _NEW_LOG = "another server has begun a new log"
 
 # The arrays hold one element a check-in, in order of arrival. $6 is the position of the check-in of
 # the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
-# becomes the user's status; or 2 where it is that and the batch has another device of the user. $8:
+# becomes the user's status; or 2 if the batch has another device of that user too. $8:
 # enrolment is closed. `accepted` reads user_status after the head is locked, so two servers cannot
 # both see a user for the first time, or come back. Rows are upserted in order of key: unsorted
 # batches deadlock. `devices` changes only with the certificate.
@@ -121,7 +121,7 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Committed:
+class _CommitAnswer:
     """A batch that is committed, the row its commit returned, and when (monotonic, seconds)."""
 
     batch: list[Pending]
@@ -161,7 +161,7 @@ class GroupCommit:
         self._idle.set()
         self._stopping = False
         self._unconfirmed: set[Source] = set()
-        self._unanswered: _Committed | None = None
+        self._unanswered: _CommitAnswer | None = None
         self._answering_failed: Exception | None = None
         self.counters = CheckIns()
         self._warnings = RateLimit()  # a database that fails each commit would fill our log
@@ -315,7 +315,7 @@ class GroupCommit:
         except BaseException:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
-        self._unanswered = _Committed(batch, rows[0], sent, time.monotonic())
+        self._unanswered = _CommitAnswer(batch, rows[0], sent, time.monotonic())
 
     def _answer_meanwhile(self) -> None:
         try:

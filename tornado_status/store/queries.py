@@ -125,8 +125,8 @@ async def history(
 ) -> HistoryPage:
     """Return up to `limit` entries of one user, the newest first.
 
-    `before` is the number of the last entry of the page before; where it is no entry of this user,
-    or pruned meanwhile, the page is empty.
+    `before` is the sequence number of the last entry of the previous page. If it is no entry of
+    this user, or is pruned meanwhile, the page is empty.
     """
     begin = (
         "SELECT seq FROM user_status WHERE email = %(email)s"

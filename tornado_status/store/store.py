@@ -168,7 +168,7 @@ class Store:
         self._following = [
             asyncio.create_task(self._notify_channel.run(), name="store notify channel"),
             asyncio.create_task(self.feed.run(), name="store feed"),
-            asyncio.create_task(self.user_counts.run(), name="census"),
+            asyncio.create_task(self.user_counts.run(), name="user counts"),
             asyncio.create_task(self._outbox.run(), name="store outbox"),
         ]
 

@@ -1,7 +1,7 @@
-"""The census: how many users are in which state, counted now and then, at a bounded cost.
+"""User counts: how many users are in each state, counted periodically at a bounded cost.
 
-Counts with the table's own pages, so that nothing is added to a check-in. Of a large table it reads
-a sample, always of the same pages: the numbers are estimates then, and move only as users do.
+The table's own pages are counted, so that a check-in costs nothing more. Of a large table a sample
+of always the same pages is read: the numbers are estimates, and change only as users do.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MAX_PAGES = 2000  # 16 MB, some 75,000 users, 10 ms of PostgreSQL's CPU
 _PAGES = """\
 SELECT pg_relation_size('user_status') / current_setting('block_size')::int"""
 
-# The states of `presence.state`. What is sampled is whole pages, each with its share of users.
+# The states of `presence.state`. The sample is of whole pages.
 _COUNT = """\
 SELECT state, count(*) FROM (
     SELECT CASE WHEN offline THEN 'offline' WHEN last_seen IS NULL THEN 'new'
@@ -38,7 +38,7 @@ SELECT state, count(*) FROM (
 
 
 class UserCounts:
-    """Counts again and again while `run` runs."""
+    """Counts periodically while `run` runs."""
 
     def __init__(self, commit: GroupCommit, pool: Pool, interval_s: float) -> None:
         self._commit = commit
@@ -50,7 +50,7 @@ class UserCounts:
 
     @property
     def users(self) -> Mapping[str, int]:
-        """The users by state; empty where they could not be counted lately."""
+        """The users by state; empty if the last count is too old."""
         return self._users if time.monotonic() - self._counted_at < MAX_AGE_S else {}
 
     def metrics(self) -> Iterable[Metric]:
@@ -81,7 +81,7 @@ class UserCounts:
 async def count(
     connection: Connection, interval_s: float, max_pages: int = MAX_PAGES
 ) -> dict[str, int]:
-    """Return the users by state, exactly where the table has no more than `max_pages` pages."""
+    """Return the users by state, exact if the table has at most `max_pages` pages."""
     [pages] = await connection.fetch_one(_PAGES)
     share = min(1.0, max_pages / max(pages, 1))
     rows = await connection.execute(

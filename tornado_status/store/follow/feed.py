@@ -10,26 +10,21 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import CommittedBatch, Event, LogSlice, LogSpan
 
+if TYPE_CHECKING:
+    from tornado_status.store.store import Store
+
 RING = 20_000  # newest events kept, about 10 MB: some seconds at full load, days of a small office
 PAGE = 1000  # events of one reading: a few milliseconds of the loop
 SCAN = 50_000  # numbers that one reading for certain e-mails looks through, inside the database
 CATCH_UPS = 2  # pages read at once for followers behind: the other connections are for requests
 RETRY_S = 0.25  # while the database is away
-
-
-class Log(Protocol):
-    """What the feed reads: the store."""
-
-    async def log_slice(self, after: int, span: int, emails: Sequence[str] | None) -> LogSlice: ...
-
-    async def log_span(self) -> LogSpan: ...
 
 
 class Feed:
@@ -39,7 +34,7 @@ class Feed:
     called with True and False as following begins and ends.
     """
 
-    def __init__(self, log: Log, on_following: Callable[[bool], None], ring: int = RING) -> None:
+    def __init__(self, log: Store, on_following: Callable[[bool], None], ring: int = RING) -> None:
         self._log = log
         self._on_following = on_following
         self._size = ring
