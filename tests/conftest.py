@@ -72,11 +72,17 @@ def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def database_url(postgres: str) -> str:
+def empty_database_url(postgres: str) -> str:
     """An empty database."""
     name = f"test_{next(_numbers)}"
     rows(postgres, f"CREATE DATABASE {name}")
     return postgres.replace("/postgres?", f"/{name}?")
+
+
+@pytest.fixture
+def database_url(empty_database_url: str) -> str:
+    """A database; in tests/server it is migrated already."""
+    return empty_database_url
 
 
 @pytest.fixture

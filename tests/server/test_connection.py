@@ -7,6 +7,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg2
@@ -21,6 +22,7 @@ from tests.support.with_constants import KNOWN_SOURCES, MAX_HANDSHAKES, MAX_PEND
 from tornado_status.ingress import iostream as stream_module
 from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
+AT_ONCE = 8  # connections of the corpus
 PROBE = b"GET /api/client HTTP/1.1\r\n" + HOST + b"X-Request-ID: probe\r\n\r\n"
 
 
@@ -48,7 +50,7 @@ def reading(quick: bool) -> dict[str, object]:
     return {} if quick else {KNOWN_SOURCES: {}}
 
 
-def read_to_end(connection: ssl.SSLSocket, quiet_s: float = 0.3) -> tuple[bytes, bool]:
+def read_to_end(connection: ssl.SSLSocket, quiet_s: float = 0.5) -> tuple[bytes, bool]:
     """Read until the server closes, or says nothing for a while; True where it closed."""
     connection.settimeout(quiet_s)
     answers = b""
@@ -74,7 +76,10 @@ def make_ordinary(connection: ssl.SSLSocket) -> None:
         body += connection.recv(65536)
 
 
-def verdict(server: Server, request: bytes, *, ordinary: bool) -> tuple[list[bytes], bool]:
+Verdict = tuple[list[bytes], bool]  # the statuses, and whether it was closed
+
+
+def verdict(server: Server, request: bytes, *, ordinary: bool) -> Verdict:
     """Send a request; return the statuses answered and whether the connection was closed.
 
     With `ordinary` the connection asks for something else before, so that Tornado has it.
@@ -87,11 +92,23 @@ def verdict(server: Server, request: bytes, *, ordinary: bool) -> tuple[list[byt
         return STATUS.findall(answers), closed
 
 
+@pytest.fixture(scope="module")
+def verdicts(shared: Server) -> Iterator[dict[str, tuple[Future[Verdict], Future[Verdict]]]]:
+    """Each request's verdict on both ways. Most of the time is silence: several wait at once."""
+
+    def judge(name: str, ordinary: bool) -> Future[Verdict]:
+        return pool.submit(verdict, shared, CORPUS[name], ordinary=ordinary)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {name: (judge(name, False), judge(name, True)) for name in CORPUS}
+
+
 @pytest.mark.parametrize("name", CORPUS)
-def test_both_ways_judge_alike(shared: Server, name: str) -> None:
+def test_both_ways_judge_alike(
+    verdicts: dict[str, tuple[Future[Verdict], Future[Verdict]]], name: str
+) -> None:
     """The check-in connection and Tornado's own: same answers, same end, no 5xx."""
-    quick = verdict(shared, CORPUS[name], ordinary=False)
-    ordinary = verdict(shared, CORPUS[name], ordinary=True)
+    quick, ordinary = (future.result() for future in verdicts[name])
     assert quick == ordinary
     assert not [status for status in quick[0] if status >= b"500"]
 
@@ -140,12 +157,24 @@ def outcome(server: Server, name: str, *, ordinary: bool) -> str:
     return " ".join(statuses[:-1])
 
 
-@pytest.mark.parametrize("name", CORPUS)
-def test_every_verdict_is_one_that_the_rfc_allows(shared: Server, name: str) -> None:
-    """Of RFC 9112, on both ways, but for what is known; and no answer is another request's."""
+@pytest.fixture(scope="module")
+def outcomes(shared: Server) -> Iterator[dict[str, list[Future[str]]]]:
+    """Each request's outcome on both ways, as `verdicts`."""
     shared.request("POST", "/api/client")  # so that a GET is a 200
-    for ordinary in (False, True):
-        found = outcome(shared, name, ordinary=ordinary)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {
+            name: [pool.submit(outcome, shared, name, ordinary=way) for way in (False, True)]
+            for name in CORPUS
+        }
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_every_verdict_is_one_that_the_rfc_allows(
+    outcomes: dict[str, list[Future[str]]], name: str
+) -> None:
+    """Of RFC 9112, on both ways, but for what is known; and no answer is another request's."""
+    for future in outcomes[name]:
+        found = future.result()
         if name in DEVIATIONS:
             assert found == DEVIATIONS[name]
         else:

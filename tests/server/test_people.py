@@ -356,15 +356,15 @@ def test_a_wrong_word_is_told_and_changes_nothing(
 
 
 def test_a_database_of_another_version_is_left_alone(
-    start_server: StartServer, tmp_path: Path, database_url: str
+    start_server: StartServer, tmp_path: Path, empty_database_url: str
 ) -> None:
     """An empty one, and one that a later version has migrated."""
-    server = {"database": {"url": database_url}, "tls": {}, "announce": {"targets": []}}
+    server = {"database": {"url": empty_database_url}, "tls": {}, "announce": {"targets": []}}
     for words in (["add", VALID], ["list"]):
         done = run_users(server, tmp_path, *words)
         assert done.returncode == 2
         assert "start its server once" in done.stderr
-    started = start_server()
+    started = start_server(url=empty_database_url)
     started.rows("UPDATE alembic_version SET version_num = 'g2_9999'")
     done = run_users(started, tmp_path, "add", VALID)
     assert done.returncode == 2

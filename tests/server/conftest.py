@@ -1,0 +1,32 @@
+"""A database that is migrated already: a server on it starts in half the time."""
+
+from __future__ import annotations
+
+import itertools
+
+import psycopg2.extensions
+import pytest
+
+from tests.support.harness import rows
+from tornado_status.store import migrate
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: str) -> str:
+    """The name of a database to copy: migrated, and used by no server yet."""
+    rows(postgres, "CREATE DATABASE migrated")
+    url = postgres.replace("/postgres?", "/migrated?")
+    migrate._upgrade(psycopg2.extensions.parse_dsn(url), own_pid=0)
+    return "migrated"
+
+
+@pytest.fixture
+def database_url(postgres: str, migrated: str) -> str:
+    """A migrated database of a new log."""
+    name = f"copy_{next(_numbers)}"
+    rows(postgres, f"CREATE DATABASE {name} TEMPLATE {migrated}")
+    url = postgres.replace("/postgres?", f"/{name}?")
+    rows(url, "UPDATE head SET stream = gen_random_uuid(), at = clock_timestamp()")
+    return url
