@@ -68,7 +68,7 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CommittedBatch:
-    """What one commit added to the log: its events in order, possibly none.
+    """The events that one commit added to the log, in order; possibly none.
 
     `head` is the largest number known to be committed. It may be beyond the last event, because
     other servers write to the same log.

@@ -101,7 +101,7 @@ def _is_running(settings: Settings) -> bool:
     )
     connection: http.client.HTTPConnection
     if settings.management.certificate is not None:
-        # Who it is does not matter here: it is asked whether it lives.
+        # Only liveness matters here, not the identity of the server.
         context = ssl._create_unverified_context()  # noqa: S323
         connection = http.client.HTTPSConnection(
             host, settings.management.port, timeout=ASK_TIMEOUT_S, context=context
@@ -127,11 +127,11 @@ def _targets(settings: Settings) -> Iterator[Finding]:
     """Open what the server would announce from, without sending."""
     interfaces = read_interfaces()
     for target in settings.announce.udp_targets:
-        for outlet in udp_sinks(target, settings.announce.source_port):
+        for sink in udp_sinks(target, settings.announce.source_port):
             try:
-                yield _outlet(outlet, settings, interfaces)
+                yield _sink_finding(sink, settings, interfaces)
             finally:
-                outlet.close()
+                sink.close()
     for broker in settings.announce.nats_targets:
         yield asyncio.run(_broker(broker))
 
@@ -149,34 +149,34 @@ async def _broker(target: NatsTarget) -> Finding:
         )
 
 
-def _outlet(outlet: UdpSink, settings: Settings, interfaces: Interfaces) -> Finding:
+def _sink_finding(sink: UdpSink, settings: Settings, interfaces: Interfaces) -> Finding:
     try:
-        outlet.check(interfaces)
+        sink.check(interfaces)
     except ConfigError as error:
         advice = "`ip address` shows this machine's interfaces and addresses."
         return problem(INTERFACES, str(error), advice)
-    outlet.refresh(interfaces)
-    if outlet.problem is not None and outlet.problem.errno == errno.EADDRINUSE:
+    sink.refresh(interfaces)
+    if sink.problem is not None and sink.problem.errno == errno.EADDRINUSE:
         port = settings.announce.source_port
         return problem(
             PORTS,
             f"announce.source_port: UDP port {port} is taken by another program",
             "Stop that program (`ss -lunp` shows it), or choose another port.",
         )
-    if outlet.problem is not None:
+    if sink.problem is not None:
         return problem(
             INTERFACES,
-            f"announce.targets: {outlet.target} by {outlet.via}: {hint(outlet.problem)}",
+            f"announce.targets: {sink.target} by {sink.via}: {hint(sink.problem)}",
             "The server starts all the same, and announces there once it can.",
         )
-    doubt = outlet.doubt(interfaces)
+    doubt = sink.doubt(interfaces)
     if doubt is not None:
         return problem(
             INTERFACES,
-            f"announce.targets: {outlet.target}: {doubt}",
+            f"announce.targets: {sink.target}: {doubt}",
             "`ip address` shows it behind `brd`; a wrong one reaches nobody.",
         )
-    return ok(INTERFACES, f"announce.targets: {outlet.target} can be sent to by {outlet.via}")
+    return ok(INTERFACES, f"announce.targets: {sink.target} can be sent to by {sink.via}")
 
 
 def _audience(settings: Settings) -> Iterator[Finding]:
@@ -236,7 +236,7 @@ def routes() -> list[Route]:
 
 
 def _multicast_route(settings: Settings) -> Iterator[Finding]:
-    """Who joins a group and names no interface joins where the group's route leads."""
+    """A listener that names no interface joins a group where the route to it leads."""
     interfaces = read_interfaces()
     for target in settings.announce.udp_targets:
         if target.kind != "multicast" or ":" in target.address:
