@@ -38,10 +38,14 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(2 * len(os.sched_getaffinity(0)), WORKERS)
 
 
+LONG = ("connection", "live_stream", "enrolment", "trust", "slow_senders", "listener_cli", "http")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long, so that none of them is left alone at the end."""
     long = {item.path for item in items if item.get_closest_marker("once")}
-    items.sort(key=lambda item: item.path not in long)
+    names = {f"test_{name}" for name in LONG}
+    items.sort(key=lambda item: item.path not in long and item.path.stem not in names)
 
 
 @pytest.fixture(scope="session")

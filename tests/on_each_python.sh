@@ -4,7 +4,7 @@
 # `make check` has run all tests on one of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-tests=(tests/unit tests/server tests/system/test_package.py)
+tests=(tests/unit tests/server tests/system/test_failover.py tests/system/test_package.py)
 done=$(.venv/bin/python -c 'import sys; print("%d.%d" % sys.version_info[:2])' || true)
 work=$(mktemp -d)
 chmod 755 "$work" # a test becomes an ordinary user, who needs this Python too

@@ -148,7 +148,7 @@ def test_only_readers_may_read(server: Server, path: str) -> None:
     """403 for an ordinary user, not for an operator."""
     answer = server.request("GET", path)
     assert (answer.status, answer.detail) == (403, "Only readers may see this")
-    if path != "/api/stream":  # which has no end: see test_stream
+    if path != "/api/stream":  # which has no end: see test_live_stream
         assert server.request("GET", path, cert="operator").status in (200, 404)
 
 

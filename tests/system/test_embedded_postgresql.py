@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import re
 import shutil
@@ -25,11 +26,13 @@ from tests.support.harness import (
     running_server,
     wait_until,
 )
+from tests.support.users_command import run_users, told
 
 pytestmark = pytest.mark.once
 
 
 EMBEDDED = "embedded"
+VALID = "valid_user@example.com"
 
 
 def postmaster(server: Server) -> int:
@@ -251,3 +254,18 @@ def test_a_long_path_to_the_data_directory_works(start_server: StartServer, tmp_
     data_dir = tmp_path / ("deep" * 20) / "postgresql"
     server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
     assert server.request("POST", "/api/client").status == 204
+
+
+@pytest.mark.parametrize("running", [True, False])
+def test_the_command_works_on_an_embedded_database(
+    start_server: StartServer, tmp_path: Path, running: bool
+) -> None:
+    """That of the server that runs, or started for the command."""
+    server = start_server(url="embedded")
+    if not running:
+        server.stop()
+    assert told(run_users(server, tmp_path, "add", VALID)) == [f"{VALID}: enrolled"]
+    shown = told(run_users(server, tmp_path, "list", "--json"))
+    assert [json.loads(line)["email"] for line in shown] == [VALID]
+    if running:
+        assert server.request("GET", "/api/client").json["state"] == "new"

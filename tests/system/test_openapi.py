@@ -426,7 +426,7 @@ def drive(
             "--suppress-health-check=all",
             "--continue-on-failure",
             "--warnings=off",
-            # Endless, or no HTTP after the handshake: see tests/server/test_stream.py.
+            # Endless, or no HTTP after the handshake: see tests/server/test_live_stream.py.
             "--exclude-path-regex=^/api/(stream|socket)$",
         ],
         cwd=directory,

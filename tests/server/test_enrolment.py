@@ -6,33 +6,28 @@ import asyncio
 import json
 import re
 import socket
-import subprocess
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-import yaml
 
 from listeners.events import Snapshot, Update
 from listeners.output import Format, render
 from listeners.repair import api_responses
 from tests.support.harness import (
-    PATIENCE_S,
-    ROOT,
     Heard,
     Server,
     StartServer,
     exchange,
     free_port,
-    plain_environment,
     rows,
     targets,
     wait_until,
 )
 from tests.support.store import check_in, run, until
+from tests.support.users_command import run_users, told
 from tornado_status.api import Access
 from tornado_status.commands.users import changes
 from tornado_status.config import DatabaseSettings, PresenceSettings
@@ -47,38 +42,12 @@ VALID = "valid_user@example.com"
 PATH = f"/api/users/{VALID}"
 ADMINS: dict[str, Any] = {"admins": ["operator@example.com"], "readers": []}
 CLOSED = {**ADMINS, "enrolment": "closed"}
-USERS = ("-m", "tornado_status", "users")
 LOG = "SELECT seq, event, email FROM check_in ORDER BY seq"
 # Everything that the database holds of anybody, as text.
 ALL = (
     "SELECT t::text FROM check_in t UNION ALL SELECT t::text FROM user_status t"
     " UNION ALL SELECT t::text FROM unannounced t UNION ALL SELECT t::text FROM alert_message t"
 )
-
-
-def run_users(
-    server: Server | dict[str, Any], directory: Path, *words: str, given: str = ""
-) -> subprocess.CompletedProcess[str]:
-    """Run `tornado-status users` with a server's settings."""
-    config = directory / "users.yaml"
-    settings = server.settings if isinstance(server, Server) else server
-    config.write_text(yaml.safe_dump(settings))
-    return subprocess.run(
-        [sys.executable, "-W", "error", *USERS, *words, "--config", str(config)],
-        cwd=ROOT,
-        env=plain_environment(),
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=2 * PATIENCE_S,
-    )
-
-
-def told(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What a command said that did all it was asked."""
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return done.stdout.splitlines()
 
 
 # ---------------------------------------------------------------------------------- over the API
@@ -317,21 +286,6 @@ def test_what_was_written_while_no_server_ran_is_announced_by_the_next(
     with Heard(port) as heard:
         start_server(announce={"targets": targets(port)[:1]})
         assert [u["event"] for u in heard.updates(3)] == ["enrolled", "enrolled", "removed"]
-
-
-@pytest.mark.parametrize("running", [True, False])
-def test_the_command_works_on_an_embedded_database(
-    start_server: StartServer, tmp_path: Path, running: bool
-) -> None:
-    """That of the server that runs, or started for the command."""
-    server = start_server(url="embedded")
-    if not running:
-        server.stop()
-    assert told(run_users(server, tmp_path, "add", VALID)) == [f"{VALID}: enrolled"]
-    shown = told(run_users(server, tmp_path, "list", "--json"))
-    assert [json.loads(line)["email"] for line in shown] == [VALID]
-    if running:
-        assert server.request("GET", "/api/client").json["state"] == "new"
 
 
 @pytest.mark.parametrize(
