@@ -35,7 +35,12 @@ from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
 from tornado_status.observe.management import ManagementServer
 from tornado_status.observe.metrics import make_registry
-from tornado_status.observe.readiness import check_metrics, expiry_metrics, look, look_at_terms
+from tornado_status.observe.readiness import (
+    check_metrics,
+    expiry_checks,
+    expiry_metrics,
+    readiness_checks,
+)
 from tornado_status.pki.credentials import Credentials, credential_files, load_credentials
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime.daemon_executor import DaemonExecutor
@@ -182,7 +187,7 @@ class Server:
 
     def _watch_credentials(self) -> None:
         self._put_in_force(self._credentials)
-        self._expiry_warnings.look()
+        self._expiry_warnings.check()
         self._in_background(self._expiry_warnings.run(), "expiry warnings")
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._watcher.reload_now)
         self._in_background(self._watcher.run(), "file watcher")
@@ -322,7 +327,7 @@ class Server:
         return problem_answer(error)
 
     def _checks(self) -> list[Check]:
-        return look(
+        return readiness_checks(
             self._settings,
             self._credentials,
             self._watcher.problem,
@@ -332,7 +337,7 @@ class Server:
         )
 
     def _expiry_checks(self) -> list[Check]:
-        return look_at_terms(self._settings, self._credentials)
+        return expiry_checks(self._settings, self._credentials)
 
     def _status(self) -> str:
         return self._store.problem or "recording check-ins"
@@ -348,7 +353,7 @@ class Server:
                 await asyncio.to_thread(load_credentials, self._settings, self._trust.anchors)
             )
         self._log.info("certificates and keys reloaded")
-        self._expiry_warnings.again()
+        self._expiry_warnings.restart()
 
     def _put_in_force(self, credentials: Credentials) -> None:
         self._credentials = credentials

@@ -1,7 +1,7 @@
-"""Counting and timing what happens to check-ins, cheaply. Pure; `metrics` shows it.
+"""Counters and histograms of check-ins, cheap enough for every one of them.
 
-Not prometheus-client's own histograms: those take a lock and search for each observation. Here a
-whole batch is observed at once.
+The histograms of prometheus-client take a lock and search for each observation. Here a whole batch
+is observed at once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tornado_status.errors import (
 from tornado_status.model.records import CheckIn
 from tornado_status.observe import metrics
 
-# Upper bounds in seconds, from what a quiet machine needs to the limits that end it all.
+# Upper bounds in seconds, from the time on an idle machine to the time-outs.
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)  # up to what one commit takes
 
@@ -33,11 +33,11 @@ RESULTS = (RECORDED, "refused", "user_unknown", "too_frequent", "unavailable", "
 
 
 class Batch(NamedTuple):
-    """One commit of check-ins that is over. Moments are monotonic, in seconds.
+    """One finished commit of check-ins. Times are monotonic, in seconds.
 
-    `submitted` is when the first of its check-ins was, `sent` and `ended` when the statement was
-    sent and answered. `error` is a SQLSTATE or the name of an error where it failed; then nothing
-    is `recorded`. `head` is the newest number.
+    `submitted` is when its first check-in was submitted, `sent` and `ended` when its statement was
+    sent and answered. `error` is a SQLSTATE or the name of an error if it failed; then nothing is
+    `recorded`. `head` is the largest committed sequence number.
     """
 
     check_ins: Sequence[CheckIn]
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 class Histogram:
     """Counts of observations by upper bound, and their sum.
 
-    `counts` holds one number a bound, each without those below it, and a last one for the rest.
+    `counts` has a number for each bound, without those below it, and a last one for the rest.
     """
 
     __slots__ = ("bounds", "counts", "sum")
@@ -67,13 +67,13 @@ class Histogram:
         self.sum += value
 
     def observe_since(self, begun: Sequence[float], now: float) -> None:
-        """Observe how long ago each of `begun`, in rising order, was at `now`."""
+        """Observe `now` minus each of `begun`, which are in rising order."""
         size = len(begun)
         if size < len(self.bounds):
             for moment in begun:
                 self.observe(now - moment)
             return
-        # They are sorted, so each bound needs one search for all of them.
+        # They are in order, so one search a bound is enough.
         within = 0
         for number, bound in enumerate(self.bounds):
             below, within = within, size - bisect_left(begun, now - bound)
@@ -85,11 +85,11 @@ class Histogram:
 
 
 class CheckIns:
-    """What became of check-ins, and how long it took.
+    """The results of check-ins, and how long they took.
 
     `results` counts the answers by `RESULTS`. Durations are in seconds: `commits` of a commit,
     from its statement to its answer; `durations` of a check-in, from when it was read to when its
-    answer was handed to the kernel. `batches` are the rows of a commit.
+    answer was handed to the kernel. `batches` are the check-ins of a commit.
     """
 
     __slots__ = ("batches", "commits", "durations", "results")
@@ -103,10 +103,10 @@ class CheckIns:
     def batch(
         self, submitted: Sequence[float], recorded: int, sent: float, committed: float
     ) -> None:
-        """Count a batch that is answered now.
+        """Count a batch that was answered just now, `recorded` of its check-ins with success.
 
-        Moments are monotonic: when its check-ins were submitted, in order, and when its statement
-        was sent and answered; `recorded` of the check-ins were recorded.
+        Times are monotonic: when its check-ins were submitted, in order, and when its statement
+        was sent and answered.
         """
         self.results[RECORDED] += recorded
         self.batches.observe(len(submitted))

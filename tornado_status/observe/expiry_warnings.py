@@ -1,4 +1,4 @@
-"""Telling the operator, again and again, what should be seen to: warnings to the log."""
+"""Logs problems and warnings of checks, such as a certificate that expires, while they last."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ import structlog
 from tornado_status.observe.health import Check
 from tornado_status.runtime.rate_limit import RateLimit
 
-LOOK_EVERY_S = 60.0
-SAY_EVERY_S = 12 * 3600.0  # whoever looks at the log once a day sees it
+CHECK_EVERY_S = 60.0
+LOG_EVERY_S = 12 * 3600.0  # so that every day of the log has it
 
 
 class ExpiryWarnings:
-    """Logs each warning when it arises, and twice a day while it lasts."""
+    """Logs each warning when it arises, and every `LOG_EVERY_S` while it lasts."""
 
     def __init__(
         self, checks: Callable[[], Sequence[Check]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._checks = checks
         self._clock = clock
-        self._said = RateLimit(SAY_EVERY_S, clock)
+        self._limit = RateLimit(LOG_EVERY_S, clock)
         self._log = structlog.get_logger()
 
-    def again(self) -> None:
-        """Say all of it now, whatever was said before: something has been changed."""
-        self._said = RateLimit(SAY_EVERY_S, self._clock)
-        self.look()
+    def restart(self) -> None:
+        """Log all warnings now, whatever was logged before: the files have changed."""
+        self._limit = RateLimit(LOG_EVERY_S, self._clock)
+        self.check()
 
-    def look(self) -> None:
-        """Log what is to be said now."""
+    def check(self) -> None:
+        """Log the warnings that are due."""
         for check in self._checks():
             for kind, text in (check.problems | check.warnings).items():
-                if self._said.allow(kind) is not None:
-                    self._log.warning(text, check=check.name)
+                if self._limit.allow(kind) is not None:
+                    self._log.warning("check failing", check=check.name, reason=text)
 
     async def run(self) -> None:
-        """Look once a minute, until cancelled."""
+        """Check every `CHECK_EVERY_S`, until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_EVERY_S)
-            self.look()
+            await asyncio.sleep(CHECK_EVERY_S)
+            self.check()

@@ -1,4 +1,4 @@
-"""Whether the server can serve, and what to see to before it cannot: verdicts. Pure."""
+"""Checks: what keeps the server from recording check-ins, and what soon will. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ NO_CRL = "tls.crl: no CRL, revoked certificates are accepted; status-certs crl m
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
-    `problems` are why nothing can be recorded now, `warnings` what should be seen to before that.
-    Each has a kind, which stays the same while its sentence changes.
+    `problems` are why no check-in can be recorded now, `warnings` what to fix before that. Both
+    are sentences by kind: a kind stays the same while its sentence changes.
     """
 
     name: str
@@ -32,52 +32,52 @@ class Check:
 
 
 def database(problem: str, warnings: Sequence[str] = ()) -> Check:
-    """`problem` is why check-ins cannot be recorded now, or ""."""
+    """Check the database. `problem` is why check-ins cannot be recorded now, or ""."""
     problems = {"database": problem} if problem else {}
     return Check("database", problems, {warning: warning for warning in warnings})
 
 
 def certificates(
-    name: str, terms: Sequence[Validity], now: float, needed: Sequence[Validity] = ()
+    name: str, validities: Sequence[Validity], now: float, needed: Sequence[Validity] = ()
 ) -> Check:
-    """Look at `terms`; once none of those `needed` is in force, nobody can be served."""
-    warnings = _warnings(terms, now)
+    """Check certificates. If none of those `needed` is in force, no client can be served."""
+    warnings = _warnings(validities, now)
     problems: dict[str, str] = {}
-    if needed and not any(term.in_force(now) for term in needed):
+    if needed and not any(each.in_force(now) for each in needed):
         problems = _warnings(needed, now)
         warnings = {kind: text for kind, text in warnings.items() if kind not in problems}
     return Check(name, problems, warnings)
 
 
-def lists(terms: Sequence[Validity], cas: int, now: float, *, refuse: bool) -> Check:
-    """Look at revocation lists of `cas` CAs. With `refuse`, a late one locks out all of its CA."""
-    if not terms:
+def crls(validities: Sequence[Validity], cas: int, now: float, *, refuse: bool) -> Check:
+    """Check the CRLs of `cas` CAs. With `refuse`, an expired one locks out its CA's clients."""
+    if not validities:
         return Check("crl", {}, {"none": NO_CRL})
-    warnings = _warnings(terms, now)
-    late = sum(term.not_after < now for term in terms)
-    if refuse and late == len(terms) >= cas:
+    warnings = _warnings(validities, now)
+    expired = sum(each.not_after < now for each in validities)
+    if refuse and expired == len(validities) >= cas:
         return Check("crl", warnings, {})
     return Check("crl", {}, warnings)
 
 
 def files(problem: str) -> Check:
-    """`problem` is why what is in the files now was not put in force, or ""."""
-    said = f"what is in the files is not in force, the last reload failed: {problem}"
-    return Check("files", {}, {"reload": said} if problem else {})
+    """Check the last reload. `problem` is why it failed, or ""."""
+    warning = f"the last reload failed, the previous files are in force: {problem}"
+    return Check("files", {}, {"reload": warning} if problem else {})
 
 
 def announcements(failing: Mapping[str, str]) -> Check:
-    """`failing` says of targets why they could not be sent to; check-ins are recorded anyway."""
+    """Check the targets. `failing` is why, by target; check-ins are recorded all the same."""
     return Check(
         "announce", {}, {target: f"{target}: {reason}" for target, reason in failing.items()}
     )
 
 
-def _warnings(terms: Iterable[Validity], now: float) -> dict[str, str]:
+def _warnings(validities: Iterable[Validity], now: float) -> dict[str, str]:
     found = {}
-    for term in terms:
-        text = term.warning(now)
+    for each in validities:
+        text = each.warning(now)
         if text is not None:
-            over = "over" if not term.in_force(now) else "soon"
-            found[f"{term.setting} {term.subject} {over}"] = text
+            when = "soon" if each.in_force(now) else "now"
+            found[f"{each.setting} {each.subject} {when}"] = text
     return found

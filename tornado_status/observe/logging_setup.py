@@ -1,7 +1,7 @@
-"""Logging: its set-up, and the rate limit for what a peer can cause.
+"""The set-up of logging, with a rate limit for the lines that a peer can cause.
 
-One line an event, with fields. Untrusted text is escaped, and tracebacks show no variables: they
-may be keys and passwords.
+A line is an event with fields. Untrusted text is escaped. Tracebacks show no variables: they may be
+keys or passwords.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import structlog
 from tornado_status.config import LoggingSettings
 from tornado_status.runtime.rate_limit import RateLimit
 
-# Loggers of libraries that write what a peer does to us.
+# Loggers of libraries whose lines a peer can cause.
 CAUSED_BY_PEERS = ("tornado.access", "tornado.application", "tornado.general", "asyncio")
 
-# Many loggers, and a filter of one does not hear those below it: the handler has to.
+# It has many loggers below it, and a filter of a logger does not see their lines: the handler does.
 OF_TRACING = "opentelemetry"
 
 
 def configure(settings: LoggingSettings) -> None:
-    """Send everything that is logged, ours and the libraries', to standard error."""
+    """Log to standard error, for us and for the libraries."""
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     before: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -73,7 +73,7 @@ def configure(settings: LoggingSettings) -> None:
 
 
 def _escape(logger: object, method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Make control characters visible: a peer's text must not forge lines or drive a terminal."""
+    """Escape control characters: a peer's text must not forge lines or control a terminal."""
     for key, value in event.items():
         if isinstance(value, str):
             event[key] = _visible(value)
@@ -85,16 +85,16 @@ def _visible(text: str) -> str:
 
 
 def _write_traceback(out: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
-    # Indented: an error's text may have lines of its own, and a line of the log begins in front.
-    # Not rich's, which structlog takes where it is there: it shows the variables of each frame.
+    # Indented, because the text of an error may have several lines, and each line at the margin is
+    # an event. Structlog would use rich if it is installed, which shows variables.
     for line in "".join(traceback.format_exception(*exc_info)).rstrip("\n").split("\n"):
         out.write(f"\n  {_visible(line)}")
 
 
 class _Limit(logging.Filter):
-    """Lets one line of each kind through a minute, with the number of those held back.
+    """Passes one line of each kind a minute, with the number of those suppressed.
 
-    With a `name`: of that logger and those below it; other lines pass.
+    With a `name` it limits that logger and those below it; other lines pass.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -104,7 +104,7 @@ class _Limit(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not super().filter(record):
             return True
-        # The text before its arguments are put in: what differs between two is who and when.
+        # Of the text before formatting: the arguments tell the peer and the time.
         suppressed = self._limit.allow((record.levelno, record.msg))
         if suppressed is None:
             return False

@@ -1,4 +1,4 @@
-"""What readiness looks at: puts the verdicts of `health` together for this server."""
+"""Readiness: the checks of `health` on the state of this server, and their metrics."""
 
 from __future__ import annotations
 
@@ -14,43 +14,43 @@ from tornado_status.pki.credentials import Credentials
 from tornado_status.pki.expiry import Validity
 
 
-def look(
+def readiness_checks(
     settings: Settings,
-    keys: Credentials,
+    credentials: Credentials,
     reload_problem: str,
     problem: str,
     warnings: Sequence[str],
     failing: Mapping[str, str],
 ) -> list[health.Check]:
-    """Return all checks as they stand now.
+    """Return the results of all checks now.
 
     `reload_problem` is why the files could not be read anew. `problem` and `warnings` are the
-    database's; `failing` are targets of announcements. Each problem is "" where there is none.
+    database's; `failing` are targets of announcements. Each problem is "" if there is none.
     """
     return [
         health.database(problem, warnings),
-        *look_at_terms(settings, keys),
+        *expiry_checks(settings, credentials),
         health.files(reload_problem),
         health.announcements(failing),
     ]
 
 
-def look_at_terms(settings: Settings, keys: Credentials) -> list[health.Check]:
-    """Return what certificates and revocation lists lead to by now."""
+def expiry_checks(settings: Settings, credentials: Credentials) -> list[health.Check]:
+    """Return the results of the checks of certificates and CRLs now."""
     now = time.time()
-    terms = keys.validities
-    server = [term for term in terms if term.setting == "tls.certificate"]
-    cas = [term for term in terms if term.setting == "tls.client_ca"]
-    others = [term for term in terms if term.setting.startswith(("announce.", "management."))]
-    lists = [term for term in terms if term.kind == "crl"]
+    all_of_them = credentials.validities
+    server = [each for each in all_of_them if each.setting == "tls.certificate"]
+    cas = [each for each in all_of_them if each.setting == "tls.client_ca"]
+    others = [each for each in all_of_them if each.setting.startswith(("announce.", "management."))]
+    crls = [each for each in all_of_them if each.kind == "crl"]
     refuse = settings.tls.on_expired_crl == "refuse"
     return [
-        # Those behind the first are intermediate CAs.
+        # Those after the first are intermediate CAs.
         health.certificates("certificate", server, now, needed=server[:1]),
         health.certificates("client_ca", cas, now, needed=cas),
         health.certificates("other_certificates", others, now),
-        # A CA may have several certificates, and has one list.
-        health.lists(lists, len(set(map(ca_id, keys.anchors.cas))), now, refuse=refuse),
+        # A CA may have several certificates, and has one CRL.
+        health.crls(crls, len(set(map(ca_id, credentials.anchors.cas))), now, refuse=refuse),
     ]
 
 
@@ -66,18 +66,18 @@ def check_metrics(checks: Sequence[health.Check]) -> Iterable[Metric]:
     )
 
 
-def expiry_metrics(terms: Sequence[Validity]) -> Iterable[Metric]:
-    for kind, name, documentation in (
-        ("certificate", "certificate", "When a certificate expires, in seconds since the epoch"),
-        ("crl", "crl", "When a CA's CRL is out of date, in seconds since the epoch"),
+def expiry_metrics(validities: Sequence[Validity]) -> Iterable[Metric]:
+    for kind, documentation in (
+        ("certificate", "When a certificate expires, in seconds since the epoch"),
+        ("crl", "When a CA's CRL is out of date, in seconds since the epoch"),
     ):
         yield metrics.gauges(
-            f"{name}_expiry_timestamp_seconds",
+            f"{kind}_expiry_timestamp_seconds",
             documentation,
             ["setting", "file", "subject"],
             [
-                ([term.setting, term.file, term.subject], term.not_after)
-                for term in terms
-                if term.kind == kind
+                ([each.setting, each.file, each.subject], each.not_after)
+                for each in validities
+                if each.kind == kind
             ],
         )

@@ -1,7 +1,7 @@
 """Traces: spans of requests and of commits, exported by OpenTelemetry's SDK over OTLP/HTTP.
 
-Imported only where `tracing.endpoint` is set, because the SDK is an extra. Whether a trace is
-sampled is decided before anything of the SDK is asked: what is not costs next to nothing.
+Imported only if `tracing.endpoint` is set, because the SDK is an extra. A trace is sampled, or not,
+before the SDK is called: those that are not cost next to nothing.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ from tornado_status.config import TracingSettings
 from tornado_status.model.records import CheckIn, CommittedBatch
 from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch
+from tornado_status.runtime.waiting import wait_set
 
-MAX_QUEUED = 2048  # spans, a few MB: beyond it the oldest are dropped
+MAX_QUEUED = 2048  # spans, a few MB; beyond it the oldest are dropped
 MAX_EXPORTED = 512  # spans in one message to the collector
 EXPORT_EVERY_S = 5.0
-EXPORT_TIMEOUT_S = 10.0  # and all its retries; then the spans are lost
-FLUSH_S = 2.0  # at the end: a collector that needs longer must not hold up a restart
+EXPORT_TIMEOUT_S = 10.0  # of an export with its retries; then the spans are lost
+FLUSH_S = 2.0  # at shutdown: a slow collector must not delay a restart
 
-PROPAGATED = ("traceparent", "tracestate")  # W3C Trace Context; nobody's baggage
+PROPAGATED = ("traceparent", "tracestate")  # W3C Trace Context, without baggage
 
-# Others are `_OTHER`, says the convention: a client may send any word, and names are to be few.
+# OpenTelemetry's convention: others are `_OTHER`, because a client may send any word.
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 Subscriber = Callable[[CommittedBatch], None]
 
 
 class _Exporter(OTLPSpanExporter):
-    """Counts, in the exporting thread, what became of spans."""
+    """Counts spans by outcome, in the exporting thread."""
 
     def __init__(self, endpoint: str) -> None:
         super().__init__(endpoint, timeout=EXPORT_TIMEOUT_S)
@@ -62,30 +63,26 @@ class _Exporter(OTLPSpanExporter):
 
 
 class Tracing:
-    """Makes the spans. `start` begins to export them, `close` ends it.
-
-    `spans` counts them by what became of them: `exported` or `failed`.
-    """
+    """Makes spans of requests and commits, and exports them between `start` and `close`."""
 
     def __init__(self, settings: TracingSettings, endpoint: str) -> None:
         self._ratio = settings.sample_ratio
         self._personal = settings.personal_data
         self._exporter = _Exporter(endpoint)
-        self.spans = self._exporter.spans
         named = Resource.create({"service.name": "tornado_status", "service.version": __version__})
         self._provider = TracerProvider(
-            # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES go before ours.
+            # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES override ours.
             resource=named.merge(OTELResourceDetector().detect()),
-            sampler=ParentBased(ALWAYS_ON),  # what has no parent is drawn by `_drawn`
+            sampler=ParentBased(ALWAYS_ON),  # `_sampled` decides on traces without a parent
             shutdown_on_exit=False,  # it would wait for 30 s: see `close`
         )
         self._tracer = self._provider.get_tracer("tornado_status", __version__)
         self._propagator = TraceContextTextMapPropagator()
-        self._waiting: dict[int, SpanContext] = {}  # of a traced check-in, by its id()
+        self._waiting: dict[int, SpanContext] = {}  # of traced check-ins, by their id()
         self._announced = (0.0, 0.0, 0)
 
     def start(self) -> None:
-        """Begin to export. Before it spans go nowhere."""
+        """Begin to export. Spans that end before are lost."""
         self._provider.add_span_processor(
             BatchSpanProcessor(
                 self._exporter,
@@ -96,9 +93,9 @@ class Tracing:
         )
 
     async def close(self, timeout_s: float) -> None:
-        """Export what is queued, for at most `timeout_s` or `FLUSH_S`. Twice is once.
+        """Export what is queued, for at most `timeout_s` or `FLUSH_S`. Idempotent.
 
-        Where the collector did not take the last spans, nothing is waited for.
+        If the last export failed, do not wait.
         """
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
@@ -108,27 +105,21 @@ class Tracing:
             try:
                 loop.call_soon_threadsafe(done.set)
             except RuntimeError:
-                pass  # the loop is closed: nobody waits any more
+                pass  # the loop is closed
 
-        # A daemon: it may wait for its collector when the process ends.
+        # A daemon thread: it may still wait for its collector when the process exits.
         threading.Thread(target=shut_down, name="last spans", daemon=True).start()
         if self._exporter.failing:
             return
-        try:
-            async with asyncio.timeout(min(timeout_s, FLUSH_S)):
-                await done.wait()
-        except TimeoutError:
-            pass
+        await wait_set(done, min(timeout_s, FLUSH_S))
 
     def metrics(self) -> Iterable[Metric]:
-        yield metrics.counters(
-            "trace_spans", "Spans by what became of them", ["outcome"], self._exporter.spans
-        )
+        yield metrics.counters("trace_spans", "Spans by outcome", ["outcome"], self._exporter.spans)
 
     def begin(self, request: HTTPServerRequest, route: str) -> RequestSpan | None:
-        """Return the span of a request that has begun; None where its trace is not sampled.
+        """Begin the span of a request; return None if its trace is not sampled.
 
-        Who sent a valid `traceparent` has decided that; for all others it is drawn.
+        A valid `traceparent` of the client decides that; otherwise chance does.
         """
         headers = request.headers
         parent = Context()
@@ -136,7 +127,7 @@ class Tracing:
             sent = {name: headers[name] for name in PROPAGATED if name in headers}
             parent = self._propagator.extract(sent, context=parent)
         caller = trace.get_current_span(parent).get_span_context()
-        if not (caller.trace_flags.sampled if caller.is_valid else self._drawn()):
+        if not (caller.trace_flags.sampled if caller.is_valid else self._sampled()):
             return None
         method = request.method if request.method in METHODS else "_OTHER"
         attributes: dict[str, str | int] = {
@@ -147,7 +138,7 @@ class Tracing:
         if route:
             attributes["http.route"] = route
         if self._personal or (route and "{email}" not in route):
-            attributes["url.path"] = request.path  # never the query: it names people, too
+            attributes["url.path"] = request.path  # without the query, which names users, too
         span = self._tracer.start_span(
             f"{method if method != '_OTHER' else 'HTTP'} {route}".rstrip(),
             context=parent,
@@ -170,13 +161,13 @@ class Tracing:
         return timed
 
     def batch(self, batch: Batch) -> None:
-        """Make the span of a commit, where a request in it is traced or it is drawn."""
+        """Make the span of a commit, if one of its requests is traced or it is sampled."""
         waiting = self._waiting
         links = []
         if waiting:
             found = [waiting.get(id(check_in)) for check_in in batch.check_ins]
             links = [Link(context) for context in found if context is not None]
-        if not links and not self._drawn():
+        if not links and not self._sampled():
             return
         ahead = time.time_ns() - int(time.monotonic() * 1e9)  # of the monotonic clock, in ns
         attributes: dict[str, str | int | float] = {
@@ -210,7 +201,7 @@ class Tracing:
             announced.end(ahead + int(ready * 1e9))
         span.end(ahead + int(ended * 1e9))
 
-    def _drawn(self) -> bool:
+    def _sampled(self) -> bool:
         return random.random() < self._ratio  # noqa: S311 - a sample
 
 
@@ -227,8 +218,8 @@ class RequestSpan:
         self.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
 
     def mark(self, check_in: CheckIn) -> CheckIn:
-        """Return a check-in to submit instead: the commit it gets into will be linked."""
-        # A copy: the same value is submitted by every request of its connection.
+        """Return a check-in to submit instead: its commit is linked to this span."""
+        # A copy: all requests of a connection submit the same value.
         self._check_in = dataclasses.replace(check_in)
         self._waiting[id(self._check_in)] = self._span.get_span_context()
         return self._check_in
@@ -240,7 +231,7 @@ class RequestSpan:
         status: int | None,
         error: BaseException | None,
     ) -> None:
-        """End it: answered with `status`, or None where the client did not wait for that."""
+        """End the span. `status` is None if the client closed before the answer."""
         if self._check_in is not None:
             del self._waiting[id(self._check_in)]
         span = self._span

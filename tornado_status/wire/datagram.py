@@ -46,9 +46,9 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 class Datagram:
     """A decoded JSON v1 datagram.
 
-    `stream` names one run of numbers, `sent` is the sender's clock (UTC), `head` the largest
-    number the sender knows. `updates` is empty in a heartbeat. `kid` names the key of the
-    signature, None in an unsigned one; `verify` has been asked about neither.
+    `sent` is the sender's clock (UTC), `head` the largest sequence number that the sender knows.
+    `updates` is empty in a heartbeat. `kid` names the key of the signature, None if there is none.
+    The signature is not verified here.
     """
 
     log_id: uuid.UUID
@@ -60,7 +60,7 @@ class Datagram:
 
 @dataclass(frozen=True, slots=True)
 class BinaryUpdate:
-    """A decoded binary v0 datagram: a check-in without a number, a kind or a stream."""
+    """A decoded binary v0 datagram: a check-in without a sequence number, a kind or a log id."""
 
     email: str
     last_seen: datetime.datetime
@@ -72,7 +72,7 @@ class BinaryUpdate:
 
 
 class Signs(Protocol):
-    """What signs datagrams: `announcers.Signer`."""
+    """Signs datagrams; see `pki.signing`."""
 
     kid: str
 
@@ -86,10 +86,10 @@ def encode_json(
     events: Sequence[Event],
     signer: Signs | None = None,
 ) -> Iterator[bytes]:
-    """Yield the datagrams that carry `events`, in order; one heartbeat where there are none.
+    """Yield the datagrams that carry `events`, in order; one heartbeat if there are none.
 
-    Each is at most `MAX_DATAGRAM` bytes, with the signature's room kept free where there is no
-    `signer`. Raises `DatagramError` for an event that fits in no datagram.
+    Each is at most `MAX_DATAGRAM` bytes, less the signature's room if there is no `signer`.
+    Raises `DatagramError` for an event that fits in no datagram.
     """
     opening = f'{{"v":{VERSION},"log":"{log_id}","sent":"{timestamp(sent)}","head":{head}'
     envelope = f'{opening},"updates":['.encode()
@@ -123,8 +123,8 @@ def _closed(beginning: bytes, signer: Signs | None) -> bytes:
 def split_signature(payload: bytes) -> tuple[str, bytes, bytes] | None:
     """Return the key's name, the signed bytes and the signature of a signed JSON v1 datagram.
 
-    All by position from the end, never searched for: a search could be led to other bytes than
-    those that were signed. None where there is no signature in its place.
+    All by position from the end. A search could be misled to other bytes than the signed ones.
+    None if there is no signature in its place.
     """
     signed, part = payload[:-SIGNATURE_PART], payload[-SIGNATURE_PART:]
     kid = _KID_END.fullmatch(signed[-KID_PART:])
@@ -155,7 +155,7 @@ def _encode_update(event: Event, last_seen: str | None) -> bytes:
 
 
 def decode_json(payload: bytes) -> Datagram:
-    """Decode and check one JSON v1 datagram. Members it does not know are ignored.
+    """Decode and check one JSON v1 datagram. Unknown members are ignored.
 
     Raises `DatagramError`: `too-long`, `not-json`, `version` or `malformed`.
     """
@@ -189,7 +189,7 @@ def decode_update(update: object) -> Event:
 def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) != len(pairs):
-        # Two readers could believe two different values.
+        # Two decoders could take two different values.
         raise ValueError("a member occurs twice")
     return members
 
@@ -200,9 +200,9 @@ def _update(update: object) -> Event:
     kind = update.get("event")
     if not isinstance(kind, str) or not _KIND.fullmatch(kind):
         raise _malformed("event", kind)
-    # Both or neither: an event without them is one that no client caused.
+    # Both or neither: no client caused an event without them.
     addressed = "client_ip" in update or "client_port" in update
-    # Only who never checked in has none, and that is no check-in.
+    # Only an event of a user that never checked in has none.
     seen = "last_seen" in update or addressed or "at" not in update
     return Event(
         seq=_integer("seq", update.get("seq"), 1, MAX_SEQ),
@@ -271,9 +271,9 @@ def _malformed(name: str, value: object) -> DatagramError:
 
 
 def _short(value: object) -> str:
-    """Show a value of a stranger's: escaped, and no longer than a line bears."""
+    """Return an untrusted value for a message: escaped and short."""
     if isinstance(value, (dict, list)):
-        # Not its text: that of a deeply nested one may exhaust the stack.
+        # Not its text: ascii() of a deeply nested one may exhaust the stack.
         return "an object" if isinstance(value, dict) else "an array"
     text = ascii(value)
     return text if len(text) <= 40 else text[:37] + "..."
@@ -283,9 +283,9 @@ def _short(value: object) -> str:
 
 
 def encode_binary(event: Event) -> bytes:
-    """Return one binary v0 datagram. Raises `DatagramError` where a field does not fit.
+    """Return one binary v0 datagram. Raises `DatagramError` if a field does not fit.
 
-    Only for check-ins: receivers of this format take every datagram for one.
+    For check-ins only: receivers of this format take every datagram for one.
     """
     if event.client_ip is None or event.last_seen is None:
         raise DatagramError("malformed", f"binary v0 has no room for the event {event.event}")

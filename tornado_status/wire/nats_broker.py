@@ -1,4 +1,4 @@
-"""How a NATS broker is named: addresses, subject, and the files that open it. Pure.
+"""The parameters of a NATS broker: addresses, subject, and files with credentials. Pure.
 
 Shared by the server, which publishes, and the listeners, which subscribe.
 """
@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 PORT = 4222
 SUBJECT = "status"
 
-# A wildcard would make a publisher's subject unclear, and a stream that takes in everything.
+# Without wildcards: a publisher needs one subject, and a stream must not store all of them.
 _SUBJECT = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _STREAM = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A broker, or the members of a cluster, and what it takes to be let in.
+    """A broker, or the members of a cluster, and the credentials for it.
 
-    `ca` is None for the system's own; with one, or with an address tls://, nothing but TLS will do.
+    `ca` is None for the system's CAs. With one, or with an address tls://, TLS is required.
     """
 
     addresses: tuple[str, ...]
@@ -38,7 +38,7 @@ class Broker:
 
     @property
     def needs_tls(self) -> bool:
-        """Whether a broker without TLS is refused."""
+        """Return whether a broker without TLS is refused."""
         named = any(address.startswith("tls://") for address in self.addresses)
         return named or self.ca is not None or self.certificate is not None
 
@@ -52,21 +52,21 @@ def parse_addresses(text: str) -> tuple[str, ...]:
 
 
 def check_subject(text: str) -> str:
-    """Return `text`. Raises `ValueError` where it is no subject, or one with a wildcard."""
+    """Return `text`. Raises `ValueError` if it is no subject, or has a wildcard."""
     if not _SUBJECT.fullmatch(text):
         raise ValueError("expected a subject of letters, digits, - and _, with dots between them")
     return text
 
 
 def check_stream(text: str) -> str:
-    """Return `text`. Raises `ValueError` where JetStream would not take it as a stream's name."""
+    """Return `text`. Raises `ValueError` if it is no name of a JetStream stream."""
     if not _STREAM.fullmatch(text):
         raise ValueError("expected a stream's name of letters, digits, - and _")
     return text
 
 
 def check_credentials(broker: Broker) -> None:
-    """Raise `ValueError`, beginning with the key, where half of something is missing."""
+    """Raise `ValueError`, which begins with the key, if one of a pair is missing."""
     if broker.user is not None and broker.password_file is None:
         raise ValueError("password_file: needed with user")
     if broker.password_file is not None and broker.user is None:

@@ -1,7 +1,7 @@
-"""One connection to a NATS broker, from its beginning to its end; who uses it begins the next one.
+"""One connection to a NATS broker. It never reconnects: its user makes a new one.
 
-The client library reconnects by itself, too, but keeps what it was given meanwhile without saying
-so. Here a connection that breaks is over, and what was not confirmed on it is known.
+The client library can reconnect by itself, but then buffers messages without saying so. Here it is
+known which ones were not confirmed when a connection broke.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from tornado_status.wire.nats_broker import Broker
 if TYPE_CHECKING:
     from nats.aio.client import Client
 
-CONNECT_S = 3.0  # to connect, or to close: also across a continent it takes a fraction
-PING_S = 10  # a broker that does not answer two of them is gone, whatever TCP thinks
+CONNECT_S = 3.0  # time-out to connect or close: across a continent it takes a fraction of it
+PING_S = 10  # between pings; a broker that misses two is gone, even if TCP has not noticed
 RETRY_S = 0.5  # between two attempts: a broker that is back is used within a second
-PENDING_BYTES = 8 * 1024 * 1024  # what the library may hold of what is being written
+PENDING_BYTES = 8 * 1024 * 1024  # of the library's write buffer
 
 
 class NatsConnection:
-    """A connection in use: the library's `client`, and `ended`, set once it broke."""
+    """An open connection: the library's `client`, and `ended`, which is set when it breaks."""
 
     def __init__(self, client: Client, ended: asyncio.Event, where: str) -> None:
         self.client = client
@@ -34,9 +34,9 @@ class NatsConnection:
 
 
 def check_files(broker: Broker) -> None:
-    """Read every file once, so that what is wrong with one is told at the start.
+    """Read every file once, so that a wrong one is reported at the start.
 
-    Raises `ConfigError`, also where the library is missing.
+    Raises `ConfigError`, also if the library is missing.
     """
     _library()
     try:
@@ -48,7 +48,7 @@ def check_files(broker: Broker) -> None:
 
 @contextlib.asynccontextmanager
 async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
-    """Connect, and close at the end. Raises `BrokerError` with the reason in one sentence."""
+    """Connect, and close on exit. Raises `BrokerError` with the reason in one sentence."""
     nats = _library()
     ended = asyncio.Event()
     last: list[Exception] = []
@@ -66,7 +66,7 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
         password = _password(broker)
 
         def reveal() -> str:
-            # Called when the handshake, if any, is over: never to who only claims to be the broker.
+            # Called after the TLS handshake: an unverified broker must not see the password.
             if context is not None and broker.needs_tls and not context.used:
                 raise ConnectionError("the broker offers no TLS, which is asked for")
             return password
@@ -94,10 +94,10 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
             if context is not None and broker.needs_tls and not context.used:
                 raise ConnectionError("the broker offers no TLS, which is asked for")
         except (OSError, nats.errors.Error) as error:
-            said: Exception = error
+            reason: Exception = error
             if isinstance(error, TimeoutError | nats.errors.NoServersError) and last:
-                said = last[-1]
-            raise BrokerError("connect", f"cannot reach {broker}: {_sentence(said)}") from error
+                reason = last[-1]
+            raise BrokerError("connect", f"cannot reach {broker}: {_sentence(reason)}") from error
         where = client.connected_url.netloc if client.connected_url is not None else str(broker)
         yield NatsConnection(client, ended, where)
     finally:
@@ -107,7 +107,7 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
 
 
 def _library() -> Any:
-    # Imported here, for whoever has no broker: it takes longer than all of the listener.
+    # Imported here, because it takes longer than the rest of the listener, and is optional.
     try:
         import nats
     except ImportError as error:
@@ -118,7 +118,7 @@ def _library() -> Any:
 
 
 class _Context(ssl.SSLContext):
-    """Knows whether it was used: the library asks the broker whether there should be TLS."""
+    """Knows whether it was used: in the library, the broker decides whether TLS is."""
 
     used = False
 
