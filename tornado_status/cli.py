@@ -20,12 +20,12 @@ from tornado_status.commands import (
     config_dump,
     doctor,
     init,
-    log,
     serve,
+    show_log,
     users,
     version,
 )
-from tornado_status.commands.options import add_config
+from tornado_status.commands.config_option import add_config
 from tornado_status.errors import StatusError, StoreError
 
 
@@ -50,7 +50,12 @@ COMMANDS = (
         completion.run,
         completion.add_arguments,
     ),
-    Command("log", "show the log id and the head, or begin a new log", log.run, log.add_arguments),
+    Command(
+        "log",
+        "show the log id and the head, or begin a new log",
+        show_log.run,
+        show_log.add_arguments,
+    ),
     Command("users", "enrol, remove, erase or list users", users.run, users.add_arguments),
     Command(
         "alerts", "send a test message to an alert's receiver", alerts.run, alerts.add_arguments

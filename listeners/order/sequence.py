@@ -58,7 +58,6 @@ class SequenceCounts:
     duplicates: int = 0
     repaired: int = 0  # updates that were fetched
     missed: int = 0  # numbers reported in gaps
-    overflowed: int = 0  # updates dropped for want of room, to be repaired
 
 
 class EventSequence:
@@ -271,7 +270,6 @@ class EventSequence:
         # Fetched events close the gap that the others wait for: a page of room is kept for them.
         reserved = 0 if source is None else self._page
         if len(self._pending) + len(self._first_out) >= self._max_pending - reserved:
-            self.counts.overflowed += source is not None
             return False
         self._pending[seq] = Update(event, source)
         return True

@@ -111,7 +111,7 @@ def test_an_address_and_a_port_that_cannot_be_listened_on_are_found(site: Doctor
 
 def test_who_is_told_is_told(site: DoctorSetup) -> None:
     """Nobody, or only this machine, or somebody else."""
-    site.well("announce.targets: nobody is told of check-ins", announce={"targets": []})
+    site.well("announce.targets: empty, so no check-in is announced", announce={"targets": []})
     site.well("only this machine hears the announcements")
     here = {"kind": "unicast", "address": LOOPBACK, "port": 6667}
     site.well("only this machine hears", announce={"targets": [here]})

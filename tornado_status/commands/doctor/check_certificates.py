@@ -1,4 +1,4 @@
-"""The doctor on certificates, keys and revocation lists: by the server's own reading of them."""
+"""The doctor's checks of certificates, keys and CRLs, which it reads as the server does."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ RENEW = (
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at everything that the settings name."""
+    """Run all of these checks."""
     broken = [*_unusable(settings)]
     yield from broken
     if not broken:
@@ -49,8 +49,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def _unusable(settings: Settings) -> Iterator[Finding]:
-    """Read each as the server does. What several need is told once, by its setting."""
-    told = set()
+    """Read each file as the server does. A setting that several need is reported once."""
+    reported = set()
     for reading in (
         lambda: _read_server_certificate(settings),
         lambda: load_anchors(settings.tls),
@@ -62,8 +62,8 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
             reading()
         except ConfigError as error:
             setting = str(error).partition(": ")[0]
-            if setting not in told:
-                told.add(setting)
+            if setting not in reported:
+                reported.add(setting)
                 yield problem(TOPIC, str(error), "The server does not start with it.")
 
 
@@ -176,7 +176,7 @@ def _permissions(settings: Settings) -> Iterator[Finding]:
         try:
             mode = path.stat().st_mode
         except OSError:
-            continue  # told already
+            continue  # reported already
         if mode & (stat.S_IROTH | stat.S_IWOTH):
             yield problem(
                 TOPIC,

@@ -1,4 +1,4 @@
-"""The doctor on the database: is it there, does it keep what it says, is its clock ours."""
+"""The doctor's checks of the database: reachable, durable, with the clock of this machine."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tornado_status.store.diagnostics import Diagnosis
 TOPIC = "database"
 CLOCK = "clock"
 OLDEST = 150000  # PostgreSQL 15
-NOTED_S = 1.0  # off by so much: whoever compares times wonders
-REFUSED_S = 30.0  # half of what makes listeners refuse datagrams
+NOTED_S = 1.0  # a difference that confuses a reader of the logs
+REFUSED_S = 30.0  # half of the difference at which listeners refuse datagrams
 
 
 async def examine(settings: Settings) -> list[Finding]:
-    """Ask the database that the settings name; an embedded one only where it runs."""
+    """Ask the database of the settings; an embedded one only if it runs."""
     try:
         if settings.database.url == EMBEDDED:
             parameters = ask.embedded(settings.database.data_dir)

@@ -1,4 +1,4 @@
-"""The doctor on ports, interfaces, routes, firewalls and containers. Sends nothing to a network."""
+"""The doctor's checks of ports, interfaces, routes, firewalls and containers. It sends nothing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _PASSIVE = socket.AI_PASSIVE | socket.AI_ADDRCONFIG
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at all of it."""
+    """Run all of these checks."""
     yield from _ports(settings)
     yield from _targets(settings)
     yield from _audience(settings)
@@ -93,7 +93,7 @@ def _cannot_listen(host: str, port: int, reuse_port: bool) -> OSError | None:
 
 
 def _is_running(settings: Settings) -> bool:
-    """Say whether our management port answers as a server of this kind does."""
+    """Return whether our management port answers as a server of this kind does."""
     if not settings.management.port:
         return False
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(  # noqa: S104
@@ -124,7 +124,7 @@ def _is_running(settings: Settings) -> bool:
 
 
 def _targets(settings: Settings) -> Iterator[Finding]:
-    """Open what the server would announce from, without sending."""
+    """Open the sockets that the server would announce from, without sending."""
     interfaces = read_interfaces()
     for target in settings.announce.udp_targets:
         for sink in udp_sinks(target, settings.announce.source_port):
@@ -185,7 +185,7 @@ def _audience(settings: Settings) -> Iterator[Finding]:
     if settings.announce.nats_targets:
         return
     if not targets:
-        yield note(INTERFACES, "announce.targets: nobody is told of check-ins")
+        yield note(INTERFACES, "announce.targets: empty, so no check-in is announced")
     elif all(_is_local(target, interfaces) for target in targets):
         yield note(
             INTERFACES,
@@ -214,7 +214,7 @@ def _is_loopback(text: str, interfaces: Interfaces) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One of the kernel's IPv4 routes; `gateway` is None where there is none to pass."""
+    """One of the kernel's IPv4 routes; `gateway` is None for a network that is attached."""
 
     interface: str
     network: ipaddress.IPv4Network
@@ -223,7 +223,7 @@ class Route:
 
 
 def routes() -> list[Route]:
-    """Return the kernel's IPv4 routes, the one that is taken before the others (proc_net(5))."""
+    """Return the kernel's IPv4 routes, in order of preference (proc_net(5))."""
     found = []
     for line in ROUTE_TABLE.read_text().splitlines()[1:]:
         fields = line.split()
@@ -268,7 +268,7 @@ def _multicast_route(settings: Settings) -> Iterator[Finding]:
 
 
 def _name(text: str, interfaces: Interfaces) -> str:
-    """Return the interface that is named, or has this address; "" where there is none."""
+    """Return the interface that has this name or address; "" if there is none."""
     try:
         found = interfaces.with_address(ipaddress.ip_address(text))
     except ValueError:

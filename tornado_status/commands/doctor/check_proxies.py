@@ -1,4 +1,4 @@
-"""The doctor on what is in front: which proxies are believed, and what that means. Pure."""
+"""The doctor's checks of proxies: which are trusted, and the consequences. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tornado_status.commands.doctor.finding import Finding, note, ok
 from tornado_status.config import IngressSettings, Settings
 
 TOPIC = "proxies"
-WIDE = 256  # addresses: more than anybody has proxies
+WIDE = 256  # addresses; no site has as many proxies
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Look at `ingress`; without a proxy in front there is nothing to say."""
+    """Check `ingress`, if there is a proxy in front."""
     ingress = settings.ingress
     trusted = ", ".join(map(str, ingress.trusted_proxies))
     if ingress.mode == "proxy":

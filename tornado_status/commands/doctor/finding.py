@@ -1,4 +1,4 @@
-"""What the doctor finds: one sentence, and what to do about it. Pure."""
+"""A finding of the doctor: one sentence, and what to do about it. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`level` is ok, note (should be known) or problem; `advice` is what to do, or ""."""
+    """`level` is ok, note (worth knowing) or problem; `advice` is what to do, or ""."""
 
     topic: str
     level: Literal["ok", "note", "problem"]

@@ -1,4 +1,4 @@
-"""The doctor's round: look at everything, tell it in plain sentences."""
+"""Runs all checks of the doctor, and writes the report."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def examine(path: Path | None, environment: Mapping[str, str]) -> list[Finding]:
         *asyncio.run(check_database.examine(settings)),
         *check_network.examine(settings),
     ]
-    return list(dict.fromkeys(found))  # what two targets have in common is said once
+    return list(dict.fromkeys(found))  # two targets may share a finding
 
 
 def text(findings: Iterable[Finding]) -> str:
-    """Return the report: a line each, what to do below it, and a last line that sums up."""
+    """Return the report: a line for each finding, its advice below it, and a summary."""
     lines = []
     problems = 0
     for finding in findings:

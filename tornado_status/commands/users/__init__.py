@@ -13,7 +13,7 @@ import sys
 
 from tornado_status import config
 from tornado_status.commands import EXIT_FAILED
-from tornado_status.commands.options import add_config
+from tornado_status.commands.config_option import add_config
 from tornado_status.model.presence import State
 
 
