@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -222,9 +223,10 @@ def test_who_goes_and_comes_back_is_shown_live_and_repaired(start_server: StartS
 
 
 def test_a_new_key_and_a_restarted_server_are_followed(
-    start_server: StartServer, certs: Path, port: int
+    start_server: StartServer, certs: Path, port: int, tmp_path: Path
 ) -> None:
     """The listener learns the new key from the server, by itself."""
+    certs = shutil.copytree(certs, tmp_path / "certs")
     assert certs_gen(["announcer", "--name", "rotated", "--out", str(certs)]) == 0
     same: dict[str, Any] = {"targets": targets(port), "heartbeat_s": 1}
     first = start_server(announce=same)
@@ -244,9 +246,10 @@ def test_a_new_key_and_a_restarted_server_are_followed(
 
 
 def test_two_files_follow_a_rotation_without_a_server(
-    start_server: StartServer, certs: Path, port: int
+    certs: Path, port: int, tmp_path: Path
 ) -> None:
     """The old certificate and the new one, named both; a key of neither is refused."""
+    certs = shutil.copytree(certs, tmp_path / "certs")
     assert certs_gen(["announcer", "--name", "renewed", "--out", str(certs)]) == 0
     assert certs_gen(["announcer", "--name", "unknown", "--out", str(certs)]) == 0
     both = ["--announcer", certs / "renewed.crt"]

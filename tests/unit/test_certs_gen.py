@@ -82,6 +82,14 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return out
 
 
+@pytest.fixture(scope="module")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set that no other module adds to: tests here compare whole sets."""
+    directory = tmp_path_factory.mktemp("certs")
+    assert cli.main(["--out", str(directory)]) == 0
+    return directory
+
+
 @pytest.fixture
 def own_certs(certs: Path, tmp_path: Path) -> Path:
     """A development set that a test may change."""

@@ -75,6 +75,7 @@ class Handshake:
         "_acceptor",
         "_address",
         "_deadline",
+        "_expired",
         "_loop",
         "_over",
         "_stepping",
@@ -102,6 +103,7 @@ class Handshake:
         self.began = loop.time()
         self._address = address
         self._over = False
+        self._expired = False
         self._deadline = loop.call_later(timeout_s, self._expire)
         # The kernel hands out a connection once its client has sent bytes: see TCP_DEFER_ACCEPT.
         self._stepping = True
@@ -116,7 +118,9 @@ class Handshake:
     def stepped(self, error: BaseException | None) -> None:
         """Go on after a step, or end the handshake."""
         self._stepping = False
-        if self._over:
+        if self._expired:
+            self._acceptor.failed(self.secure, self._address, TimeoutError())
+        elif self._over:
             self._acceptor.dropped(self.secure, self._address)
         elif isinstance(error, ssl.SSLWantReadError):
             self._loop.add_reader(self.secure, self._readable)
@@ -142,7 +146,9 @@ class Handshake:
 
     def _expire(self) -> None:
         self._end()
-        if not self._stepping:  # else dropped when the thread lets go of it
+        if self._stepping:
+            self._expired = True  # `stepped` reports it: the thread still uses the socket
+        else:
             self._acceptor.failed(self.secure, self._address, TimeoutError())
 
     def _end(self) -> None:
