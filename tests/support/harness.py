@@ -380,14 +380,14 @@ class Postgres:
         """The postmaster's."""
         return int((self.directory / "postmaster.pid").read_text().split("\n", 1)[0])
 
-    def kill(self) -> None:
-        """End PostgreSQL without a warning, for good: kill -9, and nobody starts it again."""
+    def kill(self, signum: signal.Signals = signal.SIGKILL) -> None:
+        """End PostgreSQL by a signal, for good: nothing starts it again."""
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.send_signal(signal.SIGSTOP)
         killed = self.pid
-        os.kill(killed, signal.SIGKILL)
+        os.kill(killed, signum)
         self._process.kill()
         self._process.wait(PATIENCE_S)
         # Until its new parent has asked for its status, its lock files look like those of a server.
