@@ -33,7 +33,7 @@ from tests.support.brokers import Nats
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, wait_until
 from tests.support.pages import Block, Reader, reader
 from tests.support.terminal import Terminal
-from tornado_status.alerts.signature import parse_secrets
+from tornado_status.alerts.webhook_signature import parse_secrets
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
 

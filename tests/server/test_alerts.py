@@ -35,7 +35,7 @@ from tests.support.harness import (
 from tests.support.trust_site import replace
 from tests.support.webhook_receiver import SECRET, Receiver, adopted, alert, log, waiting
 from tornado_status.alerts.filter import AlertFilter
-from tornado_status.alerts.signature import parse_secrets, sign
+from tornado_status.alerts.webhook_signature import parse_secrets, sign
 from tornado_status.api import Access
 from tornado_status.errors import ConfigError
 from tornado_status.model.records import Event

@@ -19,7 +19,7 @@ from tests.support.harness import PATIENCE_S, Server, StartServer, rows, running
 from tests.support.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
 from tests.support.with_constants import KNOWN_SOURCES, MAX_HANDSHAKES, MAX_PENDING
-from tornado_status.ingress import iostream as stream_module
+from tornado_status.ingress import peer_stream as stream_module
 from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
 AT_ONCE = 8  # connections of the corpus

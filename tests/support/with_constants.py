@@ -13,7 +13,7 @@ import sys
 from tornado_status.cli import main
 
 MAX_HANDSHAKES = "tornado_status.ingress.check_in_acceptor.MAX_HANDSHAKES"
-KNOWN_SOURCES = "tornado_status.ingress.iostream.KNOWN_SOURCES"  # {}: through Tornado's buffers
+KNOWN_SOURCES = "tornado_status.ingress.peer_stream.KNOWN_SOURCES"  # {}: through Tornado's buffers
 BODY_TIMEOUT_S = "tornado_status.runtime.http_timeouts.BODY_TIMEOUT_S"
 STALL_S = "tornado_status.runtime.http_timeouts.STALL_S"
 MAX_PENDING = "tornado_status.store.group_commit.MAX_PENDING"

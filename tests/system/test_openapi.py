@@ -30,7 +30,7 @@ from tests.support.harness import (
     running_server,
     wait_until,
 )
-from tornado_status.api import log, read_handler, users
+from tornado_status.api import event_log, read_handler, users
 from tornado_status.api.live import event_filter
 from tornado_status.api.openapi import load_document
 from tornado_status.model.presence import State
@@ -166,7 +166,7 @@ def test_its_limits_are_those_of_the_code() -> None:
     known = {
         "LimitUsers": users.MAX_USERS,
         "LimitHistory": users.MAX_HISTORY,
-        "LimitEvents": log.MAX_EVENTS,
+        "LimitEvents": event_log.MAX_EVENTS,
         "EmailPatterns/schema/maxItems": event_filter.MAX_TERMS,
         "EmailPatterns/schema/items": event_filter.MAX_PATTERN,
         "EventKinds/schema/maxItems": event_filter.MAX_TERMS,
@@ -370,7 +370,7 @@ def test_the_lines_of_an_export_are_as_described(shared: Server) -> None:
     for line in lines:
         check.validate(json.loads(line))
     first = ask(shared, ("GET", "/api/events.csv")).body.decode().splitlines()[0]
-    assert first.split(",") == list(log.COLUMNS)
+    assert first.split(",") == list(event_log.COLUMNS)
 
 
 def test_a_page_of_a_history_names_the_next(start_server: StartServer) -> None:

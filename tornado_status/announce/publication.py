@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from tornado_status.errors import StoreError
-from tornado_status.pki.signing import Signing
+from tornado_status.pki.datagram_signing import Signing
 from tornado_status.runtime.waiting import wait_set
 
 REFRESH_S = 60.0  # a certificate that is refreshed no more is served for an hour

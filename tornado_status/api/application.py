@@ -10,18 +10,18 @@ from tornado_status.api.access import Access
 from tornado_status.api.access_log import AccessLog
 from tornado_status.api.board.page import BoardFileHandler, BoardPage, BoardPageHandler
 from tornado_status.api.client import ClientHandler
-from tornado_status.api.handler import NotFoundHandler
-from tornado_status.api.in_flight import RequestsInFlight
-from tornado_status.api.live.connections import SocketHandler, StreamHandler
-from tornado_status.api.live.subscriptions import Subscriptions
-from tornado_status.api.log import (
+from tornado_status.api.dependencies import ApiStore, Authenticator
+from tornado_status.api.event_log import (
     AnnouncersHandler,
     EventsExportHandler,
     EventsHandler,
     HistoryExportHandler,
 )
+from tornado_status.api.handler import NotFoundHandler
+from tornado_status.api.in_flight import RequestsInFlight
+from tornado_status.api.live.connections import SocketHandler, StreamHandler
+from tornado_status.api.live.subscriptions import Subscriptions
 from tornado_status.api.openapi import OpenApiHandler
-from tornado_status.api.ports import ApiStore, Authenticator
 from tornado_status.api.users import HistoryHandler, UserHandler, UsersHandler
 from tornado_status.runtime.rate_limit import RateLimit
 

@@ -10,7 +10,7 @@ from tornado_status.api.problem import Problem
 from tornado_status.api.users import record_json
 
 if TYPE_CHECKING:
-    from tornado_status.api.ports import ApiStore
+    from tornado_status.api.dependencies import ApiStore
     from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 
 CHECK_IN_METHODS = ("POST", "PUT", "PATCH")

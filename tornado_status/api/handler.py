@@ -26,8 +26,8 @@ from tornado_status.errors import StatusError, StoreUnavailable, TooFrequent, Us
 from tornado_status.model.records import CheckIn
 
 if TYPE_CHECKING:
+    from tornado_status.api.dependencies import Authenticator
     from tornado_status.api.in_flight import RequestsInFlight
-    from tornado_status.api.ports import Authenticator
     from tornado_status.observe.tracing import RequestSpan, Tracing
     from tornado_status.runtime.rate_limit import RateLimit
 

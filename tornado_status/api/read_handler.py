@@ -10,7 +10,7 @@ from tornado_status.model.email_address import parse_email
 
 if TYPE_CHECKING:
     from tornado_status.api.access import Access
-    from tornado_status.api.ports import ApiStore
+    from tornado_status.api.dependencies import ApiStore
 
 DEFAULT_LIMIT = 1000  # entries of a page
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from tornado.httputil import HTTPConnection, HTTPServerRequest
 from tornado.iostream import SSLIOStream
 
-from tornado_status.ingress.iostream import PeerStream, PushbackStream
+from tornado_status.ingress.peer_stream import PeerStream, PushbackStream
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import NO_CERTIFICATE, AuthResult, Trust, verified_chain
 from tornado_status.model.records import CheckIn, Peer, normalise_ip

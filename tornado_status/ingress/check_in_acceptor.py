@@ -15,7 +15,7 @@ from tornado_status.config import ServerSettings
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.observe.counters import SECONDS, Histogram
-from tornado_status.runtime.acceptor import Acceptor, Address
+from tornado_status.runtime.base_acceptor import Acceptor, Address
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 MAX_HANDSHAKES = 1000  # under way at once; the next ones wait in the kernel's backlog

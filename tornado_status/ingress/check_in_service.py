@@ -11,12 +11,12 @@ from collections.abc import Callable
 from tornado_status.errors import StatusError, StoreError
 from tornado_status.ingress.connection import CheckInConnection, CheckInStream
 from tornado_status.ingress.fast_path import PlainHeads
-from tornado_status.ingress.iostream import PeerStream
+from tornado_status.ingress.peer_stream import PeerStream
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import Trust
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 from tornado_status.model.records import CheckIn, Event
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts
 
 

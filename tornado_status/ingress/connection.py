@@ -16,10 +16,10 @@ from tornado.iostream import StreamClosedError
 
 from tornado_status.errors import IdentityError, StoreError, StoreUnavailable, TooFrequent
 from tornado_status.ingress.fast_path import END_OF_HEAD, MAX_HEAD
-from tornado_status.ingress.iostream import PeerStream, PlainStream
+from tornado_status.ingress.peer_stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import CheckIn, Event
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 
 if TYPE_CHECKING:
     from tornado_status.ingress.check_in_service import CheckInService

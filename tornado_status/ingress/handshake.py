@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 
 if TYPE_CHECKING:
     from tornado_status.ingress.tls_acceptor import TlsAcceptor

@@ -23,7 +23,12 @@ from tornado_status.ingress.behind_proxy.request_authentication import RequestAu
 from tornado_status.ingress.behind_proxy.shared_connection import ClientCache, SharedConnection
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.check_in_service import Answers, CheckInService
-from tornado_status.ingress.iostream import READ_CHUNK, PeerStream, PlainStream, quick_stream_class
+from tornado_status.ingress.peer_stream import (
+    READ_CHUNK,
+    PeerStream,
+    PlainStream,
+    quick_stream_class,
+)
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.ingress.trust import Trust
@@ -32,7 +37,7 @@ from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.observe import metrics
 from tornado_status.runtime import http_timeouts
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts
 
 # A request's head; browsers and proxies send far less. One less than two reads: at exactly two,

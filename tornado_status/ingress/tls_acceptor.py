@@ -21,11 +21,11 @@ from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.handshake import Handshake, HandshakeThreads
-from tornado_status.ingress.iostream import READ_CHUNK, PeerStream
+from tornado_status.ingress.peer_stream import READ_CHUNK, PeerStream
 from tornado_status.ingress.proxy_protocol.header_reader import ProxyHeaderReader, looks_proxied
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 
 HANDSHAKE_THREADS = 2  # more would only compete for the same cores
 LINGER_S = 1.0  # for a refused client to read the alert: a reset would overtake it

@@ -20,7 +20,7 @@ from tornado_status.config import ManagementSettings
 from tornado_status.errors import ConfigError
 from tornado_status.observe.health import Check
 from tornado_status.runtime import http_timeouts
-from tornado_status.runtime.acceptor import Acceptor, Address
+from tornado_status.runtime.base_acceptor import Acceptor, Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts, TimeoutStream
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they must not use up all descriptors

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tornado_status.config import Settings
 from tornado_status.pki.certificates import ca_id
+from tornado_status.pki.datagram_signing import Signing, load_signing
 from tornado_status.pki.expiry import Validity, certificate_validities, distinct_names
 from tornado_status.pki.files import read_certificates
-from tornado_status.pki.signing import Signing, load_signing
 from tornado_status.pki.tls_contexts import (
     management_context,
     self_test,

@@ -12,13 +12,13 @@ from collections.abc import Awaitable, Sequence
 
 import structlog
 
+from tornado_status.api.dependencies import EventFeed
 from tornado_status.api.live import framing
 from tornado_status.api.live.delivery import Delivery
 from tornado_status.api.live.event_filter import EventFilter
 from tornado_status.api.live.framing import LiveMessage
 from tornado_status.api.live.live_group import LiveGroup
 from tornado_status.api.live.subscription import Subscription
-from tornado_status.api.ports import EventFeed
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event, LogSpan
 from tornado_status.runtime.rate_limit import RateLimit

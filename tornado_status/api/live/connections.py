@@ -21,8 +21,8 @@ from tornado_status.api.live.event_filter import (
     parse_filter,
 )
 from tornado_status.api.live.framing import RETRY_MS, EventStream, WebSocketFrames
-from tornado_status.api.live.slots import Slot
 from tornado_status.api.live.subscription import Subscription
+from tornado_status.api.live.subscription_limit import Slot
 from tornado_status.api.live.subscriptions import Subscriptions
 from tornado_status.api.problem import Problem
 from tornado_status.api.read_handler import ReadHandler

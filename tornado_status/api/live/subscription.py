@@ -10,7 +10,7 @@ from tornado.iostream import StreamClosedError
 
 from tornado_status.api.live.event_filter import EventFilter
 from tornado_status.api.live.framing import Framing
-from tornado_status.api.live.slots import Slot
+from tornado_status.api.live.subscription_limit import Slot
 from tornado_status.runtime.http_timeouts import TimeoutStream
 
 MAX_UNREAD_BYTES = 256 * 1024  # waiting for a slow client; then it is closed, and may resume

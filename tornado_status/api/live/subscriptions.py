@@ -15,13 +15,13 @@ from collections.abc import Iterable, Sequence
 import structlog
 from prometheus_client.core import Metric
 
+from tornado_status.api.dependencies import EventFeed
 from tornado_status.api.live import framing
 from tornado_status.api.live.catch_up import CatchUp, gap_after
 from tornado_status.api.live.delivery import Delivery
 from tornado_status.api.live.live_group import LiveGroup
-from tornado_status.api.live.slots import Slot, Slots
 from tornado_status.api.live.subscription import Subscription
-from tornado_status.api.ports import EventFeed
+from tornado_status.api.live.subscription_limit import Slot, Slots
 from tornado_status.config import LiveSettings
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event

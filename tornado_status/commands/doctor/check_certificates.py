@@ -18,9 +18,9 @@ from tornado_status.errors import ConfigError
 from tornado_status.pki.authorities import read_authority
 from tornado_status.pki.certificates import issued_by
 from tornado_status.pki.credentials import load_credentials
+from tornado_status.pki.datagram_signing import load_signing
 from tornado_status.pki.expiry import distinct_names, name_of
 from tornado_status.pki.files import read_certificates
-from tornado_status.pki.signing import load_signing
 from tornado_status.pki.tls_contexts import (
     management_context,
     self_test,

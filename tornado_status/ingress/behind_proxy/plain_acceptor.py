@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from tornado_status.config import ServerSettings
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
-from tornado_status.ingress.iostream import READ_CHUNK, PlainStream
+from tornado_status.ingress.peer_stream import READ_CHUNK, PlainStream
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 
 MAX_BUFFER = 128 * 1024  # per connection: heads carry certificates, and proxies are few
 

@@ -13,10 +13,10 @@ from tornado_status.ingress.behind_proxy.request_authentication import RequestAu
 from tornado_status.ingress.check_in_service import CheckInService
 from tornado_status.ingress.connection import CheckInConnection
 from tornado_status.ingress.fast_path import plain_headers
-from tornado_status.ingress.iostream import PlainStream
+from tornado_status.ingress.peer_stream import PlainStream
 from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import CheckIn
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 from tornado_status.runtime.bounded_dict import BoundedDict
 
 MAX_HEAD = 16 * 1024  # bytes, with a certificate and its chain; a longer one is ordinary HTTP

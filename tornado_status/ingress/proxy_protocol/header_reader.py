@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress.proxy_protocol import header
-from tornado_status.runtime.acceptor import Address
+from tornado_status.runtime.base_acceptor import Address
 
 if TYPE_CHECKING:
     from tornado_status.ingress.tls_acceptor import TlsAcceptor
