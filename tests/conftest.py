@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.support.harness import (
     Postgres,
     Server,
     StartServer,
+    drop_database,
     rows,
     running_server,
 )
@@ -31,6 +33,10 @@ hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
 _numbers = itertools.count()
+
+# Hundreds of databases are made and dropped. Tests of a disk have a PostgreSQL of their own.
+MEMORY = "/dev/shm"  # noqa: S108 - a directory of its own is made in it
+MEMORY_NEEDED = 2 * 1024**3
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -60,11 +66,14 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real PostgreSQL, one for all tests; each makes a database of its own in it."""
-    directory = tmp_path_factory.mktemp("pg") / "data"
-    server = Postgres(directory)
+    directory = tmp_path_factory.mktemp("pg")
+    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED:
+        directory = Path(tempfile.mkdtemp(prefix="status-tests-", dir=MEMORY))
+    server = Postgres(directory / "data")
     server.start()
     yield server.url
     server.kill(signal.SIGQUIT)  # at once: a checkpoint of thrown-away data takes seconds
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -77,11 +86,12 @@ def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def empty_database_url(postgres: str) -> str:
+def empty_database_url(postgres: str) -> Iterator[str]:
     """An empty database."""
     name = f"test_{next(_numbers)}"
     rows(postgres, f"CREATE DATABASE {name}")
-    return postgres.replace("/postgres?", f"/{name}?")
+    yield postgres.replace("/postgres?", f"/{name}?")
+    drop_database(postgres, name)
 
 
 @pytest.fixture

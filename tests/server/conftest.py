@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import psycopg2.extensions
 import pytest
 
-from tests.support.harness import rows
+from tests.support.harness import drop_database, rows
 from tornado_status.store import migrate
 
 _numbers = itertools.count()
@@ -23,10 +24,11 @@ def migrated(postgres: str) -> str:
 
 
 @pytest.fixture
-def database_url(postgres: str, migrated: str) -> str:
+def database_url(postgres: str, migrated: str) -> Iterator[str]:
     """A migrated database of a new log."""
     name = f"copy_{next(_numbers)}"
     rows(postgres, f"CREATE DATABASE {name} TEMPLATE {migrated}")
     url = postgres.replace("/postgres?", f"/{name}?")
     rows(url, "UPDATE head SET stream = gen_random_uuid(), at = clock_timestamp()")
-    return url
+    yield url
+    drop_database(postgres, name)

@@ -339,6 +339,11 @@ def plain_environment() -> dict[str, str]:
     return {name: v for name, v in os.environ.items() if not name.startswith(unwanted)}
 
 
+def drop_database(postgres: str, name: str) -> None:
+    """Drop a database of the PostgreSQL at a URL, even if a server is connected to it."""
+    rows(postgres, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+
+
 class Postgres:
     """A PostgreSQL of a test's own, to be stopped, killed and started again."""
 
