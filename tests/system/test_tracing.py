@@ -186,8 +186,8 @@ def test_a_traced_check_in_is_followed_into_its_commit(
     )
     assert list(moments) == sorted(moments)
     assert collector.resource()["service.name"] == "tornado_status"
-    metrics = server.management("/metrics").body.decode()
-    assert 'tornado_status_trace_spans_total{outcome="exported"} 3.0' in metrics
+    exported = b'tornado_status_trace_spans_total{outcome="exported"} 3.0'
+    wait_until(lambda: exported in server.management("/metrics").body, "three exported spans")
 
 
 def test_what_nobody_traces_is_drawn(start_server: StartServer, collector: Collector) -> None:
