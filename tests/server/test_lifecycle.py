@@ -48,7 +48,7 @@ def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
 
 
 def test_a_signal_right_after_the_start_ends_it(start_server: StartServer) -> None:
-    """Whatever it does first: no cancellation gets lost in the database's driver."""
+    """At any point of the start: the database driver loses no cancellation."""
     for _ in range(5):
         assert start_server().stop() == 0
 

@@ -591,7 +591,7 @@ def test_a_graceful_shutdown_delivers_committed_events_and_ends_all_subscription
 
 
 def test_a_graceful_shutdown_does_not_wait_for_a_stalled_client(server: Server) -> None:
-    """Whatever waits for the client."""
+    """However much data waits for the client."""
     subscriber = Subscriber(server, last=0, receive_buffer=4096)
     fill(server, 20_000)
     assert subscriber.expect().id == 1

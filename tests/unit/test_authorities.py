@@ -467,7 +467,7 @@ def test_a_ca_that_expires_takes_its_clients_along() -> None:
 
 
 def test_a_renewed_intermediate_lets_its_clients_in_again() -> None:
-    """Who was refused for the old one is verified by the new one, once the client sends that."""
+    """A client refused for the old one is verified by the new one, once it sends that."""
     clock = [now().timestamp()]
     top = root()
     old = below(top)
