@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import (
+    LOOPBACK,
+    PATIENCE_S,
     Heard,
     Server,
     StartServer,
@@ -112,7 +115,28 @@ def test_a_client_certificate_is_required(server: Server) -> None:
     """The handshake fails with TLS's certificate_required alert."""
     with pytest.raises(ssl.SSLError, match="certificate required"):
         server.request("POST", "/api/client", cert=None)
-    assert server.wait_event("handshake failed")["kind"] == "peer-did-not-return-a-certificate"
+    failed = server.wait_event("handshake failed")
+    assert failed["kind"] == "peer-did-not-return-a-certificate"
+    assert failed["hint"] == "the client sent no certificate"
+
+
+def test_the_log_says_that_a_client_does_not_trust_the_server(server: Server, certs: Path) -> None:
+    """OpenSSL names only the client's alert."""
+    context = ssl.create_default_context()  # the public CAs, and not ours
+    context.load_cert_chain(certs / "client.crt", certs / "client.key")
+    with socket.create_connection((LOOPBACK, server.port), timeout=PATIENCE_S) as connection:
+        with pytest.raises(ssl.SSLCertVerificationError):
+            context.wrap_socket(connection, server_hostname="localhost")
+    failed = server.wait_event("handshake failed")
+    assert failed["kind"].endswith("alert-unknown-ca")
+    assert failed["hint"].startswith("the client does not trust this server's CA: give it")
+
+
+def test_a_request_without_a_certificate_has_no_email_in_the_log(start_server: StartServer) -> None:
+    """Rather than `email=None`."""
+    server = start_server(tls={"client_certificate": "optional"})
+    assert server.request("GET", "/api/client", cert=None).status == 400
+    assert "email" not in server.wait_event("request")
 
 
 @pytest.mark.parametrize(

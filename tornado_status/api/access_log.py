@@ -69,7 +69,7 @@ class AccessLog:
             status=status,
             duration_ms=round(handler.request.request_time() * 1000, 3),
             client_ip=handler.request.remote_ip,
-            email=email,
             request_id=handler.request_id,
             suppressed=suppressed,
+            **({} if email is None else {"email": email}),
         )

@@ -13,6 +13,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from tornado.httpserver import HTTPServer
 
@@ -21,6 +22,7 @@ from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.handshake import Handshake, HandshakeThreads
+from tornado_status.ingress.handshake_hints import hint
 from tornado_status.ingress.peer_stream import READ_CHUNK, PeerStream
 from tornado_status.ingress.proxy_protocol.header_reader import ProxyHeaderReader, looks_proxied
 from tornado_status.ingress.refusals import Refusals
@@ -190,7 +192,10 @@ class TlsAcceptor(CheckInAcceptor):
         """Count a failed handshake, and close its connection once the alert is read."""
         del self._handshakes[secure]
         kind = _kind(error)
-        self.refusals.count(kind, "handshake failed", kind=kind, client_ip=address[0])
+        fields: dict[str, Any] = {"kind": kind, "client_ip": address[0]}
+        if (meaning := hint(kind)) is not None:
+            fields["hint"] = meaning
+        self.refusals.count(kind, "handshake failed", **fields)
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             self._lingering.add(_Lingering(self.loop, secure, self._lingered, address[0]))
         else:
