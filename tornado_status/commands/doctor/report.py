@@ -11,6 +11,7 @@ from tornado_status import config
 from tornado_status.commands.doctor import (
     check_certificates,
     check_database,
+    check_key_exchange,
     check_network,
     check_proxies,
 )
@@ -36,6 +37,7 @@ def examine(path: Path | None, environment: Mapping[str, str]) -> list[Finding]:
         *_settings(path, settings),
         *check_proxies.examine(settings),
         *check_certificates.examine(settings),
+        *check_key_exchange.examine(settings),
         *asyncio.run(check_database.examine(settings)),
         *check_network.examine(settings),
     ]
