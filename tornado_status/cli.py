@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
     except StatusError as error:
-        print(f"tornado-status: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            print(f"tornado-status: {line}", file=sys.stderr)
         return EXIT_FAILED if isinstance(error, StoreError) else EXIT_USAGE
 
 

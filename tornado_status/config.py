@@ -1,7 +1,8 @@
 """Settings: config.yaml and the environment to frozen, validated values. Opens no other file.
 
 The later one wins: the default, config.yaml, the platforms' `PORT` and
-`DATABASE_URL`, `TORNADO_STATUS_SECTION__KEY`. Every error is one line that names the key.
+`DATABASE_URL`, `TORNADO_STATUS_SECTION__KEY`. Every error is one line that names the place and the
+key; all of them are reported at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pydantic import (
     model_validator,
 )
 
+from tornado_status.config_errors import Origins, describe
 from tornado_status.errors import ConfigError
 from tornado_status.model.records import normalise_ip
 from tornado_status.wire.nats_broker import (
@@ -48,9 +50,6 @@ DEFAULT_FILE = Path("config.yaml")
 DEFAULT = "default"  # the origin of a setting without a value in the file and the environment
 AUTO = "auto"
 
-# Errors quote the value, unless it may hold a password.
-_MAY_HOLD_PASSWORD = (".url", ".secret", ".endpoint")
-
 _UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -66,6 +65,10 @@ def _duration(value: object) -> object:
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
         if match:
             return float(match[1]) * _UNITS_S[match[2]]
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError("expected seconds, or a duration such as 90s, 15m, 12h, 7d") from None
     return _no_bool(value)
 
 
@@ -83,6 +86,12 @@ def _network(value: object) -> object:
         raise ValueError(
             f"expected an address or a network such as 10.0.0.0/24 ({error})"
         ) from error
+
+
+def _alert_name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", value):
+        raise ValueError("expected a name of up to 40 letters a-z, digits, - and _")
+    return value
 
 
 Port = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=65535)]
@@ -387,7 +396,7 @@ class AccessSettings(Section):
 class AlertSettings(Section):
     """One webhook, which gets events of `users` (patterns, as in `access.readers`)."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")]
+    name: Annotated[str, AfterValidator(_alert_name)]
     url: str
     users: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
     events: Annotated[tuple[AlertEvent, ...], Field(min_length=1)] = ("offline", "back")
@@ -512,9 +521,11 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
     Relative paths in the result are relative to the folder of `path`, without one to the current
     folder. Raises `ConfigError`.
     """
-    values = {} if path is None else _read_yaml(path)
+    found = Origins(path)
+    values = {} if path is None else _read_yaml(path, found)
     for name, keys, value in _variables(environment):
         _overlay(values, name, keys, value)
+        found.add_variable(tuple(keys), name)
     for section in Settings.model_fields:
         if values.get(section) is None:  # left out, or a heading with nothing below it
             values[section] = [] if section == "alerts" else {}
@@ -522,7 +533,7 @@ def load(path: Path | None, environment: Mapping[str, str]) -> Settings:
         directory = (path or DEFAULT_FILE).absolute().parent
         return Settings.model_validate(values, context={"directory": directory})
     except ValidationError as error:
-        raise ConfigError(f"{path or 'environment'}: {_first_problem(error)}") from error
+        raise ConfigError(describe(error, Settings, found, ENVIRONMENT_PREFIX)) from error
 
 
 def origins(path: Path | None, environment: Mapping[str, str]) -> dict[str, str]:
@@ -560,7 +571,7 @@ def _variables(environment: Mapping[str, str]) -> Iterator[tuple[str, list[str],
             yield name, keys, _environment_value(name, environment[name])
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, found: Origins | None = None) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -568,7 +579,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text") from error
     try:
-        values: object = yaml.safe_load(text)
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        values: object = None if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{where}: not valid YAML: {error.problem}") from error
@@ -578,6 +591,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'server:', got a {_kind(values)}")
+    if found is not None:
+        found.add_file(node)
     return values
 
 
@@ -601,34 +616,6 @@ def _overlay(values: dict[str, Any], name: str, keys: list[str], value: object) 
             raise ConfigError(f"{name}: {key} is not a section")
         section = inner
     section[keys[-1]] = value
-
-
-def _first_problem(error: ValidationError) -> str:
-    problems = error.errors(include_url=False)
-    first = problems[0]
-    key = ""
-    places = list(first["loc"])
-    if places[:2] == ["announce", "targets"] and len(places) > 3:
-        del places[3]  # which of the classes it was read as
-    for part in places:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}"
-    key = key.lstrip(".")
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "extra_forbidden":
-        of_target = "not a field of this kind of target"
-        message = of_target if key.startswith("announce.targets[") else "unknown key"
-    elif first["type"] == "missing":
-        message = "missing"
-    elif isinstance(first["input"], str | int | float) and not _may_hold_secret(
-        key, first["input"]
-    ):
-        message = f"{message[0].lower()}{message[1:]}, got {first['input']!r}"
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{key}: {message}{more}"
-
-
-def _may_hold_secret(key: str, value: object) -> bool:
-    return key.endswith(_MAY_HOLD_PASSWORD) or (key.endswith(".address") and "@" in str(value))
 
 
 def _kind(value: object) -> str:

@@ -1,7 +1,7 @@
-"""The exception tree. Every error that one part of the house raises for another is here.
+"""The exception tree. All errors that one part of the server raises for another.
 
 StatusError
-├── ConfigError            a setting, a file or a start-up condition is wrong: one line, exit 2
+├── ConfigError            a setting, a file or a start-up condition is wrong: exit 2
 ├── IdentityError          a certificate that may not check in, with the HTTP status that says so
 ├── AnnouncerError         a certificate that does not prove a key that may announce
 ├── CRLError               a CRL that cannot be used
@@ -27,8 +27,8 @@ class StatusError(Exception):
 class ConfigError(StatusError):
     """A setting, a file or a start-up condition is wrong.
 
-    The message is one line that names the key and what was expected; the command line prints it
-    and exits with status 2.
+    The message names the key, what was expected and what to do, in one line; settings have a line
+    for each error. The command line prints it and exits with status 2.
     """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_without_a_file_paths_are_relative_to_the_current_folder(
     assert config.origins(None, {"PORT": "1"}) == {"server.port": "PORT"}
     assert default == load(tmp_path)
     assert config.find_file(None) == Path("config.yaml")
-    with pytest.raises(ConfigError, match=r"^environment: server\.port: "):
+    with pytest.raises(ConfigError, match=r"^PORT: server\.port: expected a whole number"):
         config.load(None, {"PORT": "x"})
 
 
@@ -208,10 +209,23 @@ def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sever: {}", "sever: unknown key"),
-        ("server: {port: 65536}", "server.port: input should be less than or equal to 65535"),
+        ("sever: {}", "config.yaml, line 1: sever: unknown key; did you mean server?"),
+        ("\n\nretention: 7d", "line 3: retention: unknown key; did you mean history.retention?"),
+        ("nothing_like_it: 7", "nothing_like_it: unknown key"),
+        ("1: 2", "line 1: 1: unknown key"),
+        ("server: 5", "server: expected a section with keys below it, got 5"),
+        ("tracing: {personal_data: perhaps}", "expected true or false, got 'perhaps'"),
+        ("access: {readers: a@example.com}", "access.readers: expected a list, got 'a@example"),
+        ("logging: {level: loud}", "expected debug, info, warning or error, got 'loud'"),
+        ("server: {host: 5}", "server.host: expected text, got 5"),
+        ("tls: {crl: 5}", "tls.crl: expected the name of a file, got 5"),
+        ("server: {max_connections: 1.5}", "expected a whole number, got 1.5"),
+        ("server: {port: 65536}", "line 1: server.port: expected at most 65535, got 65536"),
         ("server: {port: yes}", "server.port: expected a number"),
-        ("server: {idle_timeout_s: soon}", "server.idle_timeout_s: "),
+        (
+            "server: {idle_timeout_s: soon}",
+            "server.idle_timeout_s: expected seconds, or a duration such as 90s, 15m, 12h, 7d, got",
+        ),
         ("server: {idle_timeout_s: 0}", "server.idle_timeout_s: "),
         ("tls: {minimum_version: 1.1}", "tls.minimum_version: "),
         ("announce: {targets: [{kind: multicast, address: 10.0.0.1}]}", "expected a multicast"),
@@ -239,18 +253,23 @@ def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None
         (nats("nats://a", "certificate: b"), "private_key: needed with certificate"),
         (nats("nats://a", "port: 4222"), "targets[0].port: not a field of this kind of target"),
         (nats("nats://a", "encoding: json"), "encoding: not a field of this kind of target"),
-        ("announce: {targets: [{kind: kafka, address: a}]}", "expected multicast, broadcast, uni"),
+        (
+            "announce: {targets: [{kind: kafka, address: 10.0.0.1}]}",
+            "expected multicast, broadcast, uni",
+        ),
         ("announce: {targets: [{kind: unicast, address: 10.0.0.1, subject: a}]}", "not a field of"),
         ("announce: {targets: [nats]}", "announce.targets[0]: "),
         ("server: [", "not valid YAML"),
         ("- server", "expected sections such as 'server:', got a list"),
-        ("server: {port: 0, port: 70000, prot: 1}", "(and 1 more)"),
-        ("presence: {offline_after_s: 90}", "offline_after_s: expected at least two times"),
+        (
+            "presence:\n  offline_after_s: 90",
+            "line 2: presence.offline_after_s: expected at least two times",
+        ),
         ("presence: {interval_s: soon}", "presence.interval_s: "),
     ],
 )
 def test_errors_are_one_line_that_names_the_key(tmp_path: Path, text: str, message: str) -> None:
-    """The file, the key, what was expected."""
+    """The file and its line, the key, what was expected."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, text)
     assert message in str(caught.value)
@@ -258,12 +277,57 @@ def test_errors_are_one_line_that_names_the_key(tmp_path: Path, text: str, messa
     assert "\n" not in str(caught.value)
 
 
-def test_errors_in_the_environment_name_the_variable(tmp_path: Path) -> None:
-    """Bad JSON, and a variable that is no key."""
-    with pytest.raises(ConfigError, match="TORNADO_STATUS_ACCESS__READERS: expected JSON"):
-        load(tmp_path, TORNADO_STATUS_ACCESS__READERS="[a")
-    with pytest.raises(ConfigError, match=r"server\.prot: unknown key"):
-        load(tmp_path, TORNADO_STATUS_SERVER__PROT="1")
+def test_all_errors_are_reported_each_with_its_line(tmp_path: Path) -> None:
+    """In the file and in the environment."""
+    text = "server:\n  port: 70000\n  prot: 1\nlive:\n  max_streams: -1\n"
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, text, TORNADO_STATUS_LIVE__MAX_STREAMS="many")
+    path = tmp_path / "config.yaml"
+    assert str(caught.value).splitlines() == [
+        f"{path}, line 2: server.port: expected at most 65535, got 70000",
+        f"{path}, line 3: server.prot: unknown key; did you mean server.port?",
+        "TORNADO_STATUS_LIVE__MAX_STREAMS: live.max_streams: expected a whole number, got 'many'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("TORNADO_STATUS_ACCESS__READERS", "[a", "expected JSON"),
+        ("TORNADO_STATUS_SERVER__PORT", "x", "server.port: expected a whole number, got 'x'"),
+        ("TORNADO_STATUS_MANAGEMENT", '{"port": "x"}', "management.port: expected a whole number"),
+        ("DATABASE_URL", "mysql://h/x", "database.url: expected 'embedded' or postgresql://"),
+        (
+            "TORNADO_STATUS_SERVER__PROT",
+            "1",
+            "server.prot: unknown key; did you mean TORNADO_STATUS_SERVER__PORT?",
+        ),
+        (
+            "TORNADO_STATUS_SEVER__PORT",
+            "1",
+            "sever: unknown key; did you mean TORNADO_STATUS_SERVER__PORT?",
+        ),
+        (
+            "TORNADO_STATUS_PORT",
+            "1",
+            "port: unknown key; did you mean TORNADO_STATUS_SERVER__PORT or "
+            "TORNADO_STATUS_MANAGEMENT__PORT?",
+        ),
+        (
+            "TORNADO_STATUS_PRESENCE__OFFLINE_AFTER_S",
+            "90",
+            "presence.offline_after_s: expected at least two times interval_s",
+        ),
+    ],
+)
+def test_errors_in_the_environment_name_the_variable(
+    tmp_path: Path, name: str, value: str, message: str
+) -> None:
+    """And not config.yaml, which is right."""
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, SHIPPED.read_text(), **{name: value})
+    assert str(caught.value).startswith(f"{name}: {message}")
+    assert "config.yaml" not in str(caught.value)
 
 
 def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
@@ -302,7 +366,7 @@ _values: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(st.dictionaries(st.sampled_from([*config.Settings.model_fields, "x"]), _values, max_size=4))
-def test_any_yaml_is_settings_or_one_line(
+def test_any_yaml_is_settings_or_errors_in_our_words(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
     """Never a traceback."""
@@ -311,4 +375,8 @@ def test_any_yaml_is_settings_or_one_line(
     try:
         config.load(path, {})
     except ConfigError as error:
-        assert len(str(error).splitlines()) == 1
+        lines = str(error).splitlines()
+        assert len(set(lines)) == len(lines) > 0
+        for line in lines:
+            assert line.startswith(str(path))
+            assert not re.search("[Ii]nput should|[Vv]alid (string|tuple|dict)", line), line

@@ -32,7 +32,8 @@ def examine(path: Path | None, environment: Mapping[str, str]) -> list[Finding]:
     try:
         settings = config.load(path, environment)
     except ConfigError as error:
-        return [problem("config", str(error), "Nothing else can be looked at before that.")]
+        advice = "Nothing else can be looked at before that."
+        return [problem("config", line, advice) for line in str(error).splitlines()]
     found = [
         *_settings(path, settings),
         *check_proxies.examine(settings),
