@@ -106,9 +106,11 @@ RUN: dict[str, dict[str, str]] = {
         "openssl pkcs12 -export -in certs/operator@example.com.crt -inkey"
         " certs/operator@example.com.key \\": "",
     },
-    "docs/operation.md": {
-        "tornado-status doctor --config config.yaml": r"(?s)^ok .*database",
-        "tornado-status config --config config.yaml": r"(?s)port: 8443 +# config\.yaml",
+    "docs/monitoring.md": {
+        "curl --silent --show-error --fail http://127.0.0.1:9464/healthz": r'^\{"alive": true\}$',
+        "curl --silent --show-error --fail-with-body http://127.0.0.1:9464/readyz": (
+            r'^\{"ready": true, "problems": \[\], .*"announce": \{"status": "ok"'
+        ),
     },
     "docs/people.md": {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
@@ -118,6 +120,13 @@ RUN: dict[str, dict[str, str]] = {
     },
     "docs/presence.md": {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
+    },
+    "docs/upgrade.md": {
+        "curl --silent --show-error --fail --retry 60 --retry-delay 1 --retry-all-errors"
+        " http://127.0.0.1:9464/readyz": r'^\{"ready": true, "problems": \[\], ',
+        "tornado-status doctor --config config.yaml": (
+            r"^ok +database: its tables are those of this version \(\d+\)$"
+        ),
     },
 }
 
@@ -198,6 +207,14 @@ REASONS: dict[str, dict[str, Reason]] = {
             here(Why.MACHINE, "test_debian_has_the_packages_that_a_page_installs")
         ),
     },
+    "docs/completion.md": {
+        "source <(tornado-status completion bash)": Reason(Why.ELSEWHERE, COMPLETED),
+        "autoload -Uz compinit && compinit": Reason(Why.ELSEWHERE, COMPLETED),
+        "mkdir -p ~/.zfunc && tornado-status completion zsh > ~/.zfunc/_tornado-status": Reason(
+            Why.ELSEWHERE, COMPLETED
+        ),
+        "fpath=(~/.zfunc $fpath)   # in ~/.zshrc": Reason(Why.ELSEWHERE, COMPLETED),
+    },
     "docs/deploy.md": {
         "docker compose up --build --detach": Reason(Why.ENGINE, CONTAINERS),
         "docker compose exec server python -m listeners": Reason(Why.ENGINE, CONTAINERS),
@@ -246,18 +263,12 @@ REASONS: dict[str, dict[str, Reason]] = {
             Why.FOR_EVER, "test_each_listener_of_the_page_listens"
         ),
     },
-    "docs/operation.md": {
+    "docs/tracing.md": {
         "pip install '.[otel]'                                                        # in a"
         " checkout": Reason(
             Why.INSTALLS,
             "system/test_containers.py::test_the_image_gets_all_that_the_server_needs_and_no_more",
         ),
-        "source <(tornado-status completion bash)": Reason(Why.ELSEWHERE, COMPLETED),
-        "autoload -Uz compinit && compinit": Reason(Why.ELSEWHERE, COMPLETED),
-        "mkdir -p ~/.zfunc && tornado-status completion zsh > ~/.zfunc/_tornado-status": Reason(
-            Why.ELSEWHERE, COMPLETED
-        ),
-        "fpath=(~/.zfunc $fpath)   # in ~/.zshrc": Reason(Why.ELSEWHERE, COMPLETED),
     },
     "docs/scaling.md": {
         ".venv/bin/python -m benchmarks.scaling            # five minutes; --quick for a first look"

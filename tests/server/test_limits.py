@@ -313,9 +313,8 @@ def test_remembered_identities_are_bounded() -> None:
 
 
 def documented() -> dict[str, float]:
-    """The table of docs/operation.md: the default by key, or by module and constant."""
-    text = (ROOT / "docs/operation.md").read_text().partition("\n## Limits\n")[2]
-    rows = [line.split(" | ") for line in text.partition("\n## ")[0].splitlines()]
+    """The tables of docs/limits.md: the default by key, or by module and constant."""
+    rows = [line.split(" | ") for line in (ROOT / "docs/limits.md").read_text().splitlines()]
     found: dict[str, float] = {}
     for row in rows:
         if len(row) != 5 or "`" not in row[1]:

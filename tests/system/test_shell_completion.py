@@ -88,14 +88,8 @@ def interactive(shell: str, home: Path, startup: str) -> Iterator[Terminal]:
 
 
 def startups() -> dict[str, tuple[str, str]]:
-    """The ways in docs/operation.md: the shell, and what is in its file."""
-    page = (
-        (ROOT / "docs" / "operation.md")
-        .read_text()
-        .partition("\n## Completion\n")[2]
-        .partition("\n## ")[0]
-    )
-    bash, evaluated, once, found = commands("", page)
+    """The ways in docs/completion.md: the shell, and what is in its file."""
+    bash, evaluated, once, found = commands("docs/completion.md")
     return {
         "bash": ("bash", bash.commands),
         "zsh": ("zsh", evaluated.commands),

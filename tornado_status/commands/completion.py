@@ -14,7 +14,7 @@ def run(options: argparse.Namespace) -> int:
     """Print a completion script.
 
     In bash: `source <(tornado-status completion bash)`; in zsh, after compinit:
-    `eval "$(tornado-status completion zsh)"`. See docs/operation.md.
+    `eval "$(tornado-status completion zsh)"`. See docs/completion.md.
     """
     import shtab
 
