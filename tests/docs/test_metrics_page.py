@@ -22,9 +22,10 @@ MADE = {
         "crl_expiry_timestamp_seconds",
     ),
 }
-BUILD = ("build_info", "gauge", ("version", "python"))
 
 Metric = tuple[str, str, tuple[str, ...]]  # its name without the prefix, its type and its labels
+
+BUILD: Metric = ("build_info", "gauge", ("version", "python"))
 
 
 def in_code(text: str) -> set[Metric]:
@@ -62,7 +63,7 @@ def in_page(text: str) -> list[Metric]:
 
 
 def test_the_page_has_every_metric_once_and_no_other() -> None:
-    code = {BUILD}
+    code: set[Metric] = {BUILD}
     for path in (ROOT / "tornado_status").rglob("*.py"):
         code |= in_code(path.read_text("utf-8"))
     page = in_page((ROOT / "docs" / "metrics.md").read_text("utf-8"))
