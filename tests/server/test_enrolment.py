@@ -67,7 +67,7 @@ def test_an_admin_lets_in_and_shows_out(start_server: StartServer) -> None:
 
         record = server.request("GET", PATH, cert="operator").json
         never = dict.fromkeys(("last_seen", "first_seen", "client_ip", "client_port"))
-        assert record == {"email": VALID, "state": "new", "seq": 1, **never}
+        assert record == {"email": VALID, "state": "never", "seq": 1, **never}
         assert server.request("GET", "/api/client").json == record
         page = server.request("GET", "/api/users", cert="operator")
         assert page.json["users"] == [record]
@@ -344,9 +344,9 @@ def test_everybody_is_listed(start_server: StartServer, tmp_path: Path) -> None:
     server.rows("UPDATE user_status SET offline = true WHERE email = %s", VALID)
     heading, later, valid, summary = told(run_users(server, tmp_path, "list"))
     assert heading.split() == ["E-MAIL", "STATE", "LAST", "SEEN", "(UTC)", "FROM"]
-    assert later.split() == ["later@example.com", "new", "never"]
+    assert later.split() == ["later@example.com", "never", "never"]
     assert re.fullmatch(rf"{VALID} +offline +\S+ \S+ +127\.0\.0\.1 port \d+", valid)
-    assert summary == "2 users: 1 new, 1 offline"
+    assert summary == "2 users: 1 never, 1 offline"
     lines = told(run_users(server, tmp_path, "list", "--json", "--state", "offline"))
     assert [json.loads(line) for line in lines] == [
         {k: v for k, v in server.request("GET", "/api/client").json.items() if k != "devices"}
@@ -481,13 +481,13 @@ def test_listeners_show_who_was_never_seen_and_who_is_erased() -> None:
     assert line == {**body, **dict.fromkeys(("last_seen", "client_ip", "client_port"))}
     record = {
         "email": "new_user@example.com",
-        "state": "new",
+        "state": "never",
         "seq": 4,
         **dict.fromkeys(("last_seen", "first_seen", "client_ip", "client_port")),
     }
     page = {"log": page["log"], "head": 4, "users": [record], "next": None}
     [known] = api_responses.users(json.dumps(page).encode()).users
-    assert "State        : new" in render(Format.TEXT, Snapshot(known))
+    assert "State        : never" in render(Format.TEXT, Snapshot(known))
     assert json.loads(render(Format.JSON, Snapshot(known)))["last_seen"] is None
     for half in ({"client_ip": "10.0.0.7", "client_port": 1}, {"last_seen": at}):
         wrong = {**page, "users": [{**record, **half}]}

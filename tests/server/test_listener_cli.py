@@ -198,7 +198,7 @@ def test_what_the_server_no_longer_keeps_is_a_gap_and_a_snapshot(
         ]
         assert all(list(record) == [*MEMBERS, "state"] for record in records)
         # With a history of one entry, and with one whose first is long forgotten.
-        assert {record["state"] for record in records} <= {"new", "online", "late"}
+        assert {record["state"] for record in records} <= {"online", "late"}
         check_in(server, 1)
         assert [update["event"] for update in listener.wait_for_seq(12)[3:]] == ["check-in"]
         assert " 9 missed, lag 0." in listener.stop()

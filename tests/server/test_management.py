@@ -147,10 +147,10 @@ def test_users_are_shown_by_presence(start_server: StartServer) -> None:
     assert first.request("POST", "/api/client").status == 204
     server = start_server()
     found = wait_until(
-        lambda: (s := samples(server)) and ("tornado_status_users", "new") in s and s, "a count"
+        lambda: (s := samples(server)) and ("tornado_status_users", "never") in s and s, "a count"
     )
     users = {key[1]: value for key, value in found.items() if key[0] == "tornado_status_users"}
-    assert users == {"new": 1, "online": 0, "late": 0, "offline": 0}
+    assert users == {"never": 0, "online": 1, "late": 0, "offline": 0}
     wait_until(
         lambda: ("tornado_status_last_sweep_timestamp_seconds",) in samples(server), "a sweep"
     )

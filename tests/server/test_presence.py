@@ -528,7 +528,7 @@ def test_a_user_is_seen_to_go_and_to_come_back(start_server: StartServer) -> Non
     server = start_server(presence=OFTEN)
     with Heard(server.announce_port) as listener:
         assert server.request("POST", "/api/client").status == 204
-        assert server.request("GET", "/api/client").json["state"] in ("new", "late")
+        assert server.request("GET", "/api/client").json["state"] in ("online", "late")
         new, offline = listener.updates(2)
         assert (new["event"], offline["event"]) == ("new", "offline")
         assert list(offline) == ["seq", "event", "email", "last_seen", "at"]
@@ -693,28 +693,24 @@ def ago(seconds: float) -> datetime.datetime:
 
 
 @pytest.mark.parametrize(
-    ("last_seen", "first_seen", "offline", "expected"),
+    ("last_seen", "offline", "expected"),
     [
-        (None, None, False, State.NEW),
-        (ago(0), ago(0), False, State.NEW),
-        (ago(90), ago(90), False, State.NEW),
-        (ago(91), ago(91), False, State.LATE),
-        (ago(60), ago(600), False, State.ONLINE),
-        (ago(90), ago(600), False, State.ONLINE),
-        (ago(91), ago(600), False, State.LATE),
-        (ago(9999), ago(99999), False, State.LATE),
-        (ago(9999), ago(99999), True, State.OFFLINE),
-        (ago(-5), ago(600), False, State.ONLINE),
+        (None, False, State.NEVER),
+        (ago(-5), False, State.ONLINE),
+        (ago(0), False, State.ONLINE),
+        (ago(90), False, State.ONLINE),
+        (ago(91), False, State.LATE),
+        (ago(9999), False, State.LATE),
+        (ago(9999), True, State.OFFLINE),
     ],
 )
 def test_what_a_user_is(
     last_seen: datetime.datetime | None,
-    first_seen: datetime.datetime | None,
     offline: bool,
     expected: State,
 ) -> None:
     """Late by the clock, offline by the log."""
-    assert presence.state(last_seen, first_seen, offline, NOW, 60) is expected
+    assert presence.state(last_seen, offline, NOW, 60) is expected
 
 
 @pytest.mark.parametrize(
@@ -749,10 +745,10 @@ def test_users_are_counted_by_their_states(database_url: str) -> None:
             )
         async with store._pool.connection() as connection:
             counted = await user_counts.count(connection, HOURLY.interval_s)
-        assert counted == {"new": 2, "online": 1, "late": 1, "offline": 1}
+        assert counted == {"never": 1, "online": 2, "late": 1, "offline": 1}
         records = (await store.users("", 10)).users
         assert Counter(str(record.state) for record in records) == Counter(
-            new=1, online=1, late=1, offline=1
+            online=2, late=1, offline=1
         )
 
     run(database_url, [], body)
@@ -771,7 +767,7 @@ def test_many_users_are_counted_from_a_sample(database_url: str) -> None:
         )
         async with store._pool.connection() as connection:
             exact = await user_counts.count(connection, HOURLY.interval_s)
-            assert exact == {"new": 0, "online": 30_000, "late": 0, "offline": 10_000}
+            assert exact == {"never": 0, "online": 30_000, "late": 0, "offline": 10_000}
             sampled = await user_counts.count(connection, HOURLY.interval_s, max_pages=100)
             again = await user_counts.count(connection, HOURLY.interval_s, max_pages=100)
         assert sampled == again != exact

@@ -134,12 +134,13 @@ def test_a_check_in_appears_by_itself(start_server: StartServer, visit: Visit) -
     expect(page.locator("#empty")).to_have_text("No check-ins yet.")
     assert server.request("POST", "/api/client").status == 204
     client = row(page, "valid_user@example.com")
-    expect(client.locator("td").nth(0)).to_have_text("new")
+    expect(client.locator("td").nth(0)).to_have_text("online")
+    expect(page.locator('[data-filter="online"] b')).to_have_text("1")
     expect(client.locator("td").nth(3)).to_contain_text(f"{LOOPBACK}:")
     expect(client.locator("td").nth(2)).to_have_text(re.compile(r"[2-9] s ago"))
     expect(page.locator('[data-filter="all"] b')).to_have_text("1")
     assert server.request("POST", "/api/client").status == 204
-    expect(client.locator("td").nth(0)).to_have_text("online")
+    expect(client.locator("td").nth(2)).to_have_text(re.compile(r"[01] s ago"))
 
 
 def test_offline_and_back_are_shown(start_server: StartServer, visit: Visit) -> None:
@@ -169,9 +170,9 @@ def test_enrolled_and_removed_users_come_and_go(start_server: StartServer, visit
     is_live(page)
     somebody = row(page, "somebody@example.com")
     assert server.request("PUT", "/api/users/somebody@example.com", cert="operator").status == 201
-    expect(somebody.locator("td")).to_have_text(["new", "somebody@example.com", "never", ""])
+    expect(somebody.locator("td")).to_have_text(["never", "somebody@example.com", "never", ""])
     page.reload()  # from the snapshot
-    expect(somebody.locator("td")).to_have_text(["new", "somebody@example.com", "never", ""])
+    expect(somebody.locator("td")).to_have_text(["never", "somebody@example.com", "never", ""])
     is_live(page)
     gone = server.request("DELETE", "/api/users/somebody@example.com", cert="operator")
     assert gone.status == 204

@@ -268,4 +268,4 @@ def test_the_command_works_on_an_embedded_database(
     shown = told(run_users(server, tmp_path, "list", "--json"))
     assert [json.loads(line)["email"] for line in shown] == [VALID]
     if running:
-        assert server.request("GET", "/api/client").json["state"] == "new"
+        assert server.request("GET", "/api/client").json["state"] == "never"

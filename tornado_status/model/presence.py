@@ -20,30 +20,29 @@ SHORTEST_RETENTION_S = 3600.0  # what a retention of 0 means
 class State(enum.StrEnum):
     """The presence of a user."""
 
-    NEW = "new"  # enrolled and never seen, or seen for the first time just now
+    NEVER = "never"  # enrolled, and no check-in yet
     ONLINE = "online"
     LATE = "late"  # the next check-in is overdue
-    OFFLINE = "offline"  # and that is in the log
+    OFFLINE = "offline"  # the log has the event
 
 
 def state(
     last_seen: datetime.datetime | None,
-    first_seen: datetime.datetime | None,
     offline: bool,
     now: datetime.datetime,
     interval_s: float,
 ) -> State:
     """Return the state of a user who checks in every `interval_s` seconds.
 
-    Offline is what the log says, not the clock: a record never contradicts the events.
+    `offline` is whether the log says so: a record never contradicts the events.
     """
     if offline:
         return State.OFFLINE
     if last_seen is None:
-        return State.NEW
+        return State.NEVER
     if (now - last_seen).total_seconds() > late_after_s(interval_s):
         return State.LATE
-    return State.NEW if last_seen == first_seen else State.ONLINE
+    return State.ONLINE
 
 
 def late_after_s(interval_s: float) -> float:

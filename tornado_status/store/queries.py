@@ -231,7 +231,7 @@ def _record(row: Row, interval_s: float) -> StatusRecord:
         None if last_seen is None else _utc(last_seen),
         client_ip,
         client_port,
-        presence.state(last_seen, first_seen, offline, now, interval_s),
+        presence.state(last_seen, offline, now, interval_s),
         None if first_seen is None else _utc(first_seen),
     )
 

@@ -30,9 +30,9 @@ SELECT pg_relation_size('user_status') / current_setting('block_size')::int"""
 # The states of `presence.state`. The sample is of whole pages.
 _COUNT = """\
 SELECT state, count(*) FROM (
-    SELECT CASE WHEN offline THEN 'offline' WHEN last_seen IS NULL THEN 'new'
+    SELECT CASE WHEN offline THEN 'offline' WHEN last_seen IS NULL THEN 'never'
                 WHEN now() - last_seen > %(late_after_s)s * interval '1 second' THEN 'late'
-                WHEN last_seen = first_seen THEN 'new' ELSE 'online' END AS state
+                ELSE 'online' END AS state
     FROM user_status TABLESAMPLE SYSTEM (%(percent)s) REPEATABLE (0)
 ) users GROUP BY state"""
 

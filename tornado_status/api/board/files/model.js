@@ -1,9 +1,7 @@
 // The records of all users, and the number of check-ins in each second. No DOM here.
 
-export const STATES = ["online", "new", "late", "offline"];
-
 const CHECK_INS = new Set(["check-in", "new", "back"]);
-const RANK = { offline: 0, late: 1, new: 2, online: 3 };
+const RANK = { offline: 0, late: 1, online: 2, never: 3 }; // the order of "sort by state"
 
 export class Model {
   constructor(lateAfterS) {
@@ -56,13 +54,12 @@ export class Model {
 
   state(user, nowMs) {
     if (user.offline) return "offline";
-    if (user.seenMs === null) return "new";
-    if (nowMs - user.seenMs > this.lateAfterMs) return "late";
-    return user.seenMs === user.firstMs ? "new" : "online";
+    if (user.seenMs === null) return "never";
+    return nowMs - user.seenMs > this.lateAfterMs ? "late" : "online";
   }
 
   counts(nowMs) {
-    const counts = { all: this.users.size, online: 0, new: 0, late: 0, offline: 0 };
+    const counts = { all: this.users.size, online: 0, late: 0, offline: 0, never: 0 };
     for (const user of this.users.values()) counts[this.state(user, nowMs)]++;
     return counts;
   }
