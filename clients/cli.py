@@ -122,6 +122,9 @@ def _signals_interrupt() -> Iterator[None]:
     def interrupt(*_: object) -> NoReturn:
         for number in numbers:  # a second signal must not disturb the shutdown
             signal.signal(number, signal.SIG_IGN)
+        # The signal may come inside a constructor of http.client or socket. From Python 3.13 on the
+        # finalizer of the half-made object then prints "Exception ignored in ..." at the end.
+        sys.unraisablehook = lambda _: None
         raise KeyboardInterrupt
 
     before = [signal.signal(number, interrupt) for number in numbers]

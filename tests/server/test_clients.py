@@ -964,6 +964,35 @@ def test_a_check_in_that_was_interrupted_is_no_success(pki: Path, number: signal
             assert client.stopped(number) == (130, [])
 
 
+_INTERRUPTED_IN_A_CONSTRUCTOR = """\
+import os, signal, socket, sys
+from clients.cli import main
+
+made = socket.SocketIO.__init__
+
+def interrupted(self, *arguments):
+    os.kill(os.getpid(), signal.SIGTERM)
+    made(self, *arguments)
+
+socket.SocketIO.__init__ = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_signal_inside_a_constructor_prints_nothing(pki: Path) -> None:
+    """The finalizer of the half-made object would print that an exception was ignored."""
+    with HttpsServer(pki, one_after_the_other(RECORDED)) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", _INTERRUPTED_IN_A_CONSTRUCTOR]
+            + [*arguments(pki, server.url), "--every", "60"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+        )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_reader_that_has_gone_stops_no_heartbeat(pki: Path) -> None:
     """Checking in matters more than the line that tells of it."""
     fourth = threading.Event()
