@@ -30,7 +30,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.namespaces import check_in_from, network_of_its_own
-from tests.support.with_constants import MAX_PENDING
+from tests.support.with_constants import MAX_PENDING, STAGGER_S
 
 pytestmark = pytest.mark.once
 
@@ -208,6 +208,41 @@ def test_the_network_drops_every_packet(
         wait_until(lambda: check_in_from(enter, server) == "204", "the database to be back")
         print("MEASURED packets dropped", time.monotonic() - began)
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("stagger_s", [None, 3600.0])
+def test_a_host_that_drops_every_packet_is_left_for_the_next(
+    make_postgres: MakePostgres, start_server: StartServer, stagger_s: float | None
+) -> None:
+    """Connecting to a silent host costs its stagger, not the hour of `connect_timeout_s`."""
+    require("nftables, for a firewall", shutil.which("nft") is not None, "Debian: nftables")
+    with network_of_its_own() as enter:
+
+        def nft(rule: str) -> None:
+            subprocess.run([*enter, "nft", *rule.split()], check=True, timeout=PATIENCE_S)
+
+        make_postgres(prefix=enter, settings={"listen_addresses": "*"})
+        server = start_server(
+            url=f"postgresql://postgres@127.0.0.9,{LOOPBACK}/postgres",
+            prefix=enter,
+            database={"commit_timeout_s": 1, "connect_timeout_s": 3600},
+            constants={STAGGER_S: stagger_s} if stagger_s else None,
+        )
+        assert check_in_from(enter, server) == "204"
+        nft("add table inet hide")
+        nft("add chain inet hide out { type filter hook output priority 0; }")
+        began = time.monotonic()
+        nft("add rule inet hide out ip daddr 127.0.0.9 drop")
+        nft("add rule inet hide out ip saddr 127.0.0.9 drop")
+        assert check_in_from(enter, server) == "503"
+        if stagger_s is None:
+            wait_until(lambda: check_in_from(enter, server) == "204", "the other host to be used")
+            print("MEASURED silent first host", time.monotonic() - began)
+            assert server.stop() == 0
+        else:
+            time.sleep(2)
+            assert check_in_from(enter, server) == "503"
+            server.stop(signal.SIGKILL)
 
 
 def test_a_batch_is_lost_on_its_way(make_postgres: MakePostgres, start_trial: StartTrial) -> None:

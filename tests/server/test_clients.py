@@ -982,9 +982,9 @@ sys.exit(main(sys.argv[1:]))
 def test_a_signal_inside_a_constructor_prints_nothing(pki: Path) -> None:
     """The finalizer of the half-made object would print that an exception was ignored."""
     with HttpsServer(pki, one_after_the_other(RECORDED)) as server:
+        program = [sys.executable, "-c", _INTERRUPTED_IN_A_CONSTRUCTOR]
         done = subprocess.run(
-            [sys.executable, "-c", _INTERRUPTED_IN_A_CONSTRUCTOR]
-            + [*arguments(pki, server.url), "--every", "60"],
+            [*program, *arguments(pki, server.url), "--every", "60"],
             cwd=ROOT,
             capture_output=True,
             text=True,
