@@ -1,10 +1,13 @@
-"""python -m certs_gen"""
-
-from __future__ import annotations
+"""`python -m certs_gen`: see `cli`."""
 
 import sys
 
-from certs_gen.cli import main
+from tornado_status.runtime.missing_package import explain
 
 if __name__ == "__main__":
-    sys.exit(main(prog="python -m certs_gen"))
+    try:
+        from certs_gen.cli import main
+
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        sys.exit(explain("status-certs", error))

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -26,6 +27,7 @@ EXIT_USAGE = 2
 EXIT_UNREACHABLE = 3
 EXIT_INTERRUPTED = 130  # as shells report a program that SIGINT ended
 
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 MAX_SECONDS = 7 * 24 * 3600  # a longer time is a mistake of the unit
 
 _EPILOG = f"""\
@@ -215,13 +217,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_seconds,
         default=10.0,
         metavar="SECONDS",
-        help="bound on each wait: connection, handshake, answer (default: %(default)g)",
+        help="bound on each wait: connection, handshake, answer; or as 90s (default: %(default)g)",
     )
     parser.add_argument(
         "--every",
         type=_rhythm,
         metavar="SECONDS",
-        help=f"check in again and again, at least {MIN_WAIT_S:g} seconds apart (default: once)",
+        help="check in again and again, so often: seconds, or as 90s, 15m, 12h; at least "
+        f"{MIN_WAIT_S:g} seconds (default: once)",
     )
     parser.add_argument(
         "--count",
@@ -232,15 +235,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def parse_duration(text: str) -> float:
+    """Return the seconds of `90`, `90s`, `15m`, `12h` or `7d`, as config.yaml has them.
+
+    Raises `ValueError`.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([smhd])", text.strip())
+    return float(match[1]) * _UNITS_S[match[2]] if match else float(text)
+
+
 def _seconds(text: str) -> float:
     try:
-        seconds = float(text)
+        seconds = parse_duration(text)
     except ValueError:
         seconds = math.nan
     if 0 < seconds <= MAX_SECONDS:
         return seconds
     raise argparse.ArgumentTypeError(
-        f"expected a number of seconds above 0 and up to {MAX_SECONDS}, got {text!a}"
+        f"expected seconds, or a duration such as 90s, 15m, 12h, above 0 and up to 7d, got {text!a}"
     )
 
 

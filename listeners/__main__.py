@@ -2,7 +2,12 @@
 
 import sys
 
-from listeners.cli import main
+from tornado_status.runtime.missing_package import explain
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from listeners.cli import main
+
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        sys.exit(explain("status-listener", error))

@@ -24,6 +24,7 @@ from listeners.verify.unverified import Encoding
 from listeners.verify.verifier import MAX_SKEW_S
 from tornado_status import __version__
 from tornado_status.errors import ConfigError
+from tornado_status.model.duration import EXPECTED, parse_duration
 from tornado_status.wire.datagram import MAX_SEQ
 from tornado_status.wire.nats_broker import (
     SUBJECT,
@@ -388,9 +389,9 @@ def _whole_number(text: str, low: int, high: int) -> int:
 
 def _seconds(text: str) -> float:
     try:
-        seconds = float(text)
+        seconds = parse_duration(text)
     except ValueError:
         seconds = math.nan
     if 0 < seconds < math.inf:
         return seconds
-    raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!a}")
+    raise argparse.ArgumentTypeError(f"{EXPECTED}, above 0, got {text!a}")

@@ -1,8 +1,13 @@
-"""`python -m tornado_status`."""
+"""`python -m tornado_status`: see `cli`."""
 
 import sys
 
-from tornado_status.cli import main
+from tornado_status.runtime.missing_package import explain
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from tornado_status.cli import main
+
+        sys.exit(main())
+    except ModuleNotFoundError as error:
+        sys.exit(explain("tornado-status", error))

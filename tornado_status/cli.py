@@ -1,15 +1,13 @@
-"""The command line: `python -m tornado_status`, also installed as `tornado-status`.
-
-A table of commands. Each is a module of `commands`.
-"""
+"""The command line `tornado-status`: a table of commands. Each is a module of `commands`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from tornado_status import config
 from tornado_status.commands import (
@@ -85,9 +83,50 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED if isinstance(error, StoreError) else EXIT_USAGE
 
 
+class _Parser(argparse.ArgumentParser):
+    """Names the setting that an unknown option is meant for: `--port` is server.port."""
+
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """See `ArgumentParser.parse_known_args`."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """See `ArgumentParser.error`."""
+        known = set(_options(self))
+        for given, following in zip(self._given, [*self._given[1:], ""], strict=True):
+            name, has_value, value = given.partition("=")
+            if not name.startswith("--") or any(each.startswith(name) for each in known):
+                continue
+            if keys := config.keys_named(name[2:]):
+                value = value if has_value else following
+                message = f"{name} is no option: set {_ways(keys, value)}"
+                break
+        super().error(message)
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _options(inner)
+
+
+def _ways(keys: Sequence[str], value: str) -> str:
+    value = value if value and not value.startswith("-") else "..."
+    ways = (
+        f"{key} in config.yaml, or the environment variable {config.variable(key)}={value}"
+        for key in keys
+    )
+    return "; or ".join(ways)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands. `--config` may stand before or after the command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tornado-status",
         description="A check-in service: a client certificate is the identity.",
     )

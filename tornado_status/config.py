@@ -33,6 +33,7 @@ from pydantic import (
 
 from tornado_status.config_errors import Origins, describe
 from tornado_status.errors import ConfigError
+from tornado_status.model.duration import parse_duration
 from tornado_status.model.records import normalise_ip
 from tornado_status.wire.nats_broker import (
     SUBJECT,
@@ -50,8 +51,6 @@ DEFAULT_FILE = Path("config.yaml")
 DEFAULT = "default"  # the origin of a setting without a value in the file and the environment
 AUTO = "auto"
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 def _no_bool(value: object) -> object:
     # YAML's yes and no are booleans, and Python's booleans are numbers.
@@ -61,15 +60,7 @@ def _no_bool(value: object) -> object:
 
 
 def _duration(value: object) -> object:
-    if isinstance(value, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd])", value.strip())
-        if match:
-            return float(match[1]) * _UNITS_S[match[2]]
-        try:
-            return float(value)
-        except ValueError:
-            raise ValueError("expected seconds, or a duration such as 90s, 15m, 12h, 7d") from None
-    return _no_bool(value)
+    return parse_duration(value) if isinstance(value, str) else _no_bool(value)
 
 
 def _below_config(path: Path, info: ValidationInfo) -> Path:
@@ -508,6 +499,27 @@ def without_effect(settings: Settings) -> list[str]:
     if ingress.trusted_proxies and ingress.mode == "tls" and not ingress.proxy_protocol:
         return ["ingress.trusted_proxies"]
     return []
+
+
+def keys_named(name: str) -> list[str]:
+    """Return the keys, as `section.key`, that an option of this name would be meant for."""
+    wanted = name.lower().replace("-", "_").replace(".", "_")
+    keys = [
+        (section, key)
+        for section, field in Settings.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
+        for key in field.annotation.model_fields
+    ]
+    return [
+        f"{section}.{key}"
+        for section, key in keys
+        if wanted in (key, key.removesuffix("_s"), f"{section}_{key}", f"{section}__{key}")
+    ]
+
+
+def variable(key: str) -> str:
+    """Return the environment variable that sets a key."""
+    return ENVIRONMENT_PREFIX + key.replace(".", "__").upper()
 
 
 def find_file(given: Path | None) -> Path | None:

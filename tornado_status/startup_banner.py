@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -34,9 +35,7 @@ def announce_serving(settings: Settings, port: int) -> None:
 def _try_next(settings: Settings, url: str) -> str:
     """Return a command that checks in, to be run in the current directory."""
     here = Path.cwd()
-    python = Path(sys.executable)
-    shown = python.relative_to(here) if python.is_relative_to(here) else python
-    command = f"{shown} -m clients"
+    command = _shown(Path(sys.executable).with_name("status-client"), here)
     if url != "https://localhost:8443":
         command += f" --url {url}/api/client"
     certs = settings.tls.client_ca.parent
@@ -44,3 +43,11 @@ def _try_next(settings: Settings, url: str) -> str:
         command += f" --cert {certs}/client.crt --key {certs}/client.key"
         command += f" --ca {settings.tls.client_ca}"
     return command
+
+
+def _shown(script: Path, here: Path) -> str:
+    """Return how to call a script of this environment: by its name if PATH leads to it."""
+    found = shutil.which(script.name)
+    if found is not None and Path(found).absolute() == script:
+        return script.name
+    return str(script.relative_to(here) if script.is_relative_to(here) else script)

@@ -134,7 +134,7 @@ def test_it_runs_as_a_module_and_writes_below_the_current_directory(tmp_path: Pa
     assert (done.status, done.err) == (0, "")
     assert set(contents(tmp_path / "certs")) == SET
     again = python("-m", "certs_gen", cwd=tmp_path)
-    assert again.refused().startswith("python -m certs_gen: error: certs/ca.crt, ")
+    assert again.refused().startswith("status-certs: error: certs/ca.crt, ")
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o377])
@@ -1110,10 +1110,10 @@ def test_a_wrong_command_line_is_one_sentence(
 def test_help_says_that_force_makes_a_new_ca(capsys: pytest.CaptureFixture[str]) -> None:
     """The one option that voids certificates says so before it is used."""
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["--help"], prog="python -m certs_gen")
+        cli.main(["--help"])
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "usage: python -m certs_gen" in text
+    assert "usage: status-certs" in text
     assert "--force replace a whole set: also its CA" in text
 
 

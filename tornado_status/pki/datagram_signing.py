@@ -17,7 +17,7 @@ from tornado_status.errors import AnnouncerError, ConfigError
 from tornado_status.pki import announcer_keys
 from tornado_status.pki.files import read, read_certificates
 
-_MAKER = "python -m certs_gen announcer makes one"
+_MAKER = '"status-certs announcer" makes one'
 
 
 @dataclass(frozen=True, slots=True)

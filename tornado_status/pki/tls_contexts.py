@@ -13,7 +13,7 @@ from tornado_status.pki.files import check_file, read_certificates
 # history of padding oracles. The suites of TLS 1.3 are all good.
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
-DEVELOPMENT_SET = "python -m certs_gen makes a development set"
+DEVELOPMENT_SET = '"status-certs" makes a development set'
 
 MINIMUM_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 

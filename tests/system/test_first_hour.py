@@ -1,0 +1,123 @@
+"""The first hour: mistakes that newcomers make, and the sentence that helps each."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tornado_status import config, startup_banner
+
+pytestmark = pytest.mark.once
+
+
+def run(
+    *command: str | Path, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**plain_environment(), **environment},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+# ---------------------------------------------------------------------- outside its environment
+
+
+@pytest.mark.parametrize(
+    ("module", "program"),
+    [
+        ("tornado_status", "tornado-status"),
+        ("listeners", "status-listener"),
+        ("certs_gen", "status-certs"),
+    ],
+)
+@pytest.mark.parametrize("installed", [False, True])
+def test_a_python_without_the_packages_says_what_to_run(
+    tmp_path: Path, module: str, program: str, installed: bool
+) -> None:
+    """In a checkout with the system's Python: one line, before and after `make run`."""
+    for package in ("tornado_status", "listeners", "certs_gen", "clients"):
+        shutil.copytree(ROOT / package, tmp_path / package)
+    if installed:
+        (tmp_path / ".venv" / "bin").mkdir(parents=True)
+        (tmp_path / ".venv" / "bin" / program).touch()
+    # -S: without the packages of the environment.
+    done = run(sys.executable, "-S", "-m", module, cwd=tmp_path)
+    assert done.returncode == 1
+    remedy = f"run .venv/bin/{program}"
+    if not installed:
+        remedy = f"run `make run` once, then .venv/bin/{program}"
+    assert done.stderr.startswith(f"{program}: {sys.executable} does not have the package ")
+    assert done.stderr.endswith(f": {remedy}\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_client_needs_no_packages(tmp_path: Path) -> None:
+    """The standard library is enough."""
+    shutil.copytree(ROOT / "clients", tmp_path / "clients")
+    done = run(sys.executable, "-S", "-m", "clients", "--help", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: status-client ")
+
+
+# ---------------------------------------------------------------------------------- wrong options
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ("--port", "9000"),
+            "--port is no option: set server.port in config.yaml, or the environment variable "
+            "TORNADO_STATUS_SERVER__PORT=9000; or management.port",
+        ),
+        (("serve", "--port=9000"), "the environment variable TORNADO_STATUS_SERVER__PORT=9000"),
+        (
+            ("--database-url", "embedded"),
+            "--database-url is no option: set database.url in config.yaml, or the environment "
+            "variable TORNADO_STATUS_DATABASE__URL=embedded",
+        ),
+        (("--drain-timeout", "5"), "TORNADO_STATUS_SERVER__DRAIN_TIMEOUT_S=5"),
+        (("--nonsense",), "unrecognized arguments: --nonsense"),
+        (("nonsense",), "invalid choice: 'nonsense'"),
+    ],
+)
+def test_an_option_that_is_a_setting_is_explained(arguments: tuple[str, ...], said: str) -> None:
+    """Rather than `invalid choice: '9000'`."""
+    done = run(sys.executable, "-m", "tornado_status", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr.splitlines()[-1]
+    assert done.stderr.startswith("usage: tornado-status ")
+
+
+# --------------------------------------------------------------------------------------- banner
+
+
+def test_the_banner_shows_a_command_that_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name if PATH leads to it; else by its path, as in a checkout."""
+    settings = config.load(ROOT / "config.yaml", {})
+    url = "https://localhost:8443"
+    scripts = tmp_path / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    client = scripts / "status-client"
+    client.touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(scripts / "python"))
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert startup_banner._try_next(settings, url) == str(client)
+    monkeypatch.setenv("PATH", f"{scripts}:/usr/bin:/bin")
+    assert startup_banner._try_next(settings, url) == "status-client"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert startup_banner._try_next(settings, url).startswith(".venv/bin/status-client --cert ")
