@@ -174,7 +174,7 @@ class Server:
         for key in without_effect(self._settings):
             self._log.warning("setting has no effect with the others", key=key)
         if self._credentials.signing is None:
-            self._log.warning("announcements are not signed: anybody can forge them")
+            self._log.warning("announcements are not signed, they can be forged")
 
     def _bind(self) -> None:
         self._sockets = bind(self._settings.server)

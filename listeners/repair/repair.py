@@ -121,7 +121,7 @@ class Repair:
             return
         self._locating.failed(self._clock())
         self._warnings.warn_limited(
-            "the server", "log", f"its log is {page.log_id}, not the pinned"
+            "the server", "log", f"its log is {page.log_id}, not the pinned one"
         )
 
     async def _fetch_missing(self, now: float) -> bool:

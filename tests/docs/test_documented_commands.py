@@ -121,6 +121,10 @@ RUN: dict[str, dict[str, str]] = {
     "docs/presence.md": {
         "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
     },
+    "docs/troubleshooting.md": {
+        "tornado-status doctor --config config.yaml": r"(?s)^ok .*database.*^All is well",
+        "tornado-status config --config config.yaml": r"(?s)port: 8443 +# config\.yaml",
+    },
     "docs/upgrade.md": {
         "curl --silent --show-error --fail --retry 60 --retry-delay 1 --retry-all-errors"
         " http://127.0.0.1:9464/readyz": r'^\{"ready": true, "problems": \[\], ',

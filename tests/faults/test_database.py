@@ -476,7 +476,7 @@ def test_a_database_that_may_forget_is_refused_or_warned_about(
     assert server.process.wait(PATIENCE_S) == 2
     assert f"database.durability: {name} off in the database" in server.log.wait_end()
     server = start_server(url=postgres.url, database={"durability": "warn"})
-    assert server.wait_event("a crash may lose what was acknowledged")["off"] == name
+    assert server.wait_event("a crash may lose acknowledged check-ins")["off"] == name
     ready = server.management("/readyz")
     assert ready.status == 200
     assert ready.json["warnings"] == [f"database: {name} is off: a crash may lose check-ins"]

@@ -200,7 +200,7 @@ def test_a_key_is_rotated_without_a_gap(
 def test_without_a_key_the_server_warns(start_server: StartServer) -> None:
     """It announces unsigned, and the operator knows."""
     server = start_server(announce={"signing_key": None})
-    assert server.events("announcements are not signed: anybody can forge them")
+    assert server.events("announcements are not signed, they can be forged")
     with Heard(server.announce_port) as listener:
         assert server.request("POST", "/api/client").status == 204
         assert split_signature(listener.one()[0]) is None

@@ -102,7 +102,7 @@ def test_an_alert_follows_a_new_stream(start_server: StartServer) -> None:
         rows(url, "UPDATE head SET stream = gen_random_uuid()")
         log(url, "back", "ada")
         server = start_server(**settings)
-        server.wait_event("log changed")
+        server.wait_event("alert continues in another log")
         receiver.wait_for(2)
         rows(url, "DELETE FROM check_in")
         rows(url, "UPDATE head SET seq = 0, stream = gen_random_uuid()")

@@ -245,7 +245,7 @@ class _Worker:
         if cursor.followed != cursor.log_id or cursor.seq > cursor.head:
             # A restore brings the cursor back with the log, so it is right in the new log, too. It
             # is above the head only if the log alone was replaced.
-            self._log.warning("log changed", log_id=str(cursor.log_id))
+            self._log.warning("alert continues in another log", log_id=str(cursor.log_id))
             await self._save(cursor.log_id, min(cursor.seq, cursor.head))
             return False
         if self._read_to is None or self._read_to[0] != cursor.log_id:

@@ -83,7 +83,7 @@ class InterfaceMonitor:
             interfaces = read_interfaces()
         except ConfigError as error:
             if self._warnings.allow("interfaces") is not None:
-                self._log.warning(str(error))
+                self._log.warning("interfaces cannot be read", reason=str(error))
             return
         for sink in self._sinks:
             before = sink.problem

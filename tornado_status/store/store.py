@@ -407,7 +407,7 @@ class Store:
             raise ConfigError(message)
         if off != self._not_durable:
             for name in off:
-                self._log.warning("a crash may lose what was acknowledged", off=name)
+                self._log.warning("a crash may lose acknowledged check-ins", off=name)
         self._not_durable = off
         await connection.execute(_PIN_DURABILITY)
 
