@@ -46,8 +46,11 @@ def _try_next(settings: Settings, url: str) -> str:
 
 
 def _shown(script: Path, here: Path) -> str:
-    """Return how to call a script of this environment: by its name if PATH leads to it."""
+    """Return how to call a script of this environment.
+
+    Below the current directory by its path: the second terminal may have another PATH.
+    """
+    if script.is_relative_to(here):
+        return str(script.relative_to(here))
     found = shutil.which(script.name)
-    if found is not None and Path(found).absolute() == script:
-        return script.name
-    return str(script.relative_to(here) if script.is_relative_to(here) else script)
+    return script.name if found is not None and Path(found).absolute() == script else str(script)
