@@ -74,6 +74,9 @@ RUN: dict[str, dict[str, str]] = {
     },
     "docs/alerts.md": {
         '(umask 077; echo "whsec_$(openssl rand -base64 32)" > certs/plant.secret)': "",
+        "printf 'Bearer %s' tk_example | base64 --wrap=0 | tr '+/' '-_' | tr -d =": (
+            r"^QmVhcmVyIHRrX2V4YW1wbGU$"
+        ),
     },
     "docs/api.md": {
         "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": (
@@ -168,7 +171,7 @@ REASONS: dict[str, dict[str, Reason]] = {
         "docker compose up --build --detach": Reason(Why.ENGINE, CONTAINERS),
     },
     "docs/alerts.md": {
-        "python -m tornado_status alerts test plant": Reason(
+        "tornado-status alerts test plant": Reason(
             Why.OTHERS, "server/test_alerts.py::test_an_alert_can_be_tried"
         ),
     },

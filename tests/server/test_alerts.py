@@ -7,7 +7,6 @@ import contextlib
 import datetime
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -18,8 +17,10 @@ from typing import Any
 
 import psycopg2
 import pytest
+import yaml
 
 from certs_gen.authority import Authority
+from tests.support import pages
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
@@ -42,8 +43,8 @@ from tornado_status.model.records import Event
 
 OTHER = "whsec_" + base64.b64encode(b"another one, also only for tests").decode()
 
-PAGE = (ROOT / "docs" / "alerts.md").read_text("utf-8")
-[VERIFIER] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+BLOCKS = pages.blocks("docs/alerts.md")
+[VERIFIER] = [block.text for block in BLOCKS if block.language == "python"]
 _defined: dict[str, Any] = {}
 exec(VERIFIER, _defined)  # noqa: S102 - the page's own
 verify: Callable[[str, Any, bytes], None] = _defined["verify"]
@@ -452,6 +453,30 @@ def test_an_alert_can_be_tried(tmp_path: Path) -> None:
     bad = run(tmp_path, "plant")
     assert bad.returncode == 2
     assert "alerts.plant.secret_file: expected whsec_" in bad.stderr
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """Return the alerts of the page, by name."""
+    settings = [yaml.safe_load(block.text) for block in BLOCKS if block.language == "yaml"]
+    return {each["name"]: each for found in settings for each in found.get("alerts", [])}
+
+
+@pytest.mark.parametrize("name", ["phone", "home"])
+def test_the_url_of_a_recipe_is_sent_unchanged(tmp_path: Path, name: str) -> None:
+    """With its query, and the braces of a template, which nothing may escape."""
+    recipe = recipes()[name]
+    (tmp_path / "certs").mkdir()
+    (tmp_path / recipe["secret_file"]).write_text(f"{SECRET}\n")
+    path = "/" + recipe["url"].split("/", 3)[3]
+    with Receiver() as receiver:
+        recipe["url"] = f"http://localhost:{receiver.port}{path}"
+        (tmp_path / "config.yaml").write_text(json.dumps({"alerts": [recipe]}))
+        done = run(tmp_path, name)
+        assert (done.returncode, done.stderr) == (0, "")
+        [found] = receiver.received
+    assert found.path == path
+    assert ("{{.type}}" in path) is (name == "phone")
+    assert json.loads(found.body)["data"] == {"alert": name}
 
 
 def test_a_bad_secret_stops_the_start(start_server: StartServer) -> None:
