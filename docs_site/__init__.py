@@ -1,1 +1,1 @@
-"""What turns docs/ and the code's own words into the documentation site: `make docs`."""
+"""The documentation site, from docs/ and from the code: `make docs`."""

@@ -1,4 +1,4 @@
-"""What MkDocs calls: adds the generated pages and the linked files, and makes links fit."""
+"""Hooks of MkDocs: add the generated pages and the linked files, and adapt the links."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what is not in docs/: README and the like, the reference, and every file linked to."""
+    """Add the pages outside docs/: README and the like, the reference, and every linked file."""
     generated = {
         "reference/config.md": reference.config_page((ROOT / "config.yaml").read_text("utf-8")),
         "reference/cli.md": reference.cli_page(),
@@ -31,7 +31,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         source = links.source_path(file.src_uri)
         for path in sorted(links.linked(file.content_string, source)):
             target = links.site_path(path)
-            # What is not there is left to MkDocs, which complains of the link.
+            # MkDocs itself reports a link to a file that does not exist.
             if (
                 target.startswith(f"{links.FILES}/")
                 and files.get_file_from_path(target) is None

@@ -1,4 +1,4 @@
-"""Links of the repository as links of the site: in both, every one of them leads somewhere."""
+"""Links between files of the repository, as links between pages of the site."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ PAGES = {
     "tornado_status/api/openapi.yaml": "reference/api.md",
     "benchmarks/results/results.md": "benchmark-results.md",
 }
-FILES = "files"  # where what is no page is found in the site, under its path in the repository
+FILES = (
+    "files"  # folder of the site for files that are no pages, under their paths in the repository
+)
 
 _LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import certs_gen.cli
 import clients.cli
 import listeners.options
 import tornado_status.cli
-from tornado_status.config import ENVIRONMENT_PREFIX, Settings
+from tornado_status.config import ENVIRONMENT_PREFIX, PLATFORM_VARIABLES, Settings
 
-# As a user calls them; the same programs are modules for `python -m`.
+# Each program by the name of its console script, with its module.
 PROGRAMS = {
     "tornado-status": ("tornado_status", tornado_status.cli.make_parser),
     "status-listener": ("listeners", listeners.options.make_parser),
@@ -31,44 +30,136 @@ _LIMITS = {
     **{"le": "to", "maximum": "to", "lt": "below", "exclusiveMaximum": "below"},
 }
 
-_SECTION = re.compile(r"(\w+):\s*(?:#\s*(.*))?$")
-_KEY = re.compile(r"  (\w+):\s*(.*?)\s*(?:\s#\s*(.*))?$")
+_SECTION = re.compile(r"(\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$")
+_KEY = re.compile(r"  (\w+):\s*([^#]*?)\s*(?:#\s*(.*))?$")
+_MEMBER = re.compile(r"  (?:- |  )(\w+): (.*?)\s+# (.*)$")
+_CODE = re.compile(r'"[^" ]+"|docs/\w+\.md|[A-Z]+_[A-Z_]+|[a-z_]+\.[a-z_]+|\[\]|\bnull\b')
+
+HEAD = ("key", "meaning", "values", "default")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One setting as config.yaml tells of it: what stands above it and what behind it."""
+    """One key as config.yaml describes it. A section that is a list is a key without a name."""
 
     section: str
     name: str
-    above: tuple[str, ...]
-    behind: str
+    default: str
+    meaning: str
+    above: tuple[str, ...] = ()  # the comments above it
+    below: list[str] = field(default_factory=list)  # the lines of its list
+
+    @property
+    def path(self) -> str:
+        return ".".join(filter(None, (self.section, self.name)))
+
+    @property
+    def variable(self) -> str:
+        return f"{ENVIRONMENT_PREFIX}{self.path.replace('.', '__')}".upper()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of the entries of a list, as the example in a comment describes it."""
+
+    name: str
+    default: str
+    meaning: str
 
 
 def config_page(text: str) -> str:
     """Return the page of all settings, from the text of config.yaml and the settings' model."""
-    opening, sections, closing = _read(text)
+    opening, sections = read(text)
     schema = Settings.model_json_schema()
-    defaults = Settings().model_dump(mode="json")
-    page = ["# Settings", "", *(line.replace("this file", "config.yaml") for line in opening), ""]
+    page = [
+        "# Settings",
+        "",
+        "This reference lists each key of `config.yaml`. An unknown key is an error.",
+        *_prose(opening[1:]),
+        "",
+        '<div class="settings" markdown>',
+        "",
+    ]
     for section, (remark, keys) in sections.items():
+        node = schema["properties"][section]
         page += [f"## {section}", ""]
         if remark:
-            page += [f"{remark[0].upper()}{remark[1:]}.", ""]
-        page += ["| key | values | default | meaning |", "|---|---|---|---|"]
-        properties = _resolve(schema, schema["properties"][section])["properties"]
+            page += [f"{_text(f'{remark[0].upper()}{remark[1:]}')}.", ""]
+        if not keys[0].name:
+            page += [*_entries(keys[0], schema, node), f"The default is `{keys[0].default}`.", ""]
+            continue
+        properties = _resolve(schema, node)["properties"]
+        page += _table(HEAD, [_row(key, schema, properties[key.name]) for key in keys])
         for key in keys:
-            values = _values(schema, properties[key.name])
-            if key.name.endswith("_s"):
-                values = _durations(values)
-            default = json.dumps(defaults[section][key.name], ensure_ascii=False)
-            cells = (f"`{key.name}`", values, f"`{default}`", _meaning(key))
-            page.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-        for key in keys:
-            page += _members(schema, properties[key.name], key.name)
-        example = f"{ENVIRONMENT_PREFIX}{section}__{keys[0].name}".upper()
-        page += ["", f"From the environment: `{example}` and so on.", ""]
-    return "\n".join([*page, *closing, ""])
+            if key.below:
+                page += [f"### {key.path}", "", *_entries(key, schema, properties[key.name])]
+                page += ["The default:", "", "```yaml", f"{key.name}:", *key.below, "```", ""]
+    return "\n".join([*page, *_variables([key for _, keys in sections.values() for key in keys])])
+
+
+def _row(key: Key, schema: dict[str, Any], node: dict[str, Any]) -> tuple[str, ...]:
+    default = f"`{key.default}`" if key.default else f"[below](#{key.section}{key.name})"
+    anchor = f"`{key.name}`{{#{key.path}}}"
+    return anchor, _text(key.meaning), _values_of(key.name, schema, node), default
+
+
+def _entries(key: Key, schema: dict[str, Any], node: dict[str, Any]) -> list[str]:
+    """Return the comments above a list, with a table for each example of an entry."""
+    page = []
+    kinds = iter(node["items"].get("oneOf", [node["items"]]))
+    for prose, members in examples(key):
+        page += [*_prose(prose), ""]
+        if members:
+            properties = _resolve(schema, next(kinds))["properties"]
+            rows = [_member(member, schema, properties[member.name]) for member in members]
+            page += _table(HEAD, rows)
+    return page
+
+
+def _member(member: Member, schema: dict[str, Any], node: dict[str, Any]) -> tuple[str, ...]:
+    default = "required"
+    if "default" in node:
+        default = "`null`" if node["default"] is None else f"`{member.default}`"
+    meaning = _text(member.meaning.removesuffix("; required"))
+    return f"`{member.name}`", meaning, _values_of(member.name, schema, node), default
+
+
+def examples(key: Key) -> list[tuple[list[str], list[Member]]]:
+    """Return the comments above a list, as pairs of some text and the example of an entry."""
+    found: list[tuple[list[str], list[Member]]] = [([], [])]
+    for line in key.above:
+        prose, members = found[-1]
+        if match := _MEMBER.match(line):
+            members.append(Member(*match.groups()))
+        elif members:
+            found.append(([line], []))
+        else:
+            prose.append(line)
+    return found
+
+
+def _variables(keys: list[Key]) -> list[str]:
+    """Return the section of environment variables, each once, and the page's end."""
+    platform = {name: ".".join(path) for name, path in PLATFORM_VARIABLES.items()}
+    named = platform | {key.variable: key.path for key in keys}
+    rows = [(f"`{name}`", f"[{path}](#{path})") for name, path in named.items()]
+    return [
+        "## Environment variables",
+        "",
+        "An environment variable overrides the key beside it.",
+        "",
+        *_table(("variable", "key"), rows),
+        "</div>",
+        "",
+    ]
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return [
+        *(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines),
+        "",
+    ]
 
 
 def cli_page() -> str:
@@ -76,8 +167,7 @@ def cli_page() -> str:
     page = [
         "# Command lines",
         "",
-        "What each program says when it is called with `--help`. In a checkout the same are",
-        "`.venv/bin/python -m tornado_status`, `listeners`, `clients` and `certs_gen`.",
+        "This reference shows the `--help` of each program and of its commands.",
         "",
     ]
     with _columns(90):
@@ -91,60 +181,51 @@ def cli_page() -> str:
     return "\n".join(page)
 
 
-def _read(text: str) -> tuple[list[str], dict[str, tuple[str, list[Key]]], list[str]]:
-    """Return what stands before the first section, the sections, and what stands behind them."""
+def read(text: str) -> tuple[list[str], dict[str, tuple[str, list[Key]]]]:
+    """Return the comments at the beginning of config.yaml, and each section's remark and keys."""
     opening: list[str] = []
     sections: dict[str, tuple[str, list[Key]]] = {}
-    remarks: list[str] = []
     above: list[str] = []
     section = ""
     for line in text.splitlines():
-        if line.startswith("#"):
-            (remarks if sections else opening).append(line.removeprefix("#").strip())
+        if not line and not sections and above:
+            opening, above = above, []
+        elif line.lstrip().startswith("#"):
+            above.append(line.lstrip()[1:].removeprefix(" "))
         elif match := _SECTION.match(line):
-            section = match[1]
-            sections[section] = (match[2] or "", [])
-        elif line.startswith("  #"):
-            above.append(line.strip().removeprefix("#").removeprefix(" "))
-        elif match := _KEY.match(line):
-            sections[section][1].append(Key(section, match[1], tuple(above), match[3] or ""))
+            section, default, remark = match[1], match[2], match[3] or ""
+            one_key = [Key(section, "", default, remark, tuple(above))] if default else []
+            sections[section] = ("" if default else remark, one_key)
             above = []
-    return _prose(opening), sections, _prose(remarks)
+        elif match := _KEY.match(line):
+            name, default, meaning = match[1], match[2], match[3] or ""
+            sections[section][1].append(Key(section, name, default, meaning, tuple(above)))
+            above = []
+        elif line:
+            sections[section][1][-1].below.append(line)
+    return opening, sections
 
 
 def _prose(lines: list[str]) -> list[str]:
-    """Return lines of comments as Markdown: what is indented, or looks like a setting, as code."""
+    """Return lines of comments as Markdown, those that are indented as code."""
     found: list[str] = []
+    code = False
     for line in lines:
-        if re.match(r"[A-Z_]+=", line.strip()):
-            found += ["", f"    {line.strip()}", ""]
-        else:
-            found.append(re.sub(r"\b([A-Z]+_[A-Z_]+|[a-z]+\.[a-z_]+)\b", r"`\1`", line))
+        if line.startswith(" ") != code:
+            found.append("")
+            code = not code
+        found.append(f"    {line.strip()}" if code else _text(line))
     return found
 
 
-def _meaning(key: Key) -> str:
-    parts = [f"`{line.strip()}`" if line.startswith(" ") else line for line in key.above]
-    if key.behind:
-        parts.append(key.behind)
-    return " ".join(parts)
+def _text(line: str) -> str:
+    """Return a line with links to the pages that it names, and with names and values as code."""
 
+    def mark(match: re.Match[str]) -> str:
+        word = match[0]
+        return f"[{word[5:]}]({word})" if word.startswith("docs/") else f"`{word}`"
 
-def _members(schema: dict[str, Any], node: dict[str, Any], name: str) -> list[str]:
-    """Return the table of what an entry of a list of maps may have; nothing for other settings."""
-    items = node.get("items", {})
-    page: list[str] = []
-    for each in items.get("oneOf", [items]):  # several, where entries are of several kinds
-        entry = _resolve(schema, each)
-        if "properties" not in entry:
-            continue
-        page += ["", f"Each of the `{name}`:" if not page else "Or:", ""]
-        page += ["| key | values | default |", "|---|---|---|"]
-        for key, member in entry["properties"].items():
-            given = "default" in member
-            default = f"`{json.dumps(member['default'])}`" if given else "must be given"
-            page.append(f"| `{key}` | {_values(schema, member)} | {default} |")
-    return page
+    return _CODE.sub(mark, line)
 
 
 def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
@@ -154,11 +235,17 @@ def _resolve(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
+def _values_of(name: str, schema: dict[str, Any], node: dict[str, Any]) -> str:
+    """Return what the setting of this name may be, in words."""
+    values = _values(schema, node)
+    return _durations(values) if name.endswith("_s") or name == "retention" else values
+
+
 def _values(schema: dict[str, Any], node: dict[str, Any]) -> str:
-    """Return what a setting may be, in words."""
+    """Return what a schema allows, in words."""
     node = _resolve(schema, node)
     if "anyOf" in node:
-        return " or ".join(_values(schema, each) for each in node["anyOf"])
+        return " or ".join(dict.fromkeys(_values(schema, each) for each in node["anyOf"]))
     if "oneOf" in node:
         return "map"
     if "enum" in node:
@@ -169,7 +256,7 @@ def _values(schema: dict[str, Any], node: dict[str, Any]) -> str:
         "object": "map",
         "array": "list",
         "integer": "whole number",
-        "null": "nothing",
+        "null": "`null`",
     }.get(node.get("type", ""), node.get("type", "any"))
     if node.get("format") == "path":
         kind = "path"
@@ -179,7 +266,8 @@ def _values(schema: dict[str, Any], node: dict[str, Any]) -> str:
     if limits:
         return f"{kind} {' '.join(limits)}"
     if kind == "list" and "items" in node:
-        return f"list of {_values(schema, node['items'])}s"
+        inner = _values(schema, node["items"])
+        return f"list of {inner}" if inner.endswith("`") else f"list of {inner}s"
     return kind
 
 

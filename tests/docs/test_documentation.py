@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import html.parser
 import importlib.util
+import itertools
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,14 +16,17 @@ from typing import Any
 
 import pytest
 import yaml
+from playwright.sync_api import sync_playwright
+from pydantic import BaseModel
 
 from docs_site import api, links, reference
 from tests.support.describing import operations
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require
 from tests.support.namespaces import network_of_its_own
 from tests.support.pages import commands, copy_of_the_checkout, pattern, reader
+from tornado_status import config
 from tornado_status.api.openapi import load_document
-from tornado_status.config import Settings
+from tornado_status.config import AlertSettings, NatsTarget, Settings, UdpTarget
 
 pytestmark = pytest.mark.once
 
@@ -45,22 +50,75 @@ def test_every_page_is_in_the_nav_once() -> None:
     assert sorted(nav()) == sorted({*written, *generated})
 
 
-def test_the_settings_page_has_every_setting_with_its_words() -> None:
-    """Key, values, default and what config.yaml says of it."""
-    page = reference.config_page((ROOT / "config.yaml").read_text())
-    for section, field in Settings.model_fields.items():
-        if f"\n## {section}\n" not in page:
-            continue  # all of it is reserved
-        assert field.annotation is not None
-        table = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-        shown = set(re.findall(r"(?m)^\| `(\w+)` \|", table.partition("Each of")[0]))
-        reserved = set(re.findall(rf"`{section}\.(\w+)`", page))
-        assert shown | reserved == set(field.annotation.model_fields)
-    assert "| `port` | whole number from 0 to 65535 | `8443` | 0 = any free port |" in page
-    assert "| seconds above 0 to 365 days | `10.0` | a TLS handshake" in page
-    assert "| `kind` | `multicast`, `broadcast`, `unicast`" in page
-    assert "| `kind` | `nats`" in page
-    assert "| must be given |" in page
+SETTINGS = (ROOT / "config.yaml").read_text()
+
+
+def table_below(page: str, text: str) -> list[list[str]]:
+    """Return the rows of the first table behind a text, without its head."""
+    lines = itertools.dropwhile(lambda line: line[:1] != "|", page.partition(text)[2].splitlines())
+    rows = itertools.takewhile(lambda line: line[:1] == "|", lines)
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows][2:]
+
+
+def keys_in(rows: list[list[str]]) -> set[str]:
+    return {row[0].split("`")[1] for row in rows}
+
+
+def test_the_settings_page_has_every_setting_with_its_meaning() -> None:
+    """Key, meaning, values and default of each, from config.yaml and the settings' model."""
+    page = reference.config_page(SETTINGS)
+    for section, settings in Settings():
+        rows = table_below(page, f"\n## {section}\n")
+        if isinstance(settings, BaseModel):
+            assert keys_in(rows) == type(settings).model_fields.keys()
+        assert all(len(row) == 4 and all(row) for row in rows)
+    for part in (
+        "| `port`{#server.port} | TCP port; 0: any free port | whole number from 0 to 65535 |",
+        "| seconds above 0 to 365 days | `10` |",
+        "| list of strings | `[]` |",
+        "[proxies.md](docs/proxies.md)",
+    ):
+        assert part in page
+
+
+@pytest.mark.parametrize(
+    ("intro", "model"),
+    [
+        ("\nA target on the network has", UdpTarget),
+        ("\nA target on a NATS broker has", NatsTarget),
+        ("\nAn alert has", AlertSettings),
+    ],
+)
+def test_the_settings_page_has_every_member_of_an_entry_with_its_meaning(
+    intro: str, model: type[BaseModel]
+) -> None:
+    """In a table of its own, from the example in a comment of config.yaml."""
+    rows = table_below(reference.config_page(SETTINGS), intro)
+    assert keys_in(rows) == model.model_fields.keys()
+    for row in rows:
+        assert all(row), row
+        name = row[0].strip("`")
+        assert (row[3] == "required") == model.model_fields[name].is_required()
+
+
+def test_the_settings_page_names_every_environment_variable_once() -> None:
+    """In the table of variables; each sets the key beside it."""
+    rows = table_below(reference.config_page(SETTINGS), "\n## Environment variables\n")
+    named = [row[0].strip("`") for row in rows]
+    assert len(set(named)) == len(named)
+    expected = {"PORT", "DATABASE_URL"}
+    for section, settings in Settings():
+        names = [f"{section}__{key}" for key, _ in settings] if section != "alerts" else [section]
+        expected |= {f"TORNADO_STATUS_{name}".upper() for name in names}
+    assert set(named) == expected
+    for name, key in rows:
+        assert key.startswith(f"[{origin_of(name.strip('`'))}](#")
+
+
+def origin_of(variable: str) -> str:
+    """Return the key that a variable sets."""
+    [key] = config.origins(None, {variable: "x"})
+    return key
 
 
 def test_the_command_line_page_has_every_command_and_option() -> None:
@@ -148,14 +206,18 @@ class Loaded(html.parser.HTMLParser):
             self.found += [url for url in (given.get("src"), given.get("href")) if url]
 
 
-@pytest.mark.network
-def test_the_site_is_built_without_a_network_and_loads_nothing_from_elsewhere(
-    checkout: Path, tmp_path: Path
-) -> None:
-    site = tmp_path / "site"
-    done = build(checkout, site)
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The site, built once."""
+    directory = tmp_path_factory.mktemp("site")
+    done = build(copy_of_the_checkout(directory / "checkout"), directory / "site")
     assert done.returncode == 0, done.stderr
     assert "WARNING" not in done.stderr
+    return directory / "site"
+
+
+@pytest.mark.network
+def test_the_site_is_built_without_a_network_and_loads_nothing_from_elsewhere(site: Path) -> None:
     pages = {str(path.relative_to(site)) for path in site.rglob("*.html")}
     assert {page.removesuffix(".md") + ".html" for page in nav()} <= pages
     for page in pages - {"404.html"}:
@@ -167,6 +229,23 @@ def test_the_site_is_built_without_a_network_and_loads_nothing_from_elsewhere(
             assert path.exists(), f"{page} loads {url}"
     assert "A check-in service" in (site / "index.html").read_text()
     assert (site / "files/benchmarks/results/results.svg").is_file()
+
+
+@pytest.mark.network
+def test_the_settings_can_be_read_on_a_phone(site: Path) -> None:
+    """In a window of 390 pixels neither the page nor a table is wider than it."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    require("a browser", chromium is not None, "Debian: chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto((site / "reference" / "config.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        wide = "tables => tables.filter(table => table.scrollWidth > 390).length"
+        assert page.locator("table").count() > 10
+        assert page.locator("table").evaluate_all(wide) == 0
+        browser.close()
 
 
 @pytest.mark.network
