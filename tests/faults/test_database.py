@@ -296,7 +296,7 @@ def test_the_database_becomes_read_only(
     rows(postgres.url, "SELECT pg_reload_conf()")
     trial.wait_refused()
     wait_until(
-        lambda: "the database is read-only" in trial.server.management("/readyz").json["problems"],
+        lambda: "the database is read-only" in trial.server.management("/readyz").body.decode(),
         "the reason",
     )
     rows(postgres.url, "ALTER SYSTEM RESET ALL")

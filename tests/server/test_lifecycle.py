@@ -88,6 +88,29 @@ def test_a_drain_answers_what_was_begun(start_server: StartServer) -> None:
     assert sum(acknowledged) <= recorded <= sum(acknowledged) + 8
 
 
+def test_the_log_says_which_database_is_away_and_when_it_is_back(
+    start_server: StartServer, own_postgres: Postgres
+) -> None:
+    """With host, port and database, and how long it was away; at the start and later."""
+    own_postgres.stop()
+    server = start_server(url=own_postgres.url.replace("@", ":s3cret@", 1), wait=False)
+    away = server.wait_event("database away, trying again")
+    socket_path = own_postgres.directory / ".s.PGSQL.5432"
+    assert away["reason"].startswith(f"{socket_path}, database postgres: No such file")
+    assert away["away_s"] == 0
+    wait_until(lambda: server.management("/readyz").status == 503, "the management port")
+    assert server.management("/readyz").json["problems"] == [away["reason"]]
+    for times in (1, 2):
+        own_postgres.start()
+        wait_until(lambda: server.management("/readyz").status == 200, "the recovery")
+        assert len(server.events("database is back")) == times
+        assert server.events("database is back")[-1]["away_s"] > 0
+        own_postgres.stop()
+        wait_until(lambda: server.management("/readyz").status == 503, "the outage")
+    assert server.stop() == 0
+    assert "s3cret" not in server.log.wait_end()
+
+
 def test_without_its_database_the_server_says_so_and_recovers(
     start_server: StartServer, own_postgres: Postgres
 ) -> None:

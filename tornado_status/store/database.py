@@ -7,6 +7,7 @@ exception.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -32,6 +33,12 @@ LIVENESS = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+
+
+_ADDRESS = re.compile(
+    r'^connection to server (?:at|on socket) ".*?"(?: \(.*?\))?(?:, port \d+)? failed: '
+)
+_IS_IT_RUNNING = re.compile(r" Is the server running (?:locally|on that host) and accepting .*\?$")
 
 
 class StatementFailed(StoreError):
@@ -115,13 +122,13 @@ class Connection:
                     **settings,
                 )
         except TimeoutError as error:
-            raise StoreUnavailable("the database does not answer") from error
+            raise _unavailable(parameters, "the database does not answer") from error
         except (psycopg2.Error, OSError) as error:
-            raise StoreUnavailable(_one_line(error)) from error
+            raise _unavailable(parameters, _one_line(error)) from error
         except asyncio.CancelledError as error:
             if _is_own_cancellation():
                 raise
-            raise StoreUnavailable("the database closed the connection") from error
+            raise _unavailable(parameters, "the database closed the connection") from error
         connection = cls(raw, parameters)
         try:
             _raise_swallowed_cancellation()
@@ -136,13 +143,13 @@ class Connection:
             (read_only,) = await self.fetch_one("SHOW transaction_read_only", timeout_s=timeout_s)
         except StatementFailed as error:
             self.abandon()
-            raise StoreUnavailable(str(error)) from error
+            raise _unavailable(self.parameters, str(error)) from error
         except BaseException:
             self.abandon()  # a cancellation that comes with the answer leaves it open
             raise
         if read_only != "off":
             self.abandon()
-            raise _ReadOnly("the database is read-only")
+            raise _ReadOnly(f"{failover.shown(self.parameters)}: the database is read-only")
 
     @property
     def usable(self) -> bool:
@@ -171,7 +178,7 @@ class Connection:
         try:
             notify = await self._raw.notifies.get()
         except psycopg2.Error as error:
-            raise StoreUnavailable(_one_line(error)) from error
+            raise _unavailable(self.parameters, _one_line(error)) from error
         return notify.pid, notify.channel, notify.payload
 
     async def execute(
@@ -200,7 +207,9 @@ class Connection:
                     # If the wait for a synchronous standby is cancelled, the commit is on this
                     # server only. PostgreSQL says so by a warning, translated and without a code.
                     await self.close()
-                    raise StoreUnavailable(f"the database warns: {self._raw.raw.notices[0]}")
+                    raise _unavailable(
+                        self.parameters, f"the database warns: {self._raw.raw.notices[0]}"
+                    )
                 return cast(list[Row], rows)
             finally:
                 cursor.close()
@@ -208,19 +217,19 @@ class Connection:
             if error.pgcode and self._alive():
                 raise StatementFailed(_one_line(error), error.pgcode) from error
             await self.close()
-            raise StoreUnavailable(_one_line(error)) from error
+            raise _unavailable(self.parameters, _one_line(error)) from error
         except psycopg2.Error as error:
             if self._alive():
                 raise StatementFailed(_one_line(error), error.pgcode or "") from error
             await self.close()
-            raise StoreUnavailable(_one_line(error)) from error
+            raise _unavailable(self.parameters, _one_line(error)) from error
         except TimeoutError as error:
             await self.close()
-            raise StoreUnavailable("the database does not answer in time") from error
+            raise _unavailable(self.parameters, "the database does not answer in time") from error
         except AssertionError as error:
             # aiopg asserts its own state, which a backend that dies between two polls breaks.
             await self.close()
-            raise StoreUnavailable("the database closed the connection") from error
+            raise _unavailable(self.parameters, "the database closed the connection") from error
         except asyncio.CancelledError as error:
             # aiopg reports a server-side statement_timeout as a cancellation.
             if _is_own_cancellation():
@@ -231,7 +240,7 @@ class Connection:
             if self._alive():
                 raise StatementFailed("canceled by the database", "57014") from error
             await self.close()
-            raise StoreUnavailable("the database closed the connection") from error
+            raise _unavailable(self.parameters, "the database closed the connection") from error
 
     async def fetch_one(
         self,
@@ -319,5 +328,11 @@ def _has_warning(raw: psycopg2.extensions.connection) -> bool:
     return bool(raw.notices)
 
 
+def _unavailable(parameters: Parameters, text: str) -> StoreUnavailable:
+    return StoreUnavailable(f"{failover.shown(parameters)}: {text}")
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(str(error).split())
+    # libpq names the address, as our own message does for every error.
+    return _IS_IT_RUNNING.sub("", _ADDRESS.sub("", text)) or type(error).__name__

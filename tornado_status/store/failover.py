@@ -50,6 +50,21 @@ def split(parameters: Parameters) -> list[Parameters]:
     ]
 
 
+def shown(parameters: Parameters) -> str:
+    """Return host, port and database for messages, never the password."""
+    host = parameters.get("host") or parameters.get("hostaddr") or "the local socket"
+    port = parameters.get("port") or "5432"
+    address = parameters.get("hostaddr", "").partition("%")[0]
+    if host.startswith("/"):
+        where = f"{host}/.s.PGSQL.{port}"
+    else:
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    if address and address != host:
+        where += f" ({address})"
+    name = parameters.get("dbname") or parameters.get("user")
+    return f"{where}, database {name}" if name else where
+
+
 def needs_look_up(parameters: Parameters) -> bool:
     """Return whether the parameters name a host whose address is not known yet."""
     host = parameters.get("host", "")
@@ -59,7 +74,7 @@ def needs_look_up(parameters: Parameters) -> bool:
 def _silence(parameters: Parameters) -> str:
     if needs_look_up(parameters):
         return f"{UNKNOWN}: {parameters['host']}: no answer from the name server"
-    return "the database does not answer"
+    return f"{shown(parameters)}: the database does not answer"
 
 
 async def addresses(parameters: Parameters, timeout_s: float) -> list[Parameters]:

@@ -27,6 +27,7 @@ from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.runtime.waiting import wait_set
 from tornado_status.store import queries
 from tornado_status.store.database import Connection, Row, StatementFailed
+from tornado_status.store.outage import Outage
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
@@ -165,6 +166,7 @@ class GroupCommit:
         self._answering_failed: Exception | None = None
         self.counters = CheckIns()
         self._warnings = RateLimit()  # a database that fails each commit would fill our log
+        self._outage = Outage()
         self.connected = asyncio.Event()
         self.head = 0
         self.log_id = uuid.UUID(int=0)
@@ -207,29 +209,22 @@ class GroupCommit:
     async def run(self) -> None:
         """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
         backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
-        reported = ""
         while not self._stopping:
             try:
                 connection = await self._connect()
             except StoreError as error:
                 self._lost(error)
-                if str(error) != reported:
-                    reported = str(error)
-                    self._log.warning("database away, trying again", reason=reported)
+                self._outage.away(str(error))
                 await self._sleep(backoff.next_s())
                 continue
             backoff.reset()
-            reported = ""
             try:
                 await self._serve(connection)
             except StoreError as error:
                 # Check-ins that were never sent stay queued for the next connection.
                 self.connected.clear()
                 self.problem = str(error)
-                if (suppressed := self._warnings.allow(("lost", str(error)))) is not None:
-                    self._log.warning(
-                        "database lost, reconnecting", reason=str(error), suppressed=suppressed
-                    )
+                self._outage.lost(str(error))
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
@@ -254,6 +249,7 @@ class GroupCommit:
         await self._publish_unconfirmed(connection)
         self.problem = ""
         self.connected.set()
+        self._outage.over()
         while True:
             if not self._queue:
                 self._idle.set()

@@ -34,7 +34,7 @@ from tornado_status.store import enrolment, migrate, queries
 from tornado_status.store.alert_queue import AlertQueue
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
-from tornado_status.store.failover import Parameters
+from tornado_status.store.failover import Parameters, shown
 from tornado_status.store.follow.feed import Feed
 from tornado_status.store.follow.notify_channel import NotifyChannel
 from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit, Subscriber
@@ -368,7 +368,9 @@ class Store:
             migrate.check(await migrate.current(connection))
         except StatementFailed as error:
             await connection.close()
-            raise StoreUnavailable(f"the database refuses: {error}") from error
+            raise StoreUnavailable(
+                f"{shown(connection.parameters)}: the database refuses: {error}"
+            ) from error
         except BaseException:
             await connection.close()
             raise
