@@ -26,6 +26,7 @@ _HINTS = {
     "key usage)",
     "unsupported-protocol": "the client speaks an older TLS than tls.minimum_version",
     "http-request": "the client speaks plain HTTP: its URL must begin with https://",
+    "https-proxy-request": "the client takes this server for a web proxy",
     "wrong-version-number": "the client does not speak TLS",
     "timeout": "the client did not finish within server.handshake_timeout_s",
     "closed": "the client closed the connection",

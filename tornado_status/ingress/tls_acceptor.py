@@ -1,7 +1,7 @@
 """Accepting TLS connections, from clients or from a proxy that sends a PROXY header first.
 
-Passes a finished connection on with its `Peer`. A failed one gets a TLS alert, is counted and
-logged.
+Passes a finished connection on with its `Peer`. A failed one gets a TLS alert, or a 400 if it is
+plain HTTP, and is counted and logged.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from tornado.httpserver import HTTPServer
 
 from tornado_status.config import ServerSettings
 from tornado_status.errors import ProxyHeaderError
+from tornado_status.ingress import plain_http
 from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.handshake import Handshake, HandshakeThreads
@@ -189,17 +190,21 @@ class TlsAcceptor(CheckInAcceptor):
         self._on_stream(stream, address)
 
     def failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
-        """Count a failed handshake, and close its connection once the alert is read."""
+        """Count a failed handshake, and close its connection once the alert or 400 is read."""
         del self._handshakes[secure]
+        connection = socket.socket(fileno=secure.detach())  # without TLS
+        connection.setblocking(False)
         kind = _kind(error)
         fields: dict[str, Any] = {"kind": kind, "client_ip": address[0]}
         if (meaning := hint(kind)) is not None:
             fields["hint"] = meaning
         self.refusals.count(kind, "handshake failed", **fields)
+        if kind in plain_http.KINDS:
+            plain_http.answer(connection)
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            self._lingering.add(_Lingering(self.loop, secure, self._lingered, address[0]))
+            self._lingering.add(_Lingering(self.loop, connection, self._lingered, address[0]))
         else:
-            secure.close()
+            connection.close()
             self.closed(address[0])
 
     def dropped(self, secure: ssl.SSLSocket, address: Address) -> None:
@@ -216,7 +221,7 @@ class TlsAcceptor(CheckInAcceptor):
 class _Lingering:
     """A refused connection, half closed: bytes that the client still sends are discarded.
 
-    Closing with unread data sends a reset, which overtakes the alert that says why.
+    Closing with unread data sends a reset, which overtakes the alert or the 400 that says why.
     """
 
     __slots__ = ("_deadline", "_loop", "_on_close", "_socket", "client_ip")
@@ -224,15 +229,14 @@ class _Lingering:
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        secure: ssl.SSLSocket,
+        connection: socket.socket,
         on_close: Callable[[_Lingering], None],
         client_ip: str,
     ) -> None:
         self.client_ip = client_ip
         self._loop = loop
         self._on_close = on_close
-        self._socket = socket.socket(fileno=secure.detach())
-        self._socket.setblocking(False)
+        self._socket = connection
         self._deadline = loop.call_later(LINGER_S, self.close)
         loop.add_reader(self._socket, self._drain)
         with contextlib.suppress(OSError):
