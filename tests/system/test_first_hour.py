@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, running_server
 from tornado_status import config, startup_banner
 
 pytestmark = pytest.mark.once
@@ -120,3 +121,51 @@ def test_the_banner_shows_a_command_that_can_be_pasted(
     assert startup_banner._try_next(settings, url) == "status-client"
     monkeypatch.chdir(tmp_path)
     assert startup_banner._try_next(settings, url).startswith(".venv/bin/status-client --cert ")
+
+
+# --------------------------------------------------------------------------- the embedded database
+
+
+def serve_in(directory: Path, certs: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Start a server in a file system view of its own, which `script` has prepared."""
+    require("a view of the file system", os.geteuid() == 0, "run the tests as root")
+    shutil.copytree(certs, directory / "certs", dirs_exist_ok=True)
+    shutil.copy(ROOT / "config.yaml", directory)
+    start = f"{script} && exec {sys.executable} -m tornado_status --config {directory}/config.yaml"
+    return run(
+        *("unshare", "--mount", "sh", "-c", start),
+        TORNADO_STATUS_SERVER__PORT="0",
+        TORNADO_STATUS_MANAGEMENT__PORT="0",
+        TORNADO_STATUS_ANNOUNCE__TARGETS="[]",
+    )
+
+
+@pytest.mark.parametrize("size", ["20m", "40m"])
+def test_a_full_disk_at_the_first_start_is_named(tmp_path: Path, certs: Path, size: str) -> None:
+    """Within initdb, and after it; rather than the line about initdb's clean-up."""
+    (tmp_path / "var").mkdir()
+    mount = f"mount -t tmpfs -o size={size} none {tmp_path}/var"
+    done = serve_in(tmp_path, certs, mount)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("tornado-status: database")
+    assert "No space left on device" in last
+    assert str(tmp_path / "var") in last
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_read_only_checkout_is_one_sentence(tmp_path: Path, certs: Path, again: bool) -> None:
+    """At the first start, and where the database is there already."""
+    if again:
+        with running_server(tmp_path / "first", certs, "embedded") as server:
+            data_dir = server.settings["database"]["data_dir"]
+            server.stop()
+        shutil.copytree(data_dir, tmp_path / "var" / "postgresql")
+    read_only = f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path}"
+    done = serve_in(tmp_path, certs, read_only)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("tornado-status: database.data_dir: cannot ")
+    assert str(tmp_path / "var" / "postgresql") in last
+    assert last.endswith("Read-only file system")

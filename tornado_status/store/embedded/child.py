@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from typing import IO
 from tornado_status.store.embedded.run_as import RunAs
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+# PostgreSQL's lines begin with the time, and initdb's with what it was doing.
+_ERROR = re.compile(r"\b(?:FATAL|PANIC|ERROR|error):\s+(.+)")
 
 
 def spawn(command: list[str], run_as: RunAs, output: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -70,9 +73,15 @@ def children(parent: int) -> list[int]:
     return found
 
 
-def last_line(output: bytes) -> str:
-    """Return the last line of a command's output, for an error message."""
+def error_in(output: bytes) -> str:
+    """Return the first error in a command's output, else its last line, for an error message.
+
+    The last line is often about the clean-up after the error.
+    """
     lines = output.decode(errors="replace").strip().splitlines()
+    for line in lines:
+        if (found := _ERROR.search(line)) is not None:
+            return found[1].strip()
     return lines[-1].strip() if lines else "no output"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 
 from tornado_status.errors import ConfigError
-from tornado_status.store.embedded.child import ended, last_line, spawn
+from tornado_status.store.embedded.child import ended, error_in, spawn
 from tornado_status.store.embedded.run_as import RunAs
 
 USER = "postgres"
@@ -82,4 +82,7 @@ async def _initdb(directory: Path, binaries: Path, run_as: RunAs) -> None:
                 process.wait()
         if status != 0:
             output.seek(0)
-            raise ConfigError(f"database.data_dir: initdb failed: {last_line(output.read())}")
+            raise ConfigError(
+                f"database.data_dir: cannot create a database in {directory.parent}: "
+                f"{error_in(output.read())}"
+            )

@@ -23,7 +23,7 @@ from tornado_status.errors import ConfigError
 from tornado_status.runtime.backoff import Backoff
 from tornado_status.store.embedded import data_directory
 from tornado_status.store.embedded.binaries import find_binaries
-from tornado_status.store.embedded.child import children, ended, ends_within, last_line, spawn
+from tornado_status.store.embedded.child import children, ended, ends_within, error_in, spawn
 from tornado_status.store.embedded.run_as import RunAs, choose_user
 from tornado_status.store.failover import Parameters
 
@@ -68,13 +68,19 @@ class EmbeddedPostgres:
         `ConfigError` if it cannot be done.
         """
         self._bin, major = find_binaries()
-        self._run_as = choose_user(self._data_dir, self._bin)
-        data_directory.check(self._data_dir, major)
-        if not (self._data_dir / "PG_VERSION").exists():
-            await data_directory.create(self._data_dir, self._bin, self._run_as)
-        self._choose_socket_dir()
-        await self._wait_for_previous()
-        await self._launch()
+        try:
+            self._run_as = choose_user(self._data_dir, self._bin)
+            data_directory.check(self._data_dir, major)
+            if not (self._data_dir / "PG_VERSION").exists():
+                await data_directory.create(self._data_dir, self._bin, self._run_as)
+            self._choose_socket_dir()
+            await self._wait_for_previous()
+            await self._launch()
+        except OSError as error:
+            raise ConfigError(
+                f"database.data_dir: cannot use {error.filename or self._data_dir}: "
+                f"{error.strerror}"
+            ) from error
         await asyncio.to_thread(self._create_database)
         self._supervisor = asyncio.create_task(self._supervise(), name="embedded PostgreSQL")
 
@@ -206,7 +212,7 @@ class EmbeddedPostgres:
                     if self._process.poll() is not None:
                         raise ConfigError(
                             "database: the embedded PostgreSQL does not start: "
-                            f"{last_line(startup_log.read_bytes())} (see {self._data_dir}/log)"
+                            f"{error_in(startup_log.read_bytes())} (see {self._data_dir}/log)"
                         )
                     await asyncio.sleep(0.02)
         except TimeoutError as error:
@@ -244,7 +250,8 @@ class EmbeddedPostgres:
                 connection.close()
         except psycopg2.Error as error:
             raise ConfigError(
-                f"database: the embedded PostgreSQL does not answer: {' '.join(str(error).split())}"
+                f"database: the embedded PostgreSQL in {self._data_dir} fails: "
+                f"{' '.join(str(error).split())}"
             ) from error
 
     async def _supervise(self) -> None:
