@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from listeners.board.roster import MISSED, Roster
+from listeners.board.roster import Roster
 from listeners.console import Console, NotWritten, ReaderGone
 from listeners.events import Gap
 from listeners.listener import (
@@ -88,11 +88,7 @@ class _Session:
         self._board: BoardApp | None = None
         self._roster: Roster | None = None
         if options.board:
-            self._roster = Roster(
-                options.interval,
-                options.offline_after or MISSED * options.interval,
-                repairs=settings.url is not None,
-            )
+            self._roster = Roster(repairs=settings.url is not None)
         self._listener = Listener(settings, warn=self._say_warning)
 
     async def run(self) -> int:

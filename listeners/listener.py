@@ -36,6 +36,7 @@ from listeners.verify.unverified import Encoding
 from listeners.verify.verification import Verification, VerificationCallbacks
 from listeners.verify.verifier import MAX_SKEW_S, Verifier
 from tornado_status.errors import ConfigError
+from tornado_status.model.presence import PresenceTimes
 from tornado_status.wire.datagram import MAX_DATAGRAM, Datagram
 from tornado_status.wire.nats_broker import Broker
 from tornado_status.wire.nats_connection import check_files
@@ -103,12 +104,14 @@ class Condition:
     """The state of the listener right now.
 
     `repairs`: a server is asked for what is missing. `problem`: why the last request got no answer.
-    `silent_s`: seconds since the last verified datagram; None before the first.
+    `silent_s`: seconds since the last verified datagram; None before the first. `presence`: the
+    server's times that make a user late or offline; None if it did not say.
     """
 
     repairs: bool
     problem: str | None
     silent_s: float | None
+    presence: PresenceTimes | None
 
 
 class Listener:
@@ -347,6 +350,7 @@ class Listener:
             repairs=repair is not None,
             problem=None if repair is None else repair.failure,
             silent_s=None if at is None else self._loop.time() - at,
+            presence=None if repair is None else repair.presence,
         )
 
     # ---------------------------------------------------------------------------- save and close

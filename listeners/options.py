@@ -11,7 +11,6 @@ import uuid
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from listeners.board.roster import INTERVAL_S, MISSED
 from listeners.listener import (
     GROUP,
     INTERFACE,
@@ -147,8 +146,6 @@ def check_board(options: argparse.Namespace) -> None:
     for name in ("exec", "count", "format", "state"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--board: not together with --{name}")
-    if options.offline_after is not None and options.offline_after < options.interval:
-        raise ConfigError("--offline-after: expected at least one --interval")
     files = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
     for name, file in files.items():
         if file is None or not file.isatty():
@@ -311,21 +308,7 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--board",
         action="store_true",
-        help="all users in a live table that fills the terminal: online, late, offline",
-    )
-    group.add_argument(
-        "--interval",
-        type=_seconds,
-        default=INTERVAL_S,
-        metavar="SECONDS",
-        help="how often a client checks in; a user is late after half of that more (default: "
-        "%(default)g)",
-    )
-    group.add_argument(
-        "--offline-after",
-        type=_seconds,
-        metavar="SECONDS",
-        help=f"a user without a check-in for so long is offline (default: {MISSED} intervals)",
+        help="all users in a live table that fills the terminal: online, late, offline, never seen",
     )
     group.add_argument(
         "--exec",

@@ -33,7 +33,9 @@ from pydantic import (
 
 from tornado_status.config_errors import Origins, describe
 from tornado_status.errors import ConfigError
+from tornado_status.model import presence
 from tornado_status.model.duration import parse_duration
+from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import normalise_ip
 from tornado_status.wire.nats_broker import (
     SUBJECT,
@@ -356,14 +358,21 @@ class AnnounceSettings(Section):
 class PresenceSettings(Section):
     """How often users check in, and after how much silence one is offline."""
 
-    interval_s: Seconds = 60.0
-    offline_after_s: Seconds = Field(default_factory=lambda known: 3 * known["interval_s"])
+    interval_s: Seconds = presence.INTERVAL_S
+    offline_after_s: Seconds = Field(
+        default_factory=lambda known: presence.OFFLINE_AFTER_INTERVALS * known["interval_s"]
+    )
 
     @model_validator(mode="after")
     def _survives_a_lost_check_in(self) -> PresenceSettings:
         if self.offline_after_s < 2 * self.interval_s:
             raise ValueError("offline_after_s: expected at least two times interval_s")
         return self
+
+    @property
+    def times(self) -> PresenceTimes:
+        late_after_s = presence.late_after_s(self.interval_s)
+        return PresenceTimes(self.interval_s, late_after_s, self.offline_after_s)
 
 
 class HistorySettings(Section):

@@ -29,7 +29,6 @@ from tornado_status.api import (
 from tornado_status.config import Settings, TracingSettings, without_effect
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.ingress import CheckInPort, Trust, bind
-from tornado_status.model import presence
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
@@ -275,9 +274,6 @@ class Server:
         self, authenticator: ConnectionAuthenticator | RequestAuthenticator
     ) -> Application:
         settings = self._settings
-        board = load_board(
-            presence.late_after_s(settings.presence.interval_s), settings.presence.offline_after_s
-        )
         return make_application(
             self._store,
             Access(settings.access.readers, settings.access.admins),
@@ -286,7 +282,8 @@ class Server:
             self._rate_limit,
             self._access_log,
             self._subscriptions,
-            board,
+            settings.presence.times,
+            load_board(),
             self._tracing,
         )
 

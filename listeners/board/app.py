@@ -1,4 +1,4 @@
-"""The board: all users in a live table that fills the terminal, drawn by Textual (extra `board`).
+"""The terminal board: all users in a live table, drawn by Textual (extra `board`).
 
 Owns the screen and the keys. `roster` knows the users, and the listener verifies the updates.
 """
@@ -33,12 +33,13 @@ WARNING_S = 30.0  # how long the listener's last warning stays on the screen
 
 Clock = Callable[[], datetime.datetime]
 
-_GLYPHS = {State.ONLINE: "●", State.LATE: "◐", State.OFFLINE: "○"}
+_GLYPHS = {State.ONLINE: "●", State.LATE: "◐", State.OFFLINE: "○", State.NEVER: "◇"}
 # The terminal's own colours: right on dark and on light ones.
 _STYLES = {
     State.ONLINE: Style(color="green"),
     State.LATE: Style(color="yellow"),
     State.OFFLINE: Style(dim=True),
+    State.NEVER: Style(dim=True),
 }
 _BOLD, _UNVERIFIED = Style(bold=True), Style(color="red")
 BETWEEN = "  "  # columns
@@ -68,15 +69,17 @@ def columns(width: int) -> list[Column]:
     return found
 
 
-def ago(seconds: float) -> str:
-    """Return an age in its largest unit: `59 s ago`, `3 min ago`, `2 d ago`."""
+def ago(seconds: float | None) -> str:
+    """Return an age in its largest unit: `59 s ago`, `3 min ago`, `2 d ago`; or `never`."""
+    if seconds is None:
+        return "never"
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{int(seconds // length)} {unit} ago"
     return f"{int(seconds)} s ago"
 
 
-def cell(column: str, width: int, entry: RosterEntry, state: State, age_s: float) -> str:
+def cell(column: str, width: int, entry: RosterEntry, state: State, age_s: float | None) -> str:
     """Return the text of an entry in a column, before it is fitted to its width."""
     match column:
         case "state":
@@ -129,7 +132,8 @@ class _Table(ScrollView, can_focus=True):
             return Strip.blank(width)
         entry = self.rows[number]
         state, age_s = self._roster.state(entry, self.now), entry.age_s(self.now)
-        style = _STYLES[state] + (_BOLD if age_s < FRESH_S else Style())
+        fresh = age_s is not None and age_s < FRESH_S
+        style = _STYLES[state] + (_BOLD if fresh else Style())
         if self._marks and not entry.verified:
             style = _UNVERIFIED
         parts = [
@@ -246,6 +250,8 @@ class BoardApp(App[None]):
     def draw(self) -> None:
         """Draw the current state."""
         self._changed = False
+        condition = self._listener.condition
+        self._roster.times = condition.presence or self._roster.times
         now = self._now()
         rows = self._roster.rows(
             now,
@@ -257,7 +263,7 @@ class BoardApp(App[None]):
         self._table.show(rows, now)
         self._show("#columns", Text(headings(self._table.scrollable_content_region.width)))
         self._show("#counts", self._counts(now, len(rows)))
-        self._show("#condition", condition_line(self._listener.condition, self._listener.counts))
+        self._show("#condition", condition_line(condition, self._listener.counts))
         self._show("#keys", self._keys())
         if time.monotonic() - self._warned_at > WARNING_S:
             self.query_one("#warning").display = False
@@ -274,6 +280,9 @@ class BoardApp(App[None]):
         text.append(f"of {len(self._roster)}")
         if rows != len(self._roster):
             text.append(f", {rows} shown", "bold")
+        if self._listener.condition.presence is None:
+            assumed = f", assuming a check-in every {self._roster.times.interval_s:g} s"
+            text.append(assumed, "yellow")
         return text
 
     def _keys(self) -> Text:

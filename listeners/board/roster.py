@@ -1,6 +1,6 @@
-"""All users, from deliveries: online, late or offline, in the order of the board. Pure.
+"""All users and their states, from deliveries, in the order of the board. Pure.
 
-A check-in makes a user online. Without the next one the user becomes late, then offline, by age or
+A check-in makes a user online. Without another one the user becomes late, then offline, by age or
 by the server's event. An event of an unknown kind changes only the word that is shown.
 """
 
@@ -14,19 +14,21 @@ from dataclasses import dataclass
 
 from listeners.events import Delivery, Gap, Snapshot, Update
 from listeners.output import CHECK_INS
-from tornado_status.model.presence import State, late_after_s
+from tornado_status.model.presence import PresenceTimes, State
 from tornado_status.model.records import Event, StatusRecord
 from tornado_status.wire.datagram import BinaryUpdate
 
+ENROLLED = "enrolled"
 OFFLINE = "offline"
 REMOVED = "removed"
 
-INTERVAL_S = 60.0  # what the server's presence.interval_s is by default
-MISSED = 3  # intervals without a check-in until a user counts as offline
 MAX_UNVERIFIED = 20_000  # users of unverified updates, which anyone can forge: about 10 MB
 
-# The states on the board, in the order of "sort by state". A new user is online here.
-STATES = (State.ONLINE, State.LATE, State.OFFLINE)
+# In the order of the counts, and of "sort by state".
+STATES = (State.ONLINE, State.LATE, State.OFFLINE, State.NEVER)
+_BY_URGENCY = (State.OFFLINE, State.LATE, State.ONLINE, State.NEVER)
+
+_EPOCH = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 _NUMBER = re.compile(r"\d+")
 
@@ -42,10 +44,13 @@ class SortOrder(enum.StrEnum):
 
 @dataclass(slots=True)
 class RosterEntry:
-    """The newest that is known of one user. `event` is the kind of the newest entry, or ""."""
+    """The newest that is known of one user. `event` is the kind of the newest entry, or "".
+
+    `last_seen` is None if the user never checked in.
+    """
 
     email: str
-    last_seen: datetime.datetime
+    last_seen: datetime.datetime | None
     client_ip: str | None
     client_port: int | None
     event: str = ""
@@ -53,23 +58,21 @@ class RosterEntry:
     verified: bool = True
     stale: bool = False  # a snapshot is under way, and has not named this user yet
 
-    def age_s(self, now: datetime.datetime) -> float:
-        """Seconds since the last check-in; never below 0, whatever the clocks say."""
-        return max(0.0, (now - self.last_seen).total_seconds())
+    def age_s(self, now: datetime.datetime) -> float | None:
+        """Return the seconds since the last check-in, at least 0, or None before the first."""
+        return None if self.last_seen is None else max(0.0, (now - self.last_seen).total_seconds())
 
 
 class Roster:
     """The users, kept up to date by deliveries.
 
-    A user is late after one and a half `interval_s` without a check-in, and offline after
-    `offline_after_s`. With `repairs` a snapshot follows each gap. A user who is not in it is
-    removed.
+    `times` says when a user is late and offline: the caller puts in the server's. With `repairs` a
+    snapshot follows each gap. A user who is not in it is removed.
     """
 
-    def __init__(self, interval_s: float, offline_after_s: float, *, repairs: bool) -> None:
+    def __init__(self, *, repairs: bool) -> None:
         self.repairs = repairs
-        self._late_after_s = min(late_after_s(interval_s), offline_after_s)
-        self._offline_after_s = offline_after_s
+        self.times = PresenceTimes()
         self._entries: dict[str, RosterEntry] = {}
         self._replacing = False
 
@@ -85,12 +88,9 @@ class Roster:
                     for entry in self._entries.values():
                         entry.stale = True
             case Snapshot(record):
-                seen = _seen(record, "", verified=True)
-                if seen is None:
-                    self._entries.pop(record.email, None)
-                else:
-                    seen.offline = record.state == OFFLINE
-                    self._entries[record.email] = seen
+                entry = _entry(record, "", verified=True)
+                entry.offline = record.state == OFFLINE
+                self._entries[record.email] = entry
             case Update(event, verified=verified):
                 if verified and self._replacing:
                     self._replacing = False
@@ -100,9 +100,11 @@ class Roster:
     def state(self, entry: RosterEntry, now: datetime.datetime) -> State:
         """Return the state of a user now."""
         age_s = entry.age_s(now)
-        if entry.offline or age_s > self._offline_after_s:
+        if age_s is None:
+            return State.NEVER
+        if entry.offline or age_s > self.times.offline_after_s:
             return State.OFFLINE
-        return State.LATE if age_s > self._late_after_s else State.ONLINE
+        return State.LATE if age_s > self.times.late_after_s else State.ONLINE
 
     def count(self, now: datetime.datetime) -> Counter[State]:
         """Count all users by state."""
@@ -131,10 +133,11 @@ class Roster:
                 if descending:
                     found.reverse()
             case SortOrder.SEEN:  # the latest first
-                found.sort(key=lambda entry: entry.last_seen, reverse=not descending)
+                found.sort(key=_seen_at, reverse=not descending)
             case SortOrder.STATE:  # offline first
-                places = {state: place for place, state in enumerate(STATES)}
-                found.sort(key=lambda p: places[self.state(p, now)], reverse=not descending)
+                found.sort(
+                    key=lambda entry: _BY_URGENCY.index(self.state(entry, now)), reverse=descending
+                )
             case SortOrder.ADDRESS:
                 found.sort(key=_address, reverse=descending)
         return found
@@ -145,11 +148,11 @@ class Roster:
         if kind == REMOVED:
             self._entries.pop(event.email, None)
         elif known is None or not kind or kind in CHECK_INS:
+            if event.last_seen is None and kind != ENROLLED:
+                return  # an erased entry, or one of an unknown kind
+            entry = _entry(event, kind, verified=verified)
             room = verified or known is not None or len(self._entries) < MAX_UNVERIFIED
-            entry = _seen(event, kind, verified=verified)
-            if entry is None:
-                return
-            newer = verified or known is None or entry.last_seen >= known.last_seen
+            newer = verified or known is None or _seen_at(entry) >= _seen_at(known)
             if room and newer:
                 self._entries[event.email] = entry
                 entry.offline = kind == OFFLINE
@@ -158,15 +161,14 @@ class Roster:
             known.offline = known.offline or kind == OFFLINE
 
 
-def _seen(
-    seen: Event | BinaryUpdate | StatusRecord, kind: str, *, verified: bool
-) -> RosterEntry | None:
-    """Return an entry, or None for a user who never checked in or is erased."""
-    if seen.last_seen is None:
-        return None
+def _entry(seen: Event | BinaryUpdate | StatusRecord, kind: str, *, verified: bool) -> RosterEntry:
     return RosterEntry(
         seen.email, seen.last_seen, seen.client_ip, seen.client_port, kind, verified=verified
     )
+
+
+def _seen_at(entry: RosterEntry) -> datetime.datetime:
+    return entry.last_seen or _EPOCH
 
 
 def _address(entry: RosterEntry) -> tuple[bool, list[int], str, int]:

@@ -7,10 +7,12 @@ such as a page of events with a hole, is an error like any other.
 from __future__ import annotations
 
 import json
+import math
 import re
 import uuid
 
 from tornado_status.errors import DatagramError
+from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import EventPage, StatusRecord, UserPage
 from tornado_status.wire.datagram import MAX_SEQ, decode_update
 
@@ -69,8 +71,27 @@ def users(body: bytes) -> UserPage:
     ):
         raise AnswerError("`next` is no path of a page of users")
     return UserPage(
-        _log_id(members), _number(members, "head"), [_record(entry) for entry in entries], following
+        _log_id(members),
+        _number(members, "head"),
+        [_record(entry) for entry in entries],
+        following,
+        _presence(members.get("presence")),
     )
+
+
+def _presence(entry: object) -> PresenceTimes:
+    if not isinstance(entry, dict):
+        raise AnswerError("`presence` is no object")
+    return PresenceTimes(
+        *(_seconds(entry, name) for name in ("interval_s", "late_after_s", "offline_after_s"))
+    )
+
+
+def _seconds(members: dict[str, object], name: str) -> float:
+    value = members.get(name)
+    if type(value) in (int, float) and 0 < value < math.inf:  # type: ignore[operator]
+        return float(value)  # type: ignore[arg-type] # checked by its type
+    raise AnswerError(f"`{name}` is no number of seconds")
 
 
 def _record(entry: object) -> StatusRecord:

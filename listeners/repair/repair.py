@@ -15,6 +15,7 @@ from listeners.order.sequence import PAGE, Fetch, FetchEvents, FetchUsers
 from listeners.repair.key_refresh import KeyRefresh
 from listeners.repair.server_api import Gone, ServerApi
 from listeners.verify.known_announcers import KnownAnnouncers
+from tornado_status.model.presence import PresenceTimes
 
 FIRST_ANSWER_S = 5.0  # how long a server may delay the first datagram
 
@@ -23,6 +24,7 @@ class Repair:
     """Keeps `keys` and the log of `follower` complete, one request at a time. Close it.
 
     `clock` is the event loop's. `failure` is why the last request got no answer, else None.
+    `presence` is as the server last said, None before its first answer.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class Repair:
         clock: Callable[[], float],
     ) -> None:
         self.failure: str | None = None
+        self.presence: PresenceTimes | None = None
         self._server = server
         self._keys = keys
         self._follower = follower
@@ -114,6 +117,7 @@ class Repair:
             self._locating.failed(self._clock(), _retry_after_s(error))
             raise
         self.failure = None
+        self.presence = page.presence
         if self._follower.sequence.log_id is not None:
             return  # a datagram of the pinned log was faster
         if self._follower.allows(page.log_id):
@@ -157,6 +161,7 @@ class Repair:
             case FetchUsers(path):
                 users = await self._server.users(path, PAGE)
                 self.failure = None
+                self.presence = users.presence
                 if not self._is_another_log(users.log_id):
                     sequence.receive_users(fetch, users, users.following, self._clock())
 

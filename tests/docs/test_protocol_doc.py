@@ -80,7 +80,7 @@ def test_the_page_tells_every_event_and_error_sentence() -> None:
     ):
         assert words in PROTOCOL
     members = json.loads(re.findall(r'```json\n(\{"email".*\})\n```', PROTOCOL)[0])
-    record = StatusRecord(1, "a@example.com", MOMENT, "10.0.0.7", 1, State.NEVER, MOMENT)
+    record = StatusRecord(1, "a@example.com", MOMENT, "10.0.0.7", 1, State.ONLINE, MOMENT)
     assert list(members) == list(json.loads(record_json(record)))
     [offline] = re.findall(r'```json\n(\{"seq".*"event":"offline".*\})\n```', PROTOCOL)
     assert encode_update(decode_update(json.loads(offline))) == offline.encode()

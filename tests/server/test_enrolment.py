@@ -485,7 +485,8 @@ def test_listeners_show_who_was_never_seen_and_who_is_erased() -> None:
         "seq": 4,
         **dict.fromkeys(("last_seen", "first_seen", "client_ip", "client_port")),
     }
-    page = {"log": page["log"], "head": 4, "users": [record], "next": None}
+    times = {"interval_s": 60.0, "late_after_s": 90.0, "offline_after_s": 180.0}
+    page = {"log": page["log"], "head": 4, "presence": times, "users": [record], "next": None}
     [known] = api_responses.users(json.dumps(page).encode()).users
     assert "State        : never" in render(Format.TEXT, Snapshot(known))
     assert json.loads(render(Format.JSON, Snapshot(known)))["last_seen"] is None

@@ -30,6 +30,7 @@ from tests.support.harness import (
 from tornado_status.api import Access, AccessLog, RequestsInFlight, make_application
 from tornado_status.api.request_id import request_id
 from tornado_status.config import LoggingSettings
+from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import CheckIn, Event, Peer, StatusRecord
 from tornado_status.observe import logging_setup
 from tornado_status.observe.counters import CheckIns
@@ -231,6 +232,7 @@ def test_a_mistake_is_one_line_with_the_requests_name(capfd: pytest.CaptureFixtu
             None,
             AccessLog(counted),
             cast(Any, None),
+            PresenceTimes(),
             cast(Any, None),
         )
         server = HTTPServer(application)

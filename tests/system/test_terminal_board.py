@@ -37,7 +37,7 @@ from tests.support.harness import (
 )
 from tests.support.listening import check_in, reading, verifying
 from tests.support.terminal import Terminal
-from tornado_status.model.presence import State
+from tornado_status.model.presence import PresenceTimes, State
 from tornado_status.model.records import Event, StatusRecord
 from tornado_status.wire.datagram import BinaryUpdate, encode_json
 
@@ -57,7 +57,7 @@ def event(email: str, age_s: float, kind: str = "check-in", seq: int = 1, ip: st
 
 
 def heard(*events: Event, repairs: bool = True) -> Roster:
-    roster = Roster(60, 180, repairs=repairs)
+    roster = Roster(repairs=repairs)
     for each in events:
         roster.apply(Update(each, None))
     return roster
@@ -86,6 +86,37 @@ def test_age_makes_late_and_offline() -> None:
     }
     assert set(states(roster, NOW + datetime.timedelta(seconds=200)).values()) == {"offline"}
     assert roster.count(NOW) == {State.ONLINE: 2, State.LATE: 1}
+
+
+def test_the_servers_times_make_late_and_offline() -> None:
+    """As soon as they are known, for all users."""
+    roster = heard(
+        event("a@example.com", 700), event("b@example.com", 1000), event("c@example.com", 9)
+    )
+    roster.times = PresenceTimes(600, 900, 1800)
+    assert list(states(roster).values()) == ["online", "late", "online"]
+    roster.times = PresenceTimes(2, 3, 6)
+    assert list(states(roster).values()) == ["offline", "offline", "offline"]
+
+
+def test_users_who_were_never_seen_are_listed() -> None:
+    """From a snapshot and from an event, last in every order. An erased entry is no user."""
+    roster = heard(event("b@example.com", 1))
+    roster.apply(Snapshot(StatusRecord(2, "a@example.com", None, None, None, "never")))
+    roster.apply(Update(Event(3, "enrolled", "c@example.com", None, None, None, NOW), None))
+    roster.apply(Update(Event(4, "erased", "erased@invalid", None, None, None, NOW), None))
+    assert states(roster) == {
+        "a@example.com": "never",
+        "b@example.com": "online",
+        "c@example.com": "never",
+    }
+    assert roster.count(NOW) == {State.ONLINE: 1, State.NEVER: 2}
+    assert emails(roster, order=SortOrder.SEEN) == ["b", "a", "c"]
+    assert emails(roster, order=SortOrder.STATE) == ["b", "a", "c"]
+    assert emails(roster, only=State.NEVER) == ["a", "c"]
+    roster.apply(Update(event("a@example.com", 0, "new", 5), None))
+    roster.apply(Update(event("c@example.com", 0, "removed", 6), None))
+    assert states(roster) == {"a@example.com": "online", "b@example.com": "online"}
 
 
 def test_the_servers_word_goes_before_age() -> None:
@@ -216,7 +247,7 @@ async def _driven(certs: Path, size: tuple[int, int]) -> Any:
     )
     with Announcing(port, certs / "announcer.key") as announcing:
         async with Listener(settings, warn=lambda sentence: None) as listener:
-            roster = Roster(60, 180, repairs=False)
+            roster = Roster(repairs=False)
             board = BoardApp(listener, roster, "listening on 0.0.0.0 port 6667", now=lambda: NOW)
             async with board.run_test(size=size) as pilot:
                 yield Driven(certs, board, pilot, announcing)
@@ -237,6 +268,7 @@ PEOPLE = [
     event("press-5@plant.example", 118, "check-in", 4, "10.0.3.5"),
     event("tug@harbour.example", 8000, "check-in", 5, "2001:db8::17"),
     event("valid_user@example.com", 12, "new", 6, "10.0.0.7"),
+    Event(7, "enrolled", "zoe@example.com", None, None, None, NOW),
 ]
 
 
@@ -268,7 +300,7 @@ def test_keys_sort_search_and_filter(certs: Path) -> None:
     """And the last line says which of it is on."""
 
     def rows(shown: Driven) -> list[str]:
-        return [line.split()[2] for line in shown.screen() if line[:1] in tuple("●◐○")][:-1]
+        return [line.split()[2] for line in shown.screen() if line[:1] in tuple("●◐○◇")][:-1]
 
     async def act(shown: Driven) -> None:
         await shown.announce(*PEOPLE)
@@ -366,7 +398,7 @@ def test_the_board_begins_with_everybody_and_stays_live(
     board.wait(r"● online +valid_user@example\.com +\d+ s ago +127\.0\.0\.1:\d+")
     assert server.request("POST", "/api/client", cert="operator").status == 204
     board.wait(r"● online +operator@example\.com +\d+ s ago .* new")
-    board.wait(r"● 2 online +◐ 0 late +○ 0 offline +of 2\n")
+    board.wait(r"● 2 online +◐ 0 late +○ 0 offline +◇ 0 never +of 2\n")
     board.wait(r"\nlive +lag 0, \d+ repaired, 0 missed, 0 refused\n")
     assert re.search(r"valid_user@example\.com +[2-9] s ago", board.wait(r"user.* [2-9] s ago"))
     board.type("/oper\r")
@@ -379,6 +411,28 @@ def test_the_board_begins_with_everybody_and_stays_live(
     assert board.ended() == 0
     wait_until(lambda: board.restored, "the terminal as it was")
     board.wait_said(r"Heard \d+ datagrams: ")
+
+
+def test_the_board_lists_never_seen_users_and_takes_the_servers_times(
+    start_server: StartServer, terminal: Callable[..., Terminal]
+) -> None:
+    """Users who were enrolled before it started, and after; late after three seconds, not 90."""
+    server = start_server(
+        announce={"heartbeat_s": 1},
+        access={"admins": ["operator@example.com"]},
+        presence={"interval_s": 2, "offline_after_s": 600},
+    )
+    enrol = "/api/users/{}@example.com"
+    assert server.request("PUT", enrol.format("before"), cert="operator").status == 201
+    check_in(server, 1)
+    board = terminal("-m", "listeners", "--board", *reading(server))
+    board.wait(r"(?m)◇ never +before@example\.com +never$")
+    assert server.request("PUT", enrol.format("after"), cert="operator").status == 201
+    board.wait(r"◇ never +after@example\.com +never +enrolled")
+    board.wait(r"◐ late +valid_user@example\.com +[3-9] s ago")
+    board.wait(r"● 0 online +◐ 1 late +○ 0 offline +◇ 2 never +of 3\n")
+    assert server.request("DELETE", enrol.format("before"), cert="operator").status == 204
+    board.wait(r"◇ 1 never +of 2\n")
 
 
 @pytest.mark.parametrize("end", ["q", signal.SIGTERM, signal.SIGINT, "--timeout"])
@@ -465,7 +519,6 @@ def test_without_a_terminal_the_board_says_so(certs: Path) -> None:
         ("", ["--state", "x.json"], "--board: not together with --state"),
         ("", ["--format", "json"], "--board: not together with --format"),
         ("", ["--count", "1"], "--board: not together with --count"),
-        ("", ["--interval", "9", "--offline-after", "5"], "--offline-after: expected at least one"),
         ("", ["--from", "snapshot"], "--from snapshot: needs a reader's certificate"),
     ],
 )

@@ -24,6 +24,7 @@ from listeners.verify.known_announcers import MAX_PUBLISHED, KnownAnnouncers
 from listeners.verify.verifier import UNVERIFIED_REASONS, DuplicateDatagram, Verifier
 from tests.support.vectors import written_event
 from tornado_status.errors import ConfigError, DatagramError
+from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import AnnouncerKey, Signer
 from tornado_status.wire.datagram import Datagram, encode_json, encode_update
@@ -306,11 +307,24 @@ def test_a_page_with_a_hole_is_an_error() -> None:
 
 def test_the_path_of_the_next_page_is_checked() -> None:
     """It becomes a request: nothing else may be slipped in there."""
-    opening = b'{"log":"%b","head":1,"users":[],"next":' % str(LOG_ID).encode()
+    presence = b'"presence":{"interval_s":60,"late_after_s":90.0,"offline_after_s":180}'
+    opening = b'{"log":"%b","head":1,%b,"users":[],"next":' % (str(LOG_ID).encode(), presence)
     assert api_responses.users(opening + b'"/api/users?after=a%40b&limit=1"}').following
     for path in ("https://evil.example/", "/api/client", "/api/users?a b", "/api/users?\\r\\nX: y"):
         with pytest.raises(api_responses.AnswerError):
             api_responses.users(opening + f'"{path}"}}'.encode())
+
+
+def test_the_servers_presence_times_are_checked() -> None:
+    """A board computes states with them."""
+    presence = b'"presence":{"interval_s":60,"late_after_s":90.0,"offline_after_s":180}'
+    page = b'{"log":"%b","head":1,%b,"users":[],"next":null}' % (str(LOG_ID).encode(), presence)
+    assert api_responses.users(page).presence == PresenceTimes(60, 90, 180)
+    for wrong in (b"0", b"-1", b"true", b'"60"', b"null", b"1e999", b"NaN"):
+        with pytest.raises(api_responses.AnswerError, match="`late_after_s` is no number"):
+            api_responses.users(page.replace(b"90.0", wrong))
+    with pytest.raises(api_responses.AnswerError, match="`presence` is no object"):
+        api_responses.users(page.replace(presence, b'"presence":60'))
 
 
 # ------------------------------------------------------------------------------------------ state

@@ -27,6 +27,7 @@ from tornado_status.runtime.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from tornado_status.model.check_in_rate_limit import CheckInRateLimit
+    from tornado_status.model.presence import PresenceTimes
     from tornado_status.observe.tracing import Tracing
 
 # The names of the groups in the routes.
@@ -41,6 +42,7 @@ def make_application(
     rate_limit: CheckInRateLimit | None,
     access_log: AccessLog,
     subscriptions: Subscriptions,
+    presence: PresenceTimes,
     board: BoardPage,
     tracing: Tracing | None = None,
 ) -> Application:
@@ -57,7 +59,7 @@ def make_application(
     subscribe = {**read, "subscriptions": subscriptions}
     routes: list[tuple[str, type[RequestHandler], dict[str, object]]] = [
         (r"/api/client", ClientHandler, check_in),
-        (r"/api/users", UsersHandler, read),
+        (r"/api/users", UsersHandler, {**read, "presence": presence}),
         (r"/api/users/([^/]+)", UserHandler, read),
         (r"/api/users/([^/]+)/history", HistoryHandler, read),
         (r"/api/users/([^/]+)/history\.(csv|jsonl)", HistoryExportHandler, read),

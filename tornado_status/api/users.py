@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 import uuid
@@ -9,6 +10,7 @@ from urllib.parse import quote, urlencode
 
 from tornado_status.api.problem import Problem
 from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler
+from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import HistoryEntry, StatusRecord, timestamp
 from tornado_status.wire import datagram
 
@@ -44,6 +46,8 @@ class UserHandler(ReadHandler):
 class UsersHandler(ReadHandler):
     """A page of all users' records, in order of their e-mail addresses."""
 
+    presence: PresenceTimes
+
     _etag: str | None = None
 
     async def get(self) -> None:
@@ -65,8 +69,9 @@ class UsersHandler(ReadHandler):
             next_path = json.dumps(f"/api/users?{query}")
             self.set_next(f"/api/users?{query}")
         records = b",".join(record_json(record) for record in page.users)
-        opening = f'{{"log":"{page.log_id}","head":{page.head},"users":['.encode()
-        self.write_json(opening + records + f'],"next":{next_path}}}'.encode())
+        presence = json.dumps(dataclasses.asdict(self.presence), separators=(",", ":"))
+        opening = f'{{"log":"{page.log_id}","head":{page.head},"presence":{presence},"users":['
+        self.write_json(opening.encode() + records + f'],"next":{next_path}}}'.encode())
 
     def compute_etag(self) -> str | None:
         """See `RequestHandler.compute_etag`: by the head and a rough time."""

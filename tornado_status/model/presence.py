@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import datetime
 import enum
+from dataclasses import dataclass
 
+# What the settings are by default.
+INTERVAL_S = 60.0
+OFFLINE_AFTER_INTERVALS = 3
 # A user is late after this many intervals without a check-in: a client's timer, its retries and the
 # network are never exact.
 LATE_AFTER_INTERVALS = 1.5
@@ -24,6 +28,15 @@ class State(enum.StrEnum):
     ONLINE = "online"
     LATE = "late"  # the next check-in is overdue
     OFFLINE = "offline"  # the log has the event
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceTimes:
+    """How often users check in, and after how much silence one is late or offline."""
+
+    interval_s: float = INTERVAL_S
+    late_after_s: float = INTERVAL_S * LATE_AFTER_INTERVALS
+    offline_after_s: float = INTERVAL_S * OFFLINE_AFTER_INTERVALS
 
 
 def state(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from tornado_status.errors import IdentityError
+from tornado_status.model.presence import PresenceTimes
 
 
 class EventKind(enum.StrEnum):
@@ -158,13 +159,15 @@ class LogSpan:
 class UserPage:
     """A page of records in order of their e-mail. `following` continues it; None at the end.
 
-    `head` was read before the records: none of them is older than it says.
+    `head` was read before the records: none of them is older than it says. `presence` is the
+    server's in its answer, and None in a page that was read from the database.
     """
 
     log_id: uuid.UUID
     head: int
     users: list[StatusRecord]
     following: str | None
+    presence: PresenceTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)

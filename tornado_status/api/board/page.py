@@ -44,21 +44,17 @@ class BoardFile:
 
 @dataclass(frozen=True, slots=True)
 class BoardPage:
-    """The board's templates and files, and the silence after which a user is late or offline."""
+    """The board's templates and files."""
 
-    late_after_s: float
-    offline_after_s: float
     page: Template
     forbidden: Template
     files: dict[str, BoardFile]
 
 
-def load_board(late_after_s: float, offline_after_s: float) -> BoardPage:
+def load_board() -> BoardPage:
     """Read the board's files from the package."""
     folder = resources.files(__package__) / "files"
     return BoardPage(
-        late_after_s,
-        offline_after_s,
         Template((folder / "index.html").read_bytes()),
         Template((folder / "forbidden.html").read_bytes()),
         {**_read_files(folder, ""), **_read_files(folder / "vendor", "vendor/")},
@@ -90,13 +86,7 @@ class BoardPageHandler(ReadHandler):
         is_reader = self.get_status() == 200
         template = self.board.page if is_reader else self.board.forbidden
         self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(
-            template.generate(
-                email=self.check_in.email,
-                late_after_s=f"{self.board.late_after_s:g}",
-                offline_after_s=f"{self.board.offline_after_s:g}",
-            )
-        )
+        self.finish(template.generate(email=self.check_in.email))
 
 
 class BoardFileHandler(ReadHandler):

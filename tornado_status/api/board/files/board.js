@@ -10,18 +10,17 @@ const CHART_S = 300;
 const REDRAW_MS = 250; // between two redraws, however fast events come
 const READ_OUT_MS = 3000; // between two texts for screen readers, so that one can listen
 
-const page = document.documentElement.dataset;
 const find = (selector) => document.querySelector(selector);
 const view = { filter: "all", search: "", sort: "email", descending: false };
 
-const model = new Model(Number(page.lateAfterS));
+const model = new Model();
 const rate = new Rate(CHART_S);
 const feed = new Feed(model, rate, showConnection, onEvent);
 const table = new Table(find("#scroll"), find("#table"), find("#rows"), (user) =>
   timeline.open(user, model.state(user, feed.now())),
 );
 const chart = new Chart(find("#chart"));
-const timeline = new Timeline(find("#user"), () => feed.now(), Number(page.offlineAfterS) * 1000);
+const timeline = new Timeline(find("#user"), () => feed.now(), () => model.offlineAfterMs);
 
 let drawn = -1, drawnSecond = 0, drawnLoads = 0, readOutTimer = 0;
 const changes = []; // not read out yet

@@ -47,6 +47,8 @@ export class Feed {
     }
     const recent = await this.recent(first.head);
     this.model.clear();
+    this.model.lateAfterMs = first.presence.late_after_s * 1000;
+    this.model.offlineAfterMs = first.presence.offline_after_s * 1000;
     for (const record of records) this.model.put(record);
     this.rate.counts.clear();
     for (const event of recent) this.rate.add(event);

@@ -4,8 +4,9 @@ const CHECK_INS = new Set(["check-in", "new", "back"]);
 const RANK = { offline: 0, late: 1, online: 2, never: 3 }; // the order of "sort by state"
 
 export class Model {
-  constructor(lateAfterS) {
-    this.lateAfterMs = lateAfterS * 1000;
+  constructor() {
+    this.lateAfterMs = Infinity; // until the server has said after how much silence
+    this.offlineAfterMs = Infinity;
     this.users = new Map();
     this.changes = 0; // counts the changes of users and records
   }

@@ -6,7 +6,7 @@ const PAGE = 200;
 const LEAST_MS = 600e3; // the shortest time line, however new the user is
 
 export class Timeline {
-  // `now()` is the server's clock in milliseconds; after `offlineAfterMs` without a check-in a user
+  // `now()` is the server's clock in milliseconds; after `offlineAfterMs()` without a check-in a user
   // is offline.
   constructor(dialog, now, offlineAfterMs) {
     this.dialog = dialog;
@@ -83,7 +83,7 @@ export class Timeline {
     const end = this.now();
     const times = this.entries.map((event) => time(event.last_seen)).filter(Boolean);
     const start = Math.min(...times, end - LEAST_MS);
-    const spans = onlineSpans(this.entries, end, this.offlineAfterMs);
+    const spans = onlineSpans(this.entries, end, this.offlineAfterMs());
     line.replaceChildren(
       ...spans.map(([from, to]) => {
         const span = document.createElement("span");
