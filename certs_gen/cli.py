@@ -45,6 +45,7 @@ keys are not encrypted; their files are readable by their owner alone."""
 _STEM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
 # Legible over the telephone: no 0, 1, i, l, o. 16 of these 31 letters are 79 bits.
 _LEGIBLE = "abcdefghjkmnpqrstuvwxyz23456789"
+_SHOWN = 5  # wrong lines of a list of e-mail addresses
 
 
 class _Options(argparse.Namespace):
@@ -57,7 +58,8 @@ class _Options(argparse.Namespace):
     if_missing: bool
     days: int | None
     key_type: KeyType | None
-    email: str
+    emails: list[str]
+    emails_file: str | None
     names: list[str]
     ips: list[str]
     stem: str
@@ -114,7 +116,7 @@ def _make_set(options: _Options) -> None:
         _write(made, options)
     out = "" if options.out == development.DIRECTORY else f" --out {options.out}"
     _say(
-        "For development only: whoever reads ca.key can be anybody. "
+        "For development only: a program that reads ca.key can pose as any user. "
         f"One more user: {options.prog} client EMAIL{out}"
     )
 
@@ -122,28 +124,68 @@ def _make_set(options: _Options) -> None:
 def _issue_client(options: _Options) -> None:
     if options.pkcs12_password and not options.pkcs12:
         raise ConfigError("--pkcs12-password is of use only with --pkcs12")
+    emails = list(options.emails)
+    if options.emails_file is not None:
+        emails += _read_emails(options.emails_file)
+    emails = list(dict.fromkeys(emails))
+    if not emails:
+        raise ConfigError("expected an EMAIL, or --from FILE with one a line")
     with _authority(options) as authority:
-        try:
-            credential = authority.issue_client(
-                options.email, days=options.days or LEAF_DAYS, key_type=options.key_type or "ec"
-            )
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
-        stem = key_files.client_stem(options.email)
-        made = key_files.pair(options.out, stem, credential)
-        if options.pkcs12:
-            # A new password is shown once and stored nowhere. That is the default: all users of
-            # this machine can read an option in `ps`.
-            password = options.pkcs12_password or _new_password()
-            made.append(
-                NewFile(
-                    options.out / f"{stem}.p12",
-                    credential.pkcs12(options.email, password, [authority.certificate]),
-                    key_files.PRIVATE,
-                    note="" if options.pkcs12_password else f"password {password}",
-                )
-            )
+        made: list[NewFile] = []
+        for email in emails:
+            made += _client_files(authority, email, options)
         _write(made, options)
+    if len(emails) > 1:
+        _say(f"{len(emails)} users, {len(made)} files")
+
+
+def _client_files(authority: Authority, email: str, options: _Options) -> list[NewFile]:
+    try:
+        credential = authority.issue_client(
+            email, days=options.days or LEAF_DAYS, key_type=options.key_type or "ec"
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    stem = key_files.client_stem(email)
+    made = key_files.pair(options.out, stem, credential)
+    if options.pkcs12:
+        # A new password is shown once and stored nowhere. That is the default: all users of
+        # this machine can read an option in `ps`.
+        password = options.pkcs12_password or _new_password()
+        made.append(
+            NewFile(
+                options.out / f"{stem}.p12",
+                credential.pkcs12(email, password, [authority.certificate]),
+                key_files.PRIVATE,
+                note="" if options.pkcs12_password else f"password {password}",
+            )
+        )
+    return made
+
+
+def _read_emails(source: str) -> list[str]:
+    """Return the e-mail addresses in a file, one a line, in canonical form. `-` is stdin."""
+    name = "stdin" if source == "-" else source
+    try:
+        content = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        lines = content.decode("utf-8-sig").splitlines()
+    except OSError as error:
+        raise ConfigError(f"--from: cannot read {name}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--from: {name} is not text in UTF-8") from error
+    emails, wrong = [], []
+    for number, line in enumerate(lines, start=1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            emails.append(client_email(text))
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+    if wrong:
+        more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ConfigError(f"--from: {name}, {'; '.join(wrong[:_SHOWN])}{more}")
+    return emails
 
 
 def _issue_server(options: _Options) -> None:
@@ -264,7 +306,14 @@ def _parser(prog: str) -> _CertsParser:
 
 
 def _add_client(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("email", metavar="EMAIL", type=_argument(client_email))
+    parser.add_argument("emails", metavar="EMAIL", nargs="*", type=_argument(client_email))
+    parser.add_argument(
+        "--from",
+        dest="emails_file",
+        metavar="FILE",
+        help="a file with one EMAIL a line, or - for stdin; empty lines and lines that begin "
+        "with # are ignored",
+    )
     _add_common(parser)
     _add_key_type(parser)
     parser.add_argument(
@@ -365,9 +414,10 @@ _COMMANDS = (
         "client",
         _issue_client,
         _add_client,
-        "issue to one more user or device: EMAIL.crt and EMAIL.key",
-        "Issue to one more user or device: EMAIL.crt and EMAIL.key. The e-mail is the identity; an "
-        "operator is a client whom access.readers in config.yaml names.",
+        "issue to more users or devices: EMAIL.crt and EMAIL.key",
+        "Issue to more users or devices: EMAIL.crt and EMAIL.key for each. The e-mail is the "
+        "identity; an operator is a client whom access.readers in config.yaml names. Nothing is "
+        "written unless all can be.",
     ),
     _Command(
         "server",

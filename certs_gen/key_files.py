@@ -7,7 +7,6 @@ Every `OSError` ends here, as a `ConfigError` that names the file.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,12 +16,22 @@ from pathlib import Path
 from certs_gen.authority import Credential
 from tornado_status.errors import ConfigError
 
+_POSIX = True
+try:
+    import fcntl
+except ImportError:  # Windows: no locks of directories, and no file modes
+    _POSIX = False
+
 PUBLIC = 0o644
 PRIVATE = 0o600
 CA_PRIVATE = 0o400  # written once, never again: a slip of an editor must not change it
 # Open to others: the server may run as another user, in a container too, and needs the certificates
 # here. Each secret file is protected by its own mode.
 DIRECTORY = 0o755
+_NAMED = 12  # files of one message; a whole set has 13
+# Windows has no O_CLOEXEC, and without O_BINARY it would write CRLF in place of LF.
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+_NEW_FILE |= getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,11 @@ def locked(directory: Path) -> Iterator[None]:
 
     Two containers that start at once on one volume would otherwise mix two sets. The wait is as
     long as the other run, which itself does not wait. If it dies, the system frees the lock.
+    Windows has no such lock.
     """
+    if not _POSIX:
+        yield
+        return
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -123,8 +136,8 @@ def write(files: Sequence[NewFile], *, force: bool) -> None:
 def replace(file: NewFile) -> None:
     """Put a public file in the place of the old one, if there is one. Raises `ConfigError`.
 
-    In one step: a program that opens it finds the old file or the new one, whole, also after a
-    kill -9 or a power cut. If it is a symbolic link, the file that it points to is
+    In one step: a program that opens it finds the old file or the new one, whole. That holds after
+    a kill -9 or a power cut, too. If it is a symbolic link, the file that it points to is
     replaced, because another program reads that one.
     """
     target = Path(os.path.realpath(file.path))
@@ -134,7 +147,8 @@ def replace(file: NewFile) -> None:
         try:
             # The server that read the old file, maybe as another user, must be able to read this
             # one, whatever the umask is.
-            beside.chmod(file.mode)
+            if _POSIX:
+                beside.chmod(file.mode)
             beside.replace(target)
             _sync_directory(target.parent)
         except OSError as error:
@@ -175,6 +189,8 @@ def _beside(path: Path) -> Path:
 
 
 def _sync_directory(directory: Path) -> None:
+    if not _POSIX:
+        return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # Some network file systems sync no directories; their server has the new name by now.
@@ -187,10 +203,12 @@ def _sync_directory(directory: Path) -> None:
 def _create(path: Path, file: NewFile, undo: contextlib.ExitStack) -> None:
     """Write `file` at the new `path`. Unwinding `undo` removes it, half written or whole."""
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, file.mode)
+        # On Windows --force cannot replace a file without the right to write.
+        mode = file.mode if _POSIX else PRIVATE
+        descriptor = os.open(path, _NEW_FILE, mode)
         undo.callback(path.unlink, missing_ok=True)
         with os.fdopen(descriptor, "wb") as stream:
-            if file.private:
+            if file.private and _POSIX:
                 os.fchmod(descriptor, file.mode)  # exactly, whatever the umask is
             stream.write(file.content)
             stream.flush()
@@ -202,6 +220,8 @@ def _create(path: Path, file: NewFile, undo: contextlib.ExitStack) -> None:
 
 
 def _already(there: Sequence[Path]) -> ConfigError:
-    names = ", ".join([str(there[0]), *(path.name for path in there[1:])])
+    names = ", ".join([str(there[0]), *(path.name for path in there[1:_NAMED])])
+    if len(there) > _NAMED:
+        names += f" and {len(there) - _NAMED} more"
     verb = "exists" if len(there) == 1 else "exist"
     return ConfigError(f"{names} {verb} already: nothing is overwritten without --force")

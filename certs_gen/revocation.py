@@ -22,8 +22,8 @@ from tornado_status.errors import ConfigError
 from tornado_status.model.email_address import parse_email
 from tornado_status.pki.certificates import UNREADABLE, issued_by, quietly
 
-# Not those for the certificates of other CAs (cACompromise, aACompromise), nor those that can be
-# reversed (certificateHold, removeFromCRL): a certificate that is revoked here stays revoked.
+# Without those for the certificates of other CAs (cACompromise, aACompromise), and without those
+# that can be reversed (certificateHold, removeFromCRL): a revocation here is final.
 REASONS = {
     reason.value: reason
     for reason in (
@@ -193,8 +193,8 @@ def number_of(crl: x509.CertificateRevocationList) -> int:
 def next_number(last: x509.CertificateRevocationList | None, now: datetime.datetime) -> int:
     """Return a number above that of `last`, and above those of lists that are lost.
 
-    Numbers must never fall (RFC 5280, 5.2.3), even if the file was lost: a number is the time, or
-    one more than the last one if that is ahead of the clock.
+    Numbers must never fall (RFC 5280, 5.2.3), even if the file was lost. A number is therefore the
+    time, or one more than the last number if that is ahead of the clock.
     """
     number = first_crl_number(now)
     if last is not None:

@@ -818,6 +818,93 @@ def test_a_client_is_issued_by_the_set_s_ca(run: Run, own_certs: Path, key_type:
     assert subject == common_name("ada@example.com")
 
 
+def test_many_clients_are_issued_at_once(run: Run, own_certs: Path) -> None:
+    """Each its own pair and its own password; an address that is given twice counts once."""
+    emails = ("ada@example.com", "Bob@Example.com", "bob@example.com")
+    done = run("client", *emails, "--pkcs12", "--out", own_certs)
+    assert done.status == 0
+    stems = ("ada@example.com", "bob@example.com")
+    expected = [f"{stem}{suffix}" for stem in stems for suffix in (".key", ".crt", ".p12")]
+    *lines, last = done.out.splitlines()
+    assert [line.split(" ")[0] for line in lines] == [str(own_certs / name) for name in expected]
+    assert last == "2 users, 6 files"
+    assert len(set(re.findall(r"password (\S+)\)", done.out))) == 2
+    for stem in stems:
+        assert belong_together(own_certs / f"{stem}.crt", own_certs / f"{stem}.key")
+        assert certificate_of(own_certs / f"{stem}.crt").subject == common_name(stem)
+
+
+LIST = (
+    "\ufeff# the team\r\n\r\nada@example.com\r\n  bob@example.com  \r\n\t# not yet: eve@example.com"
+)
+
+
+def test_clients_are_read_from_a_file(run: Run, own_certs: Path, tmp_path: Path) -> None:
+    """One a line, with comments and empty lines, as an editor on Windows saves it too."""
+    (tmp_path / "team.txt").write_bytes(LIST.encode())
+    done = run("client", "carl@example.com", "--from", tmp_path / "team.txt", "--out", own_certs)
+    assert done.out.splitlines()[-1] == "3 users, 6 files"
+    made = {name for name in contents(own_certs) if "@" in name and name.endswith(".crt")}
+    assert made == {f"{name}@example.com.crt" for name in ("ada", "bob", "carl")}
+
+
+def test_clients_are_read_from_stdin(own_certs: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "certs_gen", "client", "--from", "-", "--out", str(own_certs)],
+        input=LIST.encode(),
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.endswith(b"2 users, 4 files\n")
+
+
+def test_all_clients_are_checked_before_one_is_written(
+    run: Run, own_certs: Path, tmp_path: Path
+) -> None:
+    """A wrong line, with its number, or a file that exists: nothing is written."""
+    assert run("client", "bob@example.com", "--out", own_certs).status == 0
+    before = contents(own_certs)
+    team = tmp_path / "team.txt"
+    team.write_text("ada@example.com\n\nnot_an_email\nJo <jo@example.com>\n")
+    error = run("client", "--from", team, "--out", own_certs).refused()
+    assert f"--from: {team}, line 3: " in error
+    assert "; line 4: " in error
+    team.write_text("wrong\n" * 9)
+    assert "; line 5: " in run("client", "--from", team, "--out", own_certs).refused()
+    assert "; and 4 more\n" in run("client", "--from", team, "--out", own_certs).refused()
+    team.write_text("ada@example.com\nbob@example.com\n")
+    error = run("client", "--from", team, "--out", own_certs).refused()
+    assert "bob@example.com.key, bob@example.com.crt exist already" in error
+    many = [f"u{number}@example.com" for number in range(8)]
+    assert contents(own_certs) == before
+    assert run("client", *many, "--out", own_certs).status == 0
+    assert (
+        "u5@example.com.crt and 4 more exist" in run("client", *many, "--out", own_certs).refused()
+    )
+    assert run("client", "--from", team, "--out", own_certs, "--force").status == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "cannot read"),
+        (b"\xff\xfea\x00", "is not text in UTF-8"),
+        (b"# nobody\n", "expected an EMAIL, or --from FILE"),
+    ],
+)
+def test_a_list_without_clients_is_one_sentence(
+    run: Run, own_certs: Path, tmp_path: Path, content: bytes | None, expected: str
+) -> None:
+    before = contents(own_certs)
+    if content is not None:
+        (tmp_path / "team.txt").write_bytes(content)
+    error = run("client", "--from", tmp_path / "team.txt", "--out", own_certs).refused()
+    assert expected in error
+    assert contents(own_certs) == before
+
+
 def test_options_count_before_the_command_too(run: Run, own_certs: Path) -> None:
     """`--out DIR client EMAIL` is the same as `client EMAIL --out DIR`."""
     assert run("--out", own_certs, "--days", "3", "client", "a@example.com").status == 0
@@ -1087,7 +1174,7 @@ def test_an_announcer_cannot_take_the_place_of_another_certificate(
         ("--nonsense",),
         ("--key-type", "dsa"),
         ("client",),
-        ("client", "a@example.com", "b@example.com"),
+        ("client", "--from"),
         ("--if-missing", "--force"),
         ("--if-missing", "client", "a@example.com"),
         ("--key-type", "ec", "announcer", "--force"),
