@@ -21,7 +21,7 @@ from pydantic import BaseModel
 
 from docs_site import api, links, reference
 from tests.support.describing import operations
-from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, wait_until
 from tests.support.namespaces import network_of_its_own
 from tests.support.pages import commands, copy_of_the_checkout, pattern, reader
 from tornado_status import config
@@ -277,6 +277,8 @@ def test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard(tmp_p
     """Its commands as they stand, in a copy of what git has."""
     make_run, listen, *rest = (block.commands for block in commands("docs/tutorial.md"))
     assert (make_run, len(rest)) == ("make run\n", 5)
+    activated, _, listen = listen.partition(" && ")
+    assert activated == ". .venv/bin/activate"
 
     def example(said: str) -> re.Pattern[str]:
         """Return a pattern of a line in the page, its times and ports free."""
@@ -299,6 +301,13 @@ def test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard(tmp_p
         assert '"users":[{"email":"valid_user@example.com"' in everybody
         assert "Success! (204 No Content)" in ada
         assert "ada@example.com" in revoked
+        again = rest[3].splitlines()[1]
+        assert "status-client" in again
+        refusal = example("is revoked").pattern
+        wait_until(
+            lambda: re.fullmatch(refusal, somebody.types(f"{again} || [ $? = 1 ]").strip()),
+            "the revoked certificate is refused",
+        )
         os.killpg(server.process.pid, signal.SIGINT)  # Ctrl-C
         server.wait()
         assert "stopping" in server.err.wait_end() + server.out.wait_end()

@@ -64,12 +64,8 @@ def here(why: Why, test: str) -> Reason:
 # By page, and there by the block's first line: what it must print, as a regular expression.
 RUN: dict[str, dict[str, str]] = {
     "README.md": {
-        ".venv/bin/python -m certs_gen client operator@example.com --pkcs12": r"\.p12",
         "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": (
             r"^HTTP/1.1 204 No Content"
-        ),
-        "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": (
-            r'"users":\[\{"email":"valid_user@example.com"'
         ),
     },
     "docs/alerts.md": {
@@ -141,6 +137,7 @@ TUTORIAL = (
     "docs/test_documentation.py::"
     "test_the_tutorial_leads_from_a_fresh_clone_to_a_check_in_that_is_heard"
 )
+REPLACED_ESTATE = "docs/test_replace_django.py::test_an_estate_goes_on_unchanged"
 SYSTEMD = "system/test_systemd.py::test_start_returns_when_the_server_serves"
 REPLACED = "system/test_systemd.py::test_the_next_version_takes_its_place"
 RELOADED = "system/test_systemd.py::test_reload_returns_when_a_renewed_certificate_is_served"
@@ -164,11 +161,12 @@ REASONS: dict[str, dict[str, Reason]] = {
         "make run     # sets everything up and serves on https://localhost:8443": here(
             Why.FOR_EVER, "test_the_readme_shows_what_is_seen"
         ),
-        ".venv/bin/python -m listeners --count 1": here(
+        ". .venv/bin/activate && status-listener --count 1": here(
             Why.FOR_EVER, "test_the_readme_shows_what_is_seen"
         ),
-        ".venv/bin/python -m clients": here(Why.FOR_EVER, "test_the_readme_shows_what_is_seen"),
-        "docker compose up --build --detach": Reason(Why.ENGINE, CONTAINERS),
+        ". .venv/bin/activate && status-client": here(
+            Why.FOR_EVER, "test_the_readme_shows_what_is_seen"
+        ),
     },
     "docs/alerts.md": {
         "tornado-status alerts test plant": Reason(
@@ -277,24 +275,33 @@ REASONS: dict[str, dict[str, Reason]] = {
             "system/test_containers.py::test_the_image_gets_all_that_the_server_needs_and_no_more",
         ),
     },
+    "docs/replace-django.md": {
+        command: Reason(Why.ELSEWHERE, REPLACED_ESTATE)
+        for command in (
+            "openssl x509 -in client.crt -noout -subject -ext extendedKeyUsage",
+            "tornado-status --config status.yaml",
+            "curl -i -X PATCH --cacert ca.crt --cert client.crt --key client.key"
+            " https://localhost/api/client",
+            "curl -X PATCH --cacert ca.crt --cert bad_client.crt --key bad_client.key"
+            " https://localhost/api/client",
+            "curl -k -X PATCH https://localhost/api/client",
+            "status-certs announcer --out .",
+        )
+    },
     "docs/scaling.md": {
         ".venv/bin/python -m benchmarks.scaling            # five minutes; --quick for a first look"
         " in one": here(Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"),
     },
     "docs/tutorial.md": {
         "make run": Reason(Why.ELSEWHERE, TUTORIAL),
-        ".venv/bin/python -m listeners --count 1": Reason(Why.ELSEWHERE, TUTORIAL),
-        ".venv/bin/python -m clients": Reason(Why.ELSEWHERE, TUTORIAL),
+        ". .venv/bin/activate && status-listener --count 1": Reason(Why.ELSEWHERE, TUTORIAL),
+        ". .venv/bin/activate && status-client": Reason(Why.ELSEWHERE, TUTORIAL),
         "curl --silent --fail --cacert certs/ca.crt --cert certs/client.crt --key"
         " certs/client.key \\": Reason(Why.ELSEWHERE, TUTORIAL),
         "curl --silent --fail --cacert certs/ca.crt --cert certs/operator.crt --key"
         " certs/operator.key \\": Reason(Why.ELSEWHERE, TUTORIAL),
-        ".venv/bin/python -m certs_gen client ada@example.com --out certs": Reason(
-            Why.ELSEWHERE, TUTORIAL
-        ),
-        ".venv/bin/python -m certs_gen revoke ada@example.com --out certs": Reason(
-            Why.ELSEWHERE, TUTORIAL
-        ),
+        "status-certs client ada@example.com": Reason(Why.ELSEWHERE, TUTORIAL),
+        "status-certs revoke ada@example.com": Reason(Why.ELSEWHERE, TUTORIAL),
     },
 }
 
@@ -424,18 +431,15 @@ def test_the_readme_shows_what_is_seen(tmp_path: Path) -> None:
         with somebody.starts(start.partition("#")[0]) as server:
             serving = server.out.wait_for(lambda line: "Serving on" in line, "Serving on")
             assert pages.pattern(pages.shown(page, "Serving on")).fullmatch(serving)
-            for listen, example in (
-                (block_of(page, ".venv/bin/python -m listeners").commands, "Source Packet"),
-                (".venv/bin/python -m listeners --count 1 --format json", '{"seq":1,"event"'),
-            ):
-                with somebody.starts(listen) as listener:
-                    listener.err.wait_for(lambda line: "Listening" in line, "Listening")
-                    said = somebody.types(block_of(page, ".venv/bin/python -m clients").commands)
-                    assert said == "Success! (204 No Content)\n"
-                    assert listener.wait() == 0
-                    heard = listener.out.wait_end()
-                shown = pages.shown(page, example).replace('"new"', '"check-in"')
-                assert pages.pattern(shown).search(heard), heard
+            [listen, check_in] = [
+                block for block in pages.commands(page) if block.name.startswith(". .venv/bin/")
+            ]
+            with somebody.starts(f"bash -c '{listen.commands.strip()}'") as listener:
+                listener.err.wait_for(lambda line: "Listening" in line, "Listening")
+                assert somebody.types(check_in.commands) == "Success! (204 No Content)\n"
+                assert listener.wait() == 0
+                heard = listener.out.wait_end()
+            assert pages.pattern(pages.shown(page, "Source Packet")).search(heard), heard
             said = somebody.types("clients/scenarios.sh")
             assert pages.pattern(pages.shown(page, "bad_identity")).fullmatch(said.strip()), said
             os.killpg(server.process.pid, signal.SIGINT)  # Ctrl-C
