@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.support.harness import (
     exchange,
     free_port,
     plain_environment,
+    require,
     rows,
     wait_until,
 )
@@ -194,19 +196,50 @@ def test_a_key_of_another_certificate_is_one_line(certs: Path, start_server: Sta
 
 
 def test_a_taken_port_is_one_line_and_exit_2(start_server: StartServer) -> None:
-    """The check-in port, and the UDP port of announcements: never a random one instead."""
+    """It names the program and its process id: never a random port instead."""
+    me = f"{Path('/proc/self/comm').read_text().strip()}, process {os.getpid()}"
     with socket.create_server((LOOPBACK, 0)) as taken:
         port = taken.getsockname()[1]
-        server = start_server(wait=False, server={"port": port})
-        assert server.process.wait(PATIENCE_S) == 2
-        assert f"server.port: {port} is taken by another program" in server.log.wait_end()
+        for section in ("server", "management"):
+            server = start_server(wait=False, **{section: {"host": LOOPBACK, "port": port}})
+            assert server.process.wait(PATIENCE_S) == 2
+            message = f"{section}.port: {port} is taken by {me}: stop it, or set another port"
+            assert message in server.log.wait_end()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
         taken.bind((LOOPBACK, 0))
         port = taken.getsockname()[1]
         server = start_server(wait=False, announce={"source_port": port})
         assert server.process.wait(PATIENCE_S) == 2
-        message = f"announce.source_port: UDP port {port} is taken by another program"
+        message = f"announce.source_port: UDP port {port} is taken by {me}: stop it, or"
         assert message in server.log.wait_end()
+
+
+def test_a_second_server_names_the_first(start_server: StartServer) -> None:
+    """Rather than "another program": it runs in another terminal."""
+    first = start_server()
+    second = start_server(wait=False, server={"port": first.port})
+    assert second.process.wait(PATIENCE_S) == 2
+    message = f"taken by another tornado-status server, process {first.process.pid}: stop it"
+    assert message in second.log.wait_end()
+
+
+def test_a_privileged_port_says_how_to_have_it(start_server: StartServer) -> None:
+    """And blames server.port, not server.host."""
+    require("setpriv", os.geteuid() == 0, "run the tests as root")
+    prefix = ("setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service")
+    server = start_server(wait=False, prefix=prefix, server={"port": 443})
+    assert server.process.wait(PATIENCE_S) == 2
+    said = server.log.wait_end()
+    assert "server.port: this user may not listen on 443: grant CAP_NET_BIND_SERVICE" in said
+    assert "`sysctl net.ipv4.ip_unprivileged_port_start=443`" in said
+
+
+def test_an_address_of_another_machine_is_blamed_on_the_host(start_server: StartServer) -> None:
+    """It names the command that shows this machine's."""
+    server = start_server(wait=False, server={"host": "192.0.2.1"})
+    assert server.process.wait(PATIENCE_S) == 2
+    message = "server.host: this machine has no address 192.0.2.1: `ip address` shows"
+    assert message in server.log.wait_end()
 
 
 def test_several_servers_announce_from_one_port(start_server: StartServer) -> None:

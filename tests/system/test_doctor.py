@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import shutil
 import socket
 import subprocess
@@ -408,11 +409,11 @@ def test_ports_of_other_programs_are_found(site: DoctorSetup) -> None:
         two.listen()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as three:
             three.bind((LOOPBACK, source))
-            source_taken = f"UDP port {source} is taken by another program"
+            me = f"{Path('/proc/self/comm').read_text().strip()}, process {os.getpid()}"
             site.wrong(
-                f"server.port: {port} is taken",
-                f"management.port: {admin} is taken",
-                source_taken,
+                f"server.port: {port} is taken by {me}",
+                f"management.port: {admin} is taken by {me}",
+                f"UDP port {source} is taken by {me}",
             )
 
 

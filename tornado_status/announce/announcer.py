@@ -25,6 +25,7 @@ from tornado_status.config import AnnounceSettings
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import CommittedBatch
 from tornado_status.observe import metrics
+from tornado_status.runtime.listening import holder
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.wire import datagram
 
@@ -81,7 +82,8 @@ class Announcer:
                 if sink.problem is not None and sink.problem.errno == errno.EADDRINUSE:
                     port = self._settings.source_port
                     raise ConfigError(
-                        f"announce.source_port: UDP port {port} is taken by another program"
+                        f"announce.source_port: UDP port {port} is taken by "
+                        f"{holder(port, 'udp')}: stop it, or set another port"
                     )
         except BaseException:
             self._close_sinks()

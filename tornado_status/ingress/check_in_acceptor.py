@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import resource
 import socket
 from abc import ABC, abstractmethod
@@ -16,6 +15,7 @@ from tornado_status.errors import ConfigError
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.observe.counters import SECONDS, Histogram
 from tornado_status.runtime.base_acceptor import Acceptor, Address
+from tornado_status.runtime.listening import error_text
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 MAX_HANDSHAKES = 1000  # under way at once; the next ones wait in the kernel's backlog
@@ -33,13 +33,7 @@ def bind(settings: ServerSettings) -> list[socket.socket]:
             reuse_port=settings.reuse_port,
         )
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise ConfigError(
-                f"server.port: {settings.port} is taken by another program"
-            ) from error
-        raise ConfigError(
-            f"server.host: cannot listen on {settings.host} port {settings.port}: {error.strerror}"
-        ) from error
+        raise ConfigError(error_text("server", settings.host, settings.port, error)) from error
 
 
 class CheckInAcceptor(Acceptor, ABC):

@@ -22,6 +22,7 @@ from tornado_status.observe.health import Check
 from tornado_status.runtime import http_timeouts
 from tornado_status.runtime.base_acceptor import Acceptor, Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts, TimeoutStream
+from tornado_status.runtime.listening import error_text
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they must not use up all descriptors
 MAX_HEAD = 8192  # browsers and scrapers send far less
@@ -75,10 +76,9 @@ class ManagementServer:
         try:
             sockets = bind_sockets(self._settings.port, address=self._settings.host)
         except OSError as error:
-            raise ConfigError(
-                f"management.port: cannot listen on {self._settings.host} port "
-                f"{self._settings.port}: {error.strerror}"
-            ) from error
+            settings = self._settings
+            message = error_text("management", settings.host, settings.port, error)
+            raise ConfigError(message) from error
         self._acceptor.listen(sockets)
         self._sweep()
 

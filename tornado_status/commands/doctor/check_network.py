@@ -22,6 +22,7 @@ from tornado_status.announce.udp_sink import UdpSink, udp_sinks
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
 from tornado_status.config import NatsTarget, Settings, UdpTarget
 from tornado_status.errors import BrokerError, ConfigError
+from tornado_status.runtime.listening import explain, holder
 from tornado_status.wire.nats_connection import check_files, connected
 
 PORTS, INTERFACES, ROUTES = "ports", "interfaces", "routes"
@@ -56,24 +57,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
             yield ok(PORTS, f"{setting}: {port} is free")
         elif error.errno == errno.EADDRINUSE and running:
             yield ok(PORTS, f"{setting}: {port} is in use, and a server runs")
-        elif error.errno == errno.EADDRINUSE:
-            yield problem(
-                PORTS,
-                f"{setting}: {port} is taken by another program",
-                "Stop that program (`ss -ltnp` shows it), or choose another port.",
-            )
-        elif error.errno == errno.EACCES:
-            yield problem(
-                PORTS,
-                f"{setting}: this user may not listen on {port}",
-                "Ports below 1024 need CAP_NET_BIND_SERVICE: grant it, or choose a higher one.",
-            )
         else:
-            yield problem(
-                PORTS,
-                f"{setting}: cannot listen on {host} port {port}: {error.strerror}",
-                "`ip address` shows this machine's addresses.",
-            )
+            sentence, advice = explain(setting.partition(".")[0], host, port, error)
+            yield problem(PORTS, sentence, f"{advice[0].upper()}{advice[1:]}.")
 
 
 def _cannot_listen(host: str, port: int, reuse_port: bool) -> OSError | None:
@@ -160,8 +146,8 @@ def _sink_finding(sink: UdpSink, settings: Settings, interfaces: Interfaces) -> 
         port = settings.announce.source_port
         return problem(
             PORTS,
-            f"announce.source_port: UDP port {port} is taken by another program",
-            "Stop that program (`ss -lunp` shows it), or choose another port.",
+            f"announce.source_port: UDP port {port} is taken by {holder(port, 'udp')}",
+            "Stop it, or set another port.",
         )
     if sink.problem is not None:
         return problem(
