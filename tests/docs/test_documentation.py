@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import html.parser
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shutil
@@ -229,6 +231,34 @@ def test_the_site_is_built_without_a_network_and_loads_nothing_from_elsewhere(si
             assert path.exists(), f"{page} loads {url}"
     assert "A check-in service" in (site / "index.html").read_text()
     assert (site / "files/benchmarks/results/results.svg").is_file()
+
+
+# Words of the field that a reader searches for, beside the terms of the glossary.
+SEARCHED = (
+    "mTLS",
+    "graceful shutdown",
+    "slow client",
+    "back-off",
+    "environment variable",
+    "troubleshooting",
+)
+
+
+@pytest.mark.network
+def test_a_search_finds_every_term_of_the_glossary(site: Path) -> None:
+    """Each is in the search index: the terms in the glossary, the field's words on other pages."""
+    index = json.loads((site / "search" / "search_index.json").read_text())
+    texts: dict[str, str] = {}
+    for entry in index["docs"]:
+        page = entry["location"].partition("#")[0]
+        words = re.sub(r"<[^>]+>", "", f"{entry['title']} {entry['text']}")
+        texts[page] = f"{texts.get(page, '')} {' '.join(html.unescape(words).split())}".lower()
+    rows = table_below((ROOT / "docs" / "glossary.md").read_text(), "# Glossary")
+    terms = [term for row in rows for term in row[0].split(", ")]
+    assert len(terms) > 40
+    assert [term for term in terms if term.lower() not in texts["glossary.html"]] == []
+    others = " ".join(text for page, text in texts.items() if page != "glossary.html")
+    assert [term for term in (*terms, *SEARCHED) if term.lower() not in others] == []
 
 
 @pytest.mark.network

@@ -86,22 +86,23 @@ RUN: dict[str, dict[str, str]] = {
         ".venv/bin/python -m certs_gen client operator@example.com --pkcs12": r"\.p12",
     },
     "docs/certificates.md": {
-        "python -m certs_gen": r"certs/bad_client\.crt",
-        "python -m certs_gen client ada@example.com": r"certs/ada@example\.com\.key",
-        "python -m certs_gen server --name status.example.com --name localhost --ip 192.0.2.7"
+        "status-certs": r"certs/bad_client\.crt",
+        "status-certs client ada@example.com": r"certs/ada@example\.com\.key",
+        "status-certs server --name status.example.com --name localhost --ip 192.0.2.7"
         " --force": r"certs/server\.crt",
-        "python -m certs_gen announcer --name announcer-2": r"certs/announcer-2\.crt",
+        "status-certs client ada@example.com --force": r"certs/ada@example\.com\.key",
+        "status-certs announcer --name announcer-2": r"certs/announcer-2\.crt",
         "openssl x509 -in certs/ada@example.com.crt -noout -subject -dates -ext subjectAltName": (
             r"(?s)email:ada@example\.com.*ada@example\.com\.crt: OK$"
         ),
-        "python -m certs_gen copy server handed/server": r"handed/client/client\.key",
-        "python -m certs_gen revoke ada@example.com": r"certs/ca\.crl",
+        "status-certs copy server handed/server": r"handed/client/client\.key",
+        "status-certs revoke ada@example.com": r"certs/ca\.crl",
         "openssl x509 -in certs/client.crt -noout -serial": r"(?s)^serial=.*certs/ca\.crl",
-        "python -m certs_gen crl --days 90": r"certs/ca\.crl",
+        "status-certs crl --days 90": r"certs/ca\.crl",
         "openssl crl -in certs/ca.crl -CAfile certs/ca.crt -noout -text": (
             r"(?s)Key Compromise.*certs/operator\.crt: OK$"
         ),
-        "python -m certs_gen client operator@example.com --pkcs12": r"\.p12",
+        "status-certs client operator@example.com --pkcs12": r"\.p12",
         "openssl pkcs12 -export -in certs/operator@example.com.crt -inkey"
         " certs/operator@example.com.key \\": "",
     },
@@ -146,6 +147,7 @@ CONTAINERS = "system/test_containers_run.py::test_the_commands_of_the_page_do_wh
 RESTORED = "system/test_backup.py::test_a_dump_brings_the_embedded_database_back"
 COPIED = "system/test_backup.py::test_a_copy_of_the_files_brings_the_embedded_database_back"
 RECOVERED = "system/test_backup.py::test_the_embedded_database_is_recovered_to_a_point_in_time"
+PROXIES = "system/test_behind_a_proxy.py::test_behind_"
 PROMOTED = "system/test_backup.py::test_the_server_goes_on_with_a_promoted_standby_by_itself"
 
 REASONS: dict[str, dict[str, Reason]] = {
@@ -287,6 +289,21 @@ REASONS: dict[str, dict[str, Reason]] = {
             "curl -k -X PATCH https://localhost/api/client",
             "status-certs announcer --out .",
         )
+    },
+    "docs/proxies.md": {
+        "haproxy -c -V -f /etc/haproxy/haproxy.cfg": Reason(Why.OTHERS, f"{PROXIES}haproxy"),
+        "nginx -t": Reason(Why.OTHERS, f"{PROXIES}nginx"),
+        "envoy --mode validate -c /etc/envoy/envoy.yaml": Reason(Why.OTHERS, f"{PROXIES}envoy"),
+        "tornado-status doctor --config config.yaml": Reason(
+            Why.OTHERS, "system/test_doctor.py::test_what_is_in_front_is_told"
+        ),
+        "status-client --url https://status.example.com:8443/api/client": Reason(
+            Why.OTHERS,
+            "network/test_three_servers.py::test_servers_come_and_go_and_nothing_acknowledged_is_lost",
+        ),
+        "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": Reason(
+            Why.OTHERS, f"{PROXIES}nginx"
+        ),
     },
     "docs/scaling.md": {
         ".venv/bin/python -m benchmarks.scaling            # five minutes; --quick for a first look"
