@@ -83,7 +83,7 @@ RUN: dict[str, dict[str, str]] = {
         ),
     },
     "docs/board.md": {
-        ".venv/bin/python -m certs_gen client operator@example.com --pkcs12": r"\.p12",
+        "status-certs client operator@example.com --pkcs12": r"\.p12",
     },
     "docs/certificates.md": {
         "status-certs": r"certs/bad_client\.crt",
@@ -113,13 +113,29 @@ RUN: dict[str, dict[str, str]] = {
         ),
     },
     "docs/people.md": {
-        "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
-        "python -m tornado_status users add new_user@example.com": r"new_user@example\.com",
-        "python -m tornado_status users erase former_user@example.com": r"former_user@example\.com",
-        "python -m tornado_status users list": r"valid_user@example\.com +new",
-    },
-    "docs/presence.md": {
-        "curl --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": "",
+        "curl --write-out '%{http_code}\\n' -X PUT --cacert certs/ca.crt --cert"
+        " certs/operator.crt \\": r"^201$",
+        "curl --write-out '%{http_code}\\n' -X DELETE --cacert certs/ca.crt --cert"
+        " certs/operator.crt \\": r"^204$",
+        "tornado-status users add new_user@example.com": (
+            r"^new_user@example\.com: enrolled\nformer_user@example\.com: enrolled$"
+        ),
+        "tornado-status users remove new_user@example.com": r"^new_user@example\.com: removed$",
+        "tornado-status users erase former_user@example.com": (
+            r"^former_user@example\.com: erased in \d+ entr"
+        ),
+        "tornado-status users list": (
+            r"(?s)valid_user@example\.com +online.*^\d+ users?: .*online$"
+        ),
+        "tornado-status users list --state offline": (
+            r'^\{"email":"valid_user@example\.com","state"'
+        ),
+        "curl -O --cacert certs/ca.crt --cert certs/operator.crt --key certs/operator.key \\": (
+            r"(?s)^seq,event,email,.*^1,new,valid_user@example\.com"
+        ),
+        "curl -O --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": (
+            r'^\{"seq":1,"event":"new","email":"valid_user@example\.com"'
+        ),
     },
     "docs/troubleshooting.md": {
         "tornado-status doctor --config config.yaml": r"(?s)^ok .*database.*^All is well",
@@ -423,15 +439,8 @@ def test_the_commands_of_a_page_do_what_it_says(page: str, tmp_path: Path) -> No
             secret = somebody.here / "certs" / "plant.secret"
             assert secret.stat().st_mode & 0o777 == 0o600
             assert parse_secrets(secret.read_text(), "secret_file")
-        if page == "docs/presence.md":
-            [log, history] = [
-                (somebody.here / name).read_text() for name in ("events.csv", "history.jsonl")
-            ]
-            assert log.startswith("seq,event,email,")
-            assert "valid_user@example.com" in log
-            assert '"event":"new"' in history
         if page == "docs/people.md":
-            assert "new_user" not in somebody.types("python -m tornado_status users list")
+            assert "new_user" not in somebody.types("tornado-status users list")
 
 
 def block_of(page: str, begin: str) -> Block:
