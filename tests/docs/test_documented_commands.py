@@ -106,6 +106,13 @@ RUN: dict[str, dict[str, str]] = {
         "openssl pkcs12 -export -in certs/operator@example.com.crt -inkey"
         " certs/operator@example.com.key \\": "",
     },
+    "docs/listeners.md": {
+        "status-certs copy listener handed/listener": r"handed/listener/operator\.crt",
+    },
+    "docs/network.md": {
+        "ip -brief address": r"^eth0",
+        "tornado-status doctor --config config.yaml": r"^ok +interfaces: .* can be sent to by",
+    },
     "docs/monitoring.md": {
         "curl --silent --show-error --fail http://127.0.0.1:9464/healthz": r'^\{"alive": true\}$',
         "curl --silent --show-error --fail-with-body http://127.0.0.1:9464/readyz": (
@@ -165,6 +172,8 @@ COPIED = "system/test_backup.py::test_a_copy_of_the_files_brings_the_embedded_da
 RECOVERED = "system/test_backup.py::test_the_embedded_database_is_recovered_to_a_point_in_time"
 PROXIES = "system/test_behind_a_proxy.py::test_behind_"
 PROMOTED = "system/test_backup.py::test_the_server_goes_on_with_a_promoted_standby_by_itself"
+
+LISTENS = f"docs/{Path(__file__).name}::test_each_listener_of_the_page_listens"
 
 REASONS: dict[str, dict[str, Reason]] = {
     "CONTRIBUTING.md": {
@@ -273,17 +282,25 @@ REASONS: dict[str, dict[str, Reason]] = {
         ),
     },
     "docs/listeners.md": {
-        "python -m listeners                                       # what make run announces,"
-        " on this machine": here(Why.FOR_EVER, "test_each_listener_of_the_page_listens"),
+        line: Reason(Why.FOR_EVER, LISTENS)
+        for line in (
+            "status-listener",
+            "status-listener --url https://status.example.com:8443 --interface eth0",
+            "status-listener --announcer certs/announcer.crt --cert '' --interface eth0",
+            "status-listener --format json",
+            "status-listener --state listener.json --exec 'tee -a updates.jsonl'",
+            "status-listener --encoding binary --port 6668 --interface eth0",
+            "status-listener --board",
+        )
     },
     "docs/nats.md": {
-        "python -m listeners --nats tls://nats.example.com:4222 --nats-ca certs/ca.crt \\": here(
+        "status-listener --nats tls://nats.example.com:4222 --nats-ca certs/ca.crt \\": here(
             Why.OTHERS, "test_the_listener_of_the_page_hears_a_broker"
         ),
     },
     "docs/network.md": {
-        "python -m listeners --group ff15::66 --interface eth0 --address ::": here(
-            Why.FOR_EVER, "test_each_listener_of_the_page_listens"
+        "status-listener --group ff15::66 --interface eth0 --address ::": Reason(
+            Why.FOR_EVER, LISTENS
         ),
     },
     "docs/tracing.md": {
@@ -498,9 +515,10 @@ def test_the_stream_looks_as_the_page_shows_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["docs/listeners.md", "docs/network.md"])
 def test_each_listener_of_the_page_listens(page: str, tmp_path: Path) -> None:
-    """By every line of the block, with the names that it uses; what it hears where it can."""
-    lines = block_of(page, "python -m listeners").commands.splitlines()
-    assert len(lines) == {"docs/listeners.md": 5, "docs/network.md": 1}[page]
+    """Each command, with the names that it uses; what it hears if it can."""
+    blocks = [block for block in pages.commands(page) if block.name.startswith("status-listener")]
+    lines = [line for block in blocks for line in block.commands.splitlines()]
+    assert len(lines) == {"docs/listeners.md": 7, "docs/network.md": 1}[page]
     with reader(tmp_path, "status.example.com") as somebody:
         somebody.types("python -m certs_gen")
         somebody.types(
@@ -508,15 +526,14 @@ def test_each_listener_of_the_page_listens(page: str, tmp_path: Path) -> None:
         )
         with somebody.serving():
             for number, line in enumerate(lines):
-                command = line.partition("  #")[0].strip()
-                if "--board" in command:
-                    look(somebody, command, r"online +valid_user@example\.com", "q")
+                if "--board" in line:
+                    look(somebody, line, r"online +valid_user@example\.com", "q")
                     continue
-                with somebody.starts(command) as listener:
+                with somebody.starts(line) as listener:
                     listener.err.wait_for(lambda text: "Listening" in text, "Listening")
                     # On eth0 nothing is announced: it is the server that tells a reader.
                     somebody.types("python -m clients")
-                    if "--interface" not in command:
+                    if "--interface" not in line:
                         wait_until(lambda: heard(somebody, listener.out.lines), f"line {number}")
                     listener.process.terminate()
                     assert listener.wait() == 0
@@ -555,7 +572,7 @@ def look(somebody: Reader, command: str, pattern: str, end: str) -> None:
 def test_the_listener_of_the_page_hears_a_broker(tmp_path: Path) -> None:
     """Over TLS, with a password, beside a server of another name."""
     page = "docs/nats.md"
-    command = block_of(page, "python -m listeners").commands
+    command = block_of(page, "status-listener").commands
     with reader(tmp_path, "status.example.com", "nats.example.com") as somebody:
         names = "--name status.example.com --name nats.example.com --name localhost"
         somebody.types(f"python -m certs_gen && python -m certs_gen server {names} --force")

@@ -1,4 +1,4 @@
-"""docs/listeners.md and the verifier in docs/protocol.md: what stands there was run."""
+"""The pages on listeners and the verifier in docs/protocol.md: what stands there was run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from tests.support.harness import PATIENCE_S, ROOT, Heard, Lines, Server, plain_
 from tornado_status.pki.announcer_keys import PURPOSE
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
-LISTENERS = (ROOT / "docs" / "listeners.md").read_text("utf-8")
+REFERENCE = (ROOT / "docs" / "listener-reference.md").read_text("utf-8")
+LISTENERS = (ROOT / "docs" / "listeners.md").read_text("utf-8") + REFERENCE
 
 
 def python_in(page: str) -> str:
@@ -82,7 +83,7 @@ def test_the_page_names_the_purpose_and_shows_a_vector() -> None:
 
 def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:
     """As it stands, but for the ports of this test's server."""
-    program = python_in(LISTENERS)
+    program = python_in(REFERENCE)
     url = 'url="https://localhost:8443",'
     assert program.count(url) == 1
     (tmp_path / "certs").symlink_to(server.certs)
@@ -113,7 +114,7 @@ def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:
             out.wait_end()
 
 
-def test_every_option_in_the_page_exists(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_option_in_the_pages_exists(capsys: pytest.CaptureFixture[str]) -> None:
     """And the numbers in it are the program's."""
     with pytest.raises(SystemExit):
         main(["--help"])
@@ -123,7 +124,6 @@ def test_every_option_in_the_page_exists(capsys: pytest.CaptureFixture[str]) -> 
     for reason in verifier.UNVERIFIED_REASONS | set(
         re.findall(r'DatagramError\(\s*"([a-z-]+)"', source)
     ):
-        assert f"`{reason}`" in LISTENERS, reason
-    assert (
-        f"every {['zero', 'one', 'two', 'three'][int(udp_receiver.REJOIN_S)]} seconds" in LISTENERS
-    )
+        assert f"`{reason}`" in REFERENCE, reason
+    seconds = ["zero", "one", "two", "three"][int(udp_receiver.REJOIN_S)]
+    assert f"Every {seconds} seconds" in REFERENCE

@@ -383,7 +383,7 @@ def test_the_rights_of_the_page_are_enough(
     page = (ROOT / "docs" / "nats.md").read_text("utf-8")
     rows = [
         [re.findall(r"`([^`]+)`", cell) for cell in line.split("|")[1:4]]
-        for line in page.partition("| who |")[2].splitlines()
+        for line in map(str.strip, page.partition("| who |")[2].splitlines())
         if line.startswith(("| server", "| listener"))
     ]
     [server_row, core_row, kept_row] = rows
