@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import re
 import secrets
 import sys
@@ -17,7 +18,7 @@ from typing import NoReturn, TypeVar
 
 from cryptography.x509 import CertificateRevocationList
 
-from certs_gen import copies, development, key_files, revocation
+from certs_gen import browser, copies, development, key_files, revocation
 from certs_gen.authority import (
     CA_CERTIFICATE_FILE,
     CRL_DAYS,
@@ -70,6 +71,8 @@ class _Options(argparse.Namespace):
     role: str
     to: Path
     copied_email: str | None
+    bundle: Path
+    trust_roots: bool
 
 
 class _CertsParser(argparse.ArgumentParser):
@@ -245,6 +248,29 @@ def _copy(options: _Options) -> None:
         _say(str(file.path))
 
 
+def _install(options: _Options) -> None:
+    tools = browser.check_system()
+    if not options.bundle.exists():
+        raise ConfigError(f"{options.bundle} does not exist")
+    bundle = browser.read_bundle(options.bundle, _ask_password(options.bundle))
+    for directory in browser.databases(Path.home()):
+        browser.install(bundle, directory, tools, trust_roots=options.trust_roots)
+        _say(f"{bundle.email}: installed for Chromium and Chrome, in {directory}")
+    for root in bundle.roots if options.trust_roots else ():
+        _say(
+            f'They now trust web sites with a certificate of "{browser.name_of(root)}". '
+            "A program that has its key can pose as any web site to them."
+        )
+    _say("Close all windows of the browser, start it again, and open the server's page.")
+    _say(browser.FIREFOX)
+
+
+def _ask_password(bundle: Path) -> str:
+    if sys.stdin.isatty():
+        return getpass.getpass(f"Password of {bundle}: ")
+    return sys.stdin.readline().rstrip("\r\n")
+
+
 def _say_crl(file: NewFile, last: CertificateRevocationList | None) -> None:
     if last is None:
         _say(f"There was no {file.path}: if one was lost, what it revoked is valid again.")
@@ -400,6 +426,16 @@ def _add_copy(parser: argparse.ArgumentParser) -> None:
     _add_out(parser)
 
 
+def _add_install(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="FILE.p12", type=Path, help="made by client --pkcs12")
+    parser.add_argument(
+        "--no-ca",
+        dest="trust_roots",
+        action="store_false",
+        help="do not trust the CA in the file: the server's certificate is from a public CA",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class _Command:
     name: str
@@ -457,6 +493,14 @@ _COMMANDS = (
         "Copy to DIR what a server, a listener or a client needs, and no other key. Files that are "
         "there already as they should be are left alone, so it may be repeated: after a renewal, "
         "or when ca.crl has changed.",
+    ),
+    _Command(
+        "install",
+        _install,
+        _add_install,
+        "install EMAIL.p12 for Chromium and Chrome of this user, on Linux",
+        "Install EMAIL.p12 for Chromium and Chrome of this user, on Linux. Asks for the password, "
+        "or reads it from stdin. For other browsers and systems, see docs/certificates.md.",
     ),
 )
 
