@@ -88,6 +88,9 @@ RUN: dict[str, dict[str, str]] = {
     "docs/certificates.md": {
         "status-certs": r"certs/bad_client\.crt",
         "status-certs client ada@example.com": r"certs/ada@example\.com\.key",
+        "printf '%s\\n' '# the team' bob@example.com carol@example.com > team.txt": (
+            r"^2 users, 4 files$"
+        ),
         "status-certs server --name status.example.com --name localhost --ip 192.0.2.7"
         " --force": r"certs/server\.crt",
         "status-certs client ada@example.com --force": r"certs/ada@example\.com\.key",
@@ -165,6 +168,7 @@ REPLACED_ESTATE = "docs/test_replace_django.py::test_an_estate_goes_on_unchanged
 SYSTEMD = "system/test_systemd.py::test_start_returns_when_the_server_serves"
 REPLACED = "system/test_systemd.py::test_the_next_version_takes_its_place"
 RELOADED = "system/test_systemd.py::test_reload_returns_when_a_renewed_certificate_is_served"
+INSTALLED = "system/test_browser_install.py::test_the_board_opens_once_the_certificate_is_installed"
 COMPLETED = "system/test_shell_completion.py::test_a_shell_completes_as_the_page_says"
 CONTAINERS = "system/test_containers_run.py::test_the_commands_of_the_page_do_what_it_says"
 RESTORED = "system/test_backup.py::test_a_dump_brings_the_embedded_database_back"
@@ -238,6 +242,9 @@ REASONS: dict[str, dict[str, Reason]] = {
         "apt-get install --no-install-recommends gcc libc6-dev libssl-dev nginx nodejs npm \\": (
             here(Why.MACHINE, "test_debian_has_the_packages_that_a_page_installs")
         ),
+    },
+    "docs/certificates.md": {
+        "status-certs install certs/operator@example.com.p12": Reason(Why.ELSEWHERE, INSTALLED),
     },
     "docs/completion.md": {
         "source <(tornado-status completion bash)": Reason(Why.ELSEWHERE, COMPLETED),

@@ -26,8 +26,8 @@ PATIENCE_MS = 15_000
 PASSWORD = "eight-letters"  # noqa: S105 -- of a file that lives for one test
 EMAIL = "operator@example.com"
 
-# Chromium asks the user which certificate to send, unless a policy of the machine says so: this one
-# is in a mount namespace of its own.
+# Chromium asks the user which certificate to send, unless a policy of the machine says so. This
+# policy is in a mount namespace of its own.
 WRAPPER = """\
 #!/bin/sh
 exec unshare --mount sh -c '
