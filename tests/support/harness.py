@@ -25,6 +25,8 @@ import psycopg2.extensions
 import pytest
 import yaml
 
+from tests.support.forked_server import ForkedServer
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0  # a bound on every wait, generous because test machines are slow and shared
 
@@ -119,7 +121,7 @@ class Lines:
 class Server:
     """A running `python -m tornado_status`."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[str] | ForkedServer
     log: Lines
     out: Lines
     certs: Path
@@ -256,6 +258,8 @@ def targets(port: int, *encodings: str) -> list[dict[str, Any]]:
 
 
 StartServer = Callable[..., "Server"]  # the fixture `start_server`
+SERVER = ("tornado_status",)
+FORKS: list[socket.socket] = []  # the socket of `forked_server.forking`, in tests/server
 
 
 @contextlib.contextmanager
@@ -268,7 +272,7 @@ def running_server(
     prefix: tuple[str, ...] = (),
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
-    module: tuple[str, ...] = ("tornado_status",),
+    module: tuple[str, ...] = SERVER,
     constants: Mapping[str, object] | None = None,
     **overrides: Any,
 ) -> Iterator[Server]:
@@ -293,21 +297,28 @@ def running_server(
         "logging": {"format": "json", "level": "info"},
     }
     settings = merge(base, overrides)
-    if constants:
-        module = ("tests.support.with_constants", json.dumps(constants))
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
-    process = subprocess.Popen(
-        [*prefix, python, "-W", "error", "-m", *module, "--config", str(config)],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**plain_environment(), **(environment or {})},
-    )
+    process: subprocess.Popen[str] | ForkedServer
+    plain = (prefix, environment, python, module) == ((), None, sys.executable, SERVER)
+    if FORKS and plain:
+        process = ForkedServer(
+            FORKS[-1], ["--config", str(config)], plain_environment(), constants or {}
+        )
+    else:
+        if constants:
+            module = ("tests.support.with_constants", json.dumps(constants))
+        process = subprocess.Popen(
+            [*prefix, python, "-W", "error", "-m", *module, "--config", str(config)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**plain_environment(), **(environment or {})},
+        )
     server = Server(
         process=process,
         log=Lines(process.stderr),
