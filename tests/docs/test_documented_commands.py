@@ -216,14 +216,14 @@ REASONS: dict[str, dict[str, Reason]] = {
         'export PGDATA="$PWD/var/postgresql" PGUSER=postgres PGDATABASE=tornado_status': Reason(
             Why.ELSEWHERE, RESTORED
         ),
-        ".venv/bin/python -m tornado_status log show": Reason(Why.ELSEWHERE, RESTORED),
+        "tornado-status log show": Reason(Why.ELSEWHERE, RESTORED),
         "pg_dump --format=custom --file=status.dump": Reason(Why.ELSEWHERE, RESTORED),
         "pg_restore --clean --if-exists --no-owner --single-transaction"
         ' --dbname="$PGDATABASE" status.dump': Reason(Why.ELSEWHERE, RESTORED),
         'createdb "$PGDATABASE"': Reason(Why.ELSEWHERE, "system/test_backup.py::test_a_dump_moves"),
         "pg_basebackup --pgdata=copy --checkpoint=fast": Reason(Why.ELSEWHERE, COPIED),
         'mv "$PGDATA" before-the-restore': Reason(Why.ELSEWHERE, COPIED),
-        ".venv/bin/python -m tornado_status log new": Reason(Why.ELSEWHERE, COPIED),
+        "tornado-status log new": Reason(Why.ELSEWHERE, COPIED),
         "mkdir archive": Reason(Why.ELSEWHERE, RECOVERED),
         "pg_basebackup --pgdata=base --checkpoint=fast": Reason(Why.ELSEWHERE, RECOVERED),
         'MOMENT="2026-01-02 03:04:05.678 UTC"': Reason(Why.ELSEWHERE, RECOVERED),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -31,7 +32,8 @@ pytestmark = pytest.mark.once
 (TOOLS, EMBEDDED, SHOW, DUMP, RESTORE, ELSEWHERE, COPY, PUT_BACK, NEW, *OTHERS) = (
     block.commands for block in commands("docs/backup.md")
 )
-ARCHIVE, BASE, RECOVER, RESET, STANDBY, PROMOTE, REHEARSAL = OTHERS
+ARCHIVE, BASE, RECOVER, RESET, STANDBY, PROMOTE, NEW_OF_MANAGED, REHEARSAL = OTHERS
+assert NEW_OF_MANAGED == NEW
 
 
 class Operator:
@@ -41,7 +43,8 @@ class Operator:
         self.here = here
         here.mkdir(exist_ok=True)
         (here / ".venv").symlink_to(sys.prefix)
-        self._environment = {**plain_environment(), **variables}
+        activated = {"PATH": f"{here}/.venv/bin:{os.environ['PATH']}"}
+        self._environment = {**plain_environment(), **activated, **variables}
 
     def types(self, *blocks: str) -> str:
         """Run blocks of the page in one shell; return what they say."""
