@@ -1,7 +1,7 @@
 """Servers that are forked from a process which has imported their modules: 0.25 s of CPU less each.
 
-`python -W error -m tests.support.forked_server FD` forks a server for each request on the socket FD,
-until the other end closes it. A server is a process like any other then: it has its own session,
+`python -W error -m tests.support.forked_server FD` forks a server for each request on socket FD,
+until the other end closes it. The server is a process like any other: it has its own session,
 arguments, environment and exit status.
 """
 
@@ -111,7 +111,7 @@ def wait_for_request(requests: socket.socket) -> tuple[list[str], dict[str, obje
                     pid, news = running.pop(key.fd)
                     os.close(key.fd)
                     _, status = os.waitpid(pid, 0)
-                    with contextlib.suppress(BrokenPipeError):  # nobody wants to know
+                    with contextlib.suppress(BrokenPipeError):  # the test has ended
                         os.write(news, b"%d\n" % os.waitstatus_to_exitcode(status))
                     os.close(news)
                     continue
