@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import http.server
 import os
+import random
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.support.harness import LOOPBACK, Server, StartServer, free_port, require
+from tests.support.users_command import run_users
 
 pytestmark = pytest.mark.once  # a browser, not our Python
 
@@ -55,9 +58,8 @@ def visit(browser: Browser, certs: Path) -> Iterator[Visit]:
                     "keyPath": certs / f"{name}.key",
                 }
             ],
-            locale="en-GB",
             timezone_id="UTC",
-            **settings,
+            **{"locale": "en-GB", **settings},
         )
         contexts.append(context)
         page = context.new_page()
@@ -180,6 +182,116 @@ def test_enrolled_and_removed_users_come_and_go(start_server: StartServer, visit
     expect(page.locator('[data-filter="all"] b')).to_have_text("0")
 
 
+def test_an_open_dialog_stays_up_to_date(start_server: StartServer, visit: Visit) -> None:
+    """The user becomes late and offline in it. It closes when the user is removed."""
+    server = start_server(
+        presence={"interval_s": 2, "offline_after_s": 8},
+        access={"admins": ["operator@example.com"]},
+    )
+    assert server.request("POST", "/api/client").status == 204
+    page = visit(server)
+    row(page, "valid_user@example.com").click()
+    state, seen = page.locator("#user-facts dd").nth(0), page.locator("#user-facts dd").nth(1)
+    expect(state).to_have_text("online")
+    expect(seen).to_have_text(re.compile("2 s ago$"))
+    expect(state).to_have_text("late")
+    expect(state).to_have_text("offline")
+    expect(page.locator("#history li b")).to_have_text(["offline", "new"])
+    gone = server.request("DELETE", "/api/users/valid_user@example.com", cert="operator")
+    assert gone.status == 204
+    expect(page.locator("#user")).not_to_be_visible()
+
+
+def test_the_history_has_the_time_of_each_event(start_server: StartServer, visit: Visit) -> None:
+    """Of `offline` its own, not that of the last check-in; of `enrolled` too."""
+    server = start_server(
+        presence={"interval_s": 1, "offline_after_s": 3},
+        access={"admins": ["operator@example.com"]},
+    )
+    path = "/api/users/valid_user@example.com"
+    assert server.request("PUT", path, cert="operator").status == 201
+    assert server.request("POST", "/api/client").status == 204
+    page = visit(server)
+    expect(row(page, "valid_user@example.com").locator("td").nth(0)).to_have_text("offline")
+    row(page, "valid_user@example.com").click()
+    expect(page.locator("#history li b")).to_have_text(["offline", "new", "enrolled"])
+    events = server.request("GET", f"{path}/history").json["events"]
+    moments = [event.get("at", event["last_seen"]) for event in events[:2]] + [events[2]["at"]]
+    shown = page.evaluate(
+        "(moments) => moments.map((at) => new Date(at).toLocaleString(undefined,"
+        " {dateStyle: 'medium', timeStyle: 'medium'}))",
+        moments,
+    )
+    assert shown[0] != shown[1]
+    expect(page.locator("#history time")).to_have_text(shown)
+
+
+def test_an_erased_user_disappears(start_server: StartServer, visit: Visit, tmp_path: Path) -> None:
+    """Also if the page was not connected when the user was removed: the entry has no name then."""
+    port = free_port()
+    first = start_server(server={"port": port})
+    for cert in ("client", "operator"):
+        assert first.request("POST", "/api/client", cert=cert).status == 204
+    page = visit(first)
+    row(page, "valid_user@example.com").click()
+    assert first.stop() == 0
+    assert run_users(first, tmp_path, "erase", "valid_user@example.com").returncode == 0
+    start_server(url=first.database_url, server={"port": port})
+    expect(page.locator("#user")).not_to_be_visible()
+    is_live(page)
+    expect(row(page, "operator@example.com")).to_be_visible()
+    expect(row(page, "valid_user@example.com")).to_have_count(0)
+    expect(page.locator('[data-filter="all"] b')).to_have_text("1")
+
+
+def test_search_takes_several_words_and_unicode(start_server: StartServer, visit: Visit) -> None:
+    """All words must match. The Unicode form of a domain stands beside the canonical one."""
+    server = start_server(access={"admins": ["operator@example.com"]})
+    for name in ("anna@müller.example", "ben@müller.example", "anna@other.example"):
+        assert server.request("PUT", f"/api/users/{quote(name)}", cert="operator").status == 201
+    page = visit(server)
+    anna = row(page, "anna@xn--mller-kva.example").locator("td").nth(1)
+    expect(anna).to_have_text("anna@xn--mller-kva.examplemüller.example")
+    expect(anna.locator("bdi")).to_have_text("müller.example")
+    expect(anna).to_have_attribute("title", "anna@xn--mller-kva.example (müller.example)")
+    for search, found in (
+        ("müller", 2),
+        ("Anna@MÜLLER", 1),
+        ("mu\u0308ller", 2),
+        ("xn--mller", 2),
+        ("anna example", 2),
+        (" example  anna müller ", 1),
+        ("anna ben", 0),
+    ):
+        page.locator("#search").fill(search)
+        expect(page.locator("#rows tr[data-email]"), search).to_have_count(found)
+    page.locator("#search").fill("anna müller")
+    anna.click()
+    expect(page.locator("#user-title")).to_have_text("anna@xn--mller-kva.example")
+    expect(page.locator("#user-facts")).to_contain_text("müller.example")
+
+
+def test_names_are_decoded_as_python_does(server: Server, visit: Visit) -> None:
+    """Punycode of many scripts. An invalid label stays as it is."""
+    rng = random.Random(1)  # noqa: S311 - the same names each time
+    letters = "abcxyz09äöüßéñλжщ日本語अआ한글\u0627\u0628\u062c\u062fद𐐨𠀀"
+    labels = ["".join(rng.choices(letters, k=rng.randint(1, 12))) for _ in range(300)]
+    labels = [label for label in labels if not label.isascii()]
+    page = visit(server)
+    decode = """async (names) => {
+        const { unicodeDomain } = await import("/board/idn.js");
+        return names.map((name) => unicodeDomain(`a@${name}.example`));
+    }"""
+    encoded = [f"xn--{label.encode('punycode').decode()}" for label in labels]
+    assert page.evaluate(decode, encoded) == [f"{label}.example" for label in labels]
+    zero_width, upper, separator = (
+        f"xn--{text.encode('punycode').decode()}" for text in ("a\u200bb", "Äb", "ü.b")
+    )
+    for nothing in ("", "plain", "xn--", "xn--a", "xn--a-", "xn--ü", "xn--99999999", "xn--0.xn--1"):
+        assert page.evaluate(decode, [nothing]) == [""], nothing
+    assert page.evaluate(decode, [zero_width, upper, separator]) == ["", "", ""]
+
+
 def test_a_crowd_is_searched_sorted_and_walked_by_keyboard(
     start_server: StartServer, visit: Visit
 ) -> None:
@@ -225,12 +337,15 @@ def test_the_connection_is_lost_and_regained(start_server: StartServer, visit: V
     first = start_server(server={"port": port})
     page = visit(first)
     is_live(page)
+    expect(page.locator("#rate-now")).to_have_text("0")
     assert first.stop() == 0
     expect(page.locator("#connection")).to_contain_text("trying again")
+    expect(page.locator("#rate-now")).to_have_text("")  # unknown, which is not 0
     elsewhere = start_server(url=first.database_url)
     assert elsewhere.request("POST", "/api/client").status == 204
     again = start_server(url=first.database_url, server={"port": port})
     is_live(page)
+    expect(page.locator("#rate-now")).to_have_text(re.compile(r"\d"))
     expect(row(page, "valid_user@example.com")).to_be_visible()
     assert again.request("POST", "/api/client").status == 204
     expect(row(page, "valid_user@example.com").locator("td").nth(0)).to_have_text("online")
@@ -311,11 +426,52 @@ def test_the_chart_shows_what_was_checked_in(server: Server, visit: Visit) -> No
             const event = (event, second) =>
                 rate.add({ event, last_seen: new Date(second * 1000).toISOString() });
             event("check-in", 98), event("new", 98), event("back", 99), event("offline", 99);
+            rate.knownTo = 99;
             return rate.series(101_500);
         }"""
     )
     assert times == [96, 97, 98, 99, 100]
-    assert counts == [None, 0, 2, 1, 0]
+    assert counts == [None, 0, 2, 1, None]
+
+
+@pytest.mark.parametrize("width", [500, 900, 1100, 2400])
+def test_the_chart_labels_each_minute_once_and_whole(
+    server: Server, visit: Visit, width: int
+) -> None:
+    """At any width, also if the last second is a whole minute and the labels are `08:01 AM`."""
+    page = visit(server, locale="en-US")
+    is_live(page)
+    labels = page.evaluate(
+        """async (width) => {
+            const { Chart } = await import("/board/chart.js");
+            const place = document.createElement("div");
+            place.style.width = `${width}px`;
+            document.body.append(place);
+            const found = [];
+            const original = CanvasRenderingContext2D.prototype.fillText;
+            CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+                const right = x + this.measureText(text).width / 2;
+                const label = text.includes(":") && place.contains(this.canvas);
+                if (label) found.push([text, right, this.canvas.width]);
+                original.call(this, text, x, y);
+            };
+            const times = Array.from({ length: 300 }, (_, i) => 1_800_000_060 - 299 + i);
+            const chart = new Chart(place);
+            chart.show([times, times.map(() => 1)]);
+            const pause = () => new Promise((done) => setTimeout(done, 300));
+            await pause();
+            found.length = 0;
+            chart.plot.redraw();
+            await pause();
+            CanvasRenderingContext2D.prototype.fillText = original;
+            return found;
+        }""",
+        width,
+    )
+    texts = [text for text, _, _ in labels]
+    assert len(texts) >= 2
+    assert len(set(texts)) == len(texts), texts
+    assert all(right <= canvas for _, right, canvas in labels), labels
 
 
 def test_nothing_but_the_boards_own_files_runs(server: Server, visit: Visit) -> None:

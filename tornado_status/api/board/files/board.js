@@ -16,9 +16,10 @@ const view = { filter: "all", search: "", sort: "email", descending: false };
 const model = new Model();
 const rate = new Rate(CHART_S);
 const feed = new Feed(model, rate, showConnection, onEvent);
-const table = new Table(find("#scroll"), find("#table"), find("#rows"), (user) =>
-  timeline.open(user, model.state(user, feed.now())),
-);
+const table = new Table(find("#scroll"), find("#table"), find("#rows"), (user) => {
+  timeline.open(user.email);
+  showOpenUser();
+});
 const chart = new Chart(find("#chart"));
 const timeline = new Timeline(find("#user"), () => feed.now(), () => model.offlineAfterMs);
 
@@ -33,12 +34,19 @@ function showConnection(state, text) {
 }
 
 function onEvent(event) {
-  const user = model.users.get(event.email);
-  if (user && timeline.email === event.email) timeline.add(event, model.state(user, feed.now()));
+  if (timeline.email === event.email) timeline.add(event);
   if (event.event === "offline" || event.event === "back" || event.event === "new") {
     changes.push(`${event.email} ${event.event}`);
     if (!readOutTimer) readOutTimer = setTimeout(readOut, READ_OUT_MS);
   }
+}
+
+// Brings the open dialog up to date; closes it if its user was removed or erased.
+function showOpenUser() {
+  if (timeline.email === null) return;
+  const user = model.users.get(timeline.email);
+  if (user) timeline.show(user, model.state(user, feed.now()));
+  else timeline.close();
 }
 
 // Puts the changes where screen readers read them out.
@@ -54,12 +62,14 @@ function draw(force) {
   if (!force && drawn === model.changes && drawnSecond === second) return;
   drawn = model.changes;
   if (drawnSecond !== second || drawnLoads !== feed.loads) {
+    if (drawnLoads !== feed.loads && timeline.email !== null) timeline.reload();
     drawnSecond = second;
     drawnLoads = feed.loads;
     const [times, counts] = rate.series(now);
     chart.show([times, counts]);
     find("#rate-now").textContent = counts.at(-1) ?? "";
   }
+  showOpenUser();
   const counts = model.counts(now);
   for (const button of document.querySelectorAll("#states button")) {
     button.firstChild.textContent = counts[button.dataset.filter].toLocaleString();

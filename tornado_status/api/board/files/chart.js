@@ -1,6 +1,8 @@
 // The chart of check-ins per second. uPlot (vendor/) draws it in the page's colours.
 
 const HEIGHT = 120;
+const STEPS_S = [60, 120, 300]; // between two labels, which show minutes
+const HALF_LABEL = 30; // room for the right half of the last one
 
 export class Chart {
   constructor(place) {
@@ -26,11 +28,12 @@ export class Chart {
       {
         width: this.place.clientWidth || 600,
         height: HEIGHT,
+        padding: [null, HALF_LABEL, null, null],
         legend: { show: false },
         cursor: { show: false },
         scales: { y: { range: (_, low, high) => [0, Math.max(1, high * 1.1)] } },
         axes: [
-          { ...axis, size: 30, space: 90, values: (_, times) => times.map(clock) },
+          { ...axis, size: 30, space: 90, incrs: STEPS_S, values: (_, times) => times.map(clock) },
           { ...axis, size: 44, space: 28, values: (_, counts) => counts.map((count) => (Number.isInteger(count) ? count : "")) },
         ],
         series: [{}, { stroke: colour("--online"), fill: colour("--online-soft"), width: 1.5, points: { show: false } }],

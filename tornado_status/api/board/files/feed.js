@@ -1,8 +1,11 @@
 // Keeps the model up to date: takes a snapshot, then subscribes from its head. Starts again on failure.
 
+import { committed } from "./model.js";
+
 const PAGE = 5000; // users in a request: half a megabyte
 const RECENT = 5000; // past events for the chart: a megabyte
 const TIMEOUT_MS = 45000; // of a request
+const SILENCE_MS = 45000; // three of the stream's keep-alive messages were missed
 const RETRY_MS = [1000, 2000, 5000, 10000];
 
 export class Feed {
@@ -18,6 +21,8 @@ export class Feed {
     this.loads = 0; // snapshots taken
     this.source = null;
     this.timer = 0;
+    this.aliveMs = 0; // when the stream last brought something
+    setInterval(() => this.checkSilence(), SILENCE_MS / 10);
   }
 
   now() {
@@ -27,6 +32,7 @@ export class Feed {
   async start() {
     clearTimeout(this.timer);
     this.source?.close();
+    this.source = null;
     try {
       await this.load();
       this.subscribe();
@@ -52,7 +58,7 @@ export class Feed {
     for (const record of records) this.model.put(record);
     this.rate.counts.clear();
     for (const event of recent) this.rate.add(event);
-    const begun = recent.length ? Date.parse(recent[0].last_seen) : this.now();
+    const begun = recent.length ? committed(recent[0]) : this.now();
     this.rate.knownFrom = recent.length === first.head ? 0 : Math.ceil(begun / 1000);
     this.loads++;
     this.seq = first.head;
@@ -78,13 +84,15 @@ export class Feed {
     source.onerror = () => {
       // The browser reconnects by itself, unless the server refused.
       if (source.readyState === EventSource.CLOSED) this.retry("The server refused the stream");
-      else this.showConnection("lost", "Connection lost, trying again");
+      else this.showLost("Connection lost");
     };
     for (const kind of ["check-in", "new", "back", "offline", "enrolled", "removed"]) {
       source.addEventListener(kind, (message) => this.onMessage(JSON.parse(message.data)));
     }
     source.addEventListener("position", () => this.onAlive());
-    source.addEventListener("gap", () => this.start()); // pruned, or a new log: take a snapshot
+    // A new snapshot: entries are pruned, a new log has begun, or a user was erased, and the entry no
+    // longer says which.
+    for (const kind of ["gap", "erased"]) source.addEventListener(kind, () => this.start());
     this.onAlive();
   }
 
@@ -98,13 +106,27 @@ export class Feed {
 
   onAlive() {
     this.failures = 0;
-    if (this.source?.readyState === EventSource.OPEN) this.showConnection("live", "Live");
+    if (this.source?.readyState !== EventSource.OPEN) return;
+    this.aliveMs = Date.now();
+    this.rate.knownTo = Infinity; // the stream brings what was missed
+    this.showConnection("live", "Live");
+  }
+
+  // A connection can be dead without an end.
+  checkSilence() {
+    const open = this.source?.readyState === EventSource.OPEN;
+    if (open && Date.now() - this.aliveMs > SILENCE_MS) this.retry("Connection lost");
+  }
+
+  showLost(text) {
+    if (this.rate.knownTo === Infinity) this.rate.knownTo = Math.floor((this.aliveMs + this.clockMs) / 1000) - 1;
+    this.showConnection("lost", `${text}, trying again`);
   }
 
   retry(text) {
     this.source?.close();
     const delay = RETRY_MS[Math.min(this.failures++, RETRY_MS.length - 1)];
-    this.showConnection("lost", `${text}, trying again`);
+    this.showLost(text);
     clearTimeout(this.timer);
     this.timer = setTimeout(() => this.start(), delay);
   }

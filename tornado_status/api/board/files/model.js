@@ -1,5 +1,7 @@
 // The records of all users, and the number of check-ins in each second. No DOM here.
 
+import { unicodeDomain } from "./idn.js";
+
 const CHECK_INS = new Set(["check-in", "new", "back"]);
 const RANK = { offline: 0, late: 1, online: 2, never: 3 }; // the order of "sort by state"
 
@@ -20,14 +22,13 @@ export class Model {
   put(record) {
     const known = this.users.get(record.email);
     if (known && known.seq > record.seq) return;
-    this.users.set(record.email, {
-      email: record.email,
-      seq: record.seq,
-      seenMs: time(record.last_seen),
-      firstMs: time(record.first_seen),
-      offline: record.state === "offline",
-      address: address(record.client_ip, record.client_port),
-    });
+    const user = emptyUser(record.email);
+    user.seq = record.seq;
+    user.seenMs = time(record.last_seen);
+    user.firstMs = time(record.first_seen);
+    user.offline = record.state === "offline";
+    user.address = address(record.client_ip, record.client_port);
+    this.users.set(record.email, user);
     this.changes++;
   }
 
@@ -38,13 +39,13 @@ export class Model {
     this.changes++;
     if (event.event === "removed") return this.users.delete(event.email);
     if (!user) {
-      user = { email: event.email, seq: 0, seenMs: null, firstMs: null, offline: false, address: "" };
+      user = emptyUser(event.email);
       this.users.set(event.email, user);
     }
     user.seq = event.seq;
     if (event.event === "offline") {
       user.offline = true;
-    } else if (CHECK_INS.has(event.event)) {
+    } else if (isCheckIn(event)) {
       user.offline = false;
       user.seenMs = time(event.last_seen);
       user.address = address(event.client_ip, event.client_port);
@@ -65,13 +66,14 @@ export class Model {
     return counts;
   }
 
-  // Returns the matching users, in order. `sort` is email, seen, state or address.
+  // Returns the users that match every word of `search`, in order. `sort` is email, seen, state or
+  // address.
   select({ filter, search, sort, descending }, nowMs) {
-    const needle = search.trim().toLowerCase();
+    const words = search.normalize("NFC").toLowerCase().split(/\s+/).filter(Boolean);
     const found = [];
     for (const user of this.users.values()) {
       if (filter !== "all" && this.state(user, nowMs) !== filter) continue;
-      if (needle && !user.email.includes(needle) && !user.address.includes(needle)) continue;
+      if (!words.every((word) => matches(user, word))) continue;
       found.push(user);
     }
     const byEmail = (a, b) => (a.email < b.email ? -1 : a.email > b.email ? 1 : 0);
@@ -86,21 +88,33 @@ export class Model {
   }
 }
 
+function emptyUser(email) {
+  const domain = unicodeDomain(email);
+  return { email, domain, seq: 0, seenMs: null, firstMs: null, offline: false, address: "" };
+}
+
+function matches({ email, domain, address }, word) {
+  if (email.includes(word) || address.includes(word)) return true;
+  return domain !== "" && `${email.slice(0, email.lastIndexOf("@"))}@${domain}`.includes(word);
+}
+
 // The number of check-ins in each of the last `seconds`, by the time of commit.
 export class Rate {
   constructor(seconds) {
     this.seconds = seconds;
     this.counts = new Map();
-    this.knownFrom = 0; // seconds since the epoch; earlier seconds have no data
+    this.knownFrom = 0; // seconds since the epoch; earlier and later ones have no data
+    this.knownTo = Infinity;
   }
 
   add(event) {
-    if (!CHECK_INS.has(event.event)) return;
+    if (!isCheckIn(event)) return;
     const second = Math.floor(time(event.last_seen) / 1000);
     this.counts.set(second, (this.counts.get(second) ?? 0) + 1);
   }
 
-  // Returns [seconds, counts] without the current second. Drops older seconds.
+  // Returns [seconds, counts] without the current second; null where nothing is known. Drops older
+  // seconds.
   series(nowMs) {
     const last = Math.floor(nowMs / 1000) - 1;
     const first = last - this.seconds + 1;
@@ -108,10 +122,20 @@ export class Rate {
     const times = [], counts = [];
     for (let second = first; second <= last; second++) {
       times.push(second);
-      counts.push(second < this.knownFrom ? null : this.counts.get(second) ?? 0);
+      const known = second >= this.knownFrom && second <= this.knownTo;
+      counts.push(known ? this.counts.get(second) ?? 0 : null);
     }
     return [times, counts];
   }
+}
+
+export function isCheckIn(event) {
+  return CHECK_INS.has(event.event);
+}
+
+// Returns when an event was committed, in milliseconds.
+export function committed(event) {
+  return time(event.at ?? event.last_seen);
 }
 
 export function time(text) {

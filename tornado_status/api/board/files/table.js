@@ -77,7 +77,15 @@ export class Table {
     const current = this.state(user);
     if (row.dataset.email !== user.email) {
       row.dataset.email = user.email;
-      email.textContent = user.email;
+      email.replaceChildren(user.email);
+      email.title = user.email;
+      if (user.domain) {
+        // Beside the canonical spelling, never in its place: other letters may look the same.
+        const domain = document.createElement("bdi");
+        domain.textContent = user.domain;
+        email.append(domain);
+        email.title += ` (${user.domain})`;
+      }
     }
     if (row.dataset.state !== current) {
       row.dataset.state = current;

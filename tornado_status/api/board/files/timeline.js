@@ -1,6 +1,6 @@
 // The dialog of one user: the record, the times online, and the events of the log.
 
-import { ago, address, time } from "./model.js";
+import { ago, address, committed, isCheckIn } from "./model.js";
 
 const PAGE = 200;
 const LEAST_MS = 600e3; // the shortest time line, however new the user is
@@ -12,58 +12,68 @@ export class Timeline {
     this.dialog = dialog;
     this.now = now;
     this.offlineAfterMs = offlineAfterMs;
+    this.email = null; // of the user in the open dialog
     this.find = (id) => dialog.querySelector(id);
     this.find("#user-close").addEventListener("click", () => dialog.close());
     dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+    dialog.addEventListener("close", () => { if (!dialog.open) this.email = null; });
     this.find("#history-more").addEventListener("click", () => this.more());
   }
 
-  get email() {
-    return this.dialog.open ? this.user.email : null;
+  open(email) {
+    this.email = email;
+    this.find("#user-title").textContent = email;
+    this.find("#user-facts").replaceChildren();
+    this.reload();
+    this.dialog.showModal();
   }
 
-  open(user, state) {
-    this.user = user;
+  close() {
+    this.dialog.close();
+    this.email = null;
+  }
+
+  // Fetches the history from its newest entry on.
+  reload() {
     this.entries = [];
-    this.next = `/api/users/${encodeURIComponent(user.email)}/history?limit=${PAGE}`;
-    this.find("#user-title").textContent = user.email;
+    this.next = `/api/users/${encodeURIComponent(this.email)}/history?limit=${PAGE}`;
     this.find("#history").replaceChildren();
-    this.facts(state);
-    this.drawLine();
-    this.dialog.showModal();
     this.more();
   }
 
   // Adds a new event of the user in the dialog.
-  add(event, state) {
+  add(event) {
+    if (event.seq <= this.entries[0]?.seq) return; // the page of the history had it
     this.entries.unshift(event);
     this.find("#history").prepend(entry(event));
-    this.facts(state);
-    this.drawLine();
   }
 
-  facts(state) {
-    const { seenMs, firstMs, address } = this.user;
+  // Shows the user's record as it is now.
+  show({ domain, seenMs, firstMs, address }, state) {
     const facts = [
       ["State", state],
       ["Last seen", seenMs === null ? "never" : `${moment(seenMs)}, ${ago(this.now() - seenMs)}`],
-      ["First seen", firstMs === null ? "never" : moment(firstMs)],
+      ["First seen", seenMs === null ? "never" : firstMs === null ? "not known" : moment(firstMs)],
       ["Address", address || "none"],
     ];
-    this.find("#user-facts").replaceChildren(
-      ...facts.flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
-    );
+    if (domain) facts.push(["Domain in Unicode", domain]);
+    const list = this.find("#user-facts");
+    if (list.children.length !== 2 * facts.length) {
+      list.replaceChildren(...facts.flatMap(([name]) => [element("dt", name), element("dd", "")]));
+    }
+    facts.forEach(([, value], i) => setText(list.children[2 * i + 1], value));
+    this.drawLine();
   }
 
   async more() {
-    const { user, next } = this;
+    const { entries, next } = this;
     const button = this.find("#history-more");
     button.disabled = true;
     try {
       const response = await fetch(next);
       if (!response.ok) throw new Error(`${response.status}`);
       const page = await response.json();
-      if (this.user !== user || this.next !== next) return;
+      if (this.entries !== entries || this.next !== next) return;
       const newest = this.entries.at(-1)?.seq ?? Infinity;
       const older = page.events.filter((event) => event.seq < newest);
       this.entries.push(...older);
@@ -81,7 +91,7 @@ export class Timeline {
   drawLine() {
     const line = this.find("#line");
     const end = this.now();
-    const times = this.entries.map((event) => time(event.last_seen)).filter(Boolean);
+    const times = this.entries.map(committed);
     const start = Math.min(...times, end - LEAST_MS);
     const spans = onlineSpans(this.entries, end, this.offlineAfterMs());
     line.replaceChildren(
@@ -106,13 +116,12 @@ export function onlineSpans(entries, nowMs, offlineAfterMs) {
   const spans = [];
   let from = null, last = null;
   for (const event of [...entries].reverse()) {
-    const at = time(event.last_seen);
-    if (event.event === "offline") {
+    if (isCheckIn(event)) {
+      last = committed(event);
+      from ??= last;
+    } else if (event.event === "offline" || event.event === "removed") {
       if (from !== null) spans.push([from, last]);
       from = last = null;
-    } else if (at !== null && event.event !== "enrolled") {
-      from ??= at;
-      last = at;
     }
   }
   if (from !== null) spans.push([from, nowMs - last > offlineAfterMs ? last : nowMs]);
@@ -121,10 +130,9 @@ export function onlineSpans(entries, nowMs, offlineAfterMs) {
 
 function entry(event) {
   const item = document.createElement("li");
-  const at = time(event.last_seen);
   const name = element("b", event.event);
   name.dataset.event = event.event;
-  item.append(name, element("time", at === null ? "" : moment(at)), element("span", address(event.client_ip, event.client_port)));
+  item.append(name, element("time", moment(committed(event))), element("span", address(event.client_ip, event.client_port)));
   return item;
 }
 
@@ -132,6 +140,10 @@ function element(tag, text) {
   const made = document.createElement(tag);
   made.textContent = text;
   return made;
+}
+
+function setText(place, text) {
+  if (place.textContent !== text) place.textContent = text;
 }
 
 function moment(ms) {
