@@ -46,7 +46,7 @@ def nav() -> list[str]:
 
 
 def test_every_page_is_in_the_nav_once() -> None:
-    """Who adds a page to docs/ adds a line to mkdocs.yml."""
+    """A new page in docs/ needs a line in mkdocs.yml."""
     written = [str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")]
     generated = [*links.PAGES.values(), "reference/cli.md"]
     assert sorted(nav()) == sorted({*written, *generated})
@@ -171,7 +171,7 @@ def test_a_link_of_the_repository_leads_to_the_same_in_the_site(
 
 
 def build(checkout: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    """Build the site in a network where nobody else is."""
+    """Build the site in a network of its own."""
     available = importlib.util.find_spec("mkdocs") is not None
     require("mkdocs", available, "make docs installs it")
     with network_of_its_own() as enter:
