@@ -86,7 +86,8 @@ def config_page(text: str) -> str:
         if remark:
             page += [f"{_text(f'{remark[0].upper()}{remark[1:]}')}.", ""]
         if not keys[0].name:
-            page += [*_entries(keys[0], schema, node), f"The default is `{keys[0].default}`.", ""]
+            default = f"The default is `{keys[0].default}`: {keys[0].meaning}."
+            page += [*_entries(keys[0], schema, node), default, ""]
             continue
         properties = _resolve(schema, node)["properties"]
         page += _table(HEAD, [_row(key, schema, properties[key.name]) for key in keys])
@@ -223,7 +224,7 @@ def _text(line: str) -> str:
 
     def mark(match: re.Match[str]) -> str:
         word = match[0]
-        return f"[{word[5:]}]({word})" if word.startswith("docs/") else f"`{word}`"
+        return f"[{word[5:-3]}]({word})" if word.startswith("docs/") else f"`{word}`"
 
     return _CODE.sub(mark, line)
 

@@ -78,7 +78,7 @@ def test_the_settings_page_has_every_setting_with_its_meaning() -> None:
         "| `port`{#server.port} | TCP port; 0: any free port | whole number from 0 to 65535 |",
         "| seconds above 0 to 365 days | `10` |",
         "| list of strings | `[]` |",
-        "[proxies.md](docs/proxies.md)",
+        "see [proxies](docs/proxies.md)",
     ):
         assert part in page
 
