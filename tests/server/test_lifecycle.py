@@ -216,7 +216,7 @@ def test_a_taken_port_is_one_line_and_exit_2(start_server: StartServer) -> None:
 
 def test_a_second_server_names_the_first(start_server: StartServer) -> None:
     """Rather than "another program": it runs in another terminal."""
-    first = start_server()
+    first = start_server(environment={})  # not forked: it is known by its command line
     second = start_server(wait=False, server={"port": first.port})
     assert second.process.wait(PATIENCE_S) == 2
     message = f"taken by another tornado-status server, process {first.process.pid}: stop it"
