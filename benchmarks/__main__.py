@@ -1,6 +1,6 @@
 """`python -m benchmarks`: build, measure, print the table, write it with its plot.
 
-Every contender is measured in every round, in turn, so that disturbances meet all alike. Only a run
+Every contender is measured in every round, in turn, to let disturbances meet all alike. Only a run
 of everything is written to benchmarks/results and README.md; less is a first look.
 """
 
@@ -33,7 +33,7 @@ SERVERS = (1, 2)
 
 @dataclass(frozen=True, slots=True)
 class ComparisonPlan:
-    """What to measure. `seconds` is the measured time of each workload in each round."""
+    """A run of the comparison. `seconds` is the measured time of each workload in each round."""
 
     peers: Sequence[Contender]
     workloads: Sequence[str]
@@ -47,18 +47,15 @@ def run(plan: ComparisonPlan) -> Results:
     """Build, measure, and return the numbers. Raises `BenchmarkError` if nothing is possible."""
     BUILD.mkdir(exist_ok=True)
     compile_load(BUILD)  # first: without it nothing is possible
-    left_out: dict[str, str] = {}
-    contenders = [peer for peer in plan.peers if _is_prepared(peer, left_out)]
+    contenders = list(plan.peers)
     with rig(
         CONNECTIONS, seconds=plan.seconds, idle_connections=plan.idle_connections
     ) as surroundings:
         results = surroundings.results
         results.rows += [Row(p.name, p.title, p.writes, p.does_the_job) for p in contenders]
-        results.left_out |= left_out
-        if "users" in plan.workloads:
-            for users in USERS:
-                say(f"filling a database with {users:,} users")
-                store_driver.fill(surroundings.postgres, f"users_{users}", users)
+        for users in USERS if "users" in plan.workloads else ():
+            say(f"filling a database with {users:,} users")
+            store_driver.fill(surroundings.postgres, f"users_{users}", users)
         compared = [name for name in WORKLOADS if name in plan.workloads]
         for number in results.in_rounds(plan.rounds, plan.budget_s):
             # Each is first and last in turn.
@@ -74,17 +71,6 @@ def run(plan: ComparisonPlan) -> Results:
                         say(f"  {name}: {error}")
                         results.note(f"{name}: a round failed: {error}")
     return results
-
-
-def _is_prepared(contender: Contender, left_out: dict[str, str]) -> bool:
-    try:
-        for prepare in contender.prepare:
-            prepare()
-    except BenchmarkError as error:
-        say(f"left out: {contender.title}: {error}")
-        left_out[contender.title] = str(error)
-        return False
-    return True
 
 
 def _measure(surroundings: Rig, contender: Contender, workloads: Sequence[str]) -> bool:
@@ -110,9 +96,8 @@ def measure_users(surroundings: Rig) -> None:
     postgres = surroundings.postgres
 
     def drive(users: int, row: str) -> None:
-        numbers = store_driver.drive_stores(
-            postgres, [f"users_{users}"], users, surroundings.seconds, CONNECTIONS
-        )
+        names, seconds = [f"users_{users}"], surroundings.seconds
+        numbers = store_driver.drive_stores(postgres, names, users, seconds, CONNECTIONS)
         surroundings.results.add("users", row, numbers)
 
     for users in USERS:
@@ -167,12 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path | None]:
     peers = [contender.name for contender in CONTENDERS]
     workloads = [*WORKLOADS, *OWN_WORKLOADS]
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description="Compare tornado_status with servers that do the same job.",
-    )
+    parser = argparse.ArgumentParser(prog=comparison.COMMAND, description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help=f"in two minutes, a first look: {', '.join(QUICK)}"
+        "--quick", action="store_true", help=f"a first look in two minutes: {', '.join(QUICK)}"
     )
     for option, choices, metavar in (("--only", peers, "PEER"), ("--workloads", workloads, "NAME")):
         known = f"of {', '.join(choices)}"

@@ -2,54 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from benchmarks.results import Results
 from benchmarks.tables import (
+    LATENCY,
     MICRO,
     NOTHING,
+    RATE,
     TIMES,
     Cells,
+    Show,
     bullets,
     cell,
     columns_table,
     machine_line,
-    percent,
+    rows,
     table,
 )
 
 COMMAND = "python -m benchmarks"
 
+_CPU = "server_cpu_ms+database_cpu_ms"
+_SPREAD = f" ±{{{_CPU}.spread:.0%}} ({{{_CPU}.ratio:.2f}}{TIMES})"
+_RATE = f"{RATE} ({{rate.ratio:.1f}}{TIMES})"
+
+
+def _cpu(m: Cells) -> str:
+    database = " + {database_cpu_ms:.3f}" if m["database_cpu_ms"].median else ""  # none: a ceiling
+    return f"{{server_cpu_ms:.3f}}{database}{_SPREAD}".format_map(m)
+
+
+_MAIN: tuple[tuple[str, str, Show], ...] = (
+    ("keep-alive", "keep-alive: check-ins/s", _RATE),
+    ("keep-alive", "p50 / p99 ms", LATENCY),
+    ("keep-alive", "CPU ms", _cpu),
+    ("handshake", "handshake: check-ins/s", _RATE),
+    ("handshake", "CPU ms", _cpu),
+    ("resumed", "resumed: check-ins/s", _RATE),
+    ("resumed", "CPU ms", _cpu),
+    ("storm", "storm: p50 / p99 ms", LATENCY),
+    ("storm", "the same alone", "{alone_p50_ms:~} / {alone_p99_ms:~}"),
+    ("idle", "idle: KiB", "{kib_per_connection:.1f}"),
+)
+_STORE: dict[str, Show] = {
+    "check-ins/s": f"{RATE} ({{rate.ratio:.2f}}{TIMES})",
+    "CPU ms: server + PostgreSQL": f"{{server_cpu_ms:.4f}} + {{database_cpu_ms:.4f}}{_SPREAD}",
+}
+_WAL: Show = "{wal_bytes:,.0f}"
+_STREAMS: dict[str, Show] = {
+    "KiB each": lambda m: "{kib_per_stream:.1f}".format_map(m) if m.row != "0" else NOTHING,
+    f"CPU {MICRO} a message": lambda m: (
+        "{cpu_us_per_message:.2f}".format_map(m) if m.row != "0" else NOTHING
+    ),
+    "check-ins/s beside": "{rate:,.0f}",
+    "p50 / p99 ms": LATENCY,
+}
+_OWN = {
+    "users": "The store alone, driven in its own process with random users, without TLS and HTTP:",
+    "reuse_port": "The whole server, keep-alive as above:",
+    "streams": "Streams of all events (`/api/stream`) at once: memory of each; the server's CPU for"
+    " one message to one stream, at a steady pace; and keep-alive as above while they are open:",
+}
+_HEADS = {
+    "users": "users in the database",
+    "reuse_port": "servers on one port and database",
+    "streams": "streams",
+}
+
 
 def markdown(results: Results) -> str:
     """Return the table of all rows, the tables of tornado_status alone, and what to know."""
-    parts = [_main_table(results)]
-    parts += _own_table(
-        results,
-        "users",
-        "users in the database",
-        "The store alone, driven in its own process with random users, without TLS and HTTP:",
-    )
-    parts += _own_table(
-        results,
-        "reuse_port",
-        "servers on one port and database",
-        "The whole server, keep-alive as above:",
-    )
-    parts += [*_streams_table(results), _footer(results)]
-    return "\n\n".join(filter(None, parts)) + "\n"
+    parts = []
+    main = [column for column in _MAIN if results.rounds.get(column[0])]
+    if main:
+        lines = [["server", *(title for _, title, _ in main)]]
+        for row in results.rows:
+            cells = (
+                cell(show, Cells(results, workload, row.name, "")) for workload, _, show in main
+            )
+            lines.append([row.title, *cells])
+        parts.append(table(lines))
+    for workload, sentence in _OWN.items():
+        if measured := rows(results, workload, _counted):
+            columns = _STREAMS if workload == "streams" else _STORE
+            if any(cell(_WAL, m) != NOTHING for m in measured):
+                columns = {**columns, "WAL bytes": _WAL}
+            parts += [sentence, columns_table(_HEADS[workload], measured, columns)]
+    return "\n\n".join([*parts, _footer(results)]) + "\n"
 
 
 def summary(results: Results) -> dict[str, str]:
     """Return the blocks of README.md: a table that is short, and where it comes from."""
+    cpu: Show = f"{{server_cpu_us+database_cpu_us:,.0f}} ({{{_CPU}.ratio:.2f}}{TIMES})"
     lines = [["server", "check-ins/s", f"CPU {MICRO}", f"CPU {MICRO}, fresh connection"]]
     for row in results.rows:
-        kept, fresh = (
-            Cells(results, workload, row.name, results.rows[0].name)
-            for workload in ("keep-alive", "handshake")
-        )
-        rate = cell(lambda m: f"{m.rate().median:,.0f}{m.ratio(Cells.rate, 1)}", kept)
-        lines.append([row.title, rate, cell(_cpu_us, kept), cell(_cpu_us, fresh)])
+        kept, fresh = (Cells(results, name, row.name, "") for name in ("keep-alive", "handshake"))
+        rate = cell(f"{{rate:,.0f}} ({{rate.ratio:.1f}}{TIMES})", kept)
+        lines.append([row.title, rate, cell(cpu, kept), cell(cpu, fresh)])
     machine = results.machine
     known = [machine.get("CPU", ""), f"{machine.get('cores')} cores" if "cores" in machine else ""]
     known += [f"{name} {machine[name]}" for name in ("Python", "PostgreSQL") if name in machine]
@@ -57,87 +105,9 @@ def summary(results: Results) -> dict[str, str]:
     return {"results": f"{table(lines)}\n\n{source} first row."}
 
 
-def _rate(m: Cells) -> str:
-    return f"{m.rate().median:,.0f} {percent(m.rate())}{m.ratio(Cells.rate, 1)}"
-
-
-def _cpu(m: Cells) -> str:
-    return f"{m.cpu_parts(3)} {percent(m.cpu())}{m.ratio(Cells.cpu, 2)}"
-
-
-def _cpu_us(m: Cells) -> str:
-    return f"{m.cpu().median * 1000:,.0f}{m.ratio(Cells.cpu, 2)}"
-
-
-_COLUMNS: tuple[tuple[str, str, Callable[[Cells], str]], ...] = (
-    ("keep-alive", "keep-alive: check-ins/s", _rate),
-    ("keep-alive", "p50 / p99 ms", Cells.latency),
-    ("keep-alive", "CPU ms", _cpu),
-    ("handshake", "handshake: check-ins/s", _rate),
-    ("handshake", "CPU ms", _cpu),
-    ("resumed", "resumed: check-ins/s", _rate),
-    ("resumed", "CPU ms", _cpu),
-    ("storm", "storm: p50 / p99 ms", Cells.latency),
-    ("storm", "the same alone", lambda m: m.latency("alone_p50_ms", "alone_p99_ms")),
-    ("idle", "idle: KiB", lambda m: f"{m['kib_per_connection']:.1f}"),
-)
-
-
-def _main_table(results: Results) -> str:
-    columns = [column for column in _COLUMNS if results.rounds.get(column[0])]
-    if not columns:
-        return ""
-    lines = [["server", *(title for _, title, _ in columns)]]
-    for row in results.rows:
-        cells = (
-            cell(show, Cells(results, workload, row.name, results.rows[0].name))
-            for workload, _, show in columns
-        )
-        lines.append([row.title, *cells])
-    return table(lines)
-
-
-def _own_table(results: Results, workload: str, head: str, sentence: str) -> list[str]:
-    by_row = list(results.rounds.get(workload, ()))
-    if not by_row:
-        return []
-    columns: dict[str, Callable[[Cells], str]] = {
-        "check-ins/s": lambda m: (
-            f"{m.rate().median:,.0f} {percent(m.rate())}{m.ratio(Cells.rate, 2)}"
-        ),
-        "CPU ms: server + PostgreSQL": lambda m: (
-            f"{m.cpu_parts(4)} {percent(m.cpu())}{m.ratio(Cells.cpu, 2)}"
-        ),
-    }
-    rows = []
-    for name in by_row:
-        number, _, condition = name.partition(" ")
-        label = f"{int(number):,}{condition and f', {condition}'}"
-        rows.append((label, Cells(results, workload, name, by_row[0])))
-    wal: Callable[[Cells], str] = lambda m: f"{m['wal_bytes']:,.0f}"  # noqa: E731
-    if any(cell(wal, cells) != NOTHING for _, cells in rows):
-        columns["WAL bytes"] = wal
-    return [sentence, columns_table(head, rows, columns)]
-
-
-def _streams_table(results: Results) -> list[str]:
-    by_row = results.rounds.get("streams")
-    if not by_row:
-        return []
-    sentence = (
-        "Streams of all events (`/api/stream`) at once: memory of each; the server's CPU for one"
-        " message to one stream, at a steady pace; and keep-alive as above while they are open:"
-    )
-    rows = [(f"{int(name):,}", Cells(results, "streams", name)) for name in by_row]
-    columns: dict[str, Callable[[Cells], str]] = {
-        "KiB each": lambda m: f"{m['kib_per_stream']:.1f}" if int(m.row) else NOTHING,
-        f"CPU {MICRO} a message": lambda m: (
-            f"{m['cpu_us_per_message']:.2f}" if int(m.row) else NOTHING
-        ),
-        "check-ins/s beside": lambda m: f"{m['rate']:,.0f}",
-        "p50 / p99 ms": Cells.latency,
-    }
-    return [sentence, columns_table("streams", rows, columns)]
+def _counted(row: str) -> str:
+    number, _, condition = row.partition(" ")
+    return f"{int(number):,}{condition and f', {condition}'}"
 
 
 def _footer(results: Results) -> str:

@@ -25,14 +25,8 @@ START_TIMEOUT_S = 60.0  # a machine under load, a cold disk
 MANAGEMENT_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 20.0  # a drain of ten seconds, and as much again
 
-STATUS_SCHEMA = """\
-CREATE TABLE user_status (
-    email       text PRIMARY KEY,
-    last_seen   timestamptz NOT NULL,
-    client_ip   inet NOT NULL,
-    client_port integer NOT NULL
-) WITH (fillfactor = 70)
-"""
+# These would change a contender's settings.
+UNWANTED = ("TORNADO_STATUS_", "DATABASE_URL", "PORT", "PG", "NODE_", "GO", "PYTHON")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +45,26 @@ class Site:
     identities: Identities
     directory: Path
 
-    def environment(self) -> dict[str, str]:
-        """Return what the contenders read their settings from."""
-        settings: dict[str, object] = {
-            "PORT": self.port,
-            "CERTIFICATE": self.identities.certificate("server"),
-            "KEY": self.identities.key("server"),
-            "CA": self.identities.certificate("ca"),
-            "ANNOUNCER_KEY": self.identities.key("announcer"),
+    def settings(self) -> dict[str, str]:
+        """Return the settings that a contender finds in its environment, after `PEER_`."""
+        return {
+            "PORT": str(self.port),
+            "DIRECTORY": str(self.directory),
+            "CERTIFICATE": str(self.identities.certificate("server")),
+            "KEY": str(self.identities.key("server")),
+            "CA": str(self.identities.certificate("ca")),
+            "ANNOUNCER_KEY": str(self.identities.key("announcer")),
             "GROUP": GROUP,
             "BROADCAST": BROADCAST,
-            "ANNOUNCE_PORT": self.announce_port,
+            "ANNOUNCE_PORT": str(self.announce_port),
             "DATABASE_SOCKET": self.postgres.socket_directory,
             "DATABASE_USER": self.postgres.user,
             "DATABASE": self.database,
         }
-        return {f"PEER_{name}": str(value) for name, value in settings.items()}
 
 
 def accepts(address: tuple[str, int] | str) -> bool:
-    """Return whether something listens on a TCP address, or on the path of a Unix socket."""
+    """Return whether a program listens on a TCP address, or on the path of a Unix socket."""
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         return sock.connect_ex(address) == 0
@@ -87,26 +81,18 @@ def management(port: int, page: str) -> str:
     return text
 
 
-def _accepts(site: Site) -> bool:
-    return accepts((LOOPBACK, site.port))
-
-
-def _status_table(postgres: PostgreSql, database: str) -> None:
-    postgres.execute(database, STATUS_SCHEMA)
-
-
 @dataclass(frozen=True, slots=True)
 class Contender:
     """A server that is measured. `title` stands in the table, `writes` in its notes."""
 
     name: str
     title: str
-    commands: Callable[[Site], Sequence[Sequence[object]]]  # the programs to start, in order
-    prepare: Sequence[Callable[[], object]] = ()  # may raise `Unavailable`, `BenchmarkError`
+    # The programs to start, in order. It builds what is missing, or raises `BenchmarkError`.
+    commands: Callable[[Site], Sequence[Sequence[object]]]
     writes: str = "status row"
     does_the_job: bool = True  # False for a ceiling, which only answers
-    make_tables: Callable[[PostgreSql, str], None] = _status_table
-    is_ready: Callable[[Site], bool] = _accepts
+    make_tables: Callable[[PostgreSql, str], None] = PostgreSql.make_status_table
+    is_ready: Callable[[Site], bool] = lambda site: accepts((LOOPBACK, site.port))
     servers: int = 1  # on one port, each with a management port
 
 
@@ -122,32 +108,30 @@ def free_port(kind: socket.SocketKind) -> int:
 def running(contender: Contender, site: Site) -> Iterator[list[int]]:
     """Run `contender` for the block; give its process numbers. Raises `BenchmarkError`."""
     log_path = site.directory / "log"
-    processes: list[subprocess.Popen[bytes]] = []
-    with log_path.open("wb") as log:
-        try:
-            for command in contender.commands(site):
-                processes.append(
-                    subprocess.Popen(
-                        [str(part) for part in command],
-                        cwd=ROOT,
-                        env={**_plain_environment(), **site.environment()},
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                        start_new_session=True,
-                    )
-                )
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while not contender.is_ready(site):
-                ended = any(process.poll() is not None for process in processes)
-                if ended or time.monotonic() > deadline:
-                    text = log_path.read_text(errors="replace")
-                    raise BenchmarkError(f"it does not start:\n{tail(text)}")
-                time.sleep(0.05)  # another process: there is nothing to wait on
-            yield [process.pid for process in processes]
-        finally:
-            for process in reversed(processes):
-                _end(process)
+    environment = {name: v for name, v in os.environ.items() if not name.startswith(UNWANTED)}
+    environment |= {f"PEER_{name}": value for name, value in site.settings().items()}
+    with log_path.open("wb") as log, contextlib.ExitStack() as ending:
+        processes = []
+        for command in contender.commands(site):
+            process = subprocess.Popen(
+                [str(part) for part in command],
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            ending.callback(_end, process)
+            processes.append(process)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not contender.is_ready(site):
+            ended = any(process.poll() is not None for process in processes)
+            if ended or time.monotonic() > deadline:
+                text = log_path.read_text(errors="replace")
+                raise BenchmarkError(f"it does not start:\n{tail(text)}")
+            time.sleep(0.05)  # another process: there is nothing to wait on
+        yield [process.pid for process in processes]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -159,9 +143,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def _plain_environment() -> dict[str, str]:
-    """The environment without what would change a contender's settings."""
-    unwanted = ("TORNADO_STATUS_", "DATABASE_URL", "PORT", "PG", "NODE_", "GO", "PYTHON")
-    return {name: v for name, v in os.environ.items() if not name.startswith(unwanted)}

@@ -10,16 +10,12 @@ from certs_gen.authority import Authority, Credential
 
 BAD = "bad_client"  # its CN is no e-mail address
 STRANGER = "stranger"  # of another CA
-
 ISSUER = "CN=tornado_status benchmark CA"  # of users who have no certificate
 
 
 @dataclass(frozen=True, slots=True)
 class Identities:
-    """The files, by name: `ca`, `server`, `announcer`, a client's e-mail, `BAD` or `STRANGER`.
-
-    `listed` names the files of all clients with an e-mail, line by line, as load.c reads it.
-    """
+    """The files, by name: `ca`, `server`, `announcer`, a client's e-mail, `BAD` or `STRANGER`."""
 
     directory: Path
     emails: tuple[str, ...]
@@ -31,8 +27,9 @@ class Identities:
         return self.directory / f"{name}.key"
 
     @property
-    def listed(self) -> Path:
-        return self.directory / "clients.txt"
+    def bundle(self) -> Path:
+        """The certificates and keys of all clients with an e-mail, as load.c reads them."""
+        return self.directory / "clients.pem"
 
     def client_context(self, name: str | None) -> ssl.SSLContext:
         """Return a context that trusts the CA and shows the certificate of `name`, if any."""
@@ -53,7 +50,7 @@ def device(number: int) -> tuple[str, str]:
 
 def make(directory: Path, count: int) -> Identities:
     """Issue a CA, what a server needs, and `count` clients, all into `directory`."""
-    identities = Identities(directory, tuple(email(number) for number in range(count)))
+    made = Identities(directory, tuple(email(number) for number in range(count)))
     directory.mkdir(parents=True, exist_ok=True)
     authority = Authority.create()
     issued: dict[str, Credential] = {
@@ -62,14 +59,12 @@ def make(directory: Path, count: int) -> Identities:
         "announcer": authority.issue_announcer(),
         BAD: authority.issue_bad_client(),
         STRANGER: Authority.create().issue_client("stranger@example.com"),
-        **{name: authority.issue_client(name) for name in identities.emails},
+        **{name: authority.issue_client(name) for name in made.emails},
     }
     for name, credential in issued.items():
         # Keys of a CA that nothing trusts, for a minute on this machine.
-        certificate, key = credential.certificate_pem(), credential.key_pem()
-        identities.certificate(name).write_bytes(certificate)
-        identities.key(name).write_bytes(key)
-        (directory / f"{name}.pem").write_bytes(certificate + key)
-    files = [directory / f"{name}.pem" for name in identities.emails]
-    identities.listed.write_text("".join(f"{file}\n" for file in files))
-    return identities
+        made.certificate(name).write_bytes(credential.certificate_pem())
+        made.key(name).write_bytes(credential.key_pem())
+    files = [file(name) for name in made.emails for file in (made.certificate, made.key)]
+    made.bundle.write_bytes(b"".join(path.read_bytes() for path in files))
+    return made

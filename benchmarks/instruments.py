@@ -105,43 +105,46 @@ class CommitSampler:
             return cursor.fetchall()
 
 
-# Of check-ins, commits of check-ins, seconds from their statements to their answers, datagrams to
-# the multicast target: the sample's name, and a label with the beginning of its value.
+# The sample's name, and a label with the beginning of its value.
 _COUNTED = {
     "check_ins": ("tornado_status_check_ins_total", "result", "recorded"),
     "batches": ("tornado_status_commit_batch_size_count", "", ""),
-    "commit_s": ("tornado_status_commit_duration_seconds_sum", "", ""),
+    "commit_s": ("tornado_status_commit_duration_seconds_sum", "", ""),  # sent to answered
     "datagrams": ("tornado_status_datagrams_sent_total", "target", "multicast"),
 }
 
 
 class OwnCounts:
-    """What servers counted themselves, by their /metrics: the sums of all. See `_COUNTED`."""
+    """Counts of the servers' own, from their /metrics: the sums of all. See `_COUNTED`."""
 
     def __init__(self, management_ports: Iterable[int]) -> None:
         self._ports = tuple(management_ports)
-        self._counts: Counter[str] = Counter()
 
     def __getitem__(self, name: str) -> float:
-        return self._counts[name]
+        return self._until[name] - self._from[name]
 
     def __enter__(self) -> OwnCounts:
-        self._counts.subtract(self._read())
+        self._from = self._read()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._counts.update(self._read())
+        self._until = self._read()
 
-    def _read(self) -> Counter[str]:
-        found: Any = Counter()  # of floats
-        for port in self._ports:
-            for family in text_string_to_metric_families(management(port, "metrics")):
-                for sample in family.samples:
-                    for name, (metric, label, value) in _COUNTED.items():
-                        if metric == sample.name and sample.labels.get(label, "").startswith(value):
-                            found[name] += sample.value
-        counts: Counter[str] = found
-        return counts
+    def _read(self) -> dict[str, float]:
+        samples = [
+            sample
+            for port in self._ports
+            for family in text_string_to_metric_families(management(port, "metrics"))
+            for sample in family.samples
+        ]
+        return {
+            name: sum(
+                sample.value
+                for sample in samples
+                if sample.name == metric and sample.labels.get(label, "").startswith(value)
+            )
+            for name, (metric, label, value) in _COUNTED.items()
+        }
 
 
 def receiver(address: str, port: int) -> socket.socket:

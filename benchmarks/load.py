@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import signal
-import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from benchmarks.programs import BENCHMARKS, BenchmarkError, Child, Unavailable
+from benchmarks.programs import BENCHMARKS, Child, find_program, run_tool
 
 SOURCE = BENCHMARKS / "load.c"
-FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra")
-LIBRARIES = ("-lssl", "-lcrypto", "-lm")
+OPTIONS = ("-std=c11", "-O2", "-Wall", "-Wextra", SOURCE, "-lssl", "-lcrypto", "-lm")
 PERCENTILES = {"p50": 500, "p90": 900, "p99": 990, "p99.9": 999, "max": 1000}  # in thousandths
 
 Mode = Literal["keep-alive", "handshake", "resumed", "idle"]
@@ -51,20 +48,12 @@ def percentiles_ms(latencies_us: Sequence[int]) -> dict[str, float]:
 
 
 def compile_load(directory: Path) -> Path:
-    """Compile load.c into `directory` and return the program. Raises `Unavailable`."""
+    """Compile load.c into `directory` and return the program. Raises `BenchmarkError`."""
     program = directory / "load"
-    if program.exists() and program.stat().st_mtime > SOURCE.stat().st_mtime:
-        return program
-    compiler = shutil.which("cc")
-    if compiler is None:
-        raise Unavailable("the load generator needs a C compiler (Debian: gcc libc6-dev)")
-    directory.mkdir(parents=True, exist_ok=True)
-    command = [compiler, *FLAGS, "-o", str(program), str(SOURCE), *LIBRARIES]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        if "openssl/" in done.stderr or "-lssl" in done.stderr:
-            raise Unavailable("the load generator needs OpenSSL's headers (Debian: libssl-dev)")
-        raise BenchmarkError(f"load.c does not compile: {done.stderr.strip()}")
+    if not program.exists() or program.stat().st_mtime < SOURCE.stat().st_mtime:
+        directory.mkdir(parents=True, exist_ok=True)
+        compiler = find_program("cc", "gcc libc6-dev libssl-dev")
+        run_tool([compiler, *OPTIONS, "-o", program], "compiling load.c (Debian: libssl-dev)")
     return program
 
 
@@ -89,6 +78,8 @@ class Load(Child):
         requests: int = 0,
         rate: float = 0.0,
     ) -> None:
+        if rate and mode != "keep-alive":
+            raise ValueError("a rate goes with keep-alive")
         numbers = [connections, warmup_s, seconds, requests, rate]
         super().__init__([program, mode, port, identities, *numbers])
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 from benchmarks.results import Results, Row
-from benchmarks.tables import Cells
 
 # In the middle between black and white: to be read on either.
 _TEXT = "#7c7c7c"
@@ -14,103 +12,74 @@ _SERVER, _OURS, _DATABASE, _CEILING = "#5b8dbf", "#d9822b", "#8c9a5b", "#9a9a9a"
 
 _WIDTH, _LABELS, _VALUES = 780, 250, 90
 _BAR, _GAP, _HEAD, _MARGIN = 18, 8, 46, 12
+_ROOM = _WIDTH - _LABELS - _VALUES - _MARGIN
 
-_PANELS = {
-    "Check-ins a second, 64 connections that stay": "",
-    "CPU ms a check-in on a connection that stays: server, and PostgreSQL (green)": "keep-alive",
-    "CPU ms a check-in with a fresh TLS 1.3 connection: server, and PostgreSQL (green)": (
-        "handshake"
+_PARTS = "server, and PostgreSQL (green)"
+_PANELS = (  # title, workload, numbers that lie side by side
+    ("Check-ins a second, 64 connections that stay", "keep-alive", ("rate",)),
+    *(
+        (f"CPU ms a check-in {which}: {_PARTS}", workload, ("server_cpu_ms", "database_cpu_ms"))
+        for which, workload in (
+            ("on a connection that stays", "keep-alive"),
+            ("with a fresh TLS 1.3 connection", "handshake"),
+        )
     ),
-}
-
-# A label, values and colours side by side, a range, and the number at the end.
-_Bar = tuple[str, list[tuple[float, str]], "tuple[float, float] | None", str]
+)
 
 
 def svg(results: Results) -> str:
     """Return the plot: a panel for throughput, and one for CPU a check-in in each way."""
     body: list[str] = []
     top = _MARGIN
-    for title, workload in _PANELS.items():
-        bars = _cpu_bars(results, workload) if workload else _rate_bars(results)
-        if bars:
-            body += _panel(title, bars, top)
-            top += _HEAD + len(bars) * (_BAR + _GAP)
+    for title, workload, numbers in _PANELS:
+        rows = [row for row in results.rows if row.name in results.rounds.get(workload, {})]
+        if rows:
+            body.append(_text(_MARGIN, top + 26, title, 'font-size="14" font-weight="bold"'))
+            body += _bars(results, rows, workload, numbers, top + _HEAD - 8)
+            top += _HEAD + len(rows) * (_BAR + _GAP)
     machine = ", ".join(results.machine.get(name, "") for name in ("CPU", "kernel"))
-    body.append(_text(_MARGIN, top + 22, f"{results.date[:10]}, {machine}", size=11))
+    body.append(_text(_MARGIN, top + 22, f"{results.date[:10]}, {machine}", 'font-size="11"'))
     height = top + 22 + _MARGIN
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}"'
-        f' viewBox="0 0 {_WIDTH} {height}" role="img" font-family="sans-serif">',
-        "<title>Check-ins: throughput and CPU of each server</title>",
-        *body,
-        "</svg>\n",
-    ]
-    return "\n".join(lines)
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height}" role="img"'
+        f' viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12">\n'
+        "<title>Check-ins: throughput and CPU of each server</title>\n"
+        + "\n".join([*body, "</svg>\n"])
+    )
 
 
-def _measured(results: Results, workload: str) -> list[tuple[Row, Cells]]:
-    by_row = results.rounds.get(workload, {})
-    return [(r, Cells(results, workload, r.name)) for r in results.rows if r.name in by_row]
-
-
-def _rate_bars(results: Results) -> list[_Bar]:
-    bars: list[_Bar] = []
-    for row, cells in _measured(results, "keep-alive"):
-        rate = cells.rate()
-        parts = [(rate.median, _colour(row))]
-        bars.append((row.title, parts, (rate.low, rate.high), f"{rate.median:,.0f}"))
-    return bars
-
-
-def _cpu_bars(results: Results, workload: str) -> list[_Bar]:
-    bars: list[_Bar] = []
-    for row, cells in _measured(results, workload):
-        server = cells["server_cpu_ms"]
-        database = cells["database_cpu_ms"] if row.does_the_job else 0.0
-        parts = [(server, _colour(row)), (database, _DATABASE)]
-        bars.append((row.title, parts, None, f"{server + database:.3f}"))
-    return bars
-
-
-def _colour(row: Row) -> str:
-    if row.name == "tornado_status":
-        return _OURS
-    return _SERVER if row.does_the_job else _CEILING
-
-
-def _panel(title: str, bars: Sequence[_Bar], top: int) -> list[str]:
+def _bars(
+    results: Results, rows: list[Row], workload: str, numbers: tuple[str, ...], y: int
+) -> list[str]:
+    """Return a bar for each row: its numbers side by side, the sum, the range of a single one."""
+    measured = [[results.summary(workload, row.name, number) for number in numbers] for row in rows]
     ends = [
-        max(sum(value for value, _ in parts), whisker[1] if whisker else 0)
-        for _, parts, whisker, _ in bars
+        parts[0].high if len(parts) == 1 else sum(part.median for part in parts)
+        for parts in measured
     ]
-    scale = (_WIDTH - _LABELS - _VALUES - _MARGIN) / (max(ends) or 1)
-    lines = [_text(_MARGIN, top + 26, title, size=14, weight="bold")]
-    for number, (label, parts, whisker, shown) in enumerate(bars):
-        y = top + _HEAD - 8 + number * (_BAR + _GAP)
-        lines.append(_text(_LABELS - 8, y + 13, label.replace("`", ""), anchor="end"))
+    scale = _ROOM / (max(ends) or 1)
+    lines = []
+    for row, parts, end in zip(rows, measured, ends, strict=True):
+        label = row.title.replace("`", "")
+        lines.append(_text(_LABELS - 8, y + 13, label, 'text-anchor="end"'))
+        server = _OURS if row.name == "tornado_status" else _SERVER
+        fills = [server if row.does_the_job else _CEILING, _DATABASE]
         x = float(_LABELS)
-        for value, colour in parts:
-            width = value * scale
-            lines.append(
-                f'<rect x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BAR}" fill="{colour}"/>'
-            )
+        for part, fill in zip(parts, fills[: len(parts)], strict=True):
+            width = part.median * scale
+            size = f'width="{width:.1f}" height="{_BAR}"'
+            lines.append(f'<rect x="{x:.1f}" y="{y}" {size} fill="{fill}"/>')
             x += width
-        if whisker is not None:
-            low, high = (_LABELS + value * scale for value in whisker)
-            middle = y + _BAR / 2
-            lines.append(
-                f'<path d="M{low:.1f} {middle - 4}v8M{low:.1f} {middle}H{high:.1f}'
-                f'M{high:.1f} {middle - 4}v8" stroke="{_TEXT}" fill="none"/>'
-            )
-        lines.append(_text(_LABELS + ends[number] * scale + 6, y + 13, shown))
+        shown = f"{sum(part.median for part in parts):.3f}"
+        if len(parts) == 1:
+            shown = f"{parts[0]:,.0f}"
+            low, high = (_LABELS + edge * scale for edge in (parts[0].low, parts[0].high))
+            whisker = f"M{low:.1f} {y + 5}v8m0-4H{high:.1f}m0-4v8"
+            lines.append(f'<path d="{whisker}" stroke="{_TEXT}" fill="none"/>')
+        lines.append(_text(_LABELS + end * scale + 6, y + 13, shown))
+        y += _BAR + _GAP
     return lines
 
 
-def _text(
-    x: float, y: float, text: str, *, size: int = 12, anchor: str = "start", weight: str = "normal"
-) -> str:
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"'
-        f' font-weight="{weight}" fill="{_TEXT}">{escape(text)}</text>'
-    )
+def _text(x: float, y: float, text: str, attributes: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" fill="{_TEXT}" {attributes}>{escape(text)}</text>'

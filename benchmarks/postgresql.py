@@ -1,15 +1,12 @@
 """The PostgreSQL of a run: one instance with fsync on, a fresh database for each start of a server.
 
-`python -m benchmarks.postgresql DIRECTORY` is that instance: the project's own embedded PostgreSQL,
-until its input ends. It is a process of its own, so that its CPU time is not ours.
+It is the project's own embedded PostgreSQL.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,50 +14,66 @@ from typing import Any
 
 import psycopg2
 
-from benchmarks.programs import BenchmarkError, Child
+from benchmarks.programs import BenchmarkError
 from tornado_status.config import DatabaseSettings, LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.store import Store
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
+STOP_TIMEOUT_S = 60.0  # it writes a checkpoint
 COMMITS = 200  # to measure what one costs on this disk
 
 # Checkpoints between the measurements, not in one server's and not in another's.
 _SETTINGS = {"max_wal_size": "4GB", "checkpoint_timeout": "30min"}
+
+_STATUS_TABLE = """\
+CREATE TABLE user_status (
+    email       text PRIMARY KEY,
+    last_seen   timestamptz NOT NULL,
+    client_ip   inet NOT NULL,
+    client_port integer NOT NULL
+) WITH (fillfactor = 70)
+"""
 
 
 class PostgreSql:
     """Runs with the `with` block."""
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self._server = EmbeddedPostgres(directory)
+        self._runner = asyncio.Runner()
 
     def __enter__(self) -> PostgreSql:
-        self._child = Child([sys.executable, "-m", "benchmarks.postgresql", self._directory])
+        logging_setup.configure(LoggingSettings(level="warning"))
+        self._runner.run(self._server.start())
         try:
-            ready = self._child.wait("ready")
-            self.user, self.socket_directory = str(ready["user"]), str(ready["host"])
+            self.user, self.socket_directory = (
+                str(self._server.parameters[name]) for name in ("user", "host")
+            )
             for name, value in _SETTINGS.items():
                 self.execute("postgres", f"ALTER SYSTEM SET {name} = '{value}'")
             self.execute("postgres", "SELECT pg_reload_conf()")
         except BaseException:
-            self._child.end()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._child.end()
+        self._runner.run(self._server.stop(STOP_TIMEOUT_S))
+        self._runner.close()
 
     @property
     def pid(self) -> int:
         """The postmaster's."""
-        return int((self._directory / "postmaster.pid").read_text().split("\n", 1)[0])
+        if self._server.pid is None:
+            raise BenchmarkError("PostgreSQL has ended")
+        return self._server.pid
 
     def url(self, name: str) -> str:
         return f"postgresql://{self.user}@/{name}?host={self.socket_directory}"
 
     def execute(self, name: str, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """Run one statement in database `name`, committed; return what it returns.
+        """Run one statement in database `name`, committed; return its rows.
 
         Raises `BenchmarkError`.
         """
@@ -78,9 +91,17 @@ class PostgreSql:
         self.execute("postgres", f"CREATE DATABASE {name}")
         self.execute("postgres", "CHECKPOINT")
 
+    def make_status_table(self, name: str) -> None:
+        """Make the one table of a peer that keeps no log."""
+        self.execute(name, _STATUS_TABLE)
+
     def migrate(self, name: str) -> None:
         """Make tornado_status's own tables in a database."""
-        asyncio.run(_migrate(self.url(name)))
+
+        async def migrate() -> None:
+            await (await open_store(self.url(name))).stop()
+
+        asyncio.run(migrate())
 
     def drop(self, name: str) -> None:
         self.execute("postgres", f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
@@ -110,21 +131,3 @@ async def open_store(url: str) -> Store:
     await store.start()
     await store.wait_connected()
     return store
-
-
-async def _migrate(url: str) -> None:
-    await (await open_store(url)).stop()
-
-
-async def main(directory: Path) -> None:
-    logging_setup.configure(LoggingSettings(level="warning"))
-    server = EmbeddedPostgres(directory)
-    await server.start()
-    found = {name: server.parameters[name] for name in ("user", "host")}
-    print(json.dumps({"event": "ready", **found}), flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await server.stop()
-
-
-if __name__ == "__main__":
-    asyncio.run(main(Path(sys.argv[1])))

@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
-_PROC = Path("/proc")
-
 MAX_SCANS = 50  # of processes that come and go all the time
 
 
@@ -20,16 +18,13 @@ def tree(roots: Iterable[int]) -> dict[int, int]:
     """
     children: dict[int, list[int]] = {}
     ticks: dict[int, int] = {}
-    for directory in _PROC.iterdir():
-        if not directory.name.isdigit():
-            continue
+    for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended since
-            text = (directory / "stat").read_text()
             # The name in parentheses may hold anything; the numbers begin behind it.
-            fields = text[text.rindex(")") + 2 :].split()
-            children.setdefault(int(fields[1]), []).append(int(directory.name))
-            utime_stime_cutime_cstime = map(int, fields[11:15])
-            ticks[int(directory.name)] = sum(utime_stime_cutime_cstime)
+            fields = stat.read_text().rpartition(")")[2].split()
+            pid = int(stat.parent.name)
+            children.setdefault(int(fields[1]), []).append(pid)
+            ticks[pid] = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
     found: dict[int, int] = {}
     pending = list(roots)
     while pending:
@@ -43,9 +38,9 @@ def tree(roots: Iterable[int]) -> dict[int, int]:
 def cpu_s(roots: Iterable[int]) -> float:
     """Return the user and system time of the trees, in seconds.
 
-    Children that have ended count through their parent, so the sum never falls.
+    Children that have ended count through their parent: the sum never falls.
     """
-    # A child that is reaped during a scan is in its parent's number, or not yet, or twice. So the
+    # A child that is reaped during a scan is in its parent's number, or not yet, or twice. The
     # same processes must be there before, in and after the scan that counts.
     roots = tuple(roots)
     before, now, after = (tree(roots) for _ in range(3))
@@ -61,6 +56,6 @@ def pss_kib(roots: Iterable[int]) -> int:
     found = 0
     for pid in tree(roots):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            lines = (_PROC / str(pid) / "smaps_rollup").read_text().splitlines()
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
             found += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     return found

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +18,7 @@ ROOT = BENCHMARKS.parent  # programs are started here, so that `python -m` finds
 BUILD = BENCHMARKS / ".build"
 
 LINE_TIMEOUT_S = 900.0  # for one line of a program: the longest measured time of load.c, and more
-END_TIMEOUT_S = 60.0  # PostgreSQL writes a checkpoint
+END_TIMEOUT_S = 60.0  # a store drains, a listener has much to do
 LOG_LINES = 15  # of a program that failed
 
 
@@ -27,7 +27,7 @@ class BenchmarkError(Exception):
 
 
 class Unavailable(BenchmarkError):
-    """Something cannot run here: the text says what is missing, and how to install it."""
+    """A program is missing: the text says how to install it."""
 
 
 def say(text: str) -> None:
@@ -77,9 +77,6 @@ def tail(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-LOG_LINES:])
 
 
-Parse = Callable[[str], "dict[str, Any] | None"]
-
-
 class Child:
     """A program that reports by lines: a JSON object each, or what `parse` makes of it.
 
@@ -87,7 +84,11 @@ class Child:
     """
 
     def __init__(
-        self, command: Sequence[object], *, parse: Parse = json.loads, on_stderr: bool = False
+        self,
+        command: Sequence[object],
+        *,
+        parse: Callable[[str], dict[str, Any] | None] = json.loads,
+        on_stderr: bool = False,
     ) -> None:
         self._parse = parse
         self._name = " ".join(str(part) for part in command[:3])
@@ -117,18 +118,14 @@ class Child:
 
     def wait(self, event: str, timeout_s: float = LINE_TIMEOUT_S) -> dict[str, Any]:
         """Return the line of this event. Raises `BenchmarkError` if it does not come."""
-        watchdog = threading.Timer(timeout_s, self._process.kill)
-        watchdog.start()
         line = ""
-        try:
+        with self._killed_after(timeout_s):
             for line in self._lines:
                 entry = self._parse(line)
                 if entry is not None and entry["event"] == event:
                     return entry
                 if entry is not None and entry["event"] == "failed":
                     raise BenchmarkError(entry["why"])
-        finally:
-            watchdog.cancel()
         raise BenchmarkError(f"{self._name} ended before {event!r}, after {line.strip()!r}")
 
     def go_on(self) -> None:
@@ -147,11 +144,17 @@ class Child:
     def end(self) -> int:
         """Close its input and return its exit status. Kills it after a time. Idempotent."""
         self.release()
-        watchdog = threading.Timer(END_TIMEOUT_S, self._process.kill)
+        with self._killed_after(END_TIMEOUT_S):
+            if not self._lines.closed:
+                self._lines.read()
+                self._lines.close()
+            return self._process.wait()
+
+    @contextlib.contextmanager
+    def _killed_after(self, timeout_s: float) -> Iterator[None]:
+        watchdog = threading.Timer(timeout_s, self._process.kill)
         watchdog.start()
-        if not self._lines.closed:
-            self._lines.read()
-            self._lines.close()
-        status = self._process.wait()
-        watchdog.cancel()
-        return status
+        try:
+            yield
+        finally:
+            watchdog.cancel()

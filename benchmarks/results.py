@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import statistics
@@ -14,10 +15,15 @@ from benchmarks.programs import say
 
 Numbers = dict[str, float]  # of one measured time, under names with their units
 
+_SHOWN = (
+    *("rate", "p50_ms", "p99_ms", "server_cpu_ms", "database_cpu_ms", "kib_per_connection"),
+    *("kib_per_stream", "cpu_us_per_message", "cpu_us_per_update"),
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A contender as it stands in the table."""
+    """A contender as it stands in the table. A ceiling does not do the job."""
 
     name: str
     title: str
@@ -27,27 +33,41 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The median over the rounds, and the lowest and the highest of them."""
+    """The median over the rounds, the lowest, the highest, and the first row's median, if any.
+
+    It formats as its median. The format `~` is three digits: 0.683, 4.61, 121.
+    """
 
     median: float
     low: float
     high: float
+    first: float | None
 
     @property
     def spread(self) -> float:
         """Half of the range, as a share of the median."""
         return (self.high - self.low) / 2 / self.median if self.median else 0.0
 
+    @property
+    def ratio(self) -> float:
+        """The ratio to the first row. Raises `KeyError` if that was not measured."""
+        if self.first is None:
+            raise KeyError("first")
+        return self.median / self.first
 
-def now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    def __format__(self, spec: str) -> str:
+        if spec == "~":
+            spec = f".{sum(self.median < limit for limit in (1, 10, 100))}f"
+        return format(self.median, spec)
 
 
 @dataclass(slots=True)
 class Results:
     """`rounds` holds, by workload and row, the numbers of each round. `date` is ISO 8601, UTC."""
 
-    date: str = field(default_factory=now)
+    date: str = field(
+        default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    )
     machine: dict[str, str] = field(default_factory=dict)
     settings: dict[str, float] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
@@ -65,14 +85,14 @@ class Results:
             self.notes.append(text)
 
     def leave_out(self, row: Row, reason: str) -> None:
-        """Take a row and all its numbers out, and keep the reason."""
+        """Remove a row and all its numbers, and keep the reason."""
         self.rows.remove(row)
         self.left_out[row.title] = reason
         for by_row in self.rounds.values():
             by_row.pop(row.name, None)
 
     def in_rounds(self, count: int, budget_s: float) -> Iterator[int]:
-        """Yield so many times; but begin no round, after the first, that would end too late."""
+        """Yield `count` times; but begin no round, after the first, that would end too late."""
         begun, longest_s = time.monotonic(), 0.0
         for number in range(count):
             at = time.monotonic()
@@ -84,23 +104,32 @@ class Results:
             self.settings["rounds"] = number + 1
             longest_s = max(longest_s, time.monotonic() - at)
 
-    def summary(self, workload: str, row: str, *number: str) -> Summary:
-        """Summarise a number, or the sum of several, over all rounds.
+    def summary(self, workload: str, row: str, number: str) -> Summary:
+        """Summarise a number over all rounds. Raises `KeyError` if it was not measured.
 
-        Raises `KeyError` if it was not measured.
+        It may be a sum, `a+b`; milliseconds of CPU may also be asked for as `cpu_us`.
         """
-        rounds = self.rounds[workload][row]
-        values = [sum(numbers[name] for name in number) for numbers in rounds]
-        return Summary(statistics.median(values), min(values), max(values))
+        by_row = self.rounds[workload]
+
+        def values(name: str) -> list[float]:
+            return [self._value(name, numbers, number) for numbers in by_row[name]]
+
+        found = values(row)
+        first: float | None = None
+        with contextlib.suppress(KeyError):
+            first = statistics.median(values(next(iter(by_row))))
+        return Summary(statistics.median(found), min(found), max(found), first)
+
+    def _value(self, row: str, numbers: Numbers, number: str) -> float:
+        if "+" in number:
+            return sum(self._value(row, numbers, part) for part in number.split("+"))
+        if number.endswith("cpu_us"):
+            return self._value(row, numbers, number.removesuffix("us") + "ms") * 1000
+        ceiling = any(each.name == row and not each.does_the_job for each in self.rows)
+        return 0.0 if ceiling and number == "database_cpu_ms" else numbers[number]
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
-
-
-_SHOWN = (
-    *("rate", "p50_ms", "p99_ms", "server_cpu_ms", "database_cpu_ms", "kib_per_connection"),
-    *("kib_per_stream", "cpu_us_per_message", "cpu_us_per_update"),
-)
 
 
 def load(path: Path) -> Results:

@@ -1,19 +1,23 @@
-"""What every measurement needs: PostgreSQL, certificates, the load generator, a server at work."""
+"""The rig of every measurement: PostgreSQL, certificates, the load generator, a server at work."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import platform
+import re
 import resource
-import shutil
 import socket
+import ssl
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks import gate, identities, machine
+from benchmarks import gate, identities
 from benchmarks.contender import Contender, Site, free_port, running
 from benchmarks.identities import Identities
 from benchmarks.instruments import Meter
@@ -24,6 +28,13 @@ from benchmarks.results import Numbers, Results
 
 BUSY = 0.9  # a load generator that computes for more of its time than this was the bottleneck
 DESCRIPTORS = 65536  # two thousand idle connections, and as many again behind a proxy
+
+_VERSIONS = {
+    "nginx": ("nginx -v", r"nginx/(\S+)"),
+    "Node.js": ("node --version", r"v(\S+)"),
+    "Go": ("go version", r"go(\d\S*)"),
+    "C compiler": ("cc --version", r"^(.+)"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +72,7 @@ class Rig:
         try:
             contender.make_tables(self.postgres, site.database)
             with running(contender, site) as processes:
-                check = gate.check if contender.does_the_job else gate.check_answers
-                check(site, self.load_program)
+                (gate.check if contender.does_the_job else gate.check_answers)(site)
                 yield Bench(self, contender, site, processes)
         finally:
             self.postgres.drop(site.database)
@@ -84,7 +94,7 @@ class Bench:
             self.rig.load_program,
             mode,
             self.site.port,
-            self.site.identities.listed,
+            self.site.identities.bundle,
             connections=connections,
             seconds=self.rig.seconds if seconds is None else seconds,
             warmup_s=warmup_s(self.rig.seconds),
@@ -139,11 +149,14 @@ def warmup_s(seconds: float) -> float:
 def rig(
     clients: int, *, seconds: float, idle_connections: int = 0, build: Path = BUILD
 ) -> Iterator[Rig]:
-    """Build below `build` and start all of it, with certificates for so many clients.
+    """Build below `build` and start all of it, with certificates for `clients` clients.
 
     Raises `BenchmarkError`.
     """
-    raise_descriptor_limit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     build.mkdir(exist_ok=True)
     load_program = compile_load(build)
     # The data lies beside the build: /tmp may be memory, where fsync costs nothing. The rest lies
@@ -153,7 +166,7 @@ def rig(
         _scratch(Path("/tmp")) as directory,  # noqa: S108
         PostgreSql(data / "postgresql") as postgres,
     ):
-        results = Results(machine=machine.describe(postgres))
+        results = Results(machine=machine(postgres))
         results.settings.update(seconds=seconds, idle_connections=idle_connections)
         made = identities.make(directory / "certs", clients)
         yield Rig(postgres, load_program, made, directory, results, seconds, idle_connections)
@@ -161,16 +174,32 @@ def rig(
 
 @contextlib.contextmanager
 def _scratch(parent: Path) -> Iterator[Path]:
-    directory = Path(tempfile.mkdtemp(prefix="run-", dir=parent))
-    try:
-        yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix="run-", dir=parent, ignore_cleanup_errors=True
+    ) as directory:
+        yield Path(directory)
 
 
-def raise_descriptor_limit() -> None:
-    """Allow as many open files as the measurements need, or as many as this user may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def machine(postgres: PostgreSql) -> dict[str, str]:
+    """Return the hardware, the kernel and the versions: two machines' numbers do not compare."""
+    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    cpu = re.search(r"(?m)^(?:model name|Model)\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text())
+    found = {
+        "CPU": cpu[1].strip() if cpu else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{memory_gib:.1f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+        "Python": platform.python_version(),
+        "OpenSSL": ssl.OPENSSL_VERSION.split()[1],
+        "PostgreSQL": postgres.version().split()[0],
+        "one commit": f"{postgres.commit_ms():.2f} ms (median, one client)",
+    }
+    path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
+    for name, (command, pattern) in _VERSIONS.items():
+        with contextlib.suppress(FileNotFoundError):
+            done = subprocess.run(
+                command.split(), env={"PATH": path}, capture_output=True, text=True, timeout=10
+            )  # its status says nothing
+            if match := re.search(pattern, done.stdout + done.stderr, re.MULTILINE):
+                found[name] = match[1]
+    return found

@@ -1,4 +1,4 @@
-"""What one server, one database and many of each carry: `python -m benchmarks.scaling`.
+"""The limits of one server, one database and many of each: `python -m benchmarks.scaling`.
 
 Everything is measured in every round, in turn. It writes scaling.json, scaling.md and the marked
 blocks of docs/scaling.md.
@@ -14,18 +14,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import cost_of_listening, scaling_tables, store_driver, wire
+from benchmarks import listening, scaling_tables, store_driver, wire
 from benchmarks.instruments import CommitSampler, DatagramSampler, OwnCounts
 from benchmarks.load import Mode
 from benchmarks.peers.registry import THIS_SERVER
 from benchmarks.programs import BENCHMARKS, BUILD, ROOT, BenchmarkError, exit_status
 from benchmarks.results import Numbers, Results
 from benchmarks.rig import Bench, Rig, rig
+from benchmarks.tables import fill
 from benchmarks.workloads import CONNECTIONS, HANDSHAKES, idle
 
 CLIENTS = 128  # identities
 RATES = (100, 1_000, 4_000)  # check-ins a second that are offered; then as many as are answered
-SERVERS_CONNECTIONS = 128  # so that each of three has its share
+SERVERS_CONNECTIONS = 128  # each of three servers has its share
 STORES_IN_FLIGHT = 128  # in each
 USERS = 20_000  # of each database that stores are driven on
 FILLERS = 50_000  # rows of users, to see how large one is
@@ -38,7 +39,7 @@ PAGE = ROOT / "docs" / "scaling.md"
 
 @dataclass(frozen=True, slots=True)
 class ScalingPlan:
-    """What to measure; `seconds` is the measured time of each thing in each round."""
+    """A run of it; `seconds` is the measured time of each thing in each round."""
 
     rounds: int = 3
     seconds: float = 1.5
@@ -49,6 +50,11 @@ class ScalingPlan:
     paces: Sequence[int] = (5_000, 10_000, 20_000, 80_000)  # updates a second, to a listener
     listening_s: float = 1.0
     budget_s: float = 285.0  # no round begins that would end later, judged by those before it
+
+    @property
+    def databases(self) -> Sequence[str]:
+        """The databases that stores are driven on; each has a log of its own."""
+        return [f"log_{number}" for number in range(max(self.stores))]
 
 
 QUICK_PLAN = ScalingPlan(1, 0.5, 200, (1, 2), (1, 512), (1, 2), (5_000, 20_000), 0.5)
@@ -61,81 +67,71 @@ def run(plan: ScalingPlan) -> Results:
         results = surroundings.results
         rmem_max = Path("/proc/sys/net/core/rmem_max").read_text().strip()
         results.machine["net.core.rmem_max"] = rmem_max
-        scaling = Scaling(plan, surroundings)
-        for name in scaling.databases:
+        for name in plan.databases:
             store_driver.fill(surroundings.postgres, name, USERS)
         for _ in results.in_rounds(plan.rounds, plan.budget_s - (time.monotonic() - begun)):
-            for measure in scaling.everything():
-                measure()
+            for measure in MEASURED:
+                measure(surroundings, plan)
     results.settings["took_s"] = round(time.monotonic() - begun)
     return results
 
 
-class Scaling:
-    """One round after the other, into the results of the rig."""
+def one_server(surroundings: Rig, plan: ScalingPlan) -> None:
+    """One server: memory of connections, handshakes, offered rates, sizes, a listener."""
+    add = surroundings.results.add
+    with surroundings.at_work(THIS_SERVER) as bench:
+        memory = idle(bench)
+        numbers = {"kib": memory["kib_per_connection"], "kib_before": memory["kib_before"]}
+        add("idle", "connection", numbers)
+        for rate in RATES:
+            add("rates", str(rate), check_ins(bench, "keep-alive", CONNECTIONS, rate))
+        add("rates", scaling_tables.FULL, check_ins(bench, "keep-alive", CONNECTIONS))
+        add("rates", "handshake", check_ins(bench, "handshake", HANDSHAKES))
+        add("rates", "resumed", check_ins(bench, "resumed", HANDSHAKES))
+        for name, traffic in wire.measure(bench.site.port, surroundings.identities).items():
+            add("tcp", name, {**traffic._asdict(), "on_ethernet": traffic.on_ethernet})
+        add("disk", "row", sizes(bench))
 
-    def __init__(self, plan: ScalingPlan, surroundings: Rig) -> None:
-        self._plan = plan
-        self._rig = surroundings
-        self._add = surroundings.results.add
-        # Stores are driven on them; each has a log of its own.
-        self.databases = [f"log_{number}" for number in range(max(plan.stores))]
 
-    def everything(self) -> Sequence[Callable[[], None]]:
-        return [self.one_server, self.servers, self.in_flight, self.stores, self.listening]
+def servers(surroundings: Rig, plan: ScalingPlan) -> None:
+    """Several servers on one port and one database."""
+    for count in plan.servers:
+        with surroundings.at_work(dataclasses.replace(THIS_SERVER, servers=count)) as bench:
+            numbers = check_ins(bench, "keep-alive", SERVERS_CONNECTIONS)
+        surroundings.results.add("servers", str(count), numbers)
 
-    def one_server(self) -> None:
-        """One server: memory of connections, handshakes, offered rates, sizes."""
-        with self._rig.at_work(THIS_SERVER) as bench:
-            memory = idle(bench)
-            self._add(
-                "idle",
-                "connection",
-                {"kib": memory["kib_per_connection"], "kib_before": memory["kib_before"]},
-            )
-            for rate in RATES:
-                self._add("rates", str(rate), check_ins(bench, "keep-alive", CONNECTIONS, rate))
-            full = check_ins(bench, "keep-alive", CONNECTIONS)
-            self._add("rates", scaling_tables.FULL, full)
-            self._add("rates", "handshake", check_ins(bench, "handshake", HANDSHAKES))
-            self._add("rates", "resumed", check_ins(bench, "resumed", HANDSHAKES))
-            for name, traffic in wire.measure(bench.site.port, self._rig.identities).items():
-                numbers = {**traffic._asdict(), "on_ethernet": traffic.on_ethernet}
-                self._add("tcp", name, numbers)
-            self._add("disk", "row", sizes(bench))
 
-    def servers(self) -> None:
-        """Several servers on one port and one database."""
-        for count in self._plan.servers:
-            with self._rig.at_work(dataclasses.replace(THIS_SERVER, servers=count)) as bench:
-                numbers = check_ins(bench, "keep-alive", SERVERS_CONNECTIONS)
-            self._add("servers", str(count), numbers)
+def stores(surroundings: Rig, plan: ScalingPlan) -> None:
+    """Stores alone: one with more and more in flight; several on one log, and on a log each."""
 
-    def in_flight(self) -> None:
-        """The store alone, with so many check-ins in it at a time."""
-        for name in self.databases:
-            store_driver.touch(self._rig.postgres, name)
-        for count in self._plan.in_flight:
-            self._add("in_flight", str(count), self._drive(self.databases[:1], count))
-
-    def stores(self) -> None:
-        """Several stores, on one database, and each on its own: a log each."""
-        for count in self._plan.stores:
-            one = self._drive(self.databases[:1] * count, STORES_IN_FLIGHT)
-            self._add("one_log", str(count), one)
-            if count > 1:
-                own = self._drive(self.databases[:count], STORES_IN_FLIGHT)
-                self._add("own_logs", str(count), own)
-
-    def listening(self) -> None:
-        """A listener, at several paces."""
-        plan = self._plan
-        cost_of_listening.measure(self._rig, self._rig.results, plan.paces, plan.listening_s)
-
-    def _drive(self, names: Sequence[str], in_flight: int) -> Numbers:
-        return store_driver.drive_stores(
-            self._rig.postgres, names, USERS, self._plan.seconds, in_flight
+    def drive(workload: str, row: int, names: Sequence[str], in_flight: int) -> None:
+        numbers = store_driver.drive_stores(
+            surroundings.postgres, names, USERS, plan.seconds, in_flight
         )
+        surroundings.results.add(workload, str(row), numbers)
+
+    for name in plan.databases:
+        store_driver.touch(surroundings.postgres, name)
+    for in_flight in plan.in_flight:
+        drive("in_flight", in_flight, plan.databases[:1], in_flight)
+    for count in plan.stores:
+        drive("one_log", count, [plan.databases[0]] * count, STORES_IN_FLIGHT)
+        if count > 1:
+            drive("own_logs", count, plan.databases[:count], STORES_IN_FLIGHT)
+
+
+def one_listener(surroundings: Rig, plan: ScalingPlan) -> None:
+    """A listener, at several paces."""
+    with surroundings.at_work(THIS_SERVER) as bench:
+        listening.measure(bench, plan.paces, plan.listening_s)
+
+
+MEASURED: Sequence[Callable[[Rig, ScalingPlan], None]] = (
+    one_server,
+    servers,
+    stores,
+    one_listener,
+)
 
 
 def check_ins(bench: Bench, mode: Mode, connections: int, rate: float = 0.0) -> Numbers:
@@ -179,46 +175,35 @@ def sizes(bench: Bench) -> Numbers:
         FILLERS,
     )
     ((after,),) = execute(status)
-    return {
-        "log_bytes": log / entries,
-        "status_bytes": (after - before) / FILLERS,
-        "entries": entries,
-    }
+    status_bytes = (after - before) / FILLERS
+    return {"log_bytes": log / entries, "status_bytes": status_bytes, "entries": entries}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description="Measure what one server, one database, and many of each carry.",
-    )
+    parser = argparse.ArgumentParser(prog=scaling_tables.COMMAND, description=__doc__)
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="in a minute, a first look, which goes to benchmarks/.build and to no page",
+        help="a first look in a minute, written to benchmarks/.build and to no page",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        help="where scaling.json and scaling.md go (default: benchmarks/results)",
-    )
-    parser.add_argument(
-        "--page",
-        type=Path,
-        help="whose marked blocks are written (default: docs/scaling.md; but no page with --out)",
+        help="folder of scaling.json and scaling.md (default: benchmarks/results, and the page)",
     )
     options = parser.parse_args(arguments)
     out: Path = options.out or (BUILD / "scaling" if options.quick else RESULTS)
-    page: Path | None = options.page or (PAGE if out == RESULTS else None)
 
     def work() -> None:
         results = run(QUICK_PLAN if options.quick else ScalingPlan())
-        text = scaling_tables.markdown(results)
         out.mkdir(parents=True, exist_ok=True)
         (out / "scaling.json").write_text(results.to_json() + "\n")
+        text = scaling_tables.markdown(results)
         (out / "scaling.md").write_text(text)
-        if page is not None:
-            page.write_text(scaling_tables.fill(page.read_text(), results))
+        if out == RESULTS:
+            blocks = scaling_tables.blocks(results)
+            PAGE.write_text(fill(PAGE.read_text(), blocks, scaling_tables.COMMAND))
         print(text)
 
     return exit_status(work)

@@ -1,9 +1,9 @@
 """Drives tornado_status's store alone, without TLS and HTTP: full databases, several stores.
 
-`python -m benchmarks.store_driver URL USERS WARMUP_S SECONDS IN_FLIGHT` checks in random ones of
-the users, so many at a time. It prints `{"event": "ready"}`, begins with the first line of its
-input, and prints what load.c would print, with the batches and the seconds that their commits took.
-Certificates for a million users cannot be issued in reasonable time; a full store can be filled.
+`python -m benchmarks.store_driver URL USERS WARMUP_S SECONDS IN_FLIGHT` checks in random users,
+IN_FLIGHT at a time. It prints `{"event": "ready"}`, begins with the first line of its input, and
+prints load.c's events, with the batches and the seconds that their commits took. Certificates for a
+million users cannot be issued in reasonable time; a full store can be filled.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def fill(postgres: PostgreSql, name: str, users: int) -> None:
 def touch(postgres: PostgreSql, name: str) -> None:
     """Change each page of the status once, as others did since the last checkpoint.
 
-    The first change after a checkpoint writes an image of the whole page to the WAL: forty times
-    what a check-in writes, and in service once in five minutes for thousands of check-ins.
+    The first change after a checkpoint writes an image of the whole page to the WAL, forty times
+    the WAL of a check-in. In service that is once in five minutes for thousands of check-ins.
     """
     postgres.execute(name, _TOUCH)
 
@@ -90,19 +90,18 @@ def drive_stores(
         with sampler, meter:
             drivers[0].wait("measured")
         results = [driver.wait("result") for driver in drivers]
-
-    def total(name: str) -> float:
-        return float(sum(result[name] for result in results))
-
-    count, batches = total("count"), total("batches")
+    count, batches, commit_s, store_s = (
+        float(sum(result[name] for result in results))
+        for name in ("count", "batches", "commit_s", "cpu_s")
+    )
     if not count:
         raise BenchmarkError("the store recorded nothing in the measured time")
     return {
         "rate": sum(result["count"] / result["seconds"] for result in results),
-        "server_cpu_ms": total("cpu_s") / count * 1000,
+        "server_cpu_ms": store_s / count * 1000,
         "database_cpu_ms": (meter.database_s - sampler.cpu_s) / count * 1000,
         "batch": count / batches,
-        "commit_ms": total("commit_s") / batches * 1000,
+        "commit_ms": commit_s / batches * 1000,
         "commits_rate": batches / statistics.mean(result["seconds"] for result in results),
         **sampler.numbers(count),
     }
@@ -131,13 +130,11 @@ async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight:
         if not stopped:
             begin()
 
-    async def wait(seconds: float) -> None:
+    async def counts_after(seconds: float) -> dict[str, float]:
         """Let it run. Raises the `StoreError` that a check-in ended with, if any did."""
         await asyncio.wait({failed}, timeout=seconds)
         if failed.done():
             failed.result()
-
-    def counts() -> dict[str, float]:
         commits = store.counters.commits
         return {
             "count": recorded,
@@ -151,11 +148,9 @@ async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight:
     await asyncio.to_thread(sys.stdin.readline)
     for _ in range(in_flight):
         begin()
-    await wait(warmup_s)
+    before = await counts_after(warmup_s)
     say(event="measuring")
-    before = counts()
-    await wait(seconds)
-    after = counts()
+    after = await counts_after(seconds)
     say(event="measured")
     say(event="result", **{name: after[name] - before[name] for name in after})
     stopped = True

@@ -1,4 +1,4 @@
-"""What live streams cost: memory of each, CPU of a message, and check-ins beside them.
+"""The cost of live streams: memory of each, CPU of a message, and check-ins beside them.
 
 `python -m benchmarks.streams PORT CA CERTIFICATE KEY COUNT` is the process that reads: it opens
 COUNT connections to /api/stream on 127.0.0.1 and counts what comes. It prints JSON, one object a
@@ -31,7 +31,7 @@ MARK = b"\nid: "  # before each message but the first of a chunk, whose line the
 
 
 def measure(bench: Bench, streams: int) -> Numbers:
-    """Measure with so many streams of all events open; 0 to compare with."""
+    """Measure with `streams` streams of all events open; 0 to compare with."""
     identities = bench.site.identities
     reader = identities.emails[0]
     files = (identities.certificate("ca"), identities.certificate(reader), identities.key(reader))
@@ -55,9 +55,8 @@ def _heard(readers: Child) -> int:
 
 
 def _paced(bench: Bench, readers: Child, streams: int) -> Numbers:
-    """Check in at a steady pace; return what a message to one stream costs the server."""
-    identities = bench.site.identities
-    context = identities.client_context(identities.emails[1])
+    """Check in at a steady pace; return the server's cost of a message to one stream."""
+    context = bench.site.identities.client_context(bench.site.identities.emails[1])
     connection = http.client.HTTPSConnection(
         "localhost", bench.site.port, context=context, timeout=SETTLE_S
     )
@@ -87,7 +86,7 @@ def _paced(bench: Bench, readers: Child, streams: int) -> Numbers:
 # -------------------------------------------------------------------------- the process that reads
 
 
-class _StreamReader(asyncio.Protocol):
+class _Reader(asyncio.Protocol):
     """One stream. `open` is done when its answer begins."""
 
     heard = 0  # of all
@@ -96,18 +95,13 @@ class _StreamReader(asyncio.Protocol):
         self.open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._end = b""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.write(REQUEST)
-
     def data_received(self, data: bytes) -> None:
         if not self.open.done():
             if not data.startswith(b"HTTP/1.1 200 "):
-                self.open.set_exception(RuntimeError(data.split(b"\r\n", 1)[0].decode()))
-                return
+                raise RuntimeError(data.split(b"\r\n", 1)[0].decode())
             self.open.set_result(None)
         data = self._end + data
-        _StreamReader.heard += data.count(MARK)
+        _Reader.heard += data.count(MARK)
         self._end = data[1 - len(MARK) :]  # a mark may be cut
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -118,20 +112,20 @@ class _StreamReader(asyncio.Protocol):
 async def main(port: int, ca: str, certificate: str, key: str, count: int) -> None:
     context = ssl.create_default_context(cafile=ca)
     context.load_cert_chain(certificate, key)
-    loop = asyncio.get_running_loop()
     opening = asyncio.Semaphore(OPENING_AT_ONCE)
 
     async def open_one() -> None:
         async with opening:
-            _, reader = await loop.create_connection(
-                _StreamReader, "127.0.0.1", port, ssl=context, server_hostname="localhost"
+            transport, reader = await asyncio.get_running_loop().create_connection(
+                _Reader, "127.0.0.1", port, ssl=context, server_hostname="localhost"
             )
+            transport.write(REQUEST)
             await reader.open
 
     await asyncio.gather(*(open_one() for _ in range(count)))
     print(json.dumps({"event": "holding"}), flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
-        print(json.dumps({"event": "heard", "messages": _StreamReader.heard}), flush=True)
+        print(json.dumps({"event": "heard", "messages": _Reader.heard}), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,75 +15,43 @@ NOTHING = "\N{EN DASH}"  # in a cell that was not measured
 MICRO = "\N{MICRO SIGN}s"
 TIMES = "\N{MULTIPLICATION SIGN}"
 
+RATE = "{rate:,.0f} ±{rate.spread:.0%}"
+LATENCY = "{p50_ms:~} / {p99_ms:~}"
+
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """The numbers of one row in one workload; ratios refer to the row `first`.
-
-    Each raises `KeyError` if it was not measured.
-    """
+    """The numbers of one row in one workload, by name; `label` is its first cell."""
 
     results: Results
     workload: str
     row: str
-    first: str = ""
+    label: str
 
-    def __getitem__(self, number: str) -> float:
-        return self.results.summary(self.workload, self.row, number).median
-
-    def rate(self) -> Summary:
-        return self.results.summary(self.workload, self.row, "rate")
-
-    def is_ceiling(self) -> bool:
-        return any(row.name == self.row and not row.does_the_job for row in self.results.rows)
-
-    def cpu(self) -> Summary:
-        """Return the CPU ms of a check-in: the server's, and PostgreSQL's if it is used."""
-        parts = ["server_cpu_ms"] if self.is_ceiling() else ["server_cpu_ms", "database_cpu_ms"]
-        return self.results.summary(self.workload, self.row, *parts)
-
-    def cpu_parts(self, digits: int) -> str:
-        server, database = (f"{self[f'{p}_cpu_ms']:.{digits}f}" for p in ("server", "database"))
-        return server if self.is_ceiling() else f"{server} + {database}"
-
-    def ratio(self, number: Callable[[Cells], Summary], digits: int) -> str:
-        """Return a number's ratio to the first row's; nothing if that was not measured."""
-        try:
-            first = number(Cells(self.results, self.workload, self.first)).median
-        except KeyError:
-            return ""
-        return f" ({number(self).median / first:.{digits}f}{TIMES})" if first else ""
-
-    def latency(self, low: str = "p50_ms", high: str = "p99_ms") -> str:
-        return f"{short(self[low])} / {short(self[high])}"
+    def __getitem__(self, number: str) -> Summary:
+        return self.results.summary(self.workload, self.row, number)
 
 
-Columns = Mapping[str, Callable[[Cells], str]]
+Show = str | Callable[[Cells], str]  # a format of numbers by their names, or what returns the text
 
 
-def cell(show: Callable[[Cells], str], cells: Cells) -> str:
+def cell(show: Show, cells: Cells) -> str:
     try:
-        return show(cells)
-    except KeyError:
+        return show.format_map(cells) if isinstance(show, str) else show(cells)
+    except (KeyError, ZeroDivisionError):
         return NOTHING
 
 
-def columns_table(head: str, rows: Iterable[tuple[str, Cells]], columns: Columns) -> str:
-    """Return a table with a labelled row for each of `rows`."""
-    lines = [[label, *(cell(show, cells) for show in columns.values())] for label, cells in rows]
+def rows(results: Results, workload: str, label: str | Callable[[str], str] = "{}") -> list[Cells]:
+    """Return all rows of a workload; `label` makes the first cell of a row's name."""
+    make = label.format if isinstance(label, str) else label
+    return [Cells(results, workload, row, make(row)) for row in results.rounds.get(workload, ())]
+
+
+def columns_table(head: str, measured: Sequence[Cells], columns: Mapping[str, Show]) -> str:
+    """Return a table with a line for each of the rows."""
+    lines = [[m.label, *(cell(show, m) for show in columns.values())] for m in measured]
     return table([[head, *columns], *lines])
-
-
-def percent(summary: Summary) -> str:
-    return f"±{summary.spread:.0%}"
-
-
-def short(milliseconds: float) -> str:
-    """Three digits: 0.683, 4.61, 121."""
-    for limit, digits in ((1, 3), (10, 2), (100, 1)):
-        if milliseconds < limit:
-            return f"{milliseconds:.{digits}f}"
-    return f"{milliseconds:.0f}"
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
@@ -106,11 +74,8 @@ def machine_line(results: Results) -> str:
     return f"{results.date}, UTC. {machine}."
 
 
-# ------------------------------------------------------------------------------------------ pages
-
-
 def begin(name: str, command: str) -> str:
-    """Return the comment before a block, which says what writes it."""
+    """Return the comment before a block of a page, which says what writes it."""
     return f"<!-- {name}: written by {command} -->"
 
 

@@ -12,7 +12,7 @@ from benchmarks.contender import LOOPBACK
 from benchmarks.identities import Identities
 from benchmarks.programs import BenchmarkError
 
-# Ethernet without a VLAN: header and check sequence, the preamble and the gap between two frames.
+# Ethernet without a VLAN: header, check sequence, 8 bytes before the header, the gap of two frames.
 ETHERNET = 14 + 4 + 8 + 12
 UDP_HEADERS = ETHERNET + 20 + 8  # IPv4
 TCP_HEADERS = ETHERNET + 20 + 20 + 12  # with time stamps
@@ -23,8 +23,7 @@ TIMEOUT_S = 10.0
 REQUEST = b"POST /api/client HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
 
 # struct tcp_info (linux/tcp.h): bytes acknowledged and received, segments sent and received.
-_COUNTERS = struct.Struct("=QQII")
-_COUNTERS_AT = 120
+_COUNTERS, _COUNTERS_AT = struct.Struct("=QQII"), 120
 
 
 class Traffic(NamedTuple):
@@ -43,7 +42,7 @@ class Traffic(NamedTuple):
 
 
 def measure(port: int, identities: Identities) -> dict[str, Traffic]:
-    """Return what one `check-in` moves on an open connection, a `handshake`, and a `resumed` one.
+    """Return the traffic of one `check-in` on an open connection, a `handshake`, a `resumed` one.
 
     The handshake's goes from the first segment to before the first check-in. Raises
     `BenchmarkError`.

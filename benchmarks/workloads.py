@@ -10,7 +10,7 @@ from benchmarks.rig import Bench
 
 CONNECTIONS = 64  # keep-alive, each with an identity of its own
 HANDSHAKES = 16  # under way at a time
-STORM_CLIENTS = 8  # who check in beside the handshakes
+STORM_CLIENTS = 8  # check in beside the handshakes
 
 
 def keep_alive(bench: Bench) -> Numbers:
@@ -32,7 +32,7 @@ def resumed(bench: Bench) -> Numbers:
 
 
 def storm(bench: Bench) -> Numbers:
-    """Eight who check in, alone and while 16 connections at a time are being made."""
+    """Eight clients check in, alone and while 16 connections at a time are being made."""
     alone = bench.check_ins("keep-alive", STORM_CLIENTS)[1]
     # Longer than needed: stopped when the other has measured.
     with bench.load("handshake", HANDSHAKES, seconds=bench.rig.seconds + 120) as storming:
@@ -62,7 +62,7 @@ def idle(bench: Bench) -> Numbers:
     }
 
 
-# Idle comes first: memory that an earlier workload left behind would hide what a connection takes.
+# Idle comes first: memory that an earlier workload left behind would hide a connection's.
 WORKLOADS: dict[str, Callable[[Bench], Numbers]] = {
     "idle": idle,
     "keep-alive": keep_alive,

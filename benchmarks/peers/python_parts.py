@@ -1,4 +1,4 @@
-"""What the Python peers share, so that they differ in their stacks alone. Standard library only."""
+"""The shared parts of the Python peers, which differ in their stacks. Standard library only."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ON CONFLICT (email) DO UPDATE SET last_seen = excluded.last_seen,
     client_ip = excluded.client_ip, client_port = excluded.client_port
 """
 
-# What a web form calls an e-mail address (HTML Living Standard, 4.10.5.1.5), with a dot in it.
+# An e-mail address of a web form (HTML Living Standard, 4.10.5.1.5), with a dot in it.
 _EMAIL = re.compile(
     r"[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
     r"(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+"

@@ -10,6 +10,7 @@ import ast
 import contextlib
 import dataclasses
 import enum
+import importlib.util
 import os
 import re
 import shlex
@@ -235,9 +236,18 @@ REASONS: dict[str, dict[str, Reason]] = {
         'psql -c "SELECT pg_promote()"': Reason(Why.ELSEWHERE, PROMOTED),
         "createdb rehearsal": Reason(Why.ELSEWHERE, RESTORED),
     },
-    "docs/benchmarks.md": {
-        "make bench                                  # everything: about half an hour": here(
-            Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"
+    "docs/run-benchmarks.md": {
+        **dict.fromkeys(
+            (
+                "python -m benchmarks --quick",
+                "python -m benchmarks --only tornado_status go --workloads keep-alive storm"
+                " --rounds 9",
+                "make bench",
+                "python -m benchmarks.scaling --quick",
+                "python -m benchmarks.scaling",
+                "python -m benchmarks.cost_of_observing",
+            ),
+            here(Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"),
         ),
         "apt-get install --no-install-recommends gcc libc6-dev libssl-dev nginx nodejs npm \\": (
             here(Why.MACHINE, "test_debian_has_the_packages_that_a_page_installs")
@@ -344,10 +354,6 @@ REASONS: dict[str, dict[str, Reason]] = {
         "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": Reason(
             Why.OTHERS, f"{PROXIES}nginx"
         ),
-    },
-    "docs/scaling.md": {
-        ".venv/bin/python -m benchmarks.scaling            # five minutes; --quick for a first look"
-        " in one": here(Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"),
     },
     "docs/tutorial.md": {
         "make run": Reason(Why.ELSEWHERE, TUTORIAL),
@@ -615,41 +621,43 @@ TLS = {"cert_file": "server.crt", "key_file": "server.key", "ca_file": "ca.crt"}
 
 
 def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
-    """make knows the target; the options and the names after them are those of the program."""
-    make, *others = block_of("docs/benchmarks.md", "make bench").commands.splitlines()
-    done = subprocess.run(
-        ["make", "--dry-run", "--old-file=.venv/.run", *shlex.split(make, comments=True)[1:]],
-        cwd=ROOT,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert "python -m benchmarks" in done.stdout, done.stderr
-    for line in others:
-        python, *options = shlex.split(line, comments=True)
-        assert [python, *options[:2]] == [".venv/bin/python", "-m", "benchmarks"]
-        plan, *_ = benchmarks._read(options[2:])
-        assert plan.peers
+    """make knows the target; the options and the names after them are those of the programs."""
+
+    def output(*command: str) -> str:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env=plain_environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=True,
+        )
+        return done.stdout
+
+    makes = output("make", "--dry-run", "--old-file=.venv/.run", "bench", "BENCH_FLAGS=--quick")
+    assert "python -m benchmarks --quick" in makes
+    scaling = output(sys.executable, "-m", "benchmarks.scaling", "--help")
+    seen = set()
+    for block in pages.commands("docs/run-benchmarks.md"):
+        words = shlex.split(block.commands)
+        if words[:2] != ["python", "-m"]:
+            continue
+        module, options = words[2], words[3:]
+        seen.add(module)
+        if module == "benchmarks":
+            plan, *_ = benchmarks._read(options)
+            assert plan.peers
+        else:
+            assert importlib.util.find_spec(module) is not None
+            assert set(options) <= set(re.findall(r"--[a-z]+", scaling))
+    assert seen == {"benchmarks", "benchmarks.scaling", "benchmarks.cost_of_observing"}
     with pytest.raises(SystemExit):
         benchmarks._read(["--only", "nobody"])  # it can fail
-    line = block_of("docs/scaling.md", ".venv/bin/python -m benchmarks.scaling").commands
-    _, *words = shlex.split(line, comments=True)
-    helped = subprocess.run(
-        [sys.executable, *words, "--help"],
-        cwd=ROOT,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert set(re.findall(r"--[a-z]+", line)) <= set(re.findall(r"--[a-z]+", helped.stdout))
 
 
 def test_debian_has_the_packages_that_a_page_installs() -> None:
-    command = block_of("docs/benchmarks.md", "apt-get install").commands
+    command = block_of("docs/run-benchmarks.md", "apt-get install").commands
     apt = shutil.which("apt-get") is not None
     known = apt and any(Path("/var/lib/apt/lists").glob("*_Packages*"))
     require("apt-get and its lists", known, "on Debian, apt-get update")

@@ -26,10 +26,10 @@ import pytest
 from benchmarks import (
     __main__,
     comparison,
-    cost_of_listening,
     gate,
     identities,
     instruments,
+    listening,
     load,
     plot,
     processes,
@@ -42,13 +42,13 @@ from benchmarks import (
     workloads,
 )
 from benchmarks.__main__ import ComparisonPlan, main
-from benchmarks.contender import STATUS_SCHEMA, Site
+from benchmarks.contender import Site
 from benchmarks.gate import GateRefused
 from benchmarks.identities import Identities
 from benchmarks.instruments import SHARES, wait_of
 from benchmarks.load import Load, Mode, percentiles_ms, run
 from benchmarks.peers.registry import THIS_SERVER
-from benchmarks.programs import BenchmarkError, Unavailable, find_program
+from benchmarks.programs import Unavailable, find_program
 from benchmarks.results import Results, Row
 from benchmarks.rig import Bench, Rig, rig
 from tests.support.harness import (
@@ -164,7 +164,7 @@ StartLoad = Callable[..., Load]
 def start_load(load_program: Path, clients: Identities) -> StartLoad:
     def start(server: TlsServer, mode: Mode, **options: Any) -> Load:
         options = {"connections": CLIENTS, "seconds": PATIENCE_S, **options}
-        return Load(load_program, mode, server.port, clients.listed, **options)
+        return Load(load_program, mode, server.port, clients.bundle, **options)
 
     return start
 
@@ -281,9 +281,8 @@ def test_a_paced_run_offers_no_more_than_it_was_told(
 
 
 def test_only_standing_connections_can_be_paced(load_program: Path, clients: Identities) -> None:
-    wrong = Load(load_program, "handshake", 1, clients.listed, connections=1, rate=5)
-    with wrong, pytest.raises(BenchmarkError, match="load: a rate goes with keep-alive"):
-        wrong.wait("measuring")
+    with pytest.raises(ValueError, match="a rate goes with keep-alive"):
+        Load(load_program, "handshake", 1, clients.bundle, connections=1, rate=5)
 
 
 @pytest.mark.parametrize(
@@ -345,17 +344,17 @@ class SmallServer:
 
 @pytest.fixture
 def go_through_gate(
-    surroundings: Rig, clients: Identities, load_program: Path, tmp_path: Path
+    surroundings: Rig, clients: Identities, tmp_path: Path
 ) -> Iterator[Callable[[str], None]]:
     postgres, name = surroundings.postgres, "gate"
     postgres.create(name)
-    postgres.execute(name, STATUS_SCHEMA)
+    postgres.make_status_table(name)
 
     def go(leaves_out: str) -> None:
         candidate = SmallServer(postgres.url(name), leaves_out)
         ports = (candidate.announce_port, 0, ())
         with serving(clients, candidate.answer) as server:
-            gate.check(Site(server.port, *ports, postgres, name, clients, tmp_path), load_program)
+            gate.check(Site(server.port, *ports, postgres, name, clients, tmp_path))
 
     yield go
     postgres.drop(name)
@@ -440,7 +439,7 @@ def test_what_a_server_counts_is_what_was_done(bench: Bench) -> None:
                 bench.rig.load_program,
                 "keep-alive",
                 site.port,
-                site.identities.listed,
+                site.identities.bundle,
                 connections=CLIENTS,
                 requests=100,
                 seconds=PATIENCE_S,
@@ -497,7 +496,7 @@ def test_stores_on_one_database_share_its_numbers_and_others_do_not(surroundings
 
 def test_a_listener_hears_and_repairs_what_is_announced_to_it(bench: Bench) -> None:
     """Nothing is counted as heard that was not: what is withheld is fetched, and no more."""
-    with cost_of_listening.hearing(bench) as listener:
+    with listening.listening(bench) as listener:
         heard = listener.run(300, 0.3)
         assert (heard["shown"], heard["repaired"], heard["missed"]) == (300, 0, 0)
         assert heard["datagrams"] < 300
@@ -526,8 +525,8 @@ def test_a_listener_hears_and_repairs_what_is_announced_to_it(bench: Bench) -> N
 def test_a_listeners_summary_is_read(line: str, expected: tuple[int, ...]) -> None:
     names = ("datagrams", "shown", "refused", "dropped", "repaired", "missed")
     counts = dict(zip(names, expected, strict=True))
-    assert cost_of_listening.parse_line(line) == {"event": "summary", "counts": counts}
-    assert cost_of_listening.parse_line("another line") is None
+    assert listening.parse_line(line) == {"event": "summary", "counts": counts}
+    assert listening.parse_line("another line") is None
 
 
 @pytest.mark.parametrize(
@@ -620,29 +619,33 @@ def marked(names: list[str]) -> str:
     return "before\n" + "\nbetween\n".join(parts) + "\nafter\n"
 
 
+def filled(page: str, made: Results) -> str:
+    return tables.fill(page, scaling_tables.blocks(made), scaling_tables.COMMAND)
+
+
 def test_a_page_is_filled_where_it_is_marked_and_nowhere_else() -> None:
     made = scaling_results()
     names = list(scaling_tables.blocks(made))
-    page = scaling_tables.fill(marked(names), made)
+    page = filled(marked(names), made)
     assert page.startswith("before\n")
     assert page.endswith("\nafter\n")
     assert page.count("\nbetween\n") == len(names) - 1
     assert "old" not in page
     assert all(text in page for text in scaling_tables.blocks(made).values())
-    assert scaling_tables.fill(page, made) == page
+    assert filled(page, made) == page
     for wrong in (names[1:], [*names, "another"]):
         with pytest.raises(ValueError, match="the page has the blocks"):
-            scaling_tables.fill(marked(wrong), made)
+            filled(marked(wrong), made)
 
 
 def test_the_page_on_scaling_has_the_numbers_that_were_measured() -> None:
     """`python -m benchmarks.scaling` writes results and page together."""
     page = scaling.PAGE.read_text()
     made = results.load(scaling.RESULTS / "scaling.json")
-    assert scaling_tables.fill(page, made) == page
+    assert filled(page, made) == page
     assert (scaling.RESULTS / "scaling.md").read_text() == scaling_tables.markdown(made)
     made.rounds["disk"]["row"] = [{"log_bytes": 1.0, "status_bytes": 1.0, "entries": 1}]
-    assert scaling_tables.fill(page, made) != page
+    assert filled(page, made) != page
 
 
 def test_the_walls_come_in_the_order_that_the_page_says() -> None:
@@ -727,7 +730,7 @@ def test_no_round_begins_that_would_end_too_late(
     monkeypatch: pytest.MonkeyPatch, load_program: Path
 ) -> None:
     """A busy machine gives fewer rounds, and they are told."""
-    monkeypatch.setattr(scaling.Scaling, "everything", lambda self: [lambda: time.sleep(0.2)])
+    monkeypatch.setattr(scaling, "MEASURED", [lambda surroundings, plan: time.sleep(0.2)])
     monkeypatch.setattr(scaling, "USERS", 10)
     plan = dataclasses.replace(scaling.QUICK_PLAN, rounds=50, stores=(1,), budget_s=0.0)
     made = scaling.run(plan)
@@ -806,7 +809,7 @@ def test_a_summary_is_the_median_with_its_range() -> None:
 
 
 def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
-    """What was not measured is a dash, ratios refer to the first row, notes stand below."""
+    """A dash was not measured, ratios refer to the first row, notes stand below."""
     text = comparison.markdown(fixed_results())
     lines = text.splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5]]
@@ -826,7 +829,7 @@ def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
 
 
 def test_a_column_that_an_older_run_did_not_measure_is_left_out() -> None:
-    """What one row lacks is a dash, what all lack is no column."""
+    """A number that one row lacks is a dash. One that all lack is no column."""
     made = fixed_results()
     assert "WAL" not in comparison.markdown(made)
     after = f"1000000 {__main__.AFTER_CHECKPOINT}"

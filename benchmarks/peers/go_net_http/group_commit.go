@@ -1,5 +1,5 @@
-// The group commit of tornado_status: what arrives while a commit is in
-// flight is written by the next one, with the same statement and the same datagrams.
+// The group commit of tornado_status, with the same statement and the same datagrams. Check-ins that
+// arrive while a commit is in flight are written by the next one.
 package main
 
 import (

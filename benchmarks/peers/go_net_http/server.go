@@ -23,7 +23,7 @@ const (
 	badName = "CN must be a valid email address"
 )
 
-// What a web form calls an e-mail address (HTML Living Standard, 4.10.5.1.5), with a dot in it.
+// An e-mail address of a web form (HTML Living Standard, 4.10.5.1.5), with a dot in it.
 var emailPattern = regexp.MustCompile(
 	"^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?" +
 		`(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+$`)

@@ -11,7 +11,7 @@ const PATH = '/api/client';
 const BAD_NAME = 'CN must be a valid email address';
 const METHODS = new Set(['PATCH', 'POST', 'PUT']);
 
-// What a web form calls an e-mail address (HTML Living Standard, 4.10.5.1.5), with a dot in it.
+// An e-mail address of a web form (HTML Living Standard, 4.10.5.1.5), with a dot in it.
 const EMAIL = new RegExp(
   "^[a-zA-Z0-9.!#$%&'*+/=?^_`{|}~-]+@[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?" +
     '(?:\\.[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?)+$',

@@ -302,7 +302,7 @@ def certificate_renewed(soak: Soak) -> None:
     wait_until(lambda: shown() != before, "the new certificate to be shown")
 
 
-def somebody_revoked(soak: Soak) -> None:
+def user_revoked(soak: Soak) -> None:
     """They check in, and then no more: neither on the connection that is open nor anew."""
     name = f"victim{time.monotonic_ns()}"
     email = soak.issue(name)
@@ -371,7 +371,7 @@ FAULTS: tuple[Fault, ...] = (
     postgresql_killed,
     answer_lost,
     mute_connections,
-    somebody_revoked,
+    user_revoked,
     backends_terminated,
     network_frozen,
     streams_come_and_go,

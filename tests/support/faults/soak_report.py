@@ -1,4 +1,4 @@
-"""What a soak leaves behind: soak.md with its tables, and soak.svg with memory and descriptors."""
+"""The report of a soak: soak.md with its tables, and soak.svg with memory and descriptors."""
 
 from __future__ import annotations
 
@@ -32,28 +32,36 @@ def markdown(outcome: Outcome, bounds: tuple[int, int, float]) -> str:
     processes = len({sample.pid for sample in outcome.samples})
     memory, descriptors, recovery_s = bounds
     verdict = (
-        "**Every promise was kept.**"
+        "**Every check passed.**"
         if not outcome.violations
-        else "**Broken:**\n\n" + "\n".join(f"- {each}" for each in outcome.violations)
+        else "**Failed:**\n\n" + "\n".join(f"- {each}" for each in outcome.violations)
     )
     faults = "\n".join(
         f"| {name} | {len(times)} | {max(times):.2f} |"
         for name, times in outcome.recoveries.items()
     )
-    return f"""# Soak
+    return f"""# Soak test
 
-`make soak` writes this page. Eight clients check in over real TLS, fifty times a second each at
-most, while one fault follows another; a listener hears the announcements, and a reader follows the
-live stream through every restart. At still moments the load rests, and a judge compares the ledger
-of all answers, the database, what was heard and what the follower got: nothing acknowledged is
-missing, numbers have no gap, nothing is announced that is not recorded, the follower has every
-event once and in order.
+This explanation says what the soak test checks; the tables are the results of its last run.
+`make soak` runs it and writes this page. `SOAK_SECONDS=3600 make soak` takes an hour.
 
-Memory may grow by {memory // 1024} MiB between still moments of one process, past its first
-quarter, and descriptors by {descriptors}; from the end of a fault to the next 204 it may take
-{recovery_s:g} s. It should take one: machines that soak are slow and shared, and what is far beyond
-it is a fault all the same. Anything else makes the exit status 1.
-`SOAK_SECONDS=3600 make soak` takes an hour.
+Eight clients check in over mTLS, each at most fifty times a second, while one fault follows
+another. A listener receives the announcements, and a reader follows the live stream through every
+restart. At intervals, called *still moments*, the load pauses. A judge then compares the clients'
+answers, the database, the announcements and the reader's events. It checks that
+
+- every acknowledged check-in is recorded,
+- sequence numbers have no gap,
+- every announced event is recorded,
+- the reader has every event once and in order.
+
+The exit status is 1 if one of these fails, or if one of these limits is exceeded:
+
+- memory: growth of {memory // 1024} MiB between still moments of one process, after its first
+  quarter,
+- open descriptors: growth of {descriptors},
+- recovery: {recovery_s:g} s from the end of a fault to the next 204. One second is normal; the
+  limit allows for slow and shared machines.
 
 {verdict}
 
@@ -68,21 +76,21 @@ it is a fault all the same. Anything else makes the exit status 1.
 | server processes | {processes} |
 | answers | {", ".join(f"{status}: {n:,}" for status, n in sorted(answers.items()))} |
 | events in the log | {outcome.events:,} |
-| heard over UDP | {outcome.announced:,} |
-| got by the follower | {outcome.followed:,} |
-| memory (PSS) at most | {max((s.pss_kb for s in outcome.samples), default=0) / 1024:.1f} MiB |
+| received over UDP | {outcome.announced:,} |
+| received by the reader | {outcome.followed:,} |
+| highest memory (PSS) | {max((s.pss_kb for s in outcome.samples), default=0) / 1024:.1f} MiB |
 | memory growth | {outcome.memory_growth_kb / 1024:.1f} MiB |
-| descriptors at most | {max((s.descriptors for s in outcome.samples), default=0)} |
+| most descriptors | {max((s.descriptors for s in outcome.samples), default=0)} |
 | descriptor growth | {outcome.descriptor_growth} |
 
-Answers of 503, and `none` where the connection broke, are those during faults: they may be recorded
-or not. What the log has and nobody heard over UDP was committed when a server was killed before it
-could say so; listeners repair that from the log.
+A check-in that was answered 503, or not at all (`none`), during a fault may be recorded or not. An
+event in the log that was not received over UDP was committed by a server that was killed before it
+could announce it. Listeners repair it from the log.
 
-The seconds are those from the end of a fault, where it has one, to the next 204; for a restart of
-the server from the moment it serves.
+Recovery is measured from the end of the fault, or for a restarted server from the moment it is
+ready, to the next 204.
 
-| fault | times | seconds until the next 204, at most |
+| fault | times | longest recovery, s |
 |---|---|---|
 {faults}
 """

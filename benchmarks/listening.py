@@ -1,15 +1,13 @@
-"""What a listener costs, and how much it can hear: `python -m benchmarks.cost_of_listening`.
+"""The cost of a listener, and how much it can hear.
 
-A real listener, which verifies every datagram and repairs from a real server over HTTPS, hears
-entries of the log that are announced to it on loopback: at several paces, in one burst, and not at
-all, so that it must fetch them. Its own counters say what became of them. The announcements come
-from here, as from other servers on the same database: they are signed with the announcer's key, and
-go to a port that the server does not announce to.
+A real listener verifies every datagram and repairs from a real server over HTTPS. It hears entries
+of the log that are announced on loopback: at several paces, in one burst, and not at all, which it
+must fetch. Its own counters say what became of them. This process announces them, as another server
+on the same database would, signed with the announcer's key, to a port of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import datetime
 import re
@@ -26,24 +24,18 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from benchmarks import scaling_tables
 from benchmarks.contender import GROUP, LOOPBACK, free_port
-from benchmarks.peers.registry import THIS_SERVER
 from benchmarks.processes import cpu_s
-from benchmarks.programs import BenchmarkError, Child, exit_status
-from benchmarks.results import Numbers, Results
-from benchmarks.rig import Bench, Rig, rig
+from benchmarks.programs import BenchmarkError, Child
+from benchmarks.results import Numbers
+from benchmarks.rig import Bench
+from benchmarks.scaling_tables import ALONE
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import Signer
 from tornado_status.wire.datagram import encode_json
 
-PACES = (1_000, 5_000, 10_000, 20_000, 40_000, 80_000)  # updates a second
-QUICK_PACES = (1_000, 10_000, 80_000)
 BURST = 20_000  # updates at once, 2,900 datagrams: what a receive buffer of 4 MiB takes
 FETCHED = 20_000  # updates that are not announced
-ROUNDS, SECONDS = 3, 2.0
-QUICK_ROUNDS, QUICK_SECONDS = 1, 1.0
-CLIENTS = 16
 FULL = 512  # check-ins in a commit under load: datagrams are full
 
 ANSWER_TIMEOUT_S = 30.0  # to start, to answer one SIGUSR1, to end: a listener with much to do
@@ -85,8 +77,8 @@ def parse_line(line: str) -> dict[str, Any] | None:
     return {"event": "summary", "counts": Counter(counts)}
 
 
-class Hearing:
-    """`python -m listeners` beside a server at work, and what announces to it.
+class Listener:
+    """`status-listener` beside a server at work, and what announces to it.
 
     Its updates are thrown away. `kernel_drops` is what the kernel dropped at its full socket.
     """
@@ -104,7 +96,7 @@ class Hearing:
     def run(
         self, updates: int, seconds: float, *, batch: int = FULL, withheld: slice | None = None
     ) -> Numbers:
-        """Announce so many updates over `seconds` (0: at once), and wait until all are shown.
+        """Announce `updates` updates over `seconds` (0: at once), and wait until all are shown.
 
         The datagrams that `withheld` picks of all are not sent. Raises `BenchmarkError` if the
         listener refuses something, or does not get everything.
@@ -131,7 +123,7 @@ class Hearing:
             all_shown_s = time.monotonic() - begun
         if heard["refused"]:
             raise BenchmarkError(f"a listener refused {heard['refused']} datagrams")
-        used_s = cpu_s([self._child.pid]) - used_s
+        used_us = (cpu_s([self._child.pid]) - used_s) * 1e6
         return {
             "updates": updates,
             "datagrams": len(datagrams),
@@ -140,26 +132,25 @@ class Hearing:
             "in_time": in_time / updates,
             **{name: heard[name] for name in ("shown", "repaired", "missed", "dropped")},
             "kernel_drops": self._kernel_drops() - drops,
-            "cpu_us_per_update": used_s / updates * 1e6,
-            "cpu_us_per_datagram": used_s / max(1, len(datagrams)) * 1e6,
+            "cpu_us_per_update": used_us / updates,
+            "cpu_us_per_datagram": used_us / max(1, len(datagrams)),
             "server_us_per_update": meter.server_s / updates * 1e6,
             "database_us_per_update": meter.database_s / updates * 1e6,
         }
 
     def _counts(self) -> Counter[str]:
-        """What it did since its start."""
+        """Return its counts since its start."""
         self._child.signal(signal.SIGUSR1)
         counts: Counter[str] = self._child.wait("summary", ANSWER_TIMEOUT_S)["counts"]
         return counts
 
     def _datagrams(self, updates: int, batch: int) -> list[bytes]:
-        """Commit so many entries of the log, of users who are there; return their datagrams."""
+        """Commit entries of the log, of users who are there; return their datagrams."""
         site = self._bench.site
+        rows = site.postgres.execute(site.database, _ANOTHER_SERVERS, updates)
         events = [
             Event(seq, "check-in", email, at.astimezone(datetime.UTC), client_ip, client_port, None)
-            for seq, email, at, client_ip, client_port in site.postgres.execute(
-                site.database, _ANOTHER_SERVERS, updates
-            )
+            for seq, email, at, client_ip, client_port in rows
         ]
         now = datetime.datetime.now(datetime.UTC)
         found: list[bytes] = []
@@ -169,7 +160,7 @@ class Hearing:
         return found
 
     def _send(self, datagrams: Sequence[bytes], seconds: float) -> None:
-        """Send them evenly over so many seconds; 0: at once."""
+        """Send them evenly over `seconds`; 0: at once."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             loopback = socket.inet_aton(LOOPBACK)
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
@@ -189,7 +180,7 @@ class Hearing:
 
 
 @contextlib.contextmanager
-def hearing(bench: Bench) -> Iterator[Hearing]:
+def listening(bench: Bench) -> Iterator[Listener]:
     """Run a listener that repairs from the server at work, from now on.
 
     Raises `BenchmarkError` if it ends with a status other than 0.
@@ -211,46 +202,21 @@ def hearing(bench: Bench) -> Iterator[Hearing]:
     command = [sys.executable, "-m", "listeners", *words]
     with Child(command, parse=parse_line, on_stderr=True) as child:
         child.wait("listening", ANSWER_TIMEOUT_S)
-        yield Hearing(child, bench, port)
+        yield Listener(child, bench, port)
         child.signal(signal.SIGTERM)
         status = child.end()
     if status != 0:
         raise BenchmarkError(f"a listener ended with {status}")
 
 
-def measure(surroundings: Rig, results: Results, paces: Sequence[int], seconds: float) -> None:
-    """Add one round to `results`: workloads `listening` (by pace), `burst`, `fetching`."""
-    with surroundings.at_work(THIS_SERVER) as bench, hearing(bench) as listener:
-        numbers = listener.run(round(min(paces) * seconds), seconds, batch=1)
-        results.add("listening", scaling_tables.ALONE, numbers)
+def measure(bench: Bench, paces: Sequence[int], seconds: float) -> None:
+    """Add one round to the results: workloads `listening` (by pace), `burst`, `fetching`."""
+    add = bench.rig.results.add
+    with listening(bench) as listener:
+        alone = listener.run(round(min(paces) * seconds), seconds, batch=1)
+        add("listening", ALONE, alone)
         for pace in paces:
-            results.add("listening", str(pace), listener.run(round(pace * seconds), seconds))
-        results.add("burst", str(BURST), listener.run(BURST, 0))
+            add("listening", str(pace), listener.run(round(pace * seconds), seconds))
+        add("burst", str(BURST), listener.run(BURST, 0))
         # The last one says what the others were.
-        results.add("fetching", str(FETCHED), listener.run(FETCHED, 0, withheld=slice(0, -1)))
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.cost_of_listening",
-        description="Measure what a listener costs, and how much it can hear.",
-    )
-    parser.add_argument("--quick", action="store_true", help="a first look")
-    quick = parser.parse_args(arguments).quick
-    rounds = QUICK_ROUNDS if quick else ROUNDS
-    seconds = QUICK_SECONDS if quick else SECONDS
-
-    def work() -> None:
-        begun = time.monotonic()
-        with rig(CLIENTS, seconds=seconds) as surroundings:
-            results = surroundings.results
-            for _ in results.in_rounds(rounds, float("inf")):
-                measure(surroundings, results, QUICK_PACES if quick else PACES, seconds)
-        print("\n\n".join(scaling_tables.listeners(results)))
-        print(f"\n{time.monotonic() - begun:.0f} s; medians of {rounds} rounds of {seconds:g} s")
-
-    return exit_status(work)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        add("fetching", str(FETCHED), listener.run(FETCHED, 0, withheld=slice(0, -1)))
