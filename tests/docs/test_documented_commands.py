@@ -149,7 +149,7 @@ RUN: dict[str, dict[str, str]] = {
         ),
     },
     "docs/troubleshooting.md": {
-        "tornado-status doctor --config config.yaml": r"(?s)^ok .*database.*^All is well",
+        "tornado-status doctor --config config.yaml": r"(?s)^ok .*database.*^No problems found",
         "tornado-status config --config config.yaml": r"(?s)port: 8443 +# config\.yaml",
     },
     "docs/upgrade.md": {

@@ -211,7 +211,7 @@ def test_without_a_key_the_server_warns(start_server: StartServer) -> None:
     [
         ("nowhere.key", "announce.signing_key: no file"),
         ("client.key", "is no Ed25519 key"),
-        ("client.crt", "holds no unencrypted private key in PEM"),
+        ("client.crt", "holds a certificate, not a private key"),
     ],
 )
 def test_a_wrong_key_is_one_line(

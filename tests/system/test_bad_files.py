@@ -6,10 +6,14 @@ file itself, cannot be used; it is never used in part.
 
 from __future__ import annotations
 
+import datetime
 import functools
+import http.client
 import os
+import re
 import shutil
 import ssl
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtensionOID
 
@@ -25,7 +29,15 @@ from certs_gen.authority import Authority, new_key
 from certs_gen.cli import main as certs_gen
 from listeners.verify.known_announcers import KnownAnnouncers
 from tests.support.der import FOR_CLIENTS, extension, name, odd, oid, tlv, with_extensions
-from tests.support.harness import PATIENCE_S, Server, exchange, rows, running_server, wait_until
+from tests.support.harness import (
+    LOOPBACK,
+    PATIENCE_S,
+    Server,
+    exchange,
+    rows,
+    running_server,
+    wait_until,
+)
 from tests.support.trust_site import replace
 from tornado_status import config
 from tornado_status.config import Settings
@@ -299,6 +311,114 @@ def test_a_file_that_vanishes_while_it_is_read_is_one_sentence(
     with pytest.raises(ConfigError, match=r"^tls\.\w+: cannot read .*: No such file") as caught:
         load_credentials(settings, before.anchors)
     assert str(path) in str(caught.value)
+
+
+# ------------------------------------------------------------------- the wrong kind of a file
+
+
+def as_pkcs12(own: Path) -> bytes:
+    key, chain = own / "server.key", own / "server.crt"
+    command: list[str | Path] = ["openssl", "pkcs12", "-export", "-inkey", key, "-in", chain]
+    command += ["-passout", "pass:"]
+    return subprocess.run(command, capture_output=True, check=True).stdout
+
+
+def encrypted(own: Path) -> bytes:
+    key = serialization.load_pem_private_key((own / "server.key").read_bytes(), None)
+    return key.private_bytes(
+        Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+
+
+def request(own: Path) -> bytes:
+    key = new_key("ec")
+    asked = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
+    return asked.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+
+@pytest.mark.parametrize(
+    ("file", "make", "said"),
+    [
+        ("server.crt", lambda own: (own / "server.key").read_bytes(), "are the two files swapped?"),
+        ("server.key", lambda own: (own / "server.crt").read_bytes(), "are the two files swapped?"),
+        ("server.crt", as_pkcs12, "is a PKCS#12 file, not PEM: `openssl pkcs12 -in "),
+        ("server.key", as_pkcs12, "is a PKCS#12 file, not PEM: `openssl pkcs12 -in "),
+        ("server.crt", lambda own: der_of((own / "server.crt").read_bytes()), "certificate in DER"),
+        ("server.key", lambda own: der_of((own / "server.key").read_bytes()), "private key in DER"),
+        ("ca.crt", lambda own: der_of((own / "ca.crt").read_bytes()), "is a certificate in DER"),
+        ("server.key", encrypted, "is an encrypted key, and the server cannot ask"),
+        ("server.crt", request, "holds a certificate request, which a CA has yet to sign, not"),
+        ("server.crt", lambda own: (own / "ca.crl").read_bytes(), "certificate revocation list"),
+        ("server.crt", lambda own: b"", "holds nothing, not a certificate in PEM"),
+        ("server.key", lambda own: b"", "holds nothing, not a private key in PEM"),
+        ("server.key", lambda own: (own / "client.key").read_bytes(), "is not the key of"),
+        ("announcer.key", encrypted, "announce.signing_key: "),
+        ("admin.key", encrypted, "management.private_key: "),
+    ],
+)
+def test_each_wrong_kind_of_a_file_has_its_own_words(
+    own: Path, file: str, make: Callable[[Path], bytes], said: str
+) -> None:
+    """With the command that mends it, which is tried here."""
+    settings = settings_of(own)
+    path = own / file
+    replace(path, make(own))
+    with pytest.raises(ConfigError) as caught:
+        load_credentials(settings, None)
+    message = str(caught.value)
+    assert said in message
+    command = re.search(r"`(openssl [^`]+)`", message)
+    if command is not None:
+        words = [*command[1].split(), *(["-passin", "pass:secret"] if make is encrypted else [])]
+        words += ["-passin", "pass:"] if make is as_pkcs12 else []
+        subprocess.run(words, capture_output=True, check=True)
+        path.with_suffix(".pem").replace(path)
+        if file == "announcer.key":
+            return  # the key of server.crt
+        load_credentials(settings, None)
+
+
+def test_a_clients_certificate_is_refused_for_a_server(own: Path) -> None:
+    """No client accepts it; the sentence says which command makes a right one."""
+    settings = settings_of(own)
+    for suffix in (".crt", ".key"):
+        shutil.copy(own / f"client{suffix}", own / f"server{suffix}")
+    with pytest.raises(ConfigError, match=r"^tls.certificate: .* is not for a server") as caught:
+        load_credentials(settings, None)
+    command = "status-certs server --name localhost --force"
+    assert command.replace("localhost", "NAME") in str(caught.value)
+    assert certs_gen([*command.split()[1:], "--out", str(own)]) == 0
+    load_credentials(settings, None)
+
+
+def test_with_an_expired_certificate_the_server_starts_and_is_not_ready(
+    own: Path, tmp_path: Path, database_url: str
+) -> None:
+    """As nginx and PostgreSQL start. An error in the log; a renewed file needs no restart."""
+    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=667)
+    authority = Authority.load(own)
+    expired = authority.issue_server(["localhost"], [LOOPBACK], now=then, days=1)
+    shutil.copy(own / "server.crt", own / "good.crt")
+    shutil.copy(own / "server.key", own / "good.key")
+    replace(own / "server.key", expired.key_pem())
+    replace(own / "server.crt", expired.certificate_pem())
+    with running_server(tmp_path / "server", own, database_url, **all_settings(own)) as server:
+        [line] = [each for each in server.events("check failing") if each["level"] == "error"]
+        assert line["check"] == "certificate"
+        assert line["reason"].endswith("(tornado_status server) expired 666 days ago")
+        context = ssl.create_default_context(cafile=str(own / "ca.crt"))
+        connection = http.client.HTTPSConnection(
+            "localhost", server.management_port, context=context, timeout=PATIENCE_S
+        )
+        connection.request("GET", "/readyz")
+        assert connection.getresponse().status == 503
+        connection.close()
+        (own / "good.key").replace(own / "server.key")
+        (own / "good.crt").replace(own / "server.crt")
+        wait_until(lambda: server.events("certificates and keys reloaded"), "the reload")
+        assert server.request("POST", "/api/client").status == 204
 
 
 # --------------------------------------------------------------------------- in a running server

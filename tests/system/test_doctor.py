@@ -27,9 +27,10 @@ from tests.support.harness import (
     StartServer,
     free_port,
     plain_environment,
+    require,
     rows,
 )
-from tornado_status.commands.doctor import check_database, check_network
+from tornado_status.commands.doctor import check_data_dir, check_database, check_network
 from tornado_status.store.diagnostics import Diagnosis
 
 pytestmark = pytest.mark.once
@@ -85,6 +86,60 @@ def test_an_embedded_database_is_asked_where_it_runs(
     site.well("embedded, which runs while the server does", database=where)
 
 
+def embedded(site: DoctorSetup) -> tuple[Path, dict[str, Any]]:
+    directory = site.directory / "var" / "postgresql"
+    return directory, {"database": {"url": "embedded", "data_dir": str(directory)}}
+
+
+def test_the_directory_of_the_embedded_database_is_looked_at(site: DoctorSetup) -> None:
+    """Where it is, or will be: who may write there, and how much."""
+    directory, here = embedded(site)
+    site.well(f"this user may write in {directory}", "free on the file system of", **here)
+    directory.mkdir(parents=True, mode=0o755)
+    site.wrong(f"other users may read or write {directory}", **here)
+    directory.chmod(0o700)
+    site.well(f"this user may write in {directory}", **here)
+
+
+def test_a_directory_of_another_user_is_found(site: DoctorSetup) -> None:
+    """PostgreSQL starts only as its owner. Root is told whom to ask as."""
+    require("users to become", os.geteuid() == 0, "run the tests as root")
+    directory, here = embedded(site)
+    directory.mkdir(parents=True, mode=0o700)
+    os.chown(directory, 12345, 12345)
+    site.well(f"{directory} belongs to user 12345", **here)
+    [finding] = check_data_dir._permissions(directory)
+    assert finding.level == "note"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 65534)
+        [finding] = check_data_dir._permissions(directory)
+        assert finding.level == "problem"
+        assert f"`chown -R nobody {directory}` as root" in finding.advice
+        patch.setattr(os, "access", lambda *_: False)
+        [finding] = check_data_dir._permissions(directory / "not" / "there")
+        assert finding.level == "problem"
+        assert f"nobody may not write in {directory}" in finding.sentence
+
+
+def test_a_full_or_read_only_file_system_is_found(site: DoctorSetup) -> None:
+    """Before PostgreSQL fails on it."""
+    require("a view of the file system", os.geteuid() == 0, "run the tests as root")
+    directory, here = embedded(site)
+    directory.parent.mkdir()
+    for size, problem in (("50m", True), ("500m", False)):
+        script = f'mount -t tmpfs -o size={size} none {directory.parent} && exec "$@"'
+        prefix = ("unshare", "--mount", "sh", "-c", script, "sh")
+        if problem:
+            site.wrong("52 MB free on the file system of", prefix=prefix, **here)
+        else:
+            said = site.ask(*prefix, **here).stdout
+            assert "note    database: database.data_dir: 524 MB free" in said
+    top = directory.parent
+    script = f'mount --bind {top} {top} && mount -o remount,bind,ro {top} && exec "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", script, "sh")
+    site.wrong(f"may not write in {top}", prefix=prefix, **here)
+
+
 def test_usage_errors_are_exit_2(tmp_path: Path) -> None:
     """No file, and no such option."""
     for arguments in (["--config", str(tmp_path / "none.yaml")], ["--no-such-option"]):
@@ -116,7 +171,7 @@ def issue(site: DoctorSetup, days_left: float = 300, **given: Any) -> Credential
 
 def expired(site: DoctorSetup) -> str:
     site.put("server", issue(site, -3))
-    return "server.crt (tornado_status server) expired 3.0 days ago"
+    return "server.crt (tornado_status server) expired 3 days ago"
 
 
 def another_key(site: DoctorSetup) -> str:
@@ -212,7 +267,7 @@ def test_what_soon_ends_is_noted(site: DoctorSetup) -> None:
     then = datetime.datetime.now(datetime.UTC) - 28 * DAY
     late = site.authority.empty_crl(days=30, now=then)
     (site.certs / "ca.crl").write_bytes(late.public_bytes(Encoding.PEM))
-    site.well("expires in 5.0 days", "note    certificates: tls.crl: ")
+    site.well("expires in 5 days", "note    certificates: tls.crl: ")
 
 
 def test_a_key_without_effect_is_noted(site: DoctorSetup) -> None:
@@ -224,9 +279,9 @@ def test_a_key_without_effect_is_noted(site: DoctorSetup) -> None:
 
 
 def test_a_clients_certificate_is_no_servers(site: DoctorSetup) -> None:
-    """It names no host, and is not meant for it."""
+    """The server refuses it."""
     site.put("server", site.authority.issue_client("server@example.com"))
-    site.wrong("names no host in its subjectAltName", "is not meant for a server")
+    site.wrong("server.crt is not for a server (its extended key usage has no serverAuth)")
 
 
 def test_a_certificate_of_another_ca_is_noted(site: DoctorSetup) -> None:
@@ -240,9 +295,9 @@ def test_a_late_list_is_a_problem_where_it_locks_out(site: DoctorSetup) -> None:
     then = datetime.datetime.now(datetime.UTC) - 40 * DAY
     late = site.authority.empty_crl(days=30, now=then)
     (site.certs / "ca.crl").write_bytes(late.public_bytes(Encoding.PEM))
-    site.well("expired 10.0 days ago")
-    site.wrong("expired 10.0 days ago", tls={"on_expired_crl": "refuse"})
-    site.well("nobody can be shut out", tls={"crl": None})
+    site.well("expired 10 days ago")
+    site.wrong("expired 10 days ago", tls={"on_expired_crl": "refuse"})
+    site.well("there is no CRL: no certificate can be revoked", tls={"crl": None})
 
 
 def test_a_weak_ca_is_a_problem_and_one_without_a_list_is_noted(site: DoctorSetup) -> None:
@@ -259,7 +314,7 @@ def test_a_weak_ca_is_a_problem_and_one_without_a_list_is_noted(site: DoctorSetu
     bundle = site.certs / "ca.crt"
     alone = bundle.read_bytes()
     bundle.write_bytes(alone + Authority.create(name="unlisted").certificate_pem())
-    site.well("tls.crl: there is no list of unlisted, so nobody")
+    site.well("tls.crl: there is no CRL of unlisted: no certificate")
     bundle.write_bytes(alone + certificate.public_bytes(Encoding.PEM))
     site.wrong("tls.client_ca: weak: A CA of the certificate is too weak: RSA keys below 2048")
 

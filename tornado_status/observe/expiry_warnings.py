@@ -34,7 +34,10 @@ class ExpiryWarnings:
     def check(self) -> None:
         """Log the warnings that are due."""
         for check in self._checks():
-            for kind, text in (check.problems | check.warnings).items():
+            for kind, text in check.problems.items():
+                if self._limit.allow(kind) is not None:
+                    self._log.error("check failing", check=check.name, reason=text)
+            for kind, text in check.warnings.items():
                 if self._limit.allow(kind) is not None:
                     self._log.warning("check failing", check=check.name, reason=text)
 

@@ -15,9 +15,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from tornado_status.config import AnnounceSettings
 from tornado_status.errors import AnnouncerError, ConfigError
 from tornado_status.pki import announcer_keys
-from tornado_status.pki.files import read, read_certificates
+from tornado_status.pki.files import check_key, read, read_certificates
 
-_MAKER = '"status-certs announcer" makes one'
+_MAKER = "`status-certs announcer` makes one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ def load_signing(settings: AnnounceSettings, client_ca: Path) -> Signing | None:
             raise ConfigError("announce.next_certificate: needs announce.signing_key")
         return None
     path = settings.signing_key
+    check_key("announce.signing_key", path, _MAKER)
     try:
         key = load_pem_private_key(read("announce.signing_key", path, _MAKER), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:

@@ -46,19 +46,19 @@ class Validity:
         if self.kind == "crl":
             which = f"{self.setting}: the CRL of {self.subject}"
             if days < 0:
-                return f"{which} expired {-days:.1f} days ago"
+                return f"{which} expired {_duration(-days)} ago"
             if days < WARN_CRL_S / DAY_S:
-                return f"{which} expires in {days:.1f} days"
+                return f"{which} expires in {_duration(days)}"
             return None
         whose = f"{self.setting}: {self.file} ({self.subject})"
         if days < 0:
-            return f"{whose} expired {-days:.1f} days ago"
+            return f"{whose} expired {_duration(-days)} ago"
         if now < self.not_before:
             return f"{whose} is not valid yet: is this machine's clock right?"
         if self.not_after - now < min(
             WARN_CERTIFICATE_S, WARN_SHARE * (self.not_after - self.not_before)
         ):
-            return f"{whose} expires in {days:.1f} days"
+            return f"{whose} expires in {_duration(days)}"
         return None
 
 
@@ -96,3 +96,10 @@ def name_of(subject: x509.Name) -> str:
     """Return a name's common name, or all of it if it has none."""
     names = subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return str(names[0].value) if names else subject.rfc4514_string()
+
+
+def _duration(days: float) -> str:
+    if days >= 1.95:
+        return f"{days:.0f} days"
+    hours = days * 24
+    return f"{hours:.0f} hours" if hours >= 1.95 else f"{hours * 60:.0f} minutes"

@@ -9,6 +9,7 @@ from cryptography import x509
 
 from tornado_status.errors import ConfigError
 from tornado_status.pki.certificates import read_pem
+from tornado_status.pki.file_kinds import not_a_certificate, not_a_key
 
 
 def read(setting: str, path: Path, maker: str = "") -> bytes:
@@ -37,7 +38,18 @@ def check_file(setting: str, path: Path, maker: str = "") -> None:
 
 def read_certificates(setting: str, path: Path, maker: str = "") -> tuple[x509.Certificate, ...]:
     """Return all certificates in the file that `setting` names, at least one."""
+    content = read(setting, path, maker)
+    wrong = not_a_certificate(path, content)
+    if wrong is not None:
+        raise ConfigError(f"{setting}: {wrong}")
     try:
-        return read_pem(read(setting, path, maker))
+        return read_pem(content)
     except ValueError as error:
         raise ConfigError(f"{setting}: cannot use {path}: {error}") from error
+
+
+def check_key(setting: str, path: Path, maker: str = "") -> None:
+    """Raise `ConfigError` unless the file holds an unencrypted private key in PEM."""
+    wrong = not_a_key(path, read(setting, path, maker))
+    if wrong is not None:
+        raise ConfigError(f"{setting}: {wrong}")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tornado_status.config import AlertSettings, ManagementSettings, TlsSettings
 from tornado_status.errors import ConfigError
-from tornado_status.pki.files import check_file, read_certificates
+from tornado_status.pki.certificates import UNREADABLE
+from tornado_status.pki.files import check_file, check_key, read_certificates
 
 # TLS 1.2 with authenticated encryption and forward secrecy only: OpenSSL still offers CBC, with its
 # history of padding oracles. The suites of TLS 1.3 are all good.
 TLS12_CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 
-DEVELOPMENT_SET = '"status-certs" makes a development set'
+DEVELOPMENT_SET = "`status-certs` makes a development set"
 
 MINIMUM_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -36,21 +41,11 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
     for key in ("certificate", "private_key", "client_ca"):
         check_file(f"tls.{key}", getattr(settings, key), DEVELOPMENT_SET)
     # OpenSSL accepts certificates that we cannot read the dates of, and its errors say less.
-    read_certificates("tls.certificate", settings.certificate)
+    chain = read_certificates("tls.certificate", settings.certificate)
+    check_key("tls.private_key", settings.private_key)
+    _check_purpose(settings.certificate, chain[0])
     read_certificates("tls.client_ca", settings.client_ca)
-    try:
-        context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise ConfigError(
-            f"tls.private_key: {settings.private_key} is not the key of {settings.certificate}, "
-            f"or one of them is no PEM file ({reason})"
-        ) from error
-    except OSError as error:  # gone since they were checked
-        raise ConfigError(
-            f"tls.private_key: cannot read {settings.certificate} and {settings.private_key}: "
-            f"{error.strerror}"
-        ) from error
+    _load_pair(context, "tls", settings.certificate, settings.private_key)
     try:
         context.load_verify_locations(settings.client_ca)
     except ssl.SSLError as error:
@@ -98,23 +93,10 @@ def management_context(settings: ManagementSettings) -> ssl.SSLContext | None:
     if settings.certificate is None or settings.private_key is None:
         return None
     read_certificates("management.certificate", settings.certificate)
-    check_file("management.private_key", settings.private_key)
+    check_key("management.private_key", settings.private_key)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # monitoring may be old, and has no identity
-    try:
-        context.load_cert_chain(settings.certificate, settings.private_key, password=_no_password)
-    except ssl.SSLError as error:
-        raise ConfigError(
-            f"management.private_key: {settings.private_key} is not the key of "
-            f"{settings.certificate}, or one of them is no PEM file ({error.reason})"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"management.private_key: {settings.private_key}: {error}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"management.certificate: cannot read {settings.certificate} and "
-            f"{settings.private_key}: {error.strerror}"
-        ) from error
+    _load_pair(context, "management", settings.certificate, settings.private_key)
     return context
 
 
@@ -135,6 +117,39 @@ def webhook_contexts(alerts: Sequence[AlertSettings]) -> dict[str, ssl.SSLContex
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         contexts[alert.name] = context
     return contexts
+
+
+def _load_pair(context: ssl.SSLContext, section: str, certificate: Path, key: Path) -> None:
+    try:
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            why = f"is not the key of {certificate}: name the two files that were issued together"
+        else:
+            why = f"cannot be used with {certificate} ({error.reason or error})"
+        raise ConfigError(f"{section}.private_key: {key} {why}") from error
+    except ValueError as error:
+        raise ConfigError(f"{section}.private_key: {key}: {error}") from error
+    except OSError as error:  # gone since they were checked
+        raise ConfigError(
+            f"{section}.private_key: cannot read {certificate} and {key}: {error.strerror}"
+        ) from error
+
+
+def _check_purpose(path: Path, certificate: x509.Certificate) -> None:
+    """Refuse a client's certificate: no client would accept it from a server."""
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    except (x509.ExtensionNotFound, *UNREADABLE):
+        return
+    if {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}.isdisjoint(
+        usage
+    ):
+        raise ConfigError(
+            f"tls.certificate: {path} is not for a server (its extended key usage has no "
+            "serverAuth), and clients refuse it: name the server's certificate, or make one with "
+            "`status-certs server --name NAME --force`"
+        )
 
 
 def _no_password() -> str:

@@ -49,7 +49,7 @@ def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchor
     path = crl_file(settings, before)
     if path is None:
         return Anchors(cas)
-    pem = read("tls.crl", path, '"status-certs crl" makes one')
+    pem = read("tls.crl", path, "`status-certs crl` makes one")
     try:
         crls = read_crls(pem, cas, time.time())
         known = before.crls.values() if before is not None else ()

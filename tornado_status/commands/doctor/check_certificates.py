@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import stat
 import time
@@ -19,7 +20,7 @@ from tornado_status.pki.authorities import read_authority
 from tornado_status.pki.certificates import issued_by
 from tornado_status.pki.credentials import load_credentials
 from tornado_status.pki.datagram_signing import load_signing
-from tornado_status.pki.expiry import distinct_names, name_of
+from tornado_status.pki.expiry import Validity, distinct_names, name_of
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.tls_contexts import (
     management_context,
@@ -30,9 +31,7 @@ from tornado_status.pki.tls_contexts import (
 from tornado_status.pki.trust_anchors import crl_file, load_anchors
 
 TOPIC = "certificates"
-RENEW = (
-    "Put a new one in its place: status-certs makes one, and the server reads it within a second."
-)
+AT_ONCE = "The server reads it within a second."
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
@@ -79,13 +78,33 @@ def _terms(settings: Settings) -> Iterator[Finding]:
         if warning is None:
             yield ok(TOPIC, f"{term.setting}: {term.subject}, {term.days_left(now):.0f} days left")
         elif term.kind == "crl":
-            advice = "Make a new one: status-certs crl. Do it again before each is out of date."
+            advice = "Make a new one with `status-certs crl`, and again before each expires."
             over = settings.tls.on_expired_crl == "refuse" and not term.in_force(now)
             yield problem(TOPIC, warning, advice) if over else note(TOPIC, warning, advice)
         elif term.in_force(now):
-            yield note(TOPIC, warning, RENEW)
+            yield note(TOPIC, warning, _renewal(settings, term))
         else:
-            yield problem(TOPIC, warning, RENEW)
+            yield problem(TOPIC, warning, _renewal(settings, term))
+
+
+def _renewal(settings: Settings, term: Validity) -> str:
+    """Return how to renew a certificate: by which command, if it is of the development CA."""
+    if term.setting == "tls.certificate":
+        names = read_certificates("tls.certificate", settings.tls.certificate)[0]
+        return f"Renew it: `{_server_command(settings, names)}` does so with its CA. {AT_ONCE}"
+    if term.setting == "announce.signing_key":
+        return f"Renew it: `status-certs announcer --force` does so with its CA. {AT_ONCE}"
+    return f"Put a new one in its place. {AT_ONCE}"
+
+
+def _server_command(settings: Settings, certificate: x509.Certificate | None = None) -> str:
+    """Return the command that makes a server's certificate, with the names of the old one."""
+    names = _names(certificate) if certificate is not None else []
+    words = [f"--ip {name}" if _is_ip(name) else f"--name {name}" for name in names]
+    directory = settings.tls.certificate.parent
+    if directory != Path("certs").absolute():
+        words.append(f"--out {directory}")
+    return " ".join(["status-certs server", *(words or ["--name NAME"]), "--force"])
 
 
 def _authorities(settings: Settings) -> Iterator[Finding]:
@@ -96,14 +115,13 @@ def _authorities(settings: Settings) -> Iterator[Finding]:
             yield problem(
                 TOPIC,
                 f"tls.client_ca: {name}: {ca.weakness.detail}",
-                "The server refuses everybody below it. Make a new CA, with a strong key.",
+                "The server refuses every certificate below it. Make a new CA, with a strong key.",
             )
         if crl_file(settings.tls) is not None and ca.id not in anchors.crls:
             yield note(
                 TOPIC,
-                f"tls.crl: there is no list of {name}, so nobody that it has issued to can be "
-                "shut out",
-                "Make one (status-certs crl) and put it behind the others in the file.",
+                f"tls.crl: there is no CRL of {name}: no certificate that it issued can be revoked",
+                "Make one with `status-certs crl`, and append it to the file.",
             )
 
 
@@ -118,7 +136,7 @@ def _server_certificate(settings: Settings) -> Iterator[Finding]:
             TOPIC,
             f"tls.certificate: {path} names no host in its subjectAltName, and clients look "
             "nowhere else",
-            "Make one with the names that clients use: status-certs server NAME ...",
+            "Make one with the names that clients use: `status-certs server --name NAME --force`.",
         )
     try:
         usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
@@ -159,8 +177,8 @@ def _lists(settings: Settings) -> Iterator[Finding]:
     if crl_file(settings.tls) is None:
         yield note(
             TOPIC,
-            "tls.crl: there is no revocation list, so nobody can be shut out",
-            "Make one (status-certs crl) and name it in tls.crl.",
+            "tls.crl: there is no CRL: no certificate can be revoked",
+            "Make one with `status-certs crl`, and name it in tls.crl.",
         )
 
 
@@ -181,7 +199,7 @@ def _permissions(settings: Settings) -> Iterator[Finding]:
             yield problem(
                 TOPIC,
                 f"{setting}: everybody on this machine can read {path}",
-                f"chmod 600 {path}, and make a new key if others work on this machine.",
+                f"Run `chmod 600 {path}`, and make a new key if others work on this machine.",
             )
 
 
@@ -194,3 +212,11 @@ def _names(certificate: x509.Certificate) -> list[str]:
         *names.get_values_for_type(x509.DNSName),
         *map(str, names.get_values_for_type(x509.IPAddress)),
     ]
+
+
+def _is_ip(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

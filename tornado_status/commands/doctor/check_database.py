@@ -75,7 +75,7 @@ def _state(found: Diagnosis) -> Iterator[Finding]:
             yield problem(
                 TOPIC,
                 f"{sentence}, and the user of database.url may not make any",
-                "GRANT CREATE ON SCHEMA public to that user, or make it the database's owner.",
+                "Run `GRANT CREATE ON SCHEMA public TO USER` in it, or make that user its owner.",
             )
         else:
             yield note(
@@ -94,9 +94,9 @@ def _durability(found: Diagnosis, wanted: str) -> Iterator[Finding]:
         if is_on:
             continue
         sentence = f"{setting} is off: a crash may lose or break what was acknowledged"
-        advice = f"ALTER SYSTEM SET {setting} = on; SELECT pg_reload_conf();"
+        advice = f"Run `ALTER SYSTEM SET {setting} = on` and `SELECT pg_reload_conf()` in it."
         if setting == "synchronous_commit":
-            advice += " Where a role or a database sets it: ALTER ROLE or DATABASE ... RESET."
+            advice += " A role's own setting ends with `ALTER ROLE USER RESET synchronous_commit`."
         if wanted == "warn":
             yield note(TOPIC, f"{sentence}; database.durability: warn allows it", advice)
         else:

@@ -234,7 +234,7 @@ def _multicast_route(settings: Settings) -> Iterator[Finding]:
         announced = sorted(filter(None, (_name(each, interfaces) for each in target.interfaces)))
         route = next((each for each in routes() if group in each.network), None)
         options = " ".join(f"--interface {name}" for name in announced)
-        advice = f"Name the interface to listeners, too: status-listener {options}."
+        advice = f"Name the interface to listeners, too: `status-listener {options}`."
         if route is None:
             yield note(
                 ROUTES,
@@ -307,7 +307,7 @@ def _rules_in_the_way(
                 FIREWALL,
                 f"chain {chain['table']} {chain['name']} ({chain['hook']}) drops what no rule "
                 "accepts",
-                f"See that it accepts {named}: nft list ruleset.",
+                f"See that it accepts {named}: `nft list ruleset`.",
             )
         if rule is None or not any({"drop", "reject"} & part.keys() for part in rule["expr"]):
             continue
@@ -319,7 +319,8 @@ def _rules_in_the_way(
                     FIREWALL,
                     f"a rule in {rule['table']} {rule['chain']} drops {protocol} port {port}, and "
                     f"{what}",
-                    f"nft -a list chain {rule['family']} {rule['table']} {rule['chain']} shows it: "
+                    f"`nft -a list chain {rule['family']} {rule['table']} {rule['chain']}` shows "
+                    "it: "
                     f"handle {rule['handle']}.",
                 )
 

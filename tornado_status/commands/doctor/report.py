@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tornado_status import config
 from tornado_status.commands.doctor import (
     check_certificates,
+    check_data_dir,
     check_database,
     check_key_exchange,
     check_network,
@@ -39,6 +41,7 @@ def examine(path: Path | None, environment: Mapping[str, str]) -> list[Finding]:
         *check_proxies.examine(settings),
         *check_certificates.examine(settings),
         *check_key_exchange.examine(settings),
+        *check_data_dir.examine(settings),
         *asyncio.run(check_database.examine(settings)),
         *check_network.examine(settings),
     ]
@@ -48,13 +51,18 @@ def examine(path: Path | None, environment: Mapping[str, str]) -> list[Finding]:
 def text(findings: Iterable[Finding]) -> str:
     """Return the report: a line for each finding, its advice below it, and a summary."""
     lines = []
-    problems = 0
+    levels: Counter[str] = Counter()
     for finding in findings:
-        problems += finding.level == "problem"
+        levels[finding.level] += 1
         lines.append(f"{MARKS[finding.level]} {finding.topic}: {finding.sentence}")
         if finding.advice:
             lines.append(f"        {finding.advice}")
-    lines.append("All is well." if not problems else f"Problems found: {problems}.")
+    if levels["problem"]:
+        lines.append(f"Problems found: {levels['problem']}.")
+    elif levels["note"]:
+        lines.append(f"No problems found. Notes: {levels['note']}.")
+    else:
+        lines.append("All is well.")
     return "\n".join(lines) + "\n"
 
 
@@ -71,7 +79,7 @@ def _settings(path: Path | None, settings: Settings) -> list[Finding]:
             problem(
                 "config",
                 "tracing.endpoint: the server does not start without the extra otel",
-                "Install it, pip install 'tornado-status[otel]', or take the endpoint out.",
+                "Install it with `pip install 'tornado-status[otel]'`, or take the endpoint out.",
             )
         )
     return found
