@@ -267,10 +267,10 @@ REASONS: dict[str, dict[str, Reason]] = {
     "docs/deploy.md": {
         "docker compose up --build --detach": Reason(Why.ENGINE, CONTAINERS),
         "docker compose exec server python -m listeners": Reason(Why.ENGINE, CONTAINERS),
-        "docker compose run --rm certs python -m certs_gen client ada@example.com": Reason(
+        "docker compose run --rm certs status-certs client ada@example.com": Reason(
             Why.ENGINE, CONTAINERS
         ),
-        "docker compose run --rm certs python -m certs_gen revoke ada@example.com": Reason(
+        "docker compose run --rm certs status-certs revoke ada@example.com": Reason(
             Why.ENGINE, CONTAINERS
         ),
         "docker compose build": Reason(Why.ENGINE, CONTAINERS),

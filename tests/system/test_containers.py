@@ -34,6 +34,7 @@ from tests.support.namespaces import (
     network_of_its_own,
     running,
 )
+from tests.support.pages import shown
 from tornado_status import config
 from tornado_status.config import Settings, UdpTarget
 from tornado_status.runtime.shutdown import REMAINDER_S
@@ -219,9 +220,7 @@ def test_base_images_are_named_by_minor_version_and_can_be_pinned_by_digest(
     assert python == defaults()["PYTHON_IMAGE"]
     assert re.fullmatch(r"python:3\.\d+(\.\d+)?-slim-[a-z]+", python)
     assert re.fullmatch(r"postgres:\d+\.\d+-[a-z]+", postgres)
-    page = (ROOT / "docs" / "deploy.md").read_text()
-    blocks = re.findall(r"```ini\n(.*?)```", page, re.DOTALL)
-    [example] = [block for block in blocks if "_IMAGE=" in block]
+    example = shown("docs/deploy.md", "_IMAGE=")
     pinned = dict(line.split("=", 1) for line in example.splitlines())
     assert pinned == {
         "PYTHON_IMAGE": f"{python}@sha256:...",

@@ -261,7 +261,9 @@ exec podman --remote --url "$DOCKER_HOST" "$@"
 def blocks() -> list[str]:
     """Return the commands of docs/deploy.md on containers, block by block."""
     page = (ROOT / "docs" / "deploy.md").read_text()
-    section = page.partition("## Containers on one machine")[2].partition("### What Docker")[0]
+    section = page.partition("## Run containers on one machine")[2].partition(
+        "### Client addresses"
+    )[0]
     return [block.commands for block in commands("docs/deploy.md", section)]
 
 

@@ -1,4 +1,4 @@
-"""docs/deploy.md's systemd section, followed on a machine of its own where systemd is PID 1."""
+"""docs/deploy.md's section on systemd, followed on a machine of its own where systemd is PID 1."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import tornado_status
 from tests.support.harness import PATIENCE_S, ROOT, Lines, require, wait_until
 from tests.support.machines import BOOT_PATIENCE_S, Machine, machine, need_machine
-from tests.support.pages import BASH, commands
+from tests.support.pages import BASH, commands, shown
 
 pytestmark = [pytest.mark.once, pytest.mark.network]
 
@@ -32,7 +32,7 @@ COPIED = (
 def blocks() -> list[str]:
     """Return the page's commands, block by block."""
     page = (ROOT / "docs" / "deploy.md").read_text()
-    section = page.partition("\n## systemd\n")[2].partition("\n## ")[0]
+    section = page.partition("\n## Run under systemd\n")[2].partition("\n## ")[0]
     return [block.commands for block in commands("docs/deploy.md", section)]
 
 
@@ -244,8 +244,7 @@ def test_the_next_version_takes_its_place(serving: Machine) -> None:
 
 def test_a_low_port_takes_what_the_page_says(serving: Machine) -> None:
     """And not less: without the capability it ends, and says why."""
-    page = (ROOT / "docs" / "deploy.md").read_text()
-    [lines] = re.findall(r"```ini\n\[Service\]\n(.*?)```", page, re.DOTALL)
+    lines = shown("docs/deploy.md", "[Service]").partition("\n")[2]
     changed(serving, lines)
     assert check_in(serving, 443) == "204"
     status = serving.run("cat", f"/proc/{serving.shows(UNIT, 'MainPID')}/status").stdout
