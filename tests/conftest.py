@@ -123,7 +123,7 @@ def server(start_server: StartServer) -> Server:
 
 @pytest.fixture
 def heard(server: Server) -> Iterator[Heard]:
-    """What `server` announces to its multicast group."""
+    """A socket in the multicast group that `server` announces to."""
     with Heard(server.announce_port) as listener:
         yield listener
 

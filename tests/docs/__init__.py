@@ -1,1 +1,1 @@
-"""What the pages promise, run as it stands."""
+"""The pages' promises, run as they stand."""

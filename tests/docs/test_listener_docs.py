@@ -75,7 +75,7 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
 
 
 def test_the_page_names_the_purpose_and_shows_a_vector() -> None:
-    """What a receiver in another language is tested with."""
+    """The test vectors for a receiver in another language."""
     vector = json.loads((ROOT / "tests/vectors/signed-v1-one-update.json").read_text())
     assert PROTOCOL.count(PURPOSE.dotted_string) == 2
     assert f"```\n{vector['text']}\n```" in PROTOCOL

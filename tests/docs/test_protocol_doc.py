@@ -57,7 +57,7 @@ def test_the_pages_json_example_is_what_the_codec_writes() -> None:
 
 
 def test_real_binary_datagrams_decode_by_the_page(start_server: StartServer) -> None:
-    """What the server sends says what the database holds."""
+    """The server's datagrams say what the database holds."""
     import socket
 
     port = free_port(socket.SOCK_DGRAM)
@@ -70,7 +70,7 @@ def test_real_binary_datagrams_decode_by_the_page(start_server: StartServer) -> 
 
 
 def test_the_page_tells_every_event_and_error_sentence() -> None:
-    """What the server can say stands in the page."""
+    """The page has everything that the server can say."""
     for words in (
         "CN must be a valid email address",
         "User unknown",

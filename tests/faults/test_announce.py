@@ -1,4 +1,4 @@
-"""What the network does to announcements: check-ins go on, and sending resumes by itself."""
+"""Network faults and announcements: check-ins go on, and sending resumes by itself."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Command = tuple[str, ...]
 UP: list[Command] = [
     ("ip", "link", "set", "cable", "up"),
     ("ip", "route", "replace", ROUTE, "dev", "cable"),
-    # Known by heart, so that nothing waits for an answer that nobody gives.
+    # Known by heart, so that nothing waits for an answer that never comes.
     ("ip", "neighbour", "replace", BEHIND, "lladdr", "02:00:00:00:00:09", "dev", "cable"),
 ]
 
@@ -66,7 +66,7 @@ FAULTS = {
         frozenset({"EPERM"}),
         frozenset({"EPERM"}),
     ),
-    # What the queue holds counts as the socket's: its buffer fills.
+    # Datagrams in the queue count as the socket's: its buffer fills.
     "full": Fault(
         [tuple("tc qdisc add dev cable root tbf rate 8kbit burst 1600 latency 9999s".split())],
         [tuple("tc qdisc delete dev cable root".split())],

@@ -1,4 +1,4 @@
-"""What the database does to us: what was answered 204 is there, and the service comes back."""
+"""Database faults: acknowledged check-ins are kept, and the service recovers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def nothing(trial: Trial, relay: Relay) -> None:
 
 
 def refuse_commits(trial: Trial, relay: Relay) -> None:
-    """Have the database roll back a batch: it waits in vain for somebody else's lock."""
+    """Have the database roll back a batch: it waits in vain for another session's lock."""
     trial.wait_acknowledged()
     with contextlib.closing(psycopg2.connect(relay.url)) as other, other.cursor() as cursor:
         cursor.execute("SELECT seq FROM head FOR UPDATE")
@@ -151,7 +151,7 @@ def test_a_backend_is_killed(make_postgres: MakePostgres, start_trial: StartTria
 def test_postgresql_is_killed(
     make_postgres: MakePostgres, start_trial: StartTrial, wrong: str | None
 ) -> None:
-    """With -9, long before it would write by itself what nobody waited for."""
+    """With -9, long before it writes by itself what no commit waited for."""
     postgres = make_postgres(settings={"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB"})
     trial = start_trial(postgres.url, wrong=wrong)
     trial.wait_acknowledged()
@@ -167,7 +167,7 @@ def test_postgresql_is_killed(
 def test_the_network_freezes_and_thaws(
     make_postgres: MakePostgres, start_trial: StartTrial
 ) -> None:
-    """What was on its way arrives after it was answered 503: recorded, and no harm."""
+    """A batch that was on its way arrives after the 503: recorded, and no harm."""
     postgres = make_postgres()
     with relayed(postgres) as relay:
         trial = start_trial(relay.url)
@@ -307,7 +307,7 @@ def test_the_database_becomes_read_only(
 
 
 def test_the_database_is_slow(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
-    """Slow is not away: nobody is refused while it keeps within the time of a commit."""
+    """Slow is not away: no client is refused while a commit keeps within its time."""
     postgres = make_postgres()
     with relayed(postgres) as relay:
         trial = start_trial(relay.url, patience_s=PATIENCE_S)
@@ -319,7 +319,7 @@ def test_the_database_is_slow(make_postgres: MakePostgres, start_trial: StartTri
 
 
 def test_the_database_is_too_slow(make_postgres: MakePostgres, start_trial: StartTrial) -> None:
-    """Somebody else holds the lock: PostgreSQL gives up first, so nothing hangs there."""
+    """Another session holds the lock: PostgreSQL gives up first, so nothing hangs there."""
     postgres = make_postgres()
     trial = start_trial(postgres.url)
     trial.wait_acknowledged()
@@ -340,7 +340,7 @@ def test_the_database_is_too_slow(make_postgres: MakePostgres, start_trial: Star
 def test_a_queue_before_a_frozen_database_is_bounded(
     make_postgres: MakePostgres, start_trial: StartTrial, max_pending: int
 ) -> None:
-    """Who does not fit is told so at once; with room for all of them nobody is."""
+    """A check-in without room is refused at once; with room for all, none is."""
     postgres = make_postgres()
     with relayed(postgres) as relay:
         trial = start_trial(
@@ -578,7 +578,7 @@ def test_nothing_is_lost_with_a_synchronous_standby(
 def test_an_asynchronous_standby_loses_what_it_had_not_received(
     make_postgres: MakePostgres, start_trial: StartTrial
 ) -> None:
-    """So the documentation says, and so the judge finds it."""
+    """The judge finds what the documentation says."""
     with Pair(make_postgres, synchronous=False) as pair:
         pair.wait_streaming()
         trial = start_trial(pair.url)
@@ -620,7 +620,7 @@ def waiting_for_the_standby(
 def test_a_commit_that_the_standby_never_confirmed_is_no_commit(
     make_postgres: MakePostgres, start_trial: StartTrial, wrong: str | None
 ) -> None:
-    """PostgreSQL reports success and warns, where somebody cancels the wait: 503, not 204."""
+    """PostgreSQL reports success with a warning if the wait is cancelled: 503, not 204."""
     with Pair(make_postgres, synchronous=True) as pair:
         pair.wait_streaming()
         trial = start_trial(pair.url, wrong=wrong, patience_s=PATIENCE_S)

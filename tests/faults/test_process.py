@@ -1,4 +1,4 @@
-"""What happens to the server's own process: told to stop, killed, and lied to about the time."""
+"""The server's own process: told to stop, killed, and given a wrong time."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_server_that_hangs_up_before_it_has_answered_is_found_out(
 
 
 def refuses(port: int) -> bool:
-    """Say whether nobody listens there any more."""
+    """Return whether no program listens there any more."""
     try:
         socket.create_connection((LOOPBACK, port), PATIENCE_S).close()
     except ConnectionRefusedError:

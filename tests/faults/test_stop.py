@@ -29,7 +29,7 @@ SECRET = "whsec_" + "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
 @contextlib.contextmanager
 def mute_server() -> Any:
-    """A port that connections are taken on, and where nobody ever answers."""
+    """A port that accepts connections and never answers."""
     with socket.create_server((LOOPBACK, 0), backlog=100) as listening:
         yield listening.getsockname()[1]
 
@@ -155,7 +155,7 @@ def test_a_signal_while_it_starts_is_enough(start_server: StartServer) -> None:
 
 
 def test_a_part_that_cannot_be_canceled_is_left_behind(start_server: StartServer) -> None:
-    """The log names it, and nobody waits for it any more: exit 0."""
+    """The log names it, and the server no longer waits for it: exit 0."""
     module = ("tests.support.faults.wrong_server", "swallow_the_cancellation")
     server = start_server(server={"drain_timeout_s": 1}, module=module)
     assert server.stop() == 0
@@ -176,7 +176,7 @@ def run_child(code: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
 
 
 def test_a_log_that_nobody_reads_holds_up_no_end() -> None:
-    """Who writes to it hangs with the log's lock, and the overdue end must come all the same."""
+    """A writer hangs with the log's lock, and the overdue end must come all the same."""
     code = """
 import asyncio, structlog
 from tornado_status import config

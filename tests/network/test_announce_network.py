@@ -136,7 +136,7 @@ def test_every_kind_of_address_is_reached(
         to_all(port),
         to_ipv6(IPV6_LINK, port),
         to_ipv6(IPV6_SITE, port, ttl=4),
-        to_ipv6("ff15::67", port),  # nobody joins it
+        to_ipv6("ff15::67", port),  # no listener joins it
         unicast("10.78.0.3", port + 1),
         unicast("fd78::3", port + 1),
         unicast(there, port + 2, interfaces=["eth0"]),
@@ -437,7 +437,7 @@ def test_a_broadcast_address_as_unicast_is_explained(
 def test_a_receiver_that_comes_late_misses_nothing_after(
     hosts: Hosts, start_server: StartServer, port: int
 ) -> None:
-    """That nobody listened is told of an earlier datagram, and does not cost the next one."""
+    """The error belongs to an earlier datagram that no program received; the next one is sent."""
     server = start(start_server, hosts, unicast("10.78.0.2", port))
     check_in(hosts.server, server)
     with Hearing(hosts.group, port) as hearing:

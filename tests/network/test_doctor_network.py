@@ -53,7 +53,7 @@ BY_ETH0 = "ip route add default dev eth0"
 @pytest.mark.parametrize(
     ("commands", "interfaces", "said"),
     [
-        # Whatever routes there are, loopback needs none.
+        # Loopback needs no route.
         ((*ETH0, BY_ETH0), [LOOPBACK], "ok      routes: 239.1.2.3 stays on this machine"),
         ((), [LOOPBACK], "ok      routes: 239.1.2.3 stays on this machine"),
         (ETH0, ["eth0"], "note    routes: 239.1.2.3 has no route on this machine"),
@@ -78,7 +78,7 @@ BY_ETH0 = "ip route add default dev eth0"
 def test_a_groups_route_is_told(
     site: DoctorSetup, commands: tuple[str, ...], interfaces: list[str], said: str
 ) -> None:
-    """Where it leads, and whether that is where the server announces."""
+    """The interface that it leads to, and whether the server announces there."""
     target = {**ON_ETH0, "interfaces": interfaces}
     done = site.ask(*network_with(*commands), announce={"targets": [target]})
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
@@ -110,7 +110,7 @@ def test_an_address_and_a_port_that_cannot_be_listened_on_are_found(site: Doctor
 
 
 def test_who_is_told_is_told(site: DoctorSetup) -> None:
-    """Nobody, or only this machine, or somebody else."""
+    """No program, only this machine, or another one."""
     site.well("announce.targets: empty, so no check-in is announced", announce={"targets": []})
     site.well("only this machine hears the announcements")
     here = {"kind": "unicast", "address": LOOPBACK, "port": 6667}
@@ -190,7 +190,7 @@ def test_a_firewall_rule_in_the_way_is_found(
 
 
 def test_a_chain_that_drops_by_default_is_noted(site: DoctorSetup) -> None:
-    """Whether it accepts the ports is for people to see; one that forwards is in nobody's way."""
+    """People decide whether it accepts the ports; one that forwards is no obstacle."""
     nft()
     chain = "nft 'add chain inet filter {0} {{ type filter hook {0} priority 0; policy drop; }}'"
     said = site.ask(*network_with(CHAINS[0], chain.format("input"))).stdout

@@ -203,7 +203,7 @@ def test_repeated_and_overtaken_datagrams_change_nothing(
 
 
 def test_interfaces_and_servers_go_and_come(hosts: Hosts, start_server: StartServer) -> None:
-    """What was announced meanwhile is repaired, and the group is heard again."""
+    """The listener repairs what was announced meanwhile, and hears the group again."""
     port = free_port(socket.SOCK_DGRAM)
     settings = settings_for(port)
     first = start_server(prefix=hosts.server.inside, **settings)
@@ -281,7 +281,7 @@ def test_a_group_of_ipv6_is_heard_on_another_host(hosts: Hosts, certs: Path) -> 
         listener.wait_for_seq(1)
         send("ff02::66", 2)
         listener.wait_for_seq(2)
-        send("ff15::67", 3)  # nobody joined it
+        send("ff15::67", 3)  # no listener joined it
         send("ff15::66", 4)
         assert [entry.get("seq") for entry in listener.wait_for_seq(4)] == [1, 2, None, 4]
         listener.stop()

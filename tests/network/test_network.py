@@ -125,7 +125,7 @@ def verifying(server: Server) -> list[str]:
 
 
 def shown(process: subprocess.Popen[str]) -> str:
-    """What the listener showed, once it has ended by itself."""
+    """Return what the listener showed, once it has ended by itself."""
     assert process.stdout is not None
     text = process.stdout.read()
     assert process.wait(PATIENCE_S) == 0, text
@@ -213,7 +213,7 @@ def test_a_check_in_is_heard_on_another_host(
 def test_what_is_announced_on_loopback_stays_on_the_machine(
     hosts: Hosts, start_server: StartServer
 ) -> None:
-    """The shipped targets: heard beside the server, and by nobody else on its network."""
+    """The shipped targets: heard on the server's machine, and not elsewhere on its network."""
     port = free_port(socket.SOCK_DGRAM)
     server = start_server(
         prefix=hosts.server,

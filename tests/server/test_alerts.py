@@ -213,7 +213,7 @@ def test_a_short_absence_is_told_to_nobody(start_server: StartServer) -> None:
 
 
 def test_the_filter_suppresses_absences_within_the_quiet_time() -> None:
-    """Each absence by itself; a return of somebody unknown may end what waits elsewhere."""
+    """Each absence by itself; the return of an unknown user may end one that waits elsewhere."""
     moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
 
     def event(seq: int, kind: str, at: float, email: str = "a@example.com") -> Event:

@@ -1,4 +1,4 @@
-"""What a check-in promises: committed before it is answered and announced, without a gap."""
+"""A check-in is committed before it is answered and announced, without a gap."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def _group_commit(database_url: str, subscriber: Callable[[CommittedBatch], None
 def test_the_next_batch_is_sent_before_the_last_is_told_and_all_stays_in_order(
     database_url: str,
 ) -> None:
-    """What is queued while a commit is in flight has left the queue when its events are heard."""
+    """Check-ins queued during a commit have left the queue when their events are heard."""
     happened: list[tuple[str, str, int]] = []  # and how many waited for a commit to begin then
 
     async def run() -> None:

@@ -147,7 +147,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass(frozen=True)
 class Request:
-    """What a client sent: the request, the name in its certificate, and on which connection."""
+    """A client's request, the name in its certificate, and its connection."""
 
     line: str
     headers: str
@@ -464,7 +464,7 @@ def test_an_answer_is_one_sentence_and_an_exit_status(
     ids=["other protocol", "no status", "too many headers", "endless line"],
 )
 def test_a_garbled_answer_is_a_sentence(pki: Path, reply: bytes) -> None:
-    """What is no HTTP is no success and no crash."""
+    """An answer that is not HTTP is no success and no crash."""
     with HttpsServer(pki, lambda _: Hanging(reply)) as server:
         status, output, remark = check_in(*arguments(pki, server.url))
     assert (status, output) == (3, "")
@@ -516,7 +516,7 @@ def test_a_mute_handshake_is_given_up(pki: Path) -> None:
 
 
 def test_a_servers_text_cannot_steer_the_terminal(pki: Path) -> None:
-    """What a server sends is shown, never obeyed."""
+    """The client shows what a server sends and never obeys it."""
     hostile = problem("400 Bad Request", "a\x1b[2J\r\nSuccess!\u202e\x9b" + "x" * 5000)
     with HttpsServer(pki, one_after_the_other(hostile)) as server:
         _, _, remark = check_in(*arguments(pki, server.url))
@@ -599,7 +599,7 @@ def test_a_refusal_is_understood_even_after_a_reset(
     ],
 )
 def test_every_alert_is_a_sentence(pki: Path, code: int, status: int, words: str) -> None:
-    """Whatever alert a server chooses, the reason is told; its own trouble is not a refusal."""
+    """Each alert has its reason; the server's own trouble is not a refusal."""
     with socket.create_server((LOOPBACK, 0)) as listener:
         listener.settimeout(PATIENCE_S)
 
@@ -818,7 +818,7 @@ def test_a_heartbeat_keeps_its_connection(pki: Path) -> None:
 def test_a_connection_that_the_server_closed_is_replaced_at_once(
     pki: Path, reply: bytes | Hanging
 ) -> None:
-    """A stale connection is no failure: nobody sees more than the successes."""
+    """A stale connection is no failure: the output has successes only."""
     with HttpsServer(pki, lambda _: reply) as server:
         given = [*arguments(pki, server.url), "--every", "0.1", "--count", "3"]
         assert check_in(*given) == (0, f"{SUCCESS}\n" * 3, "")
@@ -866,7 +866,7 @@ def test_a_retry_after_may_be_a_date(pki: Path) -> None:
 
 @pytest.mark.parametrize("value", ["", "soon", "-1", "1.5", "Mon, 99 Foo 2026", "9" * 400, "\xb2"])
 def test_a_wrong_retry_after_is_no_crash(pki: Path, value: str) -> None:
-    """Whatever stands there, the wait is bounded."""
+    """The wait is bounded for any Retry-After."""
     busy = answer("503 Service Unavailable", Retry_After=value)
     with HttpsServer(pki, one_after_the_other(busy)) as server:
         with a_client(pki, server.url) as client, pytest.raises(Unreachable) as failure:
@@ -911,7 +911,7 @@ def test_an_answer_too_long_to_read_is_left_with_its_connection(
 
 
 def test_a_renewed_certificate_is_used_after_a_refusal(pki: Path, tmp_path: Path) -> None:
-    """Whoever renews the files need not restart the heartbeat."""
+    """Renewed files need no restart of the heartbeat."""
     own = tmp_path / "own"
     own.mkdir()
     for name in ("ca.crt", "client.crt", "client.key"):
@@ -1073,7 +1073,7 @@ def test_a_strangers_text_is_one_bounded_line(text: str) -> None:
 @no_deadline
 @given(st.text(max_size=60))
 def test_any_url_is_read_or_refused(text: str) -> None:
-    """What a user types is a URL or one sentence, never a traceback."""
+    """Any text that a user types is a URL or one sentence, never a traceback."""
     for url in (text, f"https://{text}"):
         with contextlib.suppress(SetUpError):
             target = parse_url(url)
@@ -1137,7 +1137,7 @@ def test_a_server_that_is_not_there_refuses_nobody(pki: Path, name: str) -> None
 
 @scripts
 def test_a_server_that_only_hangs_up_refuses_nobody(pki: Path) -> None:
-    """Without an alert nobody has said that the certificate was missing."""
+    """Without an alert the server has not said that the certificate was missing."""
     answers = one_after_the_other(Hanging(b""))
     with HttpsServer(pki, answers, client_certificate=ssl.CERT_OPTIONAL) as server:
         status, output, _ = script("no_certificate.sh", pki, server.url)

@@ -114,7 +114,7 @@ def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
     ],
 )
 def test_secrets_are_masked(name: str, value: object, expected: str) -> None:
-    """Wherever a setting may hold one, in lists of sections too."""
+    """In each setting that may hold one, in lists of sections too."""
     plain = config_dump._plain("", {"section": [{name: value}]})
     assert plain == {"section": [{name: expected}]}
 

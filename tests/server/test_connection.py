@@ -149,7 +149,7 @@ def outcome(server: Server, name: str, *, ordinary: bool) -> str:
     assert "smuggled" not in ids or RULES[name].outcomes & {"204 200"}
     statuses = [status for status, _ in found]
     if closed:
-        # What comes behind an error is not looked at.
+        # The server ignores what follows an error.
         assert "probe" not in ids
         return " ".join([*statuses, "close"])
     assert ids.count("probe") == (1 if ids else 0)
@@ -242,7 +242,7 @@ def test_a_connection_once_handed_over_stays_ordinary(shared: Server) -> None:
 
 
 def test_a_record_larger_than_a_read_is_read_to_its_end(shared: Server) -> None:
-    """What OpenSSL has deciphered and nobody has read yet, the loop cannot see."""
+    """The loop cannot see what OpenSSL has deciphered and the server has not read yet."""
     with shared.connect_raw() as connection:
         connection.sendall(PLAIN * 3)
         assert STATUS.findall(read_answers(connection, 3)) == [b"204"] * 3
@@ -311,7 +311,7 @@ def test_who_never_reads_answers_costs_a_bounded_amount(
             while sent < 200_000_000:
                 sent += connection.send(PLAIN * 200)
         recorded = server.rows("SELECT count(*) FROM check_in")[0][0]
-        # What is on the way fits in the kernel's buffers; the process holds 4 KiB of it.
+        # The kernel's buffers hold what is on the way; the process holds 4 KiB of it.
         assert recorded < sent / len(PLAIN)
         assert server.request("POST", "/api/client").status == 204
         memory = Path(f"/proc/{server.process.pid}/status").read_text()

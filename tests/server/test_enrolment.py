@@ -43,7 +43,7 @@ PATH = f"/api/users/{VALID}"
 ADMINS: dict[str, Any] = {"admins": ["operator@example.com"], "readers": []}
 CLOSED = {**ADMINS, "enrolment": "closed"}
 LOG = "SELECT seq, event, email FROM check_in ORDER BY seq"
-# Everything that the database holds of anybody, as text.
+# Everything that the database holds of users, as text.
 ALL = (
     "SELECT t::text FROM check_in t UNION ALL SELECT t::text FROM user_status t"
     " UNION ALL SELECT t::text FROM unannounced t UNION ALL SELECT t::text FROM alert_message t"
@@ -54,7 +54,7 @@ ALL = (
 
 
 def test_an_admin_lets_in_and_shows_out(start_server: StartServer) -> None:
-    """Where enrolment is closed: enrolled as new, in every list; removed, and unknown again."""
+    """With closed enrolment: enrolled as new, in every list; removed, and unknown again."""
     server = start_server(access=CLOSED)
     with Heard(server.announce_port) as heard:
         assert server.request("POST", "/api/client").status == 403
@@ -102,7 +102,7 @@ def test_an_admin_lets_in_and_shows_out(start_server: StartServer) -> None:
 
 
 def test_a_kept_connection_ends_with_its_user(start_server: StartServer) -> None:
-    """Who was let in a moment ago is refused by the next check-in, on the same connection too."""
+    """The next check-in of a removed user is refused, on the same connection too."""
     server = start_server(access=CLOSED)
     assert server.request("PUT", PATH, cert="operator").status == 201
     connection = server.connect()
@@ -185,7 +185,7 @@ def test_addresses_are_taken_as_certificates_are(start_server: StartServer) -> N
 
 
 def test_admins_may_read_and_are_named_as_readers_are() -> None:
-    """By address, in any spelling, or by pattern; nobody by default."""
+    """By address, in any spelling, or by pattern; none by default."""
     access = Access(["*@ops.example.com"], ["Boss@Example.com", "a@bücher.example"])
     for admin in ("boss@example.com", "a@xn--bcher-kva.example"):
         assert access.may_administer(admin)
@@ -228,7 +228,7 @@ def test_numbers_stay_whole_whoever_changes_what(database_url: str) -> None:
     log = rows(database_url, LOG)
     assert [seq for seq, _, _ in log] == list(range(1, len(log) + 1))
     assert sorted((e.seq, e.event, e.email) for e in heard) == log
-    # What the log says of each user is what the record says.
+    # The log and the record of each user agree.
     expected: dict[str, int] = {}
     for seq, event, email in log:
         assert (email in expected) or event in ("enrolled", "new"), (seq, event)
@@ -367,7 +367,7 @@ def test_emails_are_canonical_and_once() -> None:
 
 
 def traces(server: Server) -> list[str]:
-    """What the database still has of the user of `client`."""
+    """Return what the database still has of the user of `client`."""
     return [text for (text,) in server.rows(ALL) if VALID in text or "127.0.0.1" in text]
 
 

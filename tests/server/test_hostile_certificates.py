@@ -58,7 +58,7 @@ KEY = ec.generate_private_key(ec.SECP256R1())
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """What a client shows: its certificate, then what it sends of the chain, and its key."""
+    """A client's certificate, the part of the chain that it sends, and its key."""
 
     chain: Sequence[x509.Certificate]
     key: PrivateKey = KEY
@@ -221,7 +221,7 @@ def log_length(server: Server) -> int:
 
 
 def refused(server: Server, reason: str) -> int:
-    """How often the server says that it refused somebody for this."""
+    """Return how often the server says that it refused a client for this."""
     text = server.management("/metrics").body.decode()
     match = re.search(
         rf'^tornado_status_connections_refused_total{{reason="{reason}"}} (\S+)$',
@@ -509,7 +509,7 @@ def test_a_client_of_an_older_tls_fails_with_a_readable_alert(server: Server, ce
 
 
 def test_tls_1_2_is_spoken_without_cbc(start_server: StartServer, certs: Path) -> None:
-    """Where it is allowed: authenticated encryption with forward secrecy, and nothing older."""
+    """If it is allowed: authenticated encryption with forward secrecy, and nothing older."""
     server = start_server(tls={"minimum_version": "1.2"})
 
     def cipher(offered: str) -> str:
@@ -560,7 +560,7 @@ def test_a_resumed_session_is_still_the_same_client(
     session: ssl.SSLSession | None = None
     for resumed in (False, True, True):
         before = log_length(server)
-        # Somebody else in between, so that the newest session is not this client's.
+        # Another client in between, so that the newest session is not this one's.
         assert server.request("POST", "/api/client", cert="operator").status == 204
         raw = socket.create_connection((LOOPBACK, server.port), timeout=PATIENCE_S)
         secure = context.wrap_socket(raw, server_hostname="localhost", session=session)

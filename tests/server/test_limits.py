@@ -349,7 +349,7 @@ def configured() -> dict[str, object]:
 
 
 def test_every_limit_in_the_config_is_in_the_table_with_its_default() -> None:
-    """So that an operator finds all of them in one place."""
+    """An operator finds all of them in one place."""
     table = documented()
     assert len(configured()) > 10
     assert configured() == {key: table.get(key) for key in configured()}
@@ -369,7 +369,7 @@ def test_every_limit_in_the_table_is_one_and_has_that_value() -> None:
 
 
 def said(connection: socket.socket, request: bytes) -> bytes:
-    """What is answered to a request behind which the sender ends, up to the connection's end."""
+    """Return the answer to a request after which the sender closes its side."""
     answers = b""
     with contextlib.suppress(OSError):  # a reset, where not all was read
         connection.sendall(request)

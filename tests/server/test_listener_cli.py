@@ -74,7 +74,7 @@ def test_updates_are_verified_and_shown_as_ever(server: Server) -> None:
 def test_the_defaults_need_no_option_beside_the_shipped_certificates(
     start_server: StartServer, certs: Path, tmp_path: Path
 ) -> None:
-    """Where certs_gen left its files, the listener finds them."""
+    """The listener finds the files where certs_gen left them."""
     server = start_server()
     (tmp_path / "certs").symlink_to(certs)
     (tmp_path / "unread").mkdir()
@@ -93,7 +93,7 @@ def test_the_defaults_need_no_option_beside_the_shipped_certificates(
 
 
 def test_nothing_to_verify_with_is_one_sentence(tmp_path: Path) -> None:
-    """Rather than showing what anybody can forge."""
+    """Rather than showing what any sender can forge."""
     listener = Listening("--port", free_port(socket.SOCK_DGRAM), cwd=tmp_path)
     assert listener.ended() == 2
     [sentence] = listener.said.lines
@@ -126,7 +126,7 @@ def test_what_is_lost_on_the_way_is_repaired(
                 "targets": [{"kind": "unicast", "address": LOOPBACK, "port": relay.port}],
             }
         )
-        # Where nothing at all comes through, the listener's own look at the server finds it.
+        # If nothing comes through, the listener's own request to the server finds it.
         begin = ["--from", "start"] if loss == 1.0 else []
         if loss == 1.0:
             check_in(server, 400)
@@ -367,7 +367,7 @@ NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
 
 
 def test_a_newer_signed_log_is_followed_with_a_gap(announcing: Announcing, certs: Path) -> None:
-    """Nobody but an announcer can begin one; a pinned listener keeps to its own."""
+    """Only an announcer can begin one; a pinned listener keeps to its own."""
     pinned_to = ["--log", LOG_ID]
     with (
         Listening(*verifying(certs, announcing.port)) as listener,
@@ -421,7 +421,7 @@ def test_insecure_shows_what_is_not_verified_and_marks_it(
 def test_it_goes_on_without_a_server_too(
     announcing: Announcing, certs: Path, tmp_path: Path
 ) -> None:
-    """What came while it was away is a gap; what it showed before is not shown again."""
+    """Events during its absence are a gap; those shown before are not shown again."""
     state = tmp_path / "state.json"
     options = verifying(certs, announcing.port, "--state", state)
     with Listening(*options) as listener:

@@ -46,7 +46,7 @@ from tornado_status.wire.datagram import (
 )
 
 LISTENER = [sys.executable, "-W", "error", "-m", "listeners"]
-# Whatever certificates lie in the checkout.
+# Certificates in the checkout do not matter.
 ALONE = ["--insecure", "--cert", "", "--announcer", ""]
 GROUP = "239.255.66.67"  # not the shipped one: a server may run on this machine
 BROADCAST = "127.255.255.255"
@@ -295,7 +295,7 @@ def test_a_group_is_joined_on_an_interface_given_by_name(sender: socket.socket) 
 def test_groups_that_were_not_joined_are_not_heard(
     groups: list[str], sender: socket.socket
 ) -> None:
-    """What another program on this machine joined is not this listener's business."""
+    """Groups that another program on this machine joined do not concern this listener."""
     foreign = "239.255.66.68"
     with (
         RunningListener(*groups, "--format", "json") as listener,
@@ -631,7 +631,7 @@ def test_forged_sources_cost_bounded_lines_and_memory() -> None:
 
 
 def test_a_full_rate_limit_forgets_the_oldest_first() -> None:
-    """What expired makes room, and what did not stays suppressed."""
+    """Expired entries make room, and the others stay suppressed."""
     now = 0.0
     limit = RateLimit(60.0, lambda: now)
     for number in range(MAX_KINDS):
@@ -716,7 +716,7 @@ def test_an_event_that_no_client_caused_shows_no_address() -> None:
 
 
 def test_a_snapshot_says_the_state() -> None:
-    """Who is offline is known after a gap, too."""
+    """The listener knows the offline users after a gap, too."""
     record = StatusRecord(7, "a@example.com", MOMENT, "10.0.0.7", 1, "offline")
     assert json.loads(render(Format.JSON, Snapshot(record)))["state"] == "offline"
     assert "State        : offline\n" in render(Format.TEXT, Snapshot(record))
@@ -729,7 +729,7 @@ def test_the_fraction_is_shown_even_where_it_is_zero() -> None:
 
 
 def test_help_names_the_exit_statuses(capsys: pytest.CaptureFixture[str]) -> None:
-    """What a script needs to know stands in --help."""
+    """--help has what a script needs to know."""
     with pytest.raises(SystemExit) as end:
         cli.main(["--help"])
     assert end.value.code == 0

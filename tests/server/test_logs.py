@@ -63,7 +63,7 @@ def entries(server: Server) -> list[dict[str, Any]]:
     "asked_for", ["1", str(uuid.UUID(int=7)), "Root=1-67891233-abcdef012345678912345678", "a" * 128]
 )
 def test_a_sane_request_id_is_kept(asked_for: str) -> None:
-    """So that a request can be followed over several programs."""
+    """A request can be followed over several programs."""
     assert request_id(asked_for) == asked_for
 
 

@@ -154,7 +154,7 @@ def test_an_old_entry_of_a_user_who_is_here_means_nothing(
 def test_who_comes_back_while_we_look_is_not_declared_offline(
     database_url: str, monkeypatch: pytest.MonkeyPatch, broken: bool
 ) -> None:
-    """What the reading connection saw is decided again under the lock."""
+    """The sweep decides again under the lock, whatever the reading connection saw."""
     if broken:
         sweep = sweep_module.PREPARE_SWEEP
         monkeypatch.setattr(
@@ -233,7 +233,7 @@ def test_two_servers_declare_each_user_offline_once(database_url: str) -> None:
 
 
 def test_after_an_absence_there_is_a_grace_and_no_storm(database_url: str) -> None:
-    """Nobody could check in while no server was there; who does so now was never offline."""
+    """No user could check in without a server; a user who does so now was never offline."""
     heard: list[Event] = []
 
     async def body(store: Store) -> None:
@@ -297,7 +297,7 @@ def test_an_offline_whose_answer_was_lost_is_announced_after_all(database_url: s
 
 
 def test_a_sweep_that_the_database_refuses_costs_no_check_in(database_url: str) -> None:
-    """It is rolled back as a whole and done later; meanwhile everybody checks in."""
+    """It is rolled back as a whole and done later; check-ins go on meanwhile."""
 
     async def body(store: Store) -> None:
         await store.record(check_in("gone"))
@@ -325,7 +325,7 @@ def test_the_sweep_goes_on_after_the_database_was_away(own_postgres: Postgres) -
         await store.record(check_in("gone"))
         own_postgres.stop()
         own_postgres.start()
-        # Nobody checks in, so it is the sweep that makes the writer connect again.
+        # Without a check-in, the sweep makes the writer connect again.
         await until(lambda: any(event.event == "offline" for event in heard))
 
     run(own_postgres.url, heard, body, when=often)
@@ -336,7 +336,7 @@ def test_the_sweep_goes_on_after_the_database_was_away(own_postgres: Postgres) -
 
 
 def test_other_work_is_bounded(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What finds no room is told at once, and check-ins go on."""
+    """A write without room is refused at once, and check-ins go on."""
 
     async def body(store: Store) -> None:
         monkeypatch.setattr(commit_module, "MAX_WORK", 0)
@@ -353,7 +353,7 @@ def test_other_work_is_bounded(database_url: str, monkeypatch: pytest.MonkeyPatc
 def test_the_log_is_pruned_in_small_steps_up_to_the_retention(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Older entries go, newer ones and everybody's status stay, and readers are told: 410."""
+    """Older entries go, newer ones and every status stay, and readers get 410."""
     monkeypatch.setattr(sweep_module, "PRUNE", 4)
 
     async def body(store: Store) -> None:
@@ -435,7 +435,7 @@ def test_a_users_history_is_complete_in_pages(database_url: str) -> None:
             ("offline", None),
             ("check-in", "01"),
         ]
-        # Somebody else's entry leads nowhere.
+        # Another user's entry leads nowhere.
         assert (await store.history("b@example.com", expected[1][0], 10)).entries == []
         assert (await store.history("nobody@example.com", None, 10)).entries == []
 
@@ -648,7 +648,7 @@ def test_an_export_that_cannot_be_finished_is_cut_off(start_server: StartServer)
 
 
 def test_a_cell_is_no_formula() -> None:
-    """A spreadsheet would run what somebody put into the name of a certificate."""
+    """A spreadsheet would run a formula in the name of a certificate."""
     event = Event(1, "offline", "=1+1@example.com", NOW, None, None, NOW)
     row = csv_lines([csv_row(HistoryEntry(event, None, None))]).decode()
     moment = "2026-01-02T03:04:05.000000Z"
@@ -755,7 +755,7 @@ def test_users_are_counted_by_their_states(database_url: str) -> None:
 
 
 def test_many_users_are_counted_from_a_sample(database_url: str) -> None:
-    """Of bounded size, the same each time, and near enough; in a small table nobody is missed."""
+    """Of bounded size, the same each time, and near enough; a small table is whole."""
 
     async def body(store: Store) -> None:
         rows(

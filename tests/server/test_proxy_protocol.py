@@ -1,4 +1,4 @@
-"""The PROXY protocol in front of TLS: whom a trusted proxy speaks for, and nobody else."""
+"""The PROXY protocol in front of TLS: only a trusted proxy names the client's address."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_a_health_check_is_no_failed_handshake(start_server: StartServer) -> Non
 
 
 def test_a_stop_does_not_wait_for_a_connection_that_is_over(start_server: StartServer) -> None:
-    """A header under way when the last client leaves, and then over too: nobody is left."""
+    """A header is under way when the last client leaves, and ends too: none is left."""
     server = start_server(ingress=TRUSTING)
     client = connect(server, PROXY_IP)
     client.sendall(header("10.1.2.3", 51514))

@@ -112,7 +112,7 @@ asyncio.run(main())
 
 
 def test_look_ups_are_bounded(nameless: tuple[str, ...]) -> None:
-    """Whoever asks for ever new names, or the same again and again."""
+    """For ever new names, or the same again and again."""
     code = """
 import asyncio, threading
 from tornado_status.runtime.resolver import MAX_UNDER_WAY, NameNotFound, look_up
@@ -196,7 +196,7 @@ def no_threads() -> Iterator[None]:
 
 
 def test_a_name_resolves_again_once_there_are_threads() -> None:
-    """Without one the look-up fails, at once, and nobody waits for its answer later."""
+    """Without one the look-up fails at once, and no caller waits for its answer later."""
 
     async def look() -> list[resolver.SocketAddress]:
         return await look_up("localhost", 7, timeout_s=PATIENCE_S, family=socket.AF_INET)

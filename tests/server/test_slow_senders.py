@@ -1,4 +1,4 @@
-"""Who sends a request slowly, at whatever stage of it, is cut off; who is only quiet is not."""
+"""A slow sender is cut off at any stage of a request; a quiet connection is not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT_S = 1.0
 
 LONG_HEADER = b"X-Padding: " + b"a" * 1200 + b"\r\n"  # more than the check-in path reads by itself
 
-# What has been sent before the sender slows down, and what it then sends byte by byte, for ever.
+# The bytes sent before the sender slows down, and those it then sends one by one for ever.
 HEADS = {
     "request line": (b"", b"POST /api/client HTTP/1.1"),
     "path": (b"POST /", b"a"),
@@ -137,7 +137,7 @@ def test_a_head_has_to_be_whole_in_time(hurried: Server, before: bytes) -> None:
 
 
 def test_so_it_has_on_the_management_port(hurried: Server) -> None:
-    """Whoever reaches it."""
+    """For any client that reaches it."""
 
     def send(at_once: bytes, slowly: bytes) -> bytes:
         with connect_admin(hurried) as connection:
@@ -252,7 +252,7 @@ def test_a_body_has_to_be_whole_in_time(hurried: Server, before: bytes) -> None:
 
 
 def test_so_it_has_on_the_management_port_too(hurried: Server) -> None:
-    """Whatever asks for health has no body at all."""
+    """A health check has no body at all."""
 
     def send(at_once: bytes, slowly: bytes) -> bytes:
         with connect_admin(hurried) as connection:

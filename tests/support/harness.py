@@ -1,4 +1,4 @@
-"""What the tests share: the real server as a process of its own, and clients to talk to it."""
+"""The real server as a process of its own, and clients to talk to it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ _ports = itertools.count(os.getpid() * 7)
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    """Return a port that nobody uses, and that no other test of this run is given."""
+    """Return a free port that no other test of this run is given."""
     for number in itertools.islice(_ports, _PORTS_EACH):
         port = _FIRST_PORT + _WORKER * _PORTS_EACH + number % _PORTS_EACH
         with socket.socket(socket.AF_INET, kind) as sock, contextlib.suppress(OSError):

@@ -27,7 +27,7 @@ SMUGGLED_CHUNK = b"%x\r\n%b\r\n" % (len(SMUGGLED), SMUGGLED) + LAST_CHUNK
 SMUGGLED_LENGTH = b"Content-Length: %d\r\n" % len(SMUGGLED)
 
 CORPUS: dict[str, bytes] = {
-    # What real clients send.
+    # Requests of real clients.
     "bare": CHECK_IN + b"\r\n",
     "empty body": CHECK_IN + b"Content-Length: 0\r\n\r\n",
     "curl": CHECK_IN + b"User-Agent: curl/8.5.0\r\nAccept: */*\r\n\r\n",
@@ -241,7 +241,7 @@ def _rules() -> dict[str, Rule]:
             allowed = frozenset(outcome.strip() for outcome in outcomes.split("|"))
             found[name] = Rule(section, allowed)
 
-    # What is good: answered, and the connection kept.
+    # Good requests: answered, and the connection kept.
     rule("6.3", "204", "bare", "empty body", "curl", "put", "patch", "origin", "query", "body")
     rule("9.3", "204", "keep-alive", "Keep-Alive")
     rule("9.6", "204 close", "close")

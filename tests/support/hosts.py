@@ -89,7 +89,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
 
 
 class Hearing:
-    """What arrives at a UDP port of a host, from the moment it is entered."""
+    """The datagrams that arrive at a UDP port of a host, from the moment it is entered."""
 
     def __init__(self, host: Host, port: int, *joined: str, family: int = 4) -> None:
         arguments = [*host.inside, sys.executable, "-c", HEAR, str(port), str(family), *joined]
@@ -211,7 +211,7 @@ class Host:
 
     @contextlib.contextmanager
     def forbidding(self, port: int) -> Iterator[None]:
-        """Let nobody here send to a UDP port."""
+        """Let no program here send to a UDP port."""
         with self._filtering("output", f"udp dport {port} drop"):
             yield
 

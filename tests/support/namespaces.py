@@ -1,4 +1,4 @@
-"""Programs in a network of their own: the shipped ports are free, and nobody else hears them."""
+"""Programs in a network of their own: the shipped ports are free, and no other hears them."""
 
 from __future__ import annotations
 

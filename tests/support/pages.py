@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require
 from tests.support.namespaces import Running, network_of_its_own, running
 
-# What a fence is called whose lines are typed into a shell.
+# The languages of fences whose lines are typed into a shell.
 SHELLS = ("sh", "bash", "console", "shell", "shell-session", "zsh", "fish")
 # As a reader's shell, but that a command which fails ends it, and so the test.
 BASH = ("bash", "-euo", "pipefail", "-c")
@@ -41,7 +41,7 @@ class Block:
 
     @property
     def commands(self) -> str:
-        """What is typed: of a session only what stands behind the prompt."""
+        """The commands to type: of a session only those behind the prompt."""
         if self.language in ("console", "shell-session"):
             lines = re.findall(r"(?m)^[$#] ((?:.*\\\n)*.*)\n", self.text)
             return "".join(f"{line}\n" for line in lines)
@@ -156,9 +156,9 @@ _WITH_HOSTS = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 @dataclass(frozen=True)
 class Reader:
-    """Somebody in a fresh clone, with the pages in their hands, on a machine of their own.
+    """A reader of the pages in a fresh clone, on a machine of their own.
 
-    Its `.venv` is active. The machine has loopback and an eth0, and nobody else is there.
+    Its `.venv` is active. The machine has loopback and an eth0, and no other machine is there.
     """
 
     here: Path

@@ -39,6 +39,6 @@ def run_users(
 
 
 def told(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """What a command said that did all it was asked."""
+    """Return the lines of a command that succeeded."""
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.splitlines()

@@ -36,7 +36,7 @@ ARCHIVE, BASE, RECOVER, RESET, STANDBY, PROMOTE, REHEARSAL = OTHERS
 
 
 class Operator:
-    """Somebody in the directory of a checkout, with the page in their hands."""
+    """A reader of the page in the directory of a checkout."""
 
     def __init__(self, here: Path, **variables: str) -> None:
         self.here = here
@@ -111,7 +111,7 @@ def test_a_dump_brings_the_embedded_database_back(
 def test_a_dump_brings_a_database_of_ones_own_back(
     start_server: StartServer, database_url: str, tmp_path: Path
 ) -> None:
-    """With the servers stopped; a listener shows one gap, and everybody's record behind it."""
+    """With the servers stopped; a listener shows one gap, then every user's record."""
     [host] = re.findall(r"host=([^&]+)", database_url)
     name = database_url.partition("/test_")[2].partition("?")[0]
     variables = {"PGHOST": host, "PGUSER": "postgres", "PGDATABASE": f"test_{name}"}

@@ -145,7 +145,7 @@ def test_the_certificate_and_the_address_are_the_clients(shared: Server) -> None
 
 
 def test_one_connection_carries_everybody(shared: Server) -> None:
-    """What is known of one request says nothing about the next on the same connection."""
+    """One request says nothing about the next on the same connection."""
     connection = http.client.HTTPConnection(
         LOOPBACK, shared.port, timeout=PATIENCE_S, source_address=(PROXY_IP, 0)
     )
@@ -232,7 +232,7 @@ def test_both_ways_judge_alike(shared: Server, name: str) -> None:
 
 
 def test_nobody_but_the_proxy_is_listened_to(shared: Server) -> None:
-    """Whoever is not configured is closed unread, with the best of headers."""
+    """A proxy that is not configured is closed unread, with the best of headers."""
     before = refusals(shared, "proxy-not-trusted")
     with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
         send(shared, *from_client(shared), source="127.0.0.3")
@@ -241,7 +241,7 @@ def test_nobody_but_the_proxy_is_listened_to(shared: Server) -> None:
 
 
 def test_in_mode_tls_the_headers_mean_nothing(start_server: StartServer) -> None:
-    """A client cannot say that it is somebody else."""
+    """A client cannot pose as another user."""
     server = start_server()
     connection = server.connect()
     headers = dict(from_client(server, "operator"))
@@ -392,7 +392,7 @@ def test_the_server_drains_without_a_lost_answer(start_server: StartServer) -> N
 
 
 def test_limits_hold_by_identity_and_never_for_the_proxy(start_server: StartServer) -> None:
-    """One address carries everybody: it is the identity that is counted."""
+    """One address carries every client: the identity is counted."""
     server = start_server(
         ingress=behind(), server={"max_connections_per_address": 1, "check_ins_per_second": 0.01}
     )
@@ -410,7 +410,7 @@ def test_limits_hold_by_identity_and_never_for_the_proxy(start_server: StartServ
 
 
 def test_a_proxy_without_an_address_is_one_clear_error(certs: Path, tmp_path: Path) -> None:
-    """Plain HTTP is never served to just anybody."""
+    """Plain HTTP is served to trusted proxies only."""
     for ingress, said in (
         ({"mode": "proxy"}, "trusted_proxies: expected the addresses"),
         ({"mode": "proxy", "trusted_proxies": ["0.0.0.0/0"]}, "claim any identity"),

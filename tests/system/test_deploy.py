@@ -119,7 +119,7 @@ def test_the_manifests_are_valid(tmp_path: Path) -> None:
 
 
 def test_the_manifests_settings_are_settings() -> None:
-    """What the ConfigMap sets, the server takes."""
+    """The server takes what the ConfigMap sets."""
     found = manifests()["ConfigMap"]["data"]
     settings = config.load(ROOT / "config.yaml", {**found, "DATABASE_URL": "postgresql://db/x"})
     assert settings.announce.targets == ()

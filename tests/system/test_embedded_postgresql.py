@@ -240,7 +240,7 @@ def test_a_data_directory_of_another_major_is_never_touched(
 def test_a_data_directory_with_other_files_is_never_touched(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """A mistyped path costs nobody their files."""
+    """A mistyped path costs no files."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
     data_dir = str(tmp_path / "photos")

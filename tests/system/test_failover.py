@@ -118,7 +118,7 @@ def test_a_host_that_accepts_and_says_nothing_delays_nobody(database_url: str) -
 def test_a_server_starts_beside_a_host_that_a_firewall_hides(
     start_server: StartServer, database_url: str
 ) -> None:
-    """Whose packets are dropped; however long it may take to connect."""
+    """A dropped packet costs no connect_timeout_s at the start."""
     require("root and nftables, for a firewall", shutil.which("nft") is not None, "run as root")
     with network_of_its_own() as enter:
         rules = (
@@ -138,7 +138,7 @@ def test_a_server_starts_beside_a_host_that_a_firewall_hides(
 
 
 def test_the_order_is_a_preference(database_url: str) -> None:
-    """Of two that answer the first; behind one where nobody listens, too."""
+    """Of two that answer, the first; behind one that refuses, too."""
     with Relay(lambda: database_url) as first, Relay(lambda: database_url) as second:
         url = url_of([closed_port(), first.port, second.port], database_url)
         assert port_of(url) == str(first.port)
@@ -273,7 +273,7 @@ def test_a_read_only_host_is_asked_again_while_another_is_silent() -> None:
 def test_hosts_are_split_as_libpq_does(
     given: dict[str, str], expected: list[dict[str, str]]
 ) -> None:
-    """One port is everybody's; several must be as many as hosts."""
+    """One port is for all hosts; several must be as many as hosts."""
     assert failover.split(given) == expected
 
 
@@ -287,13 +287,13 @@ def test_hosts_that_do_not_add_up_are_refused(given: dict[str, str]) -> None:
 
 
 def test_a_link_local_address_keeps_its_link() -> None:
-    """Without it nobody knows where to send to (RFC 4007)."""
+    """Without it the kernel does not know the link (RFC 4007)."""
     found = asyncio.run(failover.addresses({"host": "fe80::1%lo", "port": "5432"}, PATIENCE_S))
     assert [each["hostaddr"] for each in found] == [f"fe80::1%{socket.if_nametoindex('lo')}"]
 
 
 def test_connecting_can_be_given_up_at_any_moment(database_url: str) -> None:
-    """Whatever turn of the loop a cancellation comes in, no descriptor and no backend is left."""
+    """A cancellation in any turn of the loop leaves no descriptor and no backend."""
 
     async def give_up_after(turns: int, url: str) -> bool:
         opening = asyncio.create_task(Connection.open(parse_url(url), PATIENCE_S))

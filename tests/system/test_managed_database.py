@@ -140,7 +140,7 @@ def test_what_was_told_and_is_no_longer_begins_one_new_stream(
 def test_no_two_servers_number_in_different_streams(
     managed: Managed, start_server: StartServer
 ) -> None:
-    """Who was connected before a new stream began goes on in it, and its clients notice nothing."""
+    """A server connected before a new log began goes on in it; its clients notice nothing."""
     before = start_server(url=managed.url)
     assert before.request("POST", "/api/client").status == 204
     old = identity(managed)[0]

@@ -1,4 +1,4 @@
-"""What is watched from outside: the dashboard and the alerts know the metrics that there are."""
+"""The dashboard and the alerts use metrics that the server has."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_alerts_are_what_they_say() -> None:
 
 @pytest.mark.once
 def test_an_alert_that_is_wrong_fails_its_test(tmp_path: Path) -> None:
-    """So the test above can fail."""
+    """The test above can fail."""
     text = (PROMETHEUS / "alerts.yml").read_text()
     (tmp_path / "alerts.yml").write_text(text.replace("_ready == 0", "_ready == 1"))
     shutil.copy(PROMETHEUS / "alerts_test.yml", tmp_path)

@@ -107,7 +107,7 @@ def metric(server: Server, name: str, **labels: str) -> float:
 
 
 def publish(broker: Nats, *payloads: bytes) -> None:
-    """Publish as anybody could who may use the subject."""
+    """Publish as any client could that may use the subject."""
 
     async def run() -> None:
         client = await nats.connect(broker.url)
@@ -146,7 +146,7 @@ def test_a_broker_killed_in_the_middle_costs_no_update_and_no_order(
 def test_what_a_broker_missed_is_published_once_it_is_back(
     start_server: StartServer, broker: Nats
 ) -> None:
-    """Nobody repairs here: what was not confirmed is published again, and JetStream keeps it."""
+    """Without repair: unconfirmed datagrams are published again, and JetStream keeps them."""
     server = announcing(start_server, broker)
     with Listening(*verifying(server, broker)) as listener:
         check_in(server, 40)
@@ -244,7 +244,7 @@ def test_a_listener_goes_on_where_it_stopped(
 def test_forged_messages_on_the_subject_are_refused(
     start_server: StartServer, broker: Nats
 ) -> None:
-    """Who may publish there may still not announce."""
+    """The right to publish there is no right to announce."""
     server = announcing(start_server, broker)
     [(stream,)] = server.rows("SELECT stream FROM head")
     now = datetime.datetime.now(datetime.UTC)
@@ -265,7 +265,7 @@ def test_forged_messages_on_the_subject_are_refused(
 
 
 def test_an_orderly_end_publishes_what_is_queued(start_server: StartServer, broker: Nats) -> None:
-    """Whatever was answered 204 is at the broker when the server has gone."""
+    """The broker has every acknowledged check-in when the server has gone."""
     server = announcing(start_server, broker)
     with Listening(*verifying(server, broker)) as listener:
         check_in(server, 400)
@@ -310,7 +310,7 @@ def test_a_broker_with_tls_and_passwords(
 def test_a_password_is_not_given_to_who_offers_no_tls(
     start_server: StartServer, certs: Path, tmp_path: Path
 ) -> None:
-    """Who sits between server and broker could say that there is no TLS."""
+    """An attacker between server and broker could say that there is no TLS."""
     password = tmp_path / "password"
     password.write_text("s3cret")
     users = {"users": [{"user": "status", "password": "s3cret"}]}

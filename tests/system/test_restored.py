@@ -1,4 +1,4 @@
-"""A database that goes back, or moves: numbers are handed out again, and nobody is misled."""
+"""A database that goes back, or moves: numbers are given again, and no listener is misled."""
 
 from __future__ import annotations
 

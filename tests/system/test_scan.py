@@ -1,4 +1,4 @@
-"""What sslyze says of a running server, with a client's certificate."""
+"""The findings of sslyze about a running server, with a client's certificate."""
 
 from __future__ import annotations
 
@@ -64,6 +64,6 @@ def test_sslyze_finds_nothing(start_server: StartServer, tmp_path: Path, version
         each["trust_store"]["name"]: each["was_validation_successful"]
         for each in deployment["path_validation_results"]
     }
-    # By our own CA, and by nobody else: the control.
+    # By our own CA, and by no other: the control.
     assert [name for name, good in valid.items() if good] == ["Supplied CA file"]
     assert scan.differences.keys() == DIFFERENCES[version]

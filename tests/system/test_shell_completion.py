@@ -21,7 +21,7 @@ pytestmark = pytest.mark.once
 
 
 def completed(shell: str, script: str, *words: str) -> list[str]:
-    """What bash offers for the last of `words`."""
+    """Return what bash offers for the last of `words`."""
     given = " ".join(f"'{word}'" for word in words)
     program = f"""
 source /dev/stdin <<'SCRIPT'
@@ -75,7 +75,7 @@ def interactive(shell: str, home: Path, startup: str) -> Iterator[Terminal]:
     require(shell, shutil.which(shell) is not None, f"Debian's package {shell}")
     (home / f".{shell}rc").write_text(f"PS1='ready> '\n{startup}")
     path = f"PATH={Path(sys.executable).parent}:{os.environ['PATH']}"
-    # zsh -d: not what the distribution has for everybody, which may run compinit.
+    # zsh -d: without the distribution's own files, which may run compinit.
     started = {"bash": ("bash", "--rcfile", home / ".bashrc", "-i"), "zsh": ("zsh", "-d", "-i")}
     variables = (f"HOME={home}", f"ZDOTDIR={home}", path, "TERM=xterm-256color")
     command = ("env", *variables, *started[shell])
@@ -102,7 +102,7 @@ TAB, KILL_LINE = "\t", "\x15"
 
 @pytest.mark.parametrize("way", ["bash", "zsh", "zsh-file"])
 def test_a_shell_completes_as_the_page_says(way: str, tmp_path: Path) -> None:
-    """Commands, what they take, options and files, where somebody types and presses Tab."""
+    """Tab completes commands, their arguments, options and files."""
     shell, startup = startups()[way]
     with interactive(shell, tmp_path, startup) as terminal:
         for typed, completed in (

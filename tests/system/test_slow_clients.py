@@ -1,4 +1,4 @@
-"""Who does not read what was asked for costs little, and not for ever; who reads slowly gets it."""
+"""A client that does not read its answer costs little, for a while; a slow client gets it."""
 
 from __future__ import annotations
 
@@ -84,14 +84,14 @@ def test_an_answer_that_nobody_reads_is_dropped(server: Server) -> None:
 def test_a_follower_that_reads_nothing_is_cut_off_in_time(
     start_server: StartServer, request_: bytes
 ) -> None:
-    """Whatever may wait for it, and where nothing is sent that could show that it is stuck."""
+    """Also with requests waiting behind it, and when nothing sent can show that it is stuck."""
     server = start_server(
         constants={MAX_UNREAD_BYTES: 100_000_000, KEEP_ALIVE_S: ENDLESS, STALL_S: 3}
     )
     follower = ask(server, request_)
     wait_until(lambda: metric(server, "streams") == 1, "the stream")
     fill(server, EVENTS)
-    assert server.request("POST", "/api/client").status == 204  # which rings the bell
+    assert server.request("POST", "/api/client").status == 204  # which wakes the feed
     wait_until(lambda: metric(server, "streams") == 0, "its end")
     assert metric(server, 'streams_ended_total{reason="slow"}') == 1
     follower.close()

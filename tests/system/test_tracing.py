@@ -85,7 +85,7 @@ class Collector:
         return f"http://{LOOPBACK}:{self._server.server_address[1]}"
 
     def spans(self, name: str | None = None) -> list[Span]:
-        """What has come so far, or what of it has this name."""
+        """Return the spans so far, or those with this name."""
         with self.lock:
             bodies = list(self.bodies)
         return [
@@ -299,7 +299,7 @@ def test_a_stream_is_a_request_that_has_been_answered(
 def test_lines_of_a_traced_request_name_its_trace(
     start_server: StartServer, collector: Collector
 ) -> None:
-    """So that one is found from the other; lines of other requests name none."""
+    """One is found from the other; lines of other requests name none."""
     server = start_server(tracing={"endpoint": collector.endpoint, "sample_ratio": 0})
     trace_id, _, headers = traced()
     assert ask(server, "GET", "/api/client", {}).status == 404
@@ -388,7 +388,7 @@ def test_the_last_spans_are_waited_for_within_bounds(collector: Collector) -> No
     assert len(collector.spans("GET /")) == 1
     with mute_collector() as endpoint:
         asyncio.run(one(endpoint, 0.01))
-        assert last_spans()  # still at it, and nobody waits
+        assert last_spans()  # still at it, and the server does not wait
     wait_until(lambda: not last_spans(), "the end of the thread")
 
 

@@ -26,7 +26,7 @@ from tornado_status.store import migrate
 SCRIPTS = ROOT / "tornado_status" / "store" / "migrations"
 NEXT = migrate.NUMBER + 1
 
-# What a next version may do that ours does not know of: new columns and tables, with defaults.
+# A next version's changes that ours does not know: new columns and tables, with defaults.
 COMPATIBLE = """
 ALTER TABLE user_status ADD COLUMN place text;
 ALTER TABLE check_in ADD COLUMN place text DEFAULT 'here', ADD COLUMN weight integer;
@@ -240,7 +240,7 @@ LEFT = {
                 ("b@example.com", "10.0.0.2", 1002, "CN=ca", "2"),
             ],
             "SELECT stream::text FROM head": [("00000000-0000-4000-8000-000000000001",)],
-            # What presence needs of old entries, made by 0003.
+            # The columns for presence of old entries, made by 0003.
             "SELECT seq, previous FROM check_in WHERE seq <= 3 ORDER BY seq": [
                 (1, None),
                 (2, None),
@@ -317,7 +317,7 @@ def revisions() -> list[str]:
 
 
 def test_each_revision_says_what_it_leaves() -> None:
-    """Who adds a migration adds the rows that it makes possible to `LEFT`."""
+    """With a new migration, add the rows that it makes possible to `LEFT`."""
     assert list(LEFT) == revisions()
 
 
@@ -355,7 +355,7 @@ def test_a_database_of_each_revision_is_served_with_all_that_it_holds(
         rows(database_url, LEFT[each].rows)
     [(head, events)] = rows(database_url, "SELECT seq, (SELECT count(*) FROM check_in) FROM head")
     assert head == events > 0
-    # Nobody is found offline, and nothing pruned, while this looks: the entries are old.
+    # No user is found offline, and nothing pruned, meanwhile: the entries are old.
     server = start_server(history={"retention": "3650d"}, alerts=[])
     assert revision_of(database_url) == migrate.REVISION
     assert server.request("POST", "/api/client").status == 204

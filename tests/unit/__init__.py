@@ -1,1 +1,1 @@
-"""What needs no server: values, codecs, parsers, certificates, the order of updates."""
+"""Tests without a server: values, codecs, parsers, certificates, the order of updates."""

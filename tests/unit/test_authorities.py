@@ -1,4 +1,4 @@
-"""What CAs may vouch for: name constraints, strength and dates of every CA above a client.
+"""Name constraints, strength and dates of every CA above a client.
 
 In memory, and over real connections in both modes.
 """
@@ -154,7 +154,7 @@ def test_a_constraint_is_a_host_a_domain_or_a_mailbox(
 
 
 def test_several_constraints_permit_each_and_exclude_each() -> None:
-    """What is excluded is so even where it is permitted."""
+    """Excluded names are refused even if they are permitted."""
     extension = constraints(["example.com", ".example.com"], ["eve@example.com", "x.example.com"])
     [ca] = map(read_authority, der(root(extension)))
     moment = now().timestamp()
@@ -319,7 +319,7 @@ ODD_EXTENSIONS = {
 def test_an_odd_extension_of_an_intermediate_refuses_nobody(
     oid: x509.ObjectIdentifier, value: str
 ) -> None:
-    """Nothing hangs on it here. Where there are constraints, all have to be read with them."""
+    """Nothing hangs on it here. With constraints, every name must be readable."""
     odd: Extension = (x509.UnrecognizedExtension(oid, bytes.fromhex(value)), False)
     top = root()
     trust = Trust(Anchors((top.certificate,)))
@@ -407,7 +407,7 @@ def test_odd_numbers_of_peers_reach_no_log() -> None:
 
 
 def test_a_weak_ca_refuses_all_that_it_has_issued() -> None:
-    """Whoever can find out its key, or forge its certificate, can be anybody."""
+    """An attacker who finds its key, or forges its certificate, can pose as any user."""
     top = root()
     strong = below(top)
     trust = Trust(Anchors((top.certificate,)))
@@ -686,7 +686,7 @@ CipherString = DEFAULT@SECLEVEL=0
 
 
 def security_level(environment: Mapping[str, str]) -> int:
-    """What OpenSSL asks of certificates where a server runs in this environment."""
+    """OpenSSL's requirements for certificates, for a server in this environment."""
     program = "import ssl; print(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).security_level)"
     said = subprocess.run(
         [sys.executable, "-c", program],
@@ -705,7 +705,7 @@ def test_a_weak_ca_is_refused_even_where_openssl_is_told_to_take_it(
 ) -> None:
     """A machine's settings may lower what OpenSSL asks of certificates, and not what we do.
 
-    Where they do not, or this Python sets the level by itself, OpenSSL refuses, with an alert.
+    Otherwise, or if this Python sets the level itself, OpenSSL refuses with an alert.
     """
     top = root()
     middle = below(top)

@@ -101,7 +101,7 @@ def test_a_copy_that_cannot_be_made_is_one_line(
 def test_a_server_serves_with_its_copy_alone(
     certs: Path, start_server: StartServer, tmp_path: Path
 ) -> None:
-    """What a role gets is enough."""
+    """Each role gets enough."""
     server, client = tmp_path / "handed" / "server", tmp_path / "handed" / "client"
     assert copy(certs, "server", server) == 0
     assert copy(certs, "client", client) == 0

@@ -281,7 +281,7 @@ def test_serial_numbers_are_random(made: Path) -> None:
     [("client", "sslclient"), ("operator", "sslclient"), ("server", "sslserver")],
 )
 def test_openssl_verifies_the_chain_strictly(made: Path, stem: str, purpose: str) -> None:
-    """What is issued passes the strictest check that OpenSSL has, for the purpose it has."""
+    """Issued certificates pass OpenSSL's strictest check for their purpose."""
     strict = ("verify", "-x509_strict", "-no-CApath", "-no-CAstore", "-CAfile", made / "ca.crt")
     openssl(*strict, "-purpose", purpose, made / f"{stem}.crt")
     openssl(*strict, "-purpose", "any", made / "announcer.crt")
@@ -306,7 +306,7 @@ def test_no_certificate_is_good_for_another_purpose(made: Path, stem: str, purpo
 
 
 def test_openssl_verifies_the_empty_crl(made: Path) -> None:
-    """The CRL is a v2 one, numbered, signed by the CA, good for 30 days, and revokes nobody."""
+    """The CRL is a v2 one, numbered, signed by the CA, valid for 30 days, and empty."""
     text = openssl("crl", "-in", made / "ca.crl", "-CAfile", made / "ca.crt", "-noout", "-text")
     assert "Version 2" in text
     assert "No Revoked Certificates" in text
@@ -427,7 +427,7 @@ def test_days_are_those_of_the_leaves(run: Run, tmp_path: Path) -> None:
 
 
 def test_a_leaf_never_outlives_its_ca() -> None:
-    """Where the CA ends first, so does the leaf; from an expired CA there is nothing to have."""
+    """A leaf ends no later than its CA; an expired CA issues nothing."""
     made_at = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     ca = Authority.create(days=30, now=made_at)
     leaf = ca.issue_client("a@example.com", days=365, now=made_at)
@@ -469,7 +469,7 @@ def test_a_set_is_not_made_where_any_file_of_it_is(run: Run, tmp_path: Path) -> 
 def test_without_force_every_file_stays_byte_for_byte(
     run: Run, own_certs: Path, arguments: tuple[str, ...], there: str
 ) -> None:
-    """Whatever is asked for, one existing file is enough to leave all of them alone."""
+    """One existing file is enough to leave all of them alone, with any options."""
     (own_certs / there).unlink(missing_ok=True)
     (own_certs / there).write_bytes(b"precious")
     before = contents(own_certs)
@@ -503,7 +503,7 @@ def test_a_dangling_link_is_not_written_through(run: Run, tmp_path: Path) -> Non
 
 
 def test_force_replaces_the_whole_set_with_a_new_ca(run: Run, own_certs: Path) -> None:
-    """All of the set is new, the read-only CA key included; other files are nobody's business."""
+    """All of the set is new, the read-only CA key included; other files stay."""
     (own_certs / "a@example.com.crt").write_bytes(b"other")
     before = contents(own_certs)
     assert run("--force", "--out", own_certs).status == 0
@@ -672,7 +672,7 @@ def test_a_directory_without_the_right_to_write_is_one_sentence(user_directory: 
 
 
 def test_a_ca_key_of_somebody_else_is_one_sentence(user_directory: Path) -> None:
-    """Who cannot read the CA's key cannot issue with it, and is told so."""
+    """A user who cannot read the CA's key cannot issue with it, and is told so."""
     assert python("-c", ORDINARY_USER, "--out", user_directory).status == 0
     (user_directory / "ca.key").chmod(0)
     error = python(
@@ -719,7 +719,7 @@ def test_without_a_ca_there_is_one_sentence(
 
 
 def test_a_ca_that_cannot_issue_is_one_sentence(run: Run, own_certs: Path) -> None:
-    """Whatever is wrong with the CA's two files, the sentence says which and what."""
+    """The sentence says which of the CA's two files is wrong, and how."""
     issue = ("client", "a@example.com", "--out", own_certs)
     good_key, good_certificate = (
         (own_certs / "ca.key").read_bytes(),
@@ -1042,7 +1042,7 @@ def test_pkcs12_holds_all_that_a_browser_needs(run: Run, own_certs: Path) -> Non
 
 
 def test_a_chosen_pkcs12_password_is_not_shown(run: Run, own_certs: Path) -> None:
-    """Who chose it knows it."""
+    """The user who chose it knows it."""
     chosen = ("--pkcs12", "--pkcs12-password", "pässword")
     done = run("client", "a@example.com", *chosen, "--out", own_certs)
     assert done.status == 0
@@ -1118,7 +1118,7 @@ def test_a_bad_server_name_is_one_sentence(
 @given(st.one_of(st.text(), st.from_regex(r"[a-zA-Z0-9_*.-]{1,40}", fullmatch=True)))
 @settings(deadline=None)
 def test_any_text_is_a_dns_name_in_normal_form_or_refused(text: str) -> None:
-    """What is accepted is lower-case ASCII, is accepted again, and fits in a certificate."""
+    """An accepted address is lower-case ASCII, is accepted again, and fits in a certificate."""
     try:
         name = dns_name(text)
     except ValueError:
@@ -1130,7 +1130,7 @@ def test_any_text_is_a_dns_name_in_normal_form_or_refused(text: str) -> None:
 @given(st.one_of(st.text(), st.ip_addresses().map(str)))
 @settings(deadline=None)
 def test_any_text_is_an_ip_address_or_refused(text: str) -> None:
-    """What is accepted is an address in some spelling."""
+    """An accepted text is an address in some spelling."""
     try:
         address = ip_address(text)
     except ValueError:

@@ -341,7 +341,7 @@ def test_errors_in_the_environment_name_the_variable(
 
 
 def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
-    """Whatever is wrong with the URL."""
+    """For each mistake in the URL."""
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, DATABASE_URL="mysql://user:s3cret@host/name")
     assert "s3cret" not in str(caught.value)
@@ -358,7 +358,7 @@ def test_keys_without_effect_are_told(tmp_path: Path) -> None:
 
 
 def test_three_missed_intervals_are_offline_unless_told_otherwise(tmp_path: Path) -> None:
-    """Who changes the interval need not think of the other key."""
+    """A change of the interval needs no change of the other key."""
     assert load(tmp_path, "presence: {interval_s: 5m}").presence.offline_after_s == 900
     told = load(tmp_path, "presence: {interval_s: 5m, offline_after_s: 10m}").presence
     assert told.offline_after_s == 600

@@ -127,7 +127,7 @@ def test_binary_vectors_encode_to_and_decode_from_the_written_bytes(path: Path) 
 def test_json_datagrams_carry_every_update_in_order_within_one_frame(
     log_id: uuid.UUID, sent: datetime.datetime, head: int, sent_events: list[Event]
 ) -> None:
-    """Whatever is announced arrives whole and in order, and each datagram can still be signed."""
+    """All events arrive whole and in order, and each datagram can still be signed."""
     payloads = list(encode_json(log_id, sent, head, sent_events))
     assert all(len(payload) <= MAX_DATAGRAM - SIGNATURE_ROOM for payload in payloads)
     heard: list[Event] = []
@@ -217,7 +217,7 @@ def test_any_bytes_decode_or_are_refused(payload: bytes) -> None:
 def test_a_damaged_datagram_decodes_or_is_refused(
     sent_events: list[Event], binary: bool, place: int, damage: bytes
 ) -> None:
-    """What was changed on the way is either still a datagram or refused, never a crash."""
+    """A datagram changed on the way is still one or refused, never a crash."""
     payload = (
         encode_binary(sent_events[0])
         if binary
@@ -313,7 +313,7 @@ def test_unknown_members_are_ignored() -> None:
 
 @pytest.mark.parametrize("member", ["client_ip", "client_port", "last_seen"])
 def test_a_check_in_lacks_nothing(member: str) -> None:
-    """Only an event that no client caused may be without an address, or of someone never seen."""
+    """Only an event that no client caused may lack an address, or be of a user never seen."""
     update = json.loads(encode_update(CHECK_IN))
     del update[member]
     with pytest.raises(DatagramError):

@@ -1,6 +1,6 @@
-"""Who a certificate says its holder is: the rules for its name, its agreement and its purpose.
+"""The identity in a certificate: the rules for its name, its agreement and its purpose.
 
-Pure: certificates are bytes here. What TLS makes of them first is in test_hostile_certificates.
+Pure: certificates are bytes here. test_hostile_certificates tests what TLS makes of them first.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def refusal(der: bytes) -> tuple[int, str, str]:
 
 
 def test_the_bytes_of_these_tests_are_those_of_the_library() -> None:
-    """What is taken apart and put together again by hand is the same certificate."""
+    """Taken apart and put together again by hand it is the same certificate."""
     assert odd() == PLAIN
     by_hand = odd(subject=name((UTF8, VALID.encode())), extensions=with_extensions(FOR_CLIENTS))
     only = [(x509.ExtendedKeyUsage([CLIENT_AUTH]), False)]
@@ -303,7 +303,7 @@ def test_an_identity_is_what_the_certificate_says() -> None:
 def test_a_subject_without_exactly_one_valid_e_mail_gets_the_sentence(
     names: list[tuple[int, bytes]], reason: str
 ) -> None:
-    """Whatever is wrong with it, the client is told what a CN must be."""
+    """For each mistake the client is told what a CN must be."""
     assert refusal(odd(subject=name(*names))) == (400, reason, SENTENCE)
 
 
@@ -469,7 +469,7 @@ def test_every_other_refusal_has_its_own_reason(
 def test_a_bad_name_is_said_first(
     extensions: list[tuple[x509.ExtensionType, bool]], _: object
 ) -> None:
-    """Whatever else is wrong with the certificate, the answer is the sentence about the CN."""
+    """The answer is the sentence about the CN, with any other mistake in the certificate."""
     assert refusal(certificate("not_an_email", extensions)) == (400, "cn-invalid", SENTENCE)
 
 
@@ -553,7 +553,7 @@ def test_dates_that_are_none_are_refused(moment: bytes) -> None:
 
 
 def judged(der: bytes) -> Identity | None:
-    """Judge anything at all. Whoever passes is someone; who does not, is told why in a sentence."""
+    """Judge any bytes. An accepted certificate has an identity; a refused one, a sentence why."""
     try:
         identity = identify(der)
     except IdentityError as error:

@@ -1,4 +1,4 @@
-"""What the kernel says of interfaces and of errors, and what the documentation makes of it."""
+"""The kernel's interfaces and errors, and the documentation of them."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_an_interface_that_does_not_exist_is_told_with_those_that_do(interface: 
 def test_what_is_no_broadcast_address_here_is_doubted(
     kind: Literal["broadcast", "unicast"], address: str, doubted: bool
 ) -> None:
-    """It would be sent all the same, to nobody: the mask is another one, or a slip."""
+    """It would be sent all the same, to no host: the mask is another one, or a slip."""
     outlet = UdpSink(UdpTarget(kind=kind, address=address), None, 6666)
     doubt = outlet.doubt(read_interfaces())
     assert (doubt is not None) == doubted

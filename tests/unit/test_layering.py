@@ -1,4 +1,4 @@
-"""What import-linter's contracts in pyproject.toml cannot say about modules."""
+"""Rules for modules beyond import-linter's contracts in pyproject.toml."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class World:
         return {event.email: event.seq for event in self.log}
 
     def answer(self, fetch: Fetch, page: int) -> EventPage | UserPage | None:
-        """What the server says; None is 410."""
+        """Return the server's answer; None is 410."""
         if isinstance(fetch, FetchEvents):
             if fetch.after > self.head or fetch.after < self.pruned:
                 return None
@@ -286,7 +286,7 @@ def test_every_number_comes_once_and_in_order(
 def test_what_cannot_be_had_is_a_gap_and_a_snapshot(
     chance: random.Random, loss: float, steps: int
 ) -> None:
-    """Pruned logs, restored databases and restarts: after a gap everybody's state is known."""
+    """Pruned logs, restored databases and restarts: after a gap every user's state is known."""
     run = Run(chance)
     for _ in range(steps):
         run.step(loss)
@@ -410,7 +410,7 @@ def test_what_finds_no_room_is_repaired_later() -> None:
 
 
 def test_a_snapshot_to_begin_with_is_no_gap() -> None:
-    """What is heard meanwhile follows it, and nothing before it was missed."""
+    """Events heard meanwhile follow it, and nothing before it was missed."""
     sequence = EventSequence(repairs=True, rng=lambda: 0.0, page=10)
     sequence.begin_with_snapshot(LOG_ID)
     sequence.receive(7, [event(7)], SOURCE, 0.0)
@@ -424,7 +424,7 @@ def test_a_snapshot_to_begin_with_is_no_gap() -> None:
 
 
 def test_without_a_server_a_gap_is_reported_once_and_late() -> None:
-    """It cannot be taken back; what comes after that is a duplicate."""
+    """It cannot be undone; a later copy is a duplicate."""
     sequence = begun(repairs=False)
     sequence.receive(3, [event(3)], SOURCE, 0.0)
     assert not sequence.expire(REPORT_WINDOW_S / 2)
@@ -436,7 +436,7 @@ def test_without_a_server_a_gap_is_reported_once_and_late() -> None:
 
 
 def test_a_new_log_without_a_server_is_a_gap_of_its_own() -> None:
-    """What was heard of the one before comes first."""
+    """Events heard of the one before come first."""
     sequence = begun(repairs=False)
     sequence.receive(1, [event(1)], SOURCE, 0.0)
     sequence.restart(OTHER, 6, 0.0)

@@ -1,4 +1,4 @@
-"""What a listener believes: what a known announcer signed, sent now, and not heard before."""
+"""A listener believes what a known announcer signed, sent now, and did not send before."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_there_are_signed_vectors() -> None:
 @examples
 @given(st.one_of(st.binary(max_size=1500), st.binary(max_size=600).map(lambda t: b'{"' + t)))
 def test_any_bytes_are_refused(payload: bytes) -> None:
-    """Nobody without the key gets anything through, or breaks anything."""
+    """A sender without the key gets nothing through and breaks nothing."""
     reason(payload)
 
 
@@ -188,7 +188,7 @@ def test_any_answer_is_a_page_or_an_error(body: bytes) -> None:
     ],
 )
 def test_each_refusal_has_its_reason(payload: bytes, expected: str) -> None:
-    """So that an operator sees a wrong clock, a forger and a rotated key apart."""
+    """An operator sees a wrong clock, a forger and a rotated key apart."""
     assert reason(payload) == expected
 
 
@@ -205,7 +205,7 @@ def test_only_want_of_proof_can_be_overlooked() -> None:
 
 
 def test_members_in_another_order_are_no_reason() -> None:
-    """What is judged early by its place is judged late where it stands elsewhere."""
+    """A member in its usual place is checked early, one elsewhere late."""
     update = encode_update(event())
     rest = b'"log":"%b","v":1,"head":42,"updates":[%b],"kid":"%b"' % (
         str(LOG_ID).encode(),

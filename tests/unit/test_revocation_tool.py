@@ -132,7 +132,7 @@ def issue_odd(authority: Authority, subject: x509.Name) -> bytes:
 def test_openssl_finds_the_revoked_one_revoked_and_the_others_good(
     tmp_path: Path, key_type: str
 ) -> None:
-    """One e-mail is out at once; nobody else is, and the list is the CA's."""
+    """One e-mail is revoked at once, no other is, and the list is the CA's."""
     out = tmp_path / "certs"
     assert run("--out", out, "--key-type", key_type).status == 0
     assert run("client", "ada@example.com", "--out", out).status == 0
@@ -164,7 +164,7 @@ def test_it_says_what_it_revoked_and_until_when_the_list_is_good(own_certs: Path
 def test_an_e_mail_stands_for_all_its_certificates_whatever_their_files_are_called(
     own_certs: Path,
 ) -> None:
-    """In any spelling of the e-mail and of the certificate's name, once each, and nobody else's."""
+    """In any spelling of the e-mail and of the certificate's name, once each, and no others."""
     ca = Authority.load(own_certs)
     mail = "valid_user@example.com"
     assert run("client", mail, "--out", own_certs).status == 0
@@ -187,7 +187,7 @@ def test_an_e_mail_stands_for_all_its_certificates_whatever_their_files_are_call
 def test_certificates_of_another_ca_of_the_same_name_are_left_alone(
     own_certs: Path, tmp_path: Path
 ) -> None:
-    """What an older CA issued is void anyway, and its numbers are not this one's."""
+    """An older CA's certificates are void anyway, and its numbers are not this one's."""
     assert run("client", "ada@example.com", "--out", own_certs).status == 0
     assert run("--force", "--out", own_certs).status == 0
     assert (
@@ -237,7 +237,7 @@ def test_a_serial_number_is_taken_as_the_server_and_openssl_show_it(
 def test_a_certificate_whose_file_is_gone_is_revoked_by_its_serial_number(
     own_certs: Path, tmp_path: Path
 ) -> None:
-    """Who renewed with --force can still revoke the certificate of before."""
+    """After a renewal with --force you can still revoke the old certificate."""
     elsewhere = tmp_path / "client.crt"
     (own_certs / "client.crt").rename(elsewhere)
     number = f"{serial_of(elsewhere):x}"
@@ -275,7 +275,7 @@ def test_every_spelling_of_a_serial_number_is_that_number(
     )
 )
 def test_any_text_is_a_serial_number_or_refused(text: str) -> None:
-    """What is taken fits in a CRL, and is what the digits say."""
+    """An accepted number fits in a CRL, and is what the digits say."""
     try:
         serial = revocation.parse_serial(text)
     except ValueError as error:
@@ -335,7 +335,7 @@ def test_who_is_revoked_already_stays_so_and_nothing_is_lost(own_certs: Path) ->
 
 
 def test_numbers_and_dates_are_new_each_time(own_certs: Path) -> None:
-    """Who sees two lists knows which is newer."""
+    """Of two lists the number says which is newer."""
     numbers = [revocation.number_of(crl_of(own_certs))]
     for arguments in (("revoke", "1"), ("revoke", "2"), ("revoke", "2"), ("crl",), ("crl",)):
         assert run(*arguments, "--out", own_certs).status == 0
@@ -363,7 +363,7 @@ def test_numbers_never_fall_though_the_file_is_lost(own_certs: Path) -> None:
 def test_the_next_number_is_above_the_last_and_not_behind_the_clock(
     authority: Authority, last: int, now: datetime.datetime
 ) -> None:
-    """Whatever the clock did meanwhile."""
+    """Also after a change of the clock."""
     moment = now.replace(tzinfo=datetime.UTC)
     number = revocation.next_number(authority.crl([], last, now=NOW), moment)
     assert number > last
@@ -649,7 +649,7 @@ def test_a_wrong_command_line_is_one_sentence(
 
 
 def test_the_ca_does_not_revoke_itself(own_certs: Path) -> None:
-    """Nobody could believe that list; the sentence says what to do."""
+    """No server could trust that list; the sentence says what to do."""
     before = contents(own_certs)
     own = f"{serial_of(own_certs / 'ca.crt'):x}"
     error = run("revoke", "a1", own, "--out", own_certs).refused()
@@ -705,7 +705,7 @@ def delta(ca: Authority) -> bytes:
 
 
 def test_a_list_that_is_not_this_ca_s_own_is_not_overwritten(own_certs: Path) -> None:
-    """Somebody would miss it. Each sentence says what is wrong with it, and how to go on."""
+    """A revocation would be missing. Each sentence says what is wrong with it, and how to go on."""
     ca = Authority.load(own_certs)
     mine = ca.empty_crl()
     other_name = Authority.create(name="Another CA")
@@ -748,7 +748,7 @@ def test_a_list_that_is_not_this_ca_s_own_is_not_overwritten(own_certs: Path) ->
 
 
 def test_a_list_of_changes_is_not_taken_for_the_whole(tmp_path: Path) -> None:
-    """What it leaves out would be valid again."""
+    """A certificate that it leaves out would be valid again."""
     openssl(
         *("req", "-x509", "-newkey", "ed25519", "-noenc", "-subj", "/CN=Ours", "-days", "30"),
         *("-keyout", tmp_path / "ca.key", "-out", tmp_path / "ca.crt"),
@@ -776,7 +776,7 @@ def test_a_list_that_cannot_be_opened_is_not_overwritten(own_certs: Path) -> Non
 def test_a_damaged_list_is_refused_and_nothing_else(
     authority: Authority, tmp_path_factory: pytest.TempPathFactory, at: int, damage: bytes
 ) -> None:
-    """Whatever bytes are in it."""
+    """With any bytes in it."""
     good = pem(revocation.next_crl(authority, None, range(1, 10), now=NOW))
     path = tmp_path_factory.getbasetemp() / "damaged.crl"
     path.write_bytes(good[:at] + damage + good[at + len(damage) :])

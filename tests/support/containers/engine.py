@@ -1,7 +1,7 @@
 """Podman in mount and network namespaces of its own, spoken to by docker-compose over its socket.
 
 It needs no image registry, no systemd and no control groups: the base images are stand-ins made
-from Debian's packages. What runs in it reaches no other machine and changes nothing of this one.
+from Debian's packages. Programs in it reach no other machine and change nothing of this one.
 """
 
 from __future__ import annotations

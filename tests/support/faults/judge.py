@@ -79,7 +79,7 @@ class Listener:
             self._decode()
 
     def catch_up(self) -> None:
-        """Hear what is still on its way, and go on. Nobody may be checking in meanwhile."""
+        """Hear what is still on its way, and go on. No client may check in meanwhile."""
         self._silent.clear()
         assert self._silent.wait(PATIENCE_S), "announcements without a pause"
         self._decode()
@@ -168,7 +168,7 @@ def _numbers(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
 
 
 def _recorded(ledger: Ledger, log: list[tuple[Any, ...]]) -> list[str]:
-    """Each 204 is a row of its own, and there is no row that nobody sent."""
+    """Each 204 is a row of its own, and each row was sent."""
     found = []
     recorded = Counter((row[3], row[5]) for row in log)
     for key in recorded.keys() | ledger.tallies.keys():
@@ -206,7 +206,7 @@ def _users(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
 
 
 def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -> list[str]:
-    """What is announced is recorded, and what is acknowledged was announced before."""
+    """Announced events are recorded, and acknowledged ones were announced before."""
     found: list[str] = []
     recorded = {row[0]: row for row in log}
     heard: defaultdict[tuple[str, int], set[int]] = defaultdict(set)

@@ -24,7 +24,7 @@ Key = tuple[str, int]  # e-mail and the client's port: a connection, or several 
 
 @dataclass
 class Tally:
-    """What the check-ins of one key were answered."""
+    """The answers to the check-ins of one key."""
 
     acknowledged: int = 0  # 204: recorded, whatever happens
     unknown: int = 0  # 503, or no answer: recorded or not

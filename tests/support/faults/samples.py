@@ -1,4 +1,4 @@
-"""What a process uses, sampled from /proc while it runs, and whether that grows."""
+"""The resources of a process, sampled from /proc while it runs, and whether they grow."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Sample:
     pss_kb: int
     descriptors: int
     acknowledged: int  # check-ins so far
-    still: bool = False  # nobody was checking in, and only the load's connections were open
+    still: bool = False  # no client was checking in, and only the load's connections were open
 
 
 class Sampler:

@@ -99,7 +99,7 @@ class Relay:
             try:
                 link.server.connect(f"{query['host'][0]}/.s.PGSQL.5432")
             except OSError:
-                link.close()  # nobody is there: the client sees a reset
+                link.close()  # no server is there: the client sees a reset
                 continue
             with self._state:
                 self._links.add(link)

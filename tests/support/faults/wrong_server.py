@@ -162,7 +162,7 @@ def forget_a_target() -> None:
 
 
 class _Forger:
-    """Signs with a key that nobody knows, in the name of the one that listeners do."""
+    """Signs with an unknown key, in the name of the one that listeners know."""
 
     def __init__(self, real: Signs) -> None:
         self.kid = real.kid
