@@ -239,7 +239,7 @@ def test_the_filter_suppresses_absences_within_the_quiet_time() -> None:
 
 @pytest.mark.parametrize("pattern", ["Anna@MÜNCHEN.de", "anna@xn--mnchen-3ya.de", "anna@*.de"])
 def test_users_are_named_as_readers_are(pattern: str) -> None:
-    """Whoever a pattern names in `access.readers`, it names in an alert."""
+    """A pattern names the same users in `access.readers` and in an alert."""
     email = "anna@xn--mnchen-3ya.de"
     moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
     event = Event(1, "offline", email, moment, "10.0.0.7", 1)

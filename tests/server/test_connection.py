@@ -385,8 +385,8 @@ def test_a_crowd_beyond_the_database_gets_503_and_then_service_is_full_again(
         connections[0].sendall(PLAIN * 3)
         for connection in connections[1:]:
             connection.sendall(PLAIN * 4)
-        # Behind the one that is blocked five fit in the queue. Who has no answer to wait for is
-        # refused at once; a pipelined one is refused only in its turn.
+        # Behind the one that is blocked five fit in the queue. A request that waits for no other
+        # is refused at once, a pipelined one in its turn.
         length = b"tornado_status_commit_queue_length 5.0"
         wait_until(lambda: length in server.management("/metrics").body, "a full queue")
         refused = read_answers(connections[-1], 4)

@@ -1,7 +1,7 @@
 """Certificates of every kind over real mTLS: who gets in as whom, and what all others are told.
 
-In TLS 1.3 a client believes the handshake done before the server has seen its certificate, so a
-rejection arrives with the first read behind it.
+In TLS 1.3 the client's handshake is done before the server has seen its certificate. A rejection
+arrives with the first read after it.
 """
 
 from __future__ import annotations

@@ -202,7 +202,7 @@ class BrokenStore:
 
 
 class Somebody:
-    """Whoever it is, it is this one."""
+    """Every request comes from this peer."""
 
     def peer_of(self, request: HTTPServerRequest) -> Peer:
         check_in = CheckIn("somebody@example.com", LOOPBACK, 1, "CN=CA", "1")

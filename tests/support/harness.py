@@ -59,9 +59,9 @@ def wait_until(condition: Callable[[], Any], what: str) -> Any:
         time.sleep(0.02)
 
 
-# Ports that tests hand out, below those that the kernel gives away by itself (32768 and up): what
-# is free now stays free until its user binds it. Each worker of pytest-xdist has its own thousand,
-# and begins somewhere in it, for other runs on the same machine.
+# Ports for tests lie below those that the kernel chooses by itself (32768 and up): a free one stays
+# free until its user binds it. Each worker of pytest-xdist has its own thousand. It begins
+# somewhere in it, for other runs on the same machine.
 _FIRST_PORT, WORKERS, _PORTS_EACH = 20_000, 12, 1000
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % WORKERS
 _ports = itertools.count(os.getpid() * 7)

@@ -222,10 +222,10 @@ CORPUS: dict[str, bytes] = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What may be answered, as "204", "204 400 close", or "close" for an end without an answer.
+    """The permitted answers, as "204", "204 400 close", or "close" for an end without an answer.
 
-    What stands behind an outcome is the status of each request in order, and whether the
-    connection is closed then. `section` is of RFC 9112, or "9110, 5.5".
+    An outcome is the status of each request in order, and whether the connection is closed then.
+    `section` is of RFC 9112, or "9110, 5.5".
     """
 
     section: str
@@ -341,7 +341,7 @@ def _rules() -> dict[str, Rule]:
 
 RULES = _rules()
 
-# Where Tornado is stricter than the RFC, or ends a connection without a word. docs/security.md.
+# Cases in which Tornado is stricter than the RFC, or closes without an answer: docs/security.md.
 DEVIATIONS = {
     "absolute uri": "404 close",
     "chunk extension": "400 close",

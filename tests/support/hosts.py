@@ -34,8 +34,8 @@ def ip(*arguments: str) -> None:
     run("ip", *arguments)
 
 
-# Prints of each datagram on PORT, as JSON, where it came from and went to, by how many hops it
-# could still go, and the numbers in it: PORT FAMILY [GROUP INTERFACE].
+# PORT FAMILY [GROUP INTERFACE]: prints each datagram on PORT as JSON. It has the source, the
+# destination, the hops that are left, and the sequence numbers.
 HEAR = """\
 import json, socket, struct, sys
 port, family, *joined = sys.argv[1:]

@@ -154,7 +154,7 @@ class Machine:
 def need_machine() -> None:
     """Skip where systemd cannot be PID 1; in CI a missing program is a failure.
 
-    What this machine itself forbids, no installation mends: that stays a skip everywhere.
+    No installation mends what this machine itself forbids: that stays a skip everywhere.
     """
     programs = [name for name in ("unshare", "nsenter", "setpriv", "ip") if not shutil.which(name)]
     there = SYSTEMD.exists() and not programs

@@ -136,8 +136,8 @@ def copy_of_the_checkout(into: Path) -> Path:
 def fresh_clone(into: Path) -> Path:
     """Return a copy of what git has, in which `make run` finds its packages installed.
 
-    They are those of this environment: `make lint` and `make test` have just installed them from
-    the same locks in the same way, and here is no network.
+    They are this environment's, because there is no network here. `make lint` and `make test` have
+    just installed them from the same locks in the same way.
     """
     here = copy_of_the_checkout(into)
     installed = Path(sys.prefix)

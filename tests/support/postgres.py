@@ -1,8 +1,8 @@
 """A PostgreSQL for the tests: `python -m tests.support.postgres DIRECTORY` until its input ends.
 
-The project's own embedded PostgreSQL, so it runs as root too, ends with the tests and is started
-again where it dies; with `--binaries` that of another version, with `--set` other settings. Prints
-its connection URL.
+It is the project's own embedded PostgreSQL: it runs as root too, ends with the tests and is started
+again if it dies. `--binaries` takes another version, `--set` other settings. Prints its connection
+URL.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A cable that repeats and reorders: `python -m tests.support.relay A B PORT PERCENT`.
 
-Between the interfaces A and B, in the namespace of the bridge. Of the datagrams to a UDP port that
-go from B to A so many in a hundred are repeated, and as many are held back until later ones have
-overtaken them. Kernels without sch_netem have nothing of their own for it. Says "relaying" once it
+Between the interfaces A and B, in the namespace of the bridge. It repeats a percentage of the
+datagrams to a UDP port that go from B to A. It holds as many back until later ones have overtaken
+them. Kernels without sch_netem have nothing of their own for it. Says "relaying" once it
 does, and what it did when its input ends.
 """
 

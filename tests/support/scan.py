@@ -27,7 +27,7 @@ QUIET = ("OK", "INFO", "DEBUG")
 
 @dataclass(frozen=True)
 class Scan:
-    """What sslyze found: its results by name, and in what Mozilla's "modern" profile differs."""
+    """The findings of sslyze: results by name, and differences from Mozilla's "modern" profile."""
 
     version: str
     results: dict[str, Any]

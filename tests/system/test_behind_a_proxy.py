@@ -1,4 +1,4 @@
-"""`ingress.mode: proxy`: a proxy terminates TLS and says who the client is; nobody else may."""
+"""`ingress.mode: proxy`: only a trusted proxy terminates TLS and names the client."""
 
 from __future__ import annotations
 

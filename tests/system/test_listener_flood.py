@@ -55,8 +55,9 @@ def peak_memory_kb(pid: int) -> int:
 
 @pytest.mark.parametrize("sources", [1, 40])
 def test_a_flood_of_forged_datagrams_costs_no_update(server: Server, sources: int) -> None:
-    """10,000 a second for five seconds, as like the good ones as they can be without the key,
-    beside 1,000 check-ins; from one address, or from many.
+    """10,000 a second for five seconds, from one address or many, beside 1,000 check-ins.
+
+    They are as like the good ones as they can be without the key.
     """
     port = server.announce_port
     with Listening(*reading(server)) as listener:

@@ -68,8 +68,8 @@ def unpacked(distributions: dict[str, Path], tmp_path_factory: pytest.TempPathFa
 def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the console scripts, in an environment that has the wheel installed.
 
-    Its dependencies are the test environment's: on the path, but without what an editable install
-    adds to it, since a .pth file counts only in a directory for packages.
+    Its dependencies are the test environment's, on the path. The path lacks what an editable
+    install adds: a .pth file counts only in a directory for packages.
     """
     environment = tmp_path_factory.mktemp("installed")
     run(sys.executable, "-m", "venv", "--without-pip", environment, cwd=environment)

@@ -159,7 +159,7 @@ def test_rows_are_sorted_searched_and_filtered() -> None:
 
 
 def test_a_snapshot_replaces_everybody() -> None:
-    """Who is not in it was removed while we did not hear; without repair nobody is forgotten."""
+    """A user who is not in it was removed meanwhile; without repair no user is forgotten."""
     for repairs, left in ((True, {"b@example.com", "c@example.com"}), (False, None)):
         roster = heard(event("a@example.com", 1), event("b@example.com", 1), repairs=repairs)
         roster.apply(Gap(2, 9))
@@ -171,7 +171,7 @@ def test_a_snapshot_replaces_everybody() -> None:
 
 
 def test_what_nothing_proves_is_marked_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who asked for it gets it; memory and newer knowledge are not given up for it."""
+    """Unverified users are marked and bounded in number; verified knowledge stays."""
     monkeypatch.setattr(roster_module, "MAX_UNVERIFIED", 2)
     roster = heard(event("a@example.com", 10))
     for email, age_s in (("a@example.com", 20), ("b@example.com", 1), ("c@example.com", 1)):
@@ -391,7 +391,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 def test_the_board_begins_with_everybody_and_stays_live(
     start_server: StartServer, terminal: Callable[..., Terminal]
 ) -> None:
-    """Who checked in before it started is there; who does now appears; Ctrl-C restores all."""
+    """It shows earlier and new check-ins; Ctrl-C restores the terminal."""
     server = start_server(announce={"heartbeat_s": 1})
     check_in(server, 3)
     board = terminal("-m", "listeners", "--board", *reading(server))
@@ -467,7 +467,7 @@ def test_a_terminal_that_goes_away_ends_the_board(
 def test_the_board_is_complete_by_repair_and_tells_when_it_is_not(
     start_server: StartServer, terminal: Callable[..., Terminal]
 ) -> None:
-    """Every second datagram is lost and nobody is missing; a server that died is told."""
+    """Every second datagram is lost and no user is missing; it says that a server died."""
     port = free_port(socket.SOCK_DGRAM)
     with Relay(port, 0.5) as relay:
         target = {"kind": "unicast", "address": LOOPBACK, "port": relay.port}

@@ -205,7 +205,7 @@ def test_a_migration_notices_a_vanished_database(
 
 @dataclass(frozen=True)
 class Left:
-    """What a database of a revision holds, `rows`, and what of it is left after all upgrades.
+    """The `rows` in a database of a revision, and those that are left after all upgrades.
 
     `rows` is SQL that a server of the revision could have done; `found` maps a query to its rows.
     """

@@ -304,7 +304,7 @@ def test_a_client_named_among_the_cas_is_revoked_like_any_other() -> None:
         assert Trust(Anchors(anchors, lists)).verify(chain).refusal is REVOKED
 
 
-# What OpenSSL reads and `cryptography` does not: an issuer without its serial number (RFC 5280,
+# OpenSSL reads these and `cryptography` does not: an issuer without its serial number (RFC 5280,
 # 4.2.1.1 wants both), and an IP address of five bytes.
 ODD_EXTENSIONS = {
     "authority key identifier": (

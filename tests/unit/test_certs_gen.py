@@ -535,7 +535,7 @@ def test_force_replaces_one_pair_with_the_same_ca(
 
 
 def test_if_missing_makes_a_set_once_and_then_is_quiet(run: Run, tmp_path: Path) -> None:
-    """What `make run` and containers call: a set is made for the first start, and kept."""
+    """`make run` and containers call it: a set is made for the first start, and kept."""
     out = tmp_path / "certs"
     assert run("--if-missing", "--out", out).status == 0
     before = contents(out)

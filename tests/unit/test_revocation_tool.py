@@ -95,7 +95,7 @@ def serial_of(path: Path) -> int:
 
 
 def verdict(directory: Path, name: str, *options: str) -> str:
-    """What `openssl verify` says of a certificate: OK, or why not."""
+    """Return what `openssl verify` says of a certificate: OK, or why not."""
     done = subprocess.run(
         [
             *("openssl", "verify", *options, "-crl_check"),

@@ -198,7 +198,7 @@ class Engine:
 def need_engine() -> None:
     """Skip where containers cannot run; in CI a missing program is a failure.
 
-    What the machine itself forbids, no installation mends: that stays a skip everywhere.
+    No installation mends what the machine itself forbids: that stays a skip everywhere.
     """
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     how = f"as root: apt-get install --no-install-recommends {DEBIAN}"

@@ -72,7 +72,7 @@ class Ledger:
 class Load:
     """Connections that check in without a pause, and come back when they are cut.
 
-    Each thread is one of `names` (their certificates lie in `certs`), with `pipeline` check-ins on
+    Each thread is one of `names`, whose certificates lie in `certs`. It has `pipeline` check-ins on
     the way at once, and rests for `pace_s` after each answer.
     """
 
