@@ -1,4 +1,4 @@
-"""Where status-listener writes: updates to stdout or a command, the rest to stderr."""
+"""Output of status-listener: updates to stdout or a command, the rest to stderr."""
 
 from __future__ import annotations
 

@@ -47,18 +47,22 @@ EXIT_USAGE = 2
 
 _EPILOG = f"""\
 exit status:
-  0  ended by a signal, by its reader, by --count, or by --timeout without --count
-  1  --timeout was over before --count updates were shown, or stdout took no more
-  2  a wrong option, or a file, port, address, group or interface that cannot be used, or no
-     terminal for --board
+  0  ended by a signal, a closed pipe, --count, or --timeout without --count
+  1  --timeout was over before --count events were shown, standard output took no more, or the
+     command of --exec failed
+  2  wrong option, or a file, port, address, group, interface or command that cannot be used, or
+     no terminal for --board
 
-An update is shown once it is verified: signed by an announcer whose certificate is known from
---announcer, or from the server at --url, which also repairs what was missed. By default both are
-used if {ANNOUNCER} and {CERTIFICATE} exist; an explicit --url wins over the former.
+An event is shown after its signature is verified. The certificate of the announcer that signed it
+comes from --announcer, or from the server at --url, which also supplies events that were missed.
+By default both are used if {ANNOUNCER} and {CERTIFICATE} exist. An explicit --url
+disables the default of --announcer.
 
-A listener on the wildcard address receives broadcasts and groups alike, and shows an update that
-arrives as both once. On Linux, a listener on a broadcast address or on a group's own address
+A listener on the wildcard address receives broadcasts and multicast groups, and shows an event
+that arrives by both once. On Linux, a listener on a broadcast address or on a group's own address
 receives only that one.
+
+SIGUSR1 prints a summary of what was received. SECONDS may have a unit: 90, 15m, 1d.
 """
 
 
@@ -120,10 +124,10 @@ def _broker(options: argparse.Namespace) -> Broker | None:
     for name in ("group", "address", "port", "interface"):
         if getattr(options, name):
             raise ConfigError(
-                f"--{name}: not with --nats, which receives no UDP: start another one"
+                f"--{name}: not with --nats: start a second listener to receive UDP as well"
             )
     if options.encoding == Encoding.BINARY.value:
-        raise ConfigError("--encoding: a broker carries json, not binary")
+        raise ConfigError("--encoding: a broker carries only json")
     broker = Broker(
         addresses=options.nats,
         subject=options.nats_subject or SUBJECT,
@@ -149,9 +153,9 @@ def check_board(options: argparse.Namespace) -> None:
     files = {"stdin": sys.stdin, "stdout": sys.stdout, "stderr": sys.stderr}
     for name, file in files.items():
         if file is None or not file.isatty():
-            raise ConfigError(f"--board: needs a terminal, and {name} is none")
+            raise ConfigError(f"--board: needs a terminal, and {name} is not one")
     if os.environ.get("TERM") == "dumb":
-        raise ConfigError("--board: needs a terminal that can more than TERM=dumb")
+        raise ConfigError("--board: needs a terminal that can move its cursor: TERM is dumb")
     if importlib.util.find_spec("textual") is None:
         raise ConfigError("--board: needs the package textual: pip install 'tornado-status[board]'")
 
@@ -165,7 +169,8 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of status-listener."""
     parser = _ListenerParser(
         prog=PROGRAM,
-        description="Show the updates that a status server announces on the network.",
+        description="Show the check-ins and other events that servers announce: verified, in order, "
+        "each once.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -206,56 +211,59 @@ def _add_broker(group: argparse._ArgumentGroup) -> None:
         "--nats",
         type=_addresses,
         metavar="URL",
-        help="subscribe to a NATS broker at nats://HOST:PORT or tls://HOST:PORT instead of UDP; "
-        "several servers of a cluster with commas between",
+        help="receive from a NATS broker at nats://HOST:PORT or tls://HOST:PORT instead of by UDP; "
+        "separate the members of a cluster with commas",
     )
     group.add_argument(
         "--nats-subject",
         type=_subject,
         metavar="SUBJECT",
-        help=f"where the server publishes (default: {SUBJECT})",
+        help=f"subject that the server publishes to (default: {SUBJECT})",
     )
-    group.add_argument("--nats-user", metavar="NAME", help="user of the broker")
+    group.add_argument("--nats-user", metavar="NAME", help="user name for the broker")
     group.add_argument(
-        "--nats-password-file", type=Path, metavar="FILE", help="file with that user's password"
+        "--nats-password-file", type=Path, metavar="FILE", help="file that contains the password"
     )
     group.add_argument(
         "--nats-ca",
         type=Path,
         metavar="FILE",
-        help="the CA of the broker's certificate; requires TLS (default: the system's)",
+        help="CA of the broker's certificate; makes TLS mandatory (default: the system's CAs)",
     )
     group.add_argument(
-        "--nats-cert", type=Path, metavar="FILE", help="a client's certificate for the broker"
+        "--nats-cert", type=Path, metavar="FILE", help="client certificate for the broker"
     )
-    group.add_argument("--nats-key", type=Path, metavar="FILE", help="its private key")
+    group.add_argument("--nats-key", type=Path, metavar="FILE", help="private key of --nats-cert")
 
 
 def _add_trust(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--url",
         metavar="URL",
-        help=f"server to repair from and to learn keys from (default: {URL})",
+        help="server that lists the trusted announcers and supplies missed events "
+        f"(default: {URL})",
     )
     group.add_argument(
         "--cert",
         metavar="FILE",
-        help=f"a reader's certificate for it; '' for none (default: {CERTIFICATE}, if it exists)",
+        help="a reader's client certificate for that server; '' for none "
+        f"(default: {CERTIFICATE}, if it exists)",
     )
     group.add_argument(
-        "--key", metavar="FILE", help=f"its private key (default: {PRIVATE_KEY} with that)"
+        "--key", metavar="FILE", help=f"private key of --cert (default: {PRIVATE_KEY})"
     )
     group.add_argument(
         "--ca",
         metavar="FILE",
         default=CA,
-        help="the CA of the server and of the announcers (default: %(default)s)",
+        help="CA of the server's and the announcers' certificates (default: %(default)s)",
     )
     group.add_argument(
         "--announcer",
         action="append",
         metavar="FILE",
-        help="an announcer's certificate, intermediate CAs behind it; may be repeated; '' for none "
+        help="certificate of a trusted announcer, followed by its intermediate CAs; may be "
+        "repeated; '' for none "
         f"(default: {ANNOUNCER}, if it exists and --url is not given)",
     )
     group.add_argument(
@@ -269,12 +277,13 @@ def _add_trust(group: argparse._ArgumentGroup) -> None:
         type=_seconds,
         default=MAX_SKEW_S,
         metavar="SECONDS",
-        help="refuse a datagram whose time differs more from this clock (default: %(default)g)",
+        help="refuse a datagram whose time differs by more from this machine's clock "
+        "(default: %(default)g)",
     )
     group.add_argument(
         "--insecure",
         action="store_true",
-        help="also show updates that are not signed or not verified, marked as such",
+        help="also show events without a valid signature, marked as not verified",
     )
 
 
@@ -284,42 +293,44 @@ def _add_showing(group: argparse._ArgumentGroup) -> None:
         dest="start",
         type=_start,
         metavar="now|start|snapshot|SEQ",
-        help="where to begin: with the next update, with the oldest that the server keeps, with "
-        "the records of all users, or with a number (default: now; snapshot with --board and a "
+        help="first event to show: the next one, the oldest that the server keeps, the records of "
+        "all users, or a sequence number (default: now; snapshot with --board and a reader's "
         "certificate)",
     )
     group.add_argument(
         "--state",
         type=Path,
         metavar="FILE",
-        help="save the number of the last update there, and go on after it at the next start",
+        help="save the position in this file, and continue after it at the next start",
     )
     group.add_argument(
         "--encoding",
         choices=[encoding.value for encoding in Encoding],
         default=Encoding.AUTO.value,
-        help="show both encodings, or only one (default: %(default)s)",
+        help="show both formats, or only one; binary is never signed (default: %(default)s)",
     )
     group.add_argument(
         "--format",
         choices=[form.value for form in Format],
-        help="a block for each update, or a JSON object a line (default: text)",
+        help="print a block for each event, or a JSON object a line (default: text)",
     )
     group.add_argument(
         "--board",
         action="store_true",
-        help="all users in a live table that fills the terminal: online, late, offline, never seen",
+        help="show all users in a live table that fills the terminal: online, late, offline, never "
+        "seen",
     )
     group.add_argument(
         "--exec",
         metavar="COMMAND",
-        help="start this once, and write updates to its standard input, a JSON object a line",
+        help="start this command once, without a shell, and write a JSON object a line to its "
+        "standard input",
     )
     group.add_argument(
-        "--count", type=_count, metavar="N", help="end after N updates shown (default: never)"
+        "--count", type=_count, metavar="N", help="exit after N events (default: never)"
     )
     group.add_argument(
-        "--timeout", type=_seconds, metavar="SECONDS", help="end after so long (default: never)"
+        "--timeout", type=_seconds, metavar="SECONDS", help="exit after this time (default: never)"
     )
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Ask the server: `here EMAIL`, `history EMAIL`, or `follow`. curl, and sed to look into the answers.
+# Ask the server: `here EMAIL`, `history EMAIL`, or `follow`. With curl, and sed to parse the answers.
 set -eu
 server=https://${STATUS_ADDRESS:-localhost:8443}
 certs=${STATUS_CERTS:-certs}

@@ -1,7 +1,7 @@
 """A set with a size limit, for what was received before. Pure.
 
-`runtime.bounded_dict` would do for small sizes. In a plain dict the oldest key gets slower to find
-with every key that was dropped: 20 microseconds at the default size, instead of 0.3.
+`runtime.bounded_dict` would do for small sizes. Finding the oldest key of a plain dict gets slower
+with every dropped key: 20 microseconds at the default size, instead of 0.3.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class LogTracker:
     """Pinned to one log, confirmed by the server, or trusted on first use.
 
     Without a server to ask, another log is followed once a datagram of it is *newer* than every
-    datagram of the log that is followed: only an announcer can sign that. A log that was left is
-    never followed again, because a server that was cut off may go on announcing it.
+    datagram of the followed log. Only an announcer can sign that. A log that was left is never
+    followed again, because a server that was cut off may go on announcing it.
     """
 
     def __init__(self, *, pinned: uuid.UUID | None = None, confirms: bool = False) -> None:

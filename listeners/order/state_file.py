@@ -41,7 +41,7 @@ class StateFile:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ConfigError(
                 f"--state: {self._path} is no listener's state: "
-                f"name another file, or delete it to begin anew"
+                f"name another file, or delete it to start without a position"
             ) from error
         self._saved = Position(log_id, seq)
         return self._saved
@@ -49,7 +49,7 @@ class StateFile:
     def check(self) -> None:
         """Raise `ConfigError` if the file cannot be written."""
         if not os.access(self._path.parent, os.W_OK):
-            raise ConfigError(f"--state: {self._path.parent} is no directory that can be written")
+            raise ConfigError(f"--state: the directory {self._path.parent} cannot be written")
 
     def save(self, position: Position, now: float, *, at_once: bool = False) -> None:
         """Write the position if it is due, or `at_once`. Raises `OSError`."""

@@ -255,7 +255,7 @@ class _Membership:
         try:
             request = _request(self.group, self.interface)
             if self._request not in (None, request):
-                # The name stands for another interface now: what is left of the old one goes.
+                # The name is another interface's now: leave the group on the old one.
                 with contextlib.suppress(OSError):
                     self._sock.setsockopt(level, drop, self._request)
             self._request = request
@@ -320,7 +320,7 @@ def _index_of_name(name: str) -> int:
 
 
 def _addresses(name: str) -> list[Address]:
-    """Return the addresses of an interface, as far as this system tells (on Linux)."""
+    """Return the addresses of an interface; none on other systems than Linux."""
     if sys.platform != "linux":
         return []
     import fcntl

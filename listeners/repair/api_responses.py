@@ -47,7 +47,7 @@ def events(body: bytes, after: int) -> EventPage:
         raise AnswerError(str(error)) from error
     for expected, event in enumerate(found, start=after + 1):
         if event.seq != expected:
-            raise AnswerError(f"event {event.seq} stands where {expected} should")
+            raise AnswerError(f"event {event.seq} instead of {expected}")
     head = _number(members, "head")
     if head < after + len(found):
         raise AnswerError(f"its head is {head}, below its events")

@@ -427,7 +427,7 @@ def test_a_broadcast_address_as_unicast_is_explained(
     server = start(start_server, hosts, unicast(BROADCAST_IP, port), to_all(port))
     told = waits_for(server, GONE, "unicast")
     assert told["errno"] == "EACCES"
-    assert "say kind: broadcast" in told["hint"]
+    assert "set kind: broadcast" in told["hint"]
     with Hearing(hosts.group, port) as hearing:
         check_in(hosts.server, server)
         hearing.wait_for(1)

@@ -501,7 +501,7 @@ def test_a_port_taken_by_another_program_is_a_sentence() -> None:
         (["--from", "0"], "argument --from: expected now, start, snapshot or a number"),
         (["--log", "x"], "argument --log: expected a UUID, got 'x'"),
         (["--max-skew", "0"], "argument --max-skew: "),
-        (["--state", "/nonesuch/state"], "--state: /nonesuch is no directory that can be written"),
+        (["--state", "/nonesuch/state"], "--state: the directory /nonesuch cannot be written"),
         (
             ["--exec", "/nonesuch/command"],
             "--exec: '/nonesuch/command' cannot be run (No such file",

@@ -504,7 +504,7 @@ def test_without_a_terminal_the_board_says_so(certs: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "status-listener: --board: needs a terminal, and stdin is none\n"
+    assert done.stderr == "status-listener: --board: needs a terminal, and stdin is not one\n"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class AlertSender:
     webhook: Webhook
 
     def secrets(self) -> list[bytes]:
-        """Return the secrets; those in a file are read anew. Raises `ConfigError`."""
+        """Return the secrets, read from the file if there is one. Raises `ConfigError`."""
         alert = self.alert
         if alert.secret_file is None:
             return parse_secrets(alert.secret or "", f"alerts.{alert.name}.secret")

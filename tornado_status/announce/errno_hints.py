@@ -1,4 +1,4 @@
-"""What an errno means for announcements, and what to do about it.
+"""The cause of an errno for announcements, and its remedy.
 
 docs/network.md has the same table; a test compares them.
 """
@@ -12,11 +12,11 @@ from tornado_status.announce.sink import SendError
 HINTS = {
     errno.ENETUNREACH: "no route to it: name the target's `interfaces`, or add a route",
     errno.EHOSTUNREACH: "no route to it, or its host does not answer: see `ip route get ADDRESS`",
-    errno.ENETDOWN: "the interface is down: set it up, as with `ip link set eth0 up`",
+    errno.ENETDOWN: "the interface is down: bring it up, as with `ip link set eth0 up`",
     errno.ENODEV: "the interface is gone: bring it back, or change the target's `interfaces`",
-    errno.EADDRNOTAVAIL: "no such address here now, or none on the interface: see `ip address`",
-    errno.EADDRINUSE: "another program has the port: change announce.source_port, or end it",
-    errno.EACCES: "it is a broadcast address: say kind: broadcast; or a route that prohibits it",
+    errno.EADDRNOTAVAIL: "the machine or the interface has no such address: see `ip address`",
+    errno.EADDRINUSE: "another program has the port: stop it, or change announce.source_port",
+    errno.EACCES: "it is a broadcast address: set kind: broadcast; or a route prohibits it",
     errno.EPERM: "a firewall rule on this machine forbids it: allow UDP out to the target's port",
     errno.EINVAL: "the source address does not fit the route: name the target's `interfaces`",
     errno.EMSGSIZE: "larger than the interface's MTU: 1,500 is enough, see `ip link`",

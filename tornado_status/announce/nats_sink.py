@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_QUEUED = 10_000  # unconfirmed datagrams; beyond it the oldest is dropped
 MAX_AGE_S = 60.0
 BATCH = 256  # datagrams in flight, about 1,800 events a round trip
-CONFIRM_S = 5.0  # time-out of a confirmation; then the sink connects anew
+CONFIRM_S = 5.0  # time-out of a confirmation; then the sink reconnects
 # Of the time of a shutdown, the share for publishing; then the task is cancelled so often.
 PUBLISH_SHARE, CANCELS = 0.8, 4
 AWAY_S = 2.0  # how long a shutdown waits for a broker that is away

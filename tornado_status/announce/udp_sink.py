@@ -1,4 +1,4 @@
-"""One target on one interface: a UDP socket, opened anew as needed, each option with its reason."""
+"""One target on one interface: a UDP socket, reopened as needed, each option with its reason."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Path:
 class UdpSink:
     """Sends to one target by one interface, or by the route if none is named.
 
-    `refresh` opens it, and opens it anew if an interface has changed. While there is a `problem`,
+    `refresh` opens it, and reopens it if an interface has changed. While there is a `problem`,
     `send` raises it.
     """
 
@@ -107,7 +107,7 @@ class UdpSink:
         )
 
     def refresh(self, interfaces: Interfaces) -> None:
-        """Open the socket, or open it anew if its path has changed. Sets `problem`."""
+        """Open the socket, or reopen it if its path has changed. Sets `problem`."""
         try:
             path = self._find_path(interfaces)
             if path != self._path or self._socket is None:
