@@ -170,7 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _ListenerParser(
         prog=PROGRAM,
         description="Show the check-ins and other events that servers announce: verified, in order, "
-        "each once.",
+        "and each once.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
