@@ -169,7 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     """Return the parser of status-listener."""
     parser = _ListenerParser(
         prog=PROGRAM,
-        description="Show the check-ins and other events that servers announce: verified, in order, "
+        description="Show the check-ins and other events that servers announce: verified, in order "
         "and each once.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
