@@ -1,6 +1,6 @@
 """Every command block of the pages is run as it stands, or says why not and what looks at it.
 
-Who adds a block adds a line to `RUN`, or to `REASONS` with the test that does what can be done.
+With a new block, add a line to `RUN`, or to `REASONS` with the test that does what can be done.
 """
 
 from __future__ import annotations
@@ -434,7 +434,7 @@ def test_what_is_not_accounted_for_is_found() -> None:
 
 # ------------------------------------------------------------------------------- page by page, run
 
-# Whose page needs more than a server with the shipped settings.
+# For pages that need more than a server with the shipped settings.
 VARIABLES = {
     "docs/people.md": {"TORNADO_STATUS_ACCESS__ADMINS": '["operator@example.com"]'},
 }
@@ -443,7 +443,7 @@ UNSERVED = ("docs/certificates.md",)  # everything happens in certs/, from its b
 
 @contextlib.contextmanager
 def reader_of(page: str, directory: Path, *names: str) -> Iterator[Reader]:
-    """Somebody with the page, whose server runs, and one check-in recorded."""
+    """A reader of the page, with a running server and one check-in recorded."""
     with reader(directory, *names, **VARIABLES.get(page, {})) as somebody:
         if page in UNSERVED:
             yield somebody

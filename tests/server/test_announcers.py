@@ -66,7 +66,7 @@ def test_one_signature_covers_a_datagram_of_about_seven(
 
 @given(st.integers(0, 10_000), st.integers(1, 255))
 def test_no_byte_can_be_changed(position: int, flip: int) -> None:
-    """Whatever an attacker flips: the signature is not in its place, or does not verify."""
+    """With any bit flipped the signature is not in its place, or does not verify."""
     key = Ed25519PrivateKey.generate()
     [payload], signer = signed(1, key)
     announcer = announcer_keys.AnnouncerKey(signer.kid, key.public_key(), NOW, NOW)

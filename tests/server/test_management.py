@@ -38,7 +38,7 @@ DAY = datetime.timedelta(days=1)
 
 
 def samples(server: Server) -> dict[tuple[str, ...], float]:
-    """What /metrics says: the value by the name and the labels' values in order of their names."""
+    """Return each value of /metrics by the name and the labels' values in their names' order."""
     return {
         (sample.name, *(sample.labels[name] for name in sorted(sample.labels))): sample.value
         for family in text_string_to_metric_families(server.management("/metrics").body.decode())
@@ -183,7 +183,7 @@ def test_the_moment_of_expiry_is_told_by_file(site: Site) -> None:
 
 
 def test_open_metrics_are_spoken_with_whoever_asks_for_them(server: Server) -> None:
-    """And the older text with everybody else; both are valid."""
+    """Other clients get the older text; both are valid."""
     connection = http.client.HTTPConnection(LOOPBACK, server.management_port, timeout=PATIENCE_S)
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     connection.request("GET", "/metrics", headers=accept)
@@ -326,7 +326,7 @@ def test_there_is_time_to_renew_before_the_end(
 
 
 def test_one_good_list_is_service_for_some() -> None:
-    """With `refuse` a late list is a problem only where it locks out everybody."""
+    """With `refuse` a late list is a problem only if it locks out every client."""
     late, good = term(-1, 30, "crl"), term(5, 30, "crl")
     assert health.crls([late], 1, 0, refuse=True).status == "problem"
     assert health.crls([late], 2, 0, refuse=True).status == "warning"

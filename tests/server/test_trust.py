@@ -83,7 +83,7 @@ def test_a_handshake_gives_one_ticket_which_dies_with_its_context(site: Site) ->
         nonlocal tickets
         tickets += direction == "read" and message == NEW_SESSION_TICKET
 
-    # Nobody else tells how many there are: a connection keeps the last one.
+    # Only this tells how many there are: a connection keeps the last one.
     context._msg_callback = on_message  # type: ignore[attr-defined]
 
     def check_in(session: ssl.SSLSession | None) -> tuple[bool | None, ssl.SSLSession | None]:
@@ -144,7 +144,7 @@ def test_refusals_on_open_connections_are_counted_and_told(site: Site) -> None:
     assert [(line["reason"], line["email"], line["client_ip"]) for line in told] == [
         ("revoked", "valid_user@example.com", LOOPBACK)
     ]
-    assert site.request().status == 403  # at the start: nobody is named that let nobody in
+    assert site.request().status == 403  # when it connects: the log names no user
     assert refusals(site.server, "revoked") == 4
     wait_until(lambda: len(site.server.events("identity refused")) > 1, "the second line")
     assert "email" not in site.server.events("identity refused")[1]
@@ -165,7 +165,7 @@ def test_who_is_not_revoked_notices_nothing(site: Site) -> None:
 
 
 def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
-    """Who was revoked does not come back with an old file."""
+    """A revoked user does not come back with an old file."""
     site.start()
     site.revoke("client", number=7)
     site.put_list([], 6)
@@ -216,10 +216,10 @@ def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> No
 def test_a_late_list_is_the_operators_choice(
     site: Site, policy: str, renewed: bool, status: int, ready_status: int, said_as: str
 ) -> None:
-    """By default it locks nobody out, but is told in the log and in readiness.
+    """By default it locks no client out; the log and readiness warn.
 
-    Where it locks out everybody there is, the server cannot serve, and says so; also where the CA
-    has two certificates, as one that is renewed with its key.
+    If it locks out every client, the server cannot serve, and says so. A CA with two certificates,
+    as after a renewal with its key, is no exception.
     """
     if renewed:
         second = site.authority.certify(
@@ -617,7 +617,7 @@ def test_a_number_of_one_ca_is_none_of_its_namesake(authority: Authority) -> Non
 
 
 def test_a_list_that_is_left_out_is_refused(authority: Authority) -> None:
-    """Whom it revoked must not come back; with its CA it may go."""
+    """A user that it revoked must not come back; with its CA it may go."""
     other = Authority.create(name="another CA")
     cas, epoch = [authority.certificate, other.certificate], now().timestamp()
     one, two = revocation_list(authority, [5]), revocation_list(other, [6])

@@ -112,7 +112,7 @@ def as_directory(path: Path, _: bytes) -> None:
 
 
 def unreadable(path: Path, _: bytes) -> None:
-    """For everybody, whatever they may: permissions stop no root."""
+    """For root too: permissions do not stop it."""
     path.unlink()
     path.symlink_to(path.name)
 
@@ -180,7 +180,7 @@ ONLY_CERTIFICATES: dict[str, Spoil] = {
     "an unknown key": with_odd(key=UNKNOWN_KEY),
     "a name that is none": with_odd(subject=name((0x0C, b"\xff\xfe"))),
 }
-# What OpenSSL reads and this library does, too, or not, as its version is: read or refused.
+# OpenSSL reads these; this library reads or refuses them, depending on its version.
 PERHAPS: dict[str, Spoil] = {
     "a negative serial": with_odd(serial=tlv(INTEGER, b"\x80\x01")),
     "a serial of 0": with_odd(serial=tlv(INTEGER, b"\0")),

@@ -1,4 +1,4 @@
-"""What others start the service from: Dockerfile, docker-compose.yml, Procfile.
+"""The files to start the service from: Dockerfile, docker-compose.yml, Procfile.
 
 Nothing is pulled or built here. Their commands run without containers, in a network of their own.
 """
@@ -210,7 +210,7 @@ def defaults() -> dict[str, str]:
 def test_base_images_are_named_by_minor_version_and_can_be_pinned_by_digest(
     compose: Compose, compose_config: ComposeConfig
 ) -> None:
-    """Whatever .env names is what is built on and run; the page says the same names."""
+    """Images are built on and run from the names in .env; the page has the same names."""
 
     def bases(read: Compose) -> tuple[str, str]:
         services = read["services"]
@@ -228,7 +228,7 @@ def test_base_images_are_named_by_minor_version_and_can_be_pinned_by_digest(
     }
     pinned = {name: image.replace("...", "0123456789abcdef" * 4) for name, image in pinned.items()}
     assert bases(compose_config(**pinned)) == (pinned["PYTHON_IMAGE"], pinned["POSTGRES_IMAGE"])
-    # What stands in for them in test_containers_run.py.
+    # test_containers_run.py has a stand-in for each.
     assert set(STAND_INS) == {f"docker.io/library/{image}" for image in (python, postgres)}
 
 
@@ -375,7 +375,7 @@ def test_every_base_image_has_an_exact_tag() -> None:
 
 
 def test_the_image_starts_the_server_as_an_ordinary_user_and_without_a_shell() -> None:
-    """Signals reach the server, and nobody in the container is root."""
+    """Signals reach the server, and no process in the container is root."""
     assert json.loads(argument("CMD")) == [
         *("python", "-m", "tornado_status", "--config", "config.yaml")
     ]
@@ -403,7 +403,7 @@ def test_no_stage_installs_with_the_systems_package_manager() -> None:
     assert not [text for name, text in last_stage() if name == "RUN"]
 
 
-# What LOCK in the Dockerfile may be: its default, and for traces.
+# The values of LOCK in the Dockerfile: its default, and for traces.
 LOCKS = ("requirements/image.txt", "requirements/otel.txt")
 
 

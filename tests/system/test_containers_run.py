@@ -43,8 +43,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     try:
         made.make_images()
         with made.running():
-            # Without --wait, which podman cannot answer for a service that has no health check; the
-            # client starts when the server is healthy, which takes that long.
+            # Without --wait, which podman cannot answer for a service without a health check. The
+            # client starts once the server is healthy, which takes that long.
             made.compose("up", "--detach", patience_s=400)
             yield made
     finally:
@@ -75,12 +75,12 @@ def copied(engine: Engine, source: str, to: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def client_certs(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the client service has, on the host."""
+    """The files of the client service, on the host."""
     return copied(engine, "/handed/client", tmp_path_factory.mktemp("client"))
 
 
 def test_the_clients_check_ins_are_heard_in_both_listeners_containers(engine: Engine) -> None:
-    """What `docker compose logs` shows, from datagrams and not from what was fetched later."""
+    """Return what `docker compose logs` shows from datagrams, without what was fetched later."""
 
     def by_datagram(service: str) -> bool:
         said = engine.compose("logs", "--no-log-prefix", service)
@@ -206,7 +206,7 @@ def acknowledged(client: Running) -> int:
 
 
 def test_no_acknowledged_check_in_is_lost_over_restarts(engine: Engine, tmp_path: Path) -> None:
-    """PostgreSQL restarted and the server replaced, while somebody checks in: a ledger."""
+    """PostgreSQL restarted and the server replaced while clients check in: a ledger."""
     issue = f"python -m certs_gen client {LEDGER} && python -m certs_gen copy client /tmp/l --email"
     tar = engine.output_of(
         *("run", "--rm", "-T", "certs", "sh", "-ec"),
@@ -248,7 +248,7 @@ def test_no_acknowledged_check_in_is_lost_over_restarts(engine: Engine, tmp_path
     assert recorded(engine, "nobody@example.com") == 0
 
 
-# What a page's `docker` is here. The socket is that of the engine.
+# The `docker` of the pages. The socket is the engine's.
 DOCKER = """#!/bin/sh
 if [ "$1" = compose ]; then
     shift

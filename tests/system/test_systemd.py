@@ -354,7 +354,7 @@ def test_stop_finishes_what_was_begun(
     assert not postgresql.exists()
 
 
-# What a program can do, as JSON to the file it is given.
+# Writes what a program can do, as JSON, to the file in its argument.
 PROBE = """
 import ctypes, json, mmap, os, pathlib, socket, sys
 
@@ -394,7 +394,7 @@ pathlib.Path(sys.argv[1]).write_text(json.dumps(can))
 
 
 def test_the_unit_holds_the_server_in(serving: Machine) -> None:
-    """What its options say is so, from within; without them all of it can be done."""
+    """The unit's options hold from within; without them all of it can be done."""
     serving.put("/opt/probe.py", PROBE)
     serving.put("/home/somebody", "")
     serving.put("/tmp/somebodys", "")  # noqa: S108 - the machine's own
@@ -408,7 +408,7 @@ def test_the_unit_holds_the_server_in(serving: Machine) -> None:
 
 
 def test_only_its_user_can_read_what_it_must(serving: Machine) -> None:
-    """Keys, settings and the environment are nobody else's."""
+    """Other users cannot read keys, settings and the environment."""
     program = "setpriv --reuid={} --regid={} --clear-groups cat {}"
     files = {
         "/etc/tornado-status/config.yaml": 0,

@@ -70,7 +70,7 @@ _LOST = (OSError, EOFError, ValueError, IndexError, http.client.HTTPException)
 
 @dataclass
 class Outcome:
-    """What a soak was, for whoever writes it down."""
+    """The findings of a soak, for its report."""
 
     seconds: float = 0
     samples: list[Sample] = field(default_factory=list)
@@ -145,7 +145,7 @@ class Soak:
                 "source_port": free_port(socket.SOCK_DGRAM),
                 "targets": targets(self._announce_port),
             },
-            # The judge knows check-ins only: nobody is away for so long.
+            # The judge knows check-ins only: no user is away for so long.
             "presence": {"interval_s": 3600, "offline_after_s": 10800},
         }
         self._numbers = itertools.count()
@@ -257,7 +257,7 @@ def network_frozen(soak: Soak) -> None:
 
 
 def network_cut(soak: Soak) -> None:
-    """What was on its way is lost."""
+    """A batch on its way is lost."""
     soak.relay.freeze()
     soak.hold()
     soak.relay.cut()
@@ -265,7 +265,7 @@ def network_cut(soak: Soak) -> None:
 
 
 def answer_lost(soak: Soak) -> None:
-    """Recorded, and nobody was told."""
+    """Recorded, and the answer is lost."""
     soak.relay.swallow()
     swallowed = soak.relay.swallowed.wait(PATIENCE_S)
     soak.relay.cut()
@@ -290,7 +290,7 @@ def quietly(*arguments: str) -> None:
 
 
 def certificate_renewed(soak: Soak) -> None:
-    """Who connects from now on sees the new one; those connected notice nothing."""
+    """New connections get the new one; open ones notice nothing."""
 
     def shown() -> bytes | None:
         with soak.server.connect_raw() as secure:
