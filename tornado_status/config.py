@@ -184,7 +184,7 @@ class IngressSettings(Section):
 
 
 class UdpTarget(Section):
-    """Where announcements go. `interfaces` are names (eth0) or addresses of this machine.
+    """A target of announcements. `interfaces` are names (eth0) or addresses of this machine.
 
     `address` is `auto` for the broadcast address of each interface's own network. `ttl` is the
     hop limit with IPv6. `loop` says whether a group is heard on this machine, too.
@@ -387,8 +387,8 @@ class AccessSettings(Section):
     """`readers` and `admins` are e-mail addresses or shell patterns (`*@ops.example.com`)."""
 
     enrolment: Literal["open", "closed"] = "open"
-    # The operator of the development set. No mail has this domain (RFC 2606), so no CA that checks
-    # addresses issues it: there is no reader unless the CA's owner makes that certificate.
+    # The operator of the development set. A CA that checks addresses does not issue it: no mail has
+    # this domain (RFC 2606). There is no reader unless the CA's owner makes that certificate.
     readers: tuple[str, ...] = ("operator@example.com",)
     admins: tuple[str, ...] = ()
 
@@ -445,7 +445,7 @@ class ManagementSettings(Section):
 
 
 class TracingSettings(Section):
-    """Where spans go (OTLP over HTTP), and the share of requests that is traced."""
+    """The collector of spans (OTLP over HTTP), and the share of requests that is traced."""
 
     endpoint: str | None = None
     sample_ratio: Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=1)] = 0.01

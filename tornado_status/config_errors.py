@@ -43,7 +43,7 @@ _EXPECTED = {
 
 
 class Origins:
-    """Where each value comes from: a line of the file, or an environment variable."""
+    """The origin of each value: a line of the file, or an environment variable."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

@@ -13,7 +13,7 @@ StatusError
 ├── TooFrequent            an identity checks in more often than it may (429)
 └── StoreError             the database could not do it
     ├── StoreUnavailable   away, slow or overloaded: not known to be recorded (503)
-    ├── UserUnknown        enrolment is closed and nobody enrolled this e-mail (403)
+    ├── UserUnknown        enrolment is closed and this e-mail is not enrolled (403)
     └── HistoryGone        the asked-for numbers are pruned, or not reached yet (410)
 """
 
@@ -35,8 +35,8 @@ class ConfigError(StatusError):
 class IdentityError(StatusError):
     """A peer certificate does not give an identity that may check in.
 
-    `status` is the HTTP status of the refusal (400 or 403), `detail` the sentence for the client,
-    `reason` a short stable word for logs and counters.
+    `status` is the HTTP status of the refusal (400 or 403). `detail` is the sentence for the
+    client, `reason` a short stable word for logs and counters.
     """
 
     def __init__(self, status: int, reason: str, detail: str) -> None:

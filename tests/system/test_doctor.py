@@ -191,12 +191,12 @@ def no_file(site: DoctorSetup) -> str:
 
 def readable(site: DoctorSetup) -> str:
     (site.certs / "server.key").chmod(0o644)
-    return "everybody on this machine can read"
+    return "every user of this machine can read"
 
 
 def signing_key_readable(site: DoctorSetup) -> str:
     (site.certs / "announcer.key").chmod(0o644)
-    return "announce.signing_key: everybody on this machine can read"
+    return "announce.signing_key: every user of this machine can read"
 
 
 def no_ca(site: DoctorSetup) -> str:
@@ -235,7 +235,7 @@ def admin_key_readable(site: DoctorSetup) -> str:
         "certificate": "certs/admin.crt",
         "private_key": "certs/admin.key",
     }
-    return "management.private_key: everybody on this machine can read"
+    return "management.private_key: every user of this machine can read"
 
 
 def announcer_expired(site: DoctorSetup) -> str:

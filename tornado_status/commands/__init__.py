@@ -1,7 +1,7 @@
 """The commands of tornado-status: a module each, with its arguments and its `run`.
 
-Importing one loads neither Tornado nor a database driver: `run` does. So `--help` is fast, and a
-wrong setting is reported at once.
+Importing one loads neither Tornado nor a database driver: `run` does. Therefore `--help` is fast,
+and a wrong setting is reported at once.
 """
 
 EXIT_FAILED = 1

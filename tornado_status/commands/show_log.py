@@ -22,9 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Show the log: its id, its head and when that was written; or begin a new log.
 
-    Begin a new log after a restore that the server cannot notice: if you put back a copy of its
-    data directory, or played a dump back into the same PostgreSQL. Listeners then fetch the status
-    of all users, instead of taking reused sequence numbers for events that they know.
+    Begin a new log after a restore that the server cannot notice. That is a copy of its data
+    directory, or a dump that went back into the same PostgreSQL. Listeners then fetch the status of
+    all users, instead of taking reused sequence numbers for events that they know.
     """
     settings = config.load(options.config, os.environ)
     from tornado_status.model.records import timestamp

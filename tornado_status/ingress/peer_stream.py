@@ -32,7 +32,7 @@ OnData = Callable[[bytes], None]
 
 
 class PushbackStream(TimeoutStream):
-    """A stream that calls back with what comes, and that takes back bytes that were read."""
+    """A stream that calls back with the bytes it reads, and to which bytes can be returned."""
 
     on_closed: Callable[[], None] | None = None
     requests = 0  # that ordinary HTTP is answering: see `InFlightCounting`

@@ -87,9 +87,9 @@ class Histogram:
 class CheckIns:
     """The results of check-ins, and how long they took.
 
-    `results` counts the answers by `RESULTS`. Durations are in seconds: `commits` of a commit,
-    from its statement to its answer; `durations` of a check-in, from when it was read to when its
-    answer was handed to the kernel. `batches` are the check-ins of a commit.
+    `results` counts the answers by `RESULTS`. Durations are in seconds. `commits` is the time of a
+    commit, from its statement to its answer. `durations` is the time of a check-in, from its last
+    byte read to its answer written. `batches` are the check-ins of a commit.
     """
 
     __slots__ = ("batches", "commits", "durations", "results")

@@ -92,6 +92,6 @@ def histogram(name: str, documentation: str, observed: Histogram) -> Metric:
 
 
 def _build() -> Iterable[Metric]:
-    build = InfoMetricFamily(PREFIX + "build", "What is running")
+    build = InfoMetricFamily(PREFIX + "build", "The version that runs, and its Python")
     build.add_metric([], {"version": __version__, "python": platform.python_version()})
     yield build

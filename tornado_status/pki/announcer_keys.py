@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from tornado_status.errors import AnnouncerError
 from tornado_status.pki.certificates import UNREADABLE, issued_by
 
-# The purpose "signs status datagrams" (extended key usage). An announcer key can then be used
-# neither as a TLS server or client nor for mail, and a listener can tell its certificate from all
-# others of the same CA. The number is ours without registration: it is the GUID
+# The purpose "signs status datagrams" (extended key usage). With it, an announcer key cannot be
+# used for a TLS server, a TLS client or mail. A listener can tell its certificate from all others
+# of the same CA. The number is ours without registration: it is the GUID
 # 104a4470-4eea-4538-bb11-3e76449944f8 below the arc for such use, 1.2.840.113556.1.8000.2554. Not
 # below 2.25, the arc of UUIDs: Go's crypto/x509 refuses numbers above 31 bits in this extension.
 PURPOSE = x509.ObjectIdentifier(

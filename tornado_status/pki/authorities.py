@@ -1,7 +1,7 @@
 """Checking a CA certificate: its dates, its name constraints and its strength. Pure.
 
-Name constraints (RFC 5280, 4.2.1.10) are applied to the e-mail address of the identity, which is a
-common name: TLS libraries apply them to subjectAltName alone.
+TLS libraries apply name constraints (RFC 5280, 4.2.1.10) to subjectAltName alone. This module also
+applies them to the e-mail address of the identity, which is a common name.
 """
 
 from __future__ import annotations

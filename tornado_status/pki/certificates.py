@@ -22,8 +22,8 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 
 MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
 
-# What `cryptography` raises for certificates and CRLs that it cannot read, for some parts only once
-# they are read. Each was found by a test.
+# The exceptions of `cryptography` for certificates and CRLs that it cannot read, some of them only
+# when a part is read. Each was found by a test.
 UNREADABLE = (
     ValueError,
     TypeError,

@@ -1,8 +1,8 @@
 """Certificate revocation lists (CRLs): reading and verifying them. Pure.
 
-OpenSSL is not asked: its CRL flags fail every handshake once a CRL is expired or missing. A CRL
-belongs to a CA by its name and its key (`certificates.ca_id`): a CA that was renewed with a new key
-is another one, with a CRL of its own.
+OpenSSL's own CRL check is off: it fails every handshake once a CRL is expired or missing. A CRL
+belongs to a CA by its name and its key (`certificates.ca_id`). A CA with a new key is another CA,
+with a CRL of its own.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class CRL:
 def read_crls(pem: bytes, cas: Sequence[x509.Certificate], now: float) -> tuple[CRL, ...]:
     """Read the CRLs in PEM, each issued by one of `cas`. An expired one is read like any other.
 
-    Raises `CRLError`, with the reason as a sentence, if there is no CRL, or one that is cut off,
-    another CA's, forged, from the future, or with an unknown critical extension (delta and partial
-    CRLs).
+    Raises `CRLError`, with the reason as a sentence, if there is no CRL or one cannot be used. A
+    CRL cannot be used if it is cut off, another CA's, forged or from the future. Nor can one with
+    an unknown critical extension, as delta and partial CRLs have it.
     """
     found: dict[bytes, CRL] = {}
     for block in _blocks(pem):

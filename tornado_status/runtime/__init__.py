@@ -1,1 +1,1 @@
-"""The process: shutdown, blocking calls, DNS, HTTP timeouts, systemd, rate-limited logs."""
+"""The process: shutdown, blocking calls, DNS, HTTP time-outs, systemd, rate-limited logs."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 class Backoff:
     """Pauses between retries, in seconds: each twice the one before, up to `max_s`.
 
-    Each pause is multiplied by a random factor of 0.5 to 1, so that many clients of one server do
-    not return at the same moment. `rng` returns that factor's share, a float of 0 to 1.
+    Each pause is multiplied by a random factor of 0.5 to 1 (jitter), so that many clients do not
+    return at the same moment. `rng` returns that factor's share, a float of 0 to 1.
     """
 
     def __init__(

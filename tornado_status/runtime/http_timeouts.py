@@ -143,8 +143,8 @@ class TimeoutStream(IOStream):
     def _acknowledged(self) -> int:
         """Return the bytes that the peer has acknowledged so far.
 
-        What the kernel takes of us says less: it takes more only once a third of its buffer is
-        free, which at a slow client can be a minute.
+        The bytes that the kernel has buffered say less: it buffers more only once a third of its
+        buffer is free. With a slow client that can take a minute.
         """
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_ACKED.stop)
         return int.from_bytes(info[TCP_INFO_ACKED], sys.byteorder)

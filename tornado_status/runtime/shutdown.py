@@ -78,8 +78,8 @@ class ShutdownSignals:
         self._on_signal = on_signal
         self._loop = asyncio.get_running_loop()
         for signum in SIGNALS:
-            # Not with the loop's add_signal_handler: the loop may be what hangs, and a handler that
-            # is removed, as at the loop's end, leaves the default action for a moment.
+            # Not with the loop's add_signal_handler: the loop itself may hang. Removing such a
+            # handler, as at the loop's end, leaves the default action for a moment.
             signal.signal(signum, self._handle)
             signal.siginterrupt(signum, False)
 

@@ -1,4 +1,4 @@
-"""What alerts keep in the database: a cursor and a lease for each, and the queued messages.
+"""The state of alerts in the database: a cursor and a lease for each, and the queued messages.
 
 The log and its head are only read here.
 """

@@ -192,9 +192,9 @@ class Connection:
         """Run `sql` (several statements without parameters are one transaction); return the rows.
 
         The rows are the last statement's. Raises `StatementFailed` if PostgreSQL refused and
-        rolled back, `StoreUnavailable` if the connection is lost or too slow: what was sent
-        may or may not have been done, and the connection is closed. With `durable` that is also
-        raised if PostgreSQL has committed and warned.
+        rolled back. Raises `StoreUnavailable` if the connection is lost or too slow: PostgreSQL may
+        or may not have run `sql`, and the connection is closed. With `durable` that is also raised
+        if PostgreSQL has committed and warned.
         """
         try:
             del self._raw.raw.notices[:]

@@ -1,4 +1,4 @@
-"""What a database says about itself, for the doctor. Changes nothing."""
+"""Questions to a database about itself, for the doctor. Changes nothing."""
 
 from __future__ import annotations
 

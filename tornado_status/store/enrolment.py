@@ -1,7 +1,7 @@
 """Enrolment: users are enrolled, removed, and erased from the log.
 
-Each change of a record is an entry of the log, written under the head lock like any other: by the
-writer of a server, which announces it, or by a command, which leaves that to a server (`Outbox`).
+Each change of a record is an entry of the log, written under the head lock like any other. The
+writer of a server announces its own changes. A command leaves that to a server (`Outbox`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The hosts of the database's URL: which of them to use, by a race as in RFC 8305.
 
-Knows how libpq names several hosts, not how to connect to one: `connect` is passed in. libpq would
-try one address after the other itself, but aiopg 1.4 keeps waiting for the descriptor of the first
-one. Besides, no time-out ends libpq's attempt at a silent host, and it resolves names on the loop.
+Knows how libpq names several hosts, not how to connect to one: `connect` is passed in. It does not
+use libpq's own failover: aiopg 1.4 keeps waiting for the descriptor of the first address. Besides,
+no time-out ends libpq's attempt at a silent host, and it resolves names on the loop.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Parameters = dict[str, str]
 Connect = Callable[[Parameters], Awaitable["Connection"]]
 
 STAGGER_S = 0.25  # before the next host is tried beside a silent one: RFC 8305, section 5
-# Before a host that refused is asked again while others stay silent: a standby that answered
-# "read-only" is promoted meanwhile, and the silent host may be the dead primary.
+# Before a host that refused is asked again while others stay silent. A standby that answered
+# "read-only" may be promoted meanwhile; the silent host may be the dead primary.
 ASK_AGAIN_S = 0.5
 MAX_AT_ONCE = 16  # attempts; a pool of standbys has fewer, and a name's hundred addresses can wait
 UNKNOWN = "the database's name does not resolve"

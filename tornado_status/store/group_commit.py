@@ -1,9 +1,9 @@
 """Group commit: check-ins that arrive while a commit is in flight are written by the next one.
 
-Owns the writing connection and its queue. Each accepted check-in gets its own row, its own sequence
-number and one call of its `done`, after the commit of its batch and never before. If more is
-queued, the database gets the next batch before the last one is answered, so that both work at the
-same time. Sequence numbers are gapless and in commit order over all servers on the database: every
+Owns the writing connection and its queue. Each accepted check-in gets its own row and its own
+sequence number. Its `done` is called once, after the commit of its batch. If more is queued, the
+database gets the next batch before the last one is answered, so that both work at the same time.
+Sequence numbers are gapless and in commit order over all servers on the database. For that, every
 batch first locks the head row, in the same round trip as its write.
 """
 
@@ -44,12 +44,13 @@ _LOCK_HEAD_OF = "SELECT 1 / (stream = '{}')::int FROM head FOR UPDATE"
 _OTHER_LOG = "22012"  # division_by_zero
 _NEW_LOG = "another server has begun a new log"
 
-# The arrays hold one element a check-in, in order of arrival. $6 is the position of the check-in of
-# the same user before it in this batch, or 0. $7 is 0; or 1 for the last of its user, which alone
-# becomes the user's status; or 2 if the batch has another device of that user too. $8:
-# enrolment is closed. `accepted` reads user_status after the head is locked, so two servers cannot
-# both see a user for the first time, or come back. Rows are upserted in order of key: unsorted
-# batches deadlock. `devices` changes only with the certificate.
+# The arrays hold one element a check-in, in order of arrival. Parameter $6 is the position of the
+# check-in of the same user before it in this batch, or 0. Parameter $7 is 1 for the last check-in
+# of its user, which alone becomes the user's status, else 0. It is 2 instead of 1 if the batch has
+# another device of that user too. Parameter $8 says whether enrolment is closed. `accepted` reads
+# user_status after the head is locked, so two servers cannot both see a user for the first time, or
+# come back. Rows are upserted in order of key: unsorted batches deadlock. `devices` changes only
+# with the certificate.
 PREPARE_RECORD = """\
 PREPARE record_check_ins
     (text[], inet[], integer[], text[], text[], integer[], integer[], boolean) AS
@@ -110,7 +111,7 @@ Source = tuple[str, "str | None", "int | None"]  # an entry's e-mail and client 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What another part of the store writes to the log, between two batches of check-ins.
+    """A write of another part of the store to the log, between two batches of check-ins.
 
     `statement` runs after the head is locked, in the same transaction. `events` turns its rows into
     the committed events, in order. If the answer is lost, entries of `emails` may be recorded.

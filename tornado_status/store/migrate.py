@@ -24,7 +24,7 @@ REVISION = "0005"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait
 LOCK_TIMEOUT_S = 60
 # For the tables. While a migration waits for a long reader such as pg_dump, every server's writer
-# waits behind it: no longer than this, and not again before the pause is over.
+# waits behind it. It waits no longer than this, and tries again after the pause.
 TABLE_TIMEOUT_S, TABLE_PAUSE_S = 0.5, 4.5
 
 _SCRIPTS = Path(__file__).parent / "migrations"

@@ -37,8 +37,8 @@ _BY_KEY = (
     " SET LOCAL enable_mergejoin = off; SET LOCAL jit = off; "
 )
 
-# now() is one moment for the whole statement: with a clock that moves between two rows, the later
-# one could be taken and the earlier one not, and the cursor would pass it.
+# now() is one moment for the whole statement. If the clock moved between two rows, the later one
+# could be taken and the earlier one not, and the cursor would pass it.
 FIND_SILENT = """\
 WITH slice AS MATERIALIZED (
     SELECT c.seq, c.at, c.email FROM head h CROSS JOIN LATERAL (
@@ -60,9 +60,9 @@ FROM head h"""
 # Each server writes its own when it connects; the others read them with each sweep.
 WRITE_SETTINGS = "UPDATE head SET interval_s = %s, offline_after_s = %s"
 
-# $1: the cursor at which the scan began; another server may have moved it. $2: where it goes.
-# $3: the candidates' newest entries. $4: after how long without a sweep no server was running.
-# $5: for how long offline detection then pauses.
+# Parameter $1 is the cursor at which the scan began; another server may have moved it. Parameter $2
+# is the cursor after the sweep, $3 the candidates' newest entries. After $4 without a sweep no
+# server was running, and offline detection pauses for $5.
 PREPARE_SWEEP = """\
 PREPARE sweep (bigint, bigint, bigint[], interval, interval) AS
 WITH state AS MATERIALIZED (

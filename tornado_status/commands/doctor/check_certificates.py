@@ -198,7 +198,7 @@ def _permissions(settings: Settings) -> Iterator[Finding]:
         if mode & (stat.S_IROTH | stat.S_IWOTH):
             yield problem(
                 TOPIC,
-                f"{setting}: everybody on this machine can read {path}",
+                f"{setting}: every user of this machine can read {path}",
                 f"Run `chmod 600 {path}`, and make a new key if others work on this machine.",
             )
 

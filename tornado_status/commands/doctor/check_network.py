@@ -160,7 +160,7 @@ def _sink_finding(sink: UdpSink, settings: Settings, interfaces: Interfaces) -> 
         return problem(
             INTERFACES,
             f"announce.targets: {sink.target}: {doubt}",
-            "`ip address` shows it behind `brd`; a wrong one reaches nobody.",
+            "`ip address` shows it behind `brd`; a wrong one reaches no listener.",
         )
     return ok(INTERFACES, f"announce.targets: {sink.target} can be sent to by {sink.via}")
 
@@ -340,7 +340,7 @@ def _matches(part: dict[str, Any], protocol: str, port: int, sets: Mapping[str, 
         wanted = sets.get(right[1:], [])
     for element in wanted:
         each = element
-        if isinstance(each, dict) and "elem" in each:  # with a comment, a timeout or a counter
+        if isinstance(each, dict) and "elem" in each:  # with a comment, a `timeout` or a counter
             each = each["elem"]["val"]
         if isinstance(each, dict) and "range" in each:
             low, high = each["range"]

@@ -18,13 +18,13 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if ingress.mode == "proxy":
         yield ok(
             TOPIC,
-            f"ingress.mode: proxy: plain HTTP from {trusted}, who say in "
-            f"{ingress.certificate_header} who a client is; everybody else is refused",
+            f"ingress.mode: proxy: plain HTTP from {trusted}, with the client's certificate in "
+            f"{ingress.certificate_header}; any other address is refused",
         )
         yield note(
             TOPIC,
-            "between the proxy and this server nothing is encrypted, and whoever has a trusted "
-            "address is believed",
+            "between the proxy and this server nothing is encrypted, and a program at a trusted "
+            "address can claim any identity",
             f"Keep that network private: is {settings.server.host}:{settings.server.port} "
             "reachable from nowhere else?",
         )
@@ -32,7 +32,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         yield ok(
             TOPIC,
             f"ingress.proxy_protocol: {trusted} begin with a PROXY header that says the client's "
-            "address; everybody else must not",
+            "address; any other address must not",
         )
     if ingress.mode == "proxy" or ingress.proxy_protocol:
         yield from _wide(ingress)

@@ -1,9 +1,10 @@
 """LISTEN and NOTIFY between the servers on one database, and a poll in case a notification is lost.
 
 A notification carries only the new head; the feed reads the log itself. It is not part of the
-commit: NOTIFY in its transaction would hold one lock over all databases of the PostgreSQL until the
-disk has written, and would fail check-ins once a session's queue is full. The channel therefore has
-its own connection. It notifies after commits, once for many, and only if another server follows.
+commit. NOTIFY in its transaction would hold one lock over all databases of the PostgreSQL until the
+disk has written. It would also fail check-ins once a session's queue is full. The channel therefore
+has its own connection. It notifies after commits, once for many, and only if another server
+follows.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ CREATE TABLE user_status (
     serial      text
 ) WITH (fillfactor = 70);
 
--- The log, append-only. seq is gapless and in commit order over all servers; it comes from head,
--- not from a sequence, which would have holes and commit out of order.
+-- The log, append-only. seq is gapless and in commit order over all servers. It comes from head: a
+-- sequence would have holes and commit out of order.
 CREATE TABLE check_in (
     seq         bigint PRIMARY KEY,
     at          timestamptz NOT NULL,
@@ -34,8 +34,8 @@ CREATE TABLE check_in (
     serial      text
 );
 
--- One row. Every writer of the log locks it first. system_identifier and timeline_id say which
--- database this was: where they change, numbers may be reused and a new stream begins.
+-- One row. Every writer of the log locks it first. system_identifier and timeline_id identify the
+-- database. If they change, numbers may be reused, and a new log begins.
 CREATE TABLE head (
     only_row          boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     seq               bigint NOT NULL,

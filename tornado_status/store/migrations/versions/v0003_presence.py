@@ -8,9 +8,9 @@ branch_labels = None
 depends_on = None
 
 SCHEMA = """
--- offline: the newest entry of the user's log is `offline`. devices: the other certificates that
--- the user checked in with, the newest first; written only when the certificate changes. No column
--- has an index, so that a check-in and a sweep are HOT updates.
+-- offline: the newest entry of the user's log is `offline`.
+-- devices: the user's other certificates, the newest first; written only when that changes.
+-- No column has an index, so that a check-in and a sweep are HOT updates.
 ALTER TABLE user_status
     ADD COLUMN first_seen timestamptz,
     ADD COLUMN offline    boolean NOT NULL DEFAULT false,
@@ -42,14 +42,14 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- previous: the number of the same user's entry before this one. One user's history is a walk along
--- it by the primary key; an index on the e-mail would cost every check-in a second, random page.
--- last_seen: only where it is not `at`, in entries that are no check-in.
+-- it by the primary key. An index on the e-mail would cost every check-in a second, random page.
+-- The column last_seen is set if it is not `at`, in entries that are no check-in.
 ALTER TABLE check_in
     ADD COLUMN previous  bigint,
     ADD COLUMN last_seen timestamptz;
 
--- swept: all entries up to this number were judged, and only these may be pruned. grace_until: the
--- servers were away, so nobody is declared offline before.
+-- swept: the sweep has seen all entries up to this number, and only these may be pruned.
+-- The time grace_until: no server was running, and no user is declared offline before it.
 ALTER TABLE head
     ADD COLUMN swept       bigint NOT NULL DEFAULT 0,
     ADD COLUMN swept_at    timestamptz,

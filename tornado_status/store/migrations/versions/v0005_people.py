@@ -8,8 +8,8 @@ branch_labels = None
 depends_on = None
 
 SCHEMA = """
--- The numbers of entries that no server has announced yet, because a command wrote them. Who
--- deletes one, under the head lock, announces it.
+-- The numbers of entries that no server has announced yet, because a command wrote them. The
+-- server that deletes one, under the head lock, announces it.
 CREATE TABLE unannounced (seq bigint PRIMARY KEY);
 
 -- presence.interval_s and presence.offline_after_s of the server that connected last.
