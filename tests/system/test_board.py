@@ -354,7 +354,7 @@ def test_the_connection_is_lost_and_regained(start_server: StartServer, visit: V
 def test_an_ordinary_user_gets_a_403_page(server: Server, visit: Visit) -> None:
     """It says what the user may see. The board's files are forbidden, too."""
     page = visit(server, "client")
-    expect(page.locator("h1")).to_have_text("Only readers may see the board")
+    expect(page.locator("h1")).to_have_text("Only readers may see this page")
     assert violations(page) == []
     expect(page.locator("b")).to_have_text("valid_user@example.com")
     assert server.request("GET", "/").status == 403

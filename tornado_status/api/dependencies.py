@@ -1,4 +1,4 @@
-"""What the handlers need of the other adapters, which they may not import: see server.py."""
+"""The other adapters as the handlers see them: api may not import them, see server.py."""
 
 from __future__ import annotations
 

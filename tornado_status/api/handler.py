@@ -13,6 +13,13 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
 
+from tornado_status.api.error_page.page import (
+    HTML,
+    Advice,
+    error_page,
+    set_page_headers,
+    wants_page,
+)
 from tornado_status.api.problem import (
     CONTENT_TYPE,
     INTERNAL_ERROR,
@@ -91,18 +98,23 @@ class Handler(RequestHandler):
             self.set_header("Connection", "close")
         if peer.check_in is None:
             if peer.refusal is None:
-                raise Problem(400, "No required SSL certificate was sent")
+                raise Problem(
+                    400, "No required SSL certificate was sent", advice=Advice.NO_CERTIFICATE
+                )
             # Tornado closes the connection if the body was not read; a proxy has to know.
             close = {"Connection": "close"}
-            raise Problem(peer.refusal.status, peer.refusal.detail, close)
+            refusal = peer.refusal
+            is_missing = refusal.reason == "no-certificate"
+            advice = Advice.NO_CERTIFICATE if is_missing else Advice.BAD_CERTIFICATE
+            raise Problem(refusal.status, refusal.detail, close, advice)
         self.check_in = peer.check_in
         check_framing(self.request)
         if not is_same_origin(self.request):
-            self.forbid("Requests from other web sites are not served")
+            self.forbid("Requests from other web sites are not served", Advice.OTHER_SITE)
         check_body_size(self.request)
         return None
 
-    def forbid(self, detail: str) -> NoReturn:
+    def forbid(self, detail: str, advice: Advice = Advice.NONE) -> NoReturn:
         """Answer 403 with one sentence. The log has one line a minute for each kind."""
         request, peer = self.request, self.check_in
         suppressed = self.refusal_log_limit.allow((peer.email, request.method, type(self)))
@@ -116,7 +128,7 @@ class Handler(RequestHandler):
                 client_ip=peer.client_ip,
                 suppressed=suppressed,
             )
-        raise Problem(403, detail)
+        raise Problem(403, detail, advice=advice)
 
     def decode_argument(self, value: bytes, name: str | None = None) -> str:
         """See `RequestHandler.decode_argument`. PostgreSQL stores no text with a NUL in it."""
@@ -178,8 +190,9 @@ class Handler(RequestHandler):
         error = kwargs.get("exc_info", (None, None, None))[1]
         detail: str | None = None
         headers: dict[str, str] = {}
+        advice = Advice.NONE
         if isinstance(error, Problem):
-            detail, headers = error.detail, error.headers
+            detail, headers, advice = error.detail, error.headers, error.advice
         elif isinstance(error, StatusError):
             _, detail, headers = describe(error)
         elif status_code == 405:
@@ -188,6 +201,13 @@ class Handler(RequestHandler):
             detail = INTERNAL_ERROR
         for name, value in headers.items():
             self.set_header(name, value)
+        if wants_page(self.request):
+            set_page_headers(self)
+            self.set_header("Content-Type", HTML)
+            check_in = getattr(self, "check_in", None)
+            email = None if check_in is None else check_in.email
+            self.finish(error_page(status_code, detail, advice, email, self.request_id))
+            return
         self.set_header("Content-Type", CONTENT_TYPE)
         self.finish(problem_body(status_code, detail))
 

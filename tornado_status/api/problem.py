@@ -8,6 +8,7 @@ from email.utils import formatdate
 
 from tornado.web import HTTPError
 
+from tornado_status.api.error_page.page import Advice
 from tornado_status.errors import (
     HeadTooSlow,
     IdentityError,
@@ -23,12 +24,22 @@ INTERNAL_ERROR = "Internal error; the server's log has details"
 
 
 class Problem(HTTPError):
-    """A response of 4xx or 5xx whose `detail` is one sentence for the client."""
+    """A response of 4xx or 5xx whose `detail` is one sentence for the client.
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None) -> None:
+    In a browser the page of the error gives `advice`.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        headers: dict[str, str] | None = None,
+        advice: Advice = Advice.NONE,
+    ) -> None:
         super().__init__(status, reason=http.HTTPStatus(status).phrase)
         self.detail = detail
         self.headers = headers or {}
+        self.advice = advice
 
 
 def problem_body(status: int, detail: str | None) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tornado_status.api.error_page.page import Advice
 from tornado_status.api.handler import Handler
 from tornado_status.api.problem import Problem
 from tornado_status.model.email_address import parse_email
@@ -24,7 +25,7 @@ class ReadHandler(Handler):
     def require_reader(self) -> None:
         """Answer 403 unless the client is a reader."""
         if not self.access.may_read_all(self.check_in.email):
-            self.forbid("Only readers may see this")
+            self.forbid("Only readers may see this", Advice.READERS)
 
     def readable_email(self, text: str) -> str:
         """Return the canonical form of an e-mail address that the client may read about."""

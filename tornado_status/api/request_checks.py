@@ -1,4 +1,4 @@
-"""What a request must be before a handler serves it. Raises `Problem`."""
+"""Checks of a request before a handler serves it. Raises `Problem`."""
 
 from __future__ import annotations
 

@@ -9,23 +9,12 @@ from importlib.resources.abc import Traversable
 
 from tornado.template import Template
 
+from tornado_status.api.error_page.page import HTML, set_security_headers
 from tornado_status.api.problem import Problem
 from tornado_status.api.read_handler import ReadHandler
 
-# Content from this server only, no inline code or style, and in no frame.
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-        "require-trusted-types-for 'script'",
-    )
-)
+# Content from this server only, and no inline code or style.
+SOURCES = ("script-src 'self'", "style-src 'self'", "img-src 'self' data:", "connect-src 'self'")
 CONTENT_TYPES = {
     ".css": "text/css; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -44,10 +33,9 @@ class BoardFile:
 
 @dataclass(frozen=True, slots=True)
 class BoardPage:
-    """The board's templates and files."""
+    """The board's template and files."""
 
     page: Template
-    forbidden: Template
     files: dict[str, BoardFile]
 
 
@@ -56,7 +44,6 @@ def load_board() -> BoardPage:
     folder = resources.files(__package__) / "files"
     return BoardPage(
         Template((folder / "index.html").read_bytes()),
-        Template((folder / "forbidden.html").read_bytes()),
         {**_read_files(folder, ""), **_read_files(folder / "vendor", "vendor/")},
     )
 
@@ -73,20 +60,15 @@ def _read_files(folder: Traversable, prefix: str) -> dict[str, BoardFile]:
 
 
 class BoardPageHandler(ReadHandler):
-    """`/`: the board for readers. In a browser, other users get a page that says why not."""
+    """`/`: the board, for readers."""
 
     board: BoardPage
 
     async def get(self) -> None:
-        _set_security_headers(self)
-        if not self.access.may_read_all(self.check_in.email):
-            if "text/html" not in self.request.headers.get("Accept", ""):
-                self.require_reader()
-            self.set_status(403)
-        is_reader = self.get_status() == 200
-        template = self.board.page if is_reader else self.board.forbidden
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(template.generate(email=self.check_in.email))
+        self.require_reader()
+        set_security_headers(self, *SOURCES)
+        self.set_header("Content-Type", HTML)
+        self.finish(self.board.page.generate(email=self.check_in.email))
 
 
 class BoardFileHandler(ReadHandler):
@@ -99,7 +81,7 @@ class BoardFileHandler(ReadHandler):
         file = self.board.files.get(name)
         if file is None:
             raise Problem(404, "There is nothing here")
-        _set_security_headers(self)
+        set_security_headers(self, *SOURCES)
         self.set_header("Cache-Control", "private, no-cache")  # cached, and revalidated each time
         self.set_header("Etag", file.tag)
         if self.check_etag_header():
@@ -108,10 +90,3 @@ class BoardFileHandler(ReadHandler):
             return
         self.set_header("Content-Type", file.content_type)
         self.finish(file.body)
-
-
-def _set_security_headers(handler: ReadHandler) -> None:
-    handler.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
-    handler.set_header("X-Content-Type-Options", "nosniff")
-    handler.set_header("Referrer-Policy", "no-referrer")
-    handler.set_header("Cross-Origin-Opener-Policy", "same-origin")

@@ -1,0 +1,1 @@
+"""Errors as a web page, for people: what is missing, and what to do about it."""
