@@ -1,7 +1,7 @@
 """`python -m benchmarks`: build, measure, print the table, write it with its plot.
 
-Every contender is measured in every round, in turn, to let disturbances meet all alike. Only a run
-of everything is written to benchmarks/results and README.md; less is a first look.
+Every contender is measured in every round, in turn, so that disturbances affect all of them. Only a
+run of everything is written to benchmarks/results and README.md.
 """
 
 from __future__ import annotations
@@ -21,10 +21,6 @@ from benchmarks.programs import BENCHMARKS, BUILD, ROOT, BenchmarkError, exit_st
 from benchmarks.results import Results, Row
 from benchmarks.rig import Rig, rig
 from benchmarks.workloads import CONNECTIONS, WORKLOADS, keep_alive
-
-ROUNDS, SECONDS, IDLE_CONNECTIONS = 5, 5.0, 2000
-QUICK_ROUNDS, QUICK_SECONDS, QUICK_IDLE_CONNECTIONS = 2, 1.0, 500
-QUICK_BUDGET_S = 110.0  # on a busy machine there is one round, and a note that says so
 
 USERS = (1_000, 1_000_000)
 AFTER_CHECKPOINT = "right after a checkpoint"
@@ -127,6 +123,12 @@ OWN_WORKLOADS: dict[str, Callable[[Rig], None]] = {
     "streams": measure_streams,
 }
 
+PLAN = ComparisonPlan(CONTENDERS, [*WORKLOADS, *OWN_WORKLOADS], 5, 5.0, 2000)
+# On a busy machine there is one round, and a note that says so.
+QUICK_PLAN = ComparisonPlan(
+    [peer for peer in CONTENDERS if peer.name in QUICK], list(WORKLOADS), 2, 1.0, 500, 110.0
+)
+
 # ------------------------------------------------------------------------------ the command line
 
 
@@ -152,16 +154,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path | None]:
     peers = [contender.name for contender in CONTENDERS]
     workloads = [*WORKLOADS, *OWN_WORKLOADS]
-    parser = argparse.ArgumentParser(prog=comparison.COMMAND, description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=comparison.COMMAND,
+        description="Compare tornado_status with servers that do the same job.",
+    )
     parser.add_argument(
         "--quick", action="store_true", help=f"a first look in two minutes: {', '.join(QUICK)}"
     )
     for option, choices, metavar in (("--only", peers, "PEER"), ("--workloads", workloads, "NAME")):
         known = f"of {', '.join(choices)}"
         parser.add_argument(option, nargs="+", choices=choices, metavar=metavar, help=known)
-    parser.add_argument("--rounds", type=int, help=f"(default: {ROUNDS})")
+    parser.add_argument("--rounds", type=int, help=f"(default: {PLAN.rounds})")
     parser.add_argument(
-        "--seconds", type=float, help=f"measured in each workload and round (default: {SECONDS:g})"
+        "--seconds",
+        type=float,
+        help=f"measured in each workload and round (default: {PLAN.seconds:g})",
     )
     parser.add_argument(
         "--out",
@@ -170,19 +177,17 @@ def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path |
         " README.md; of less than everything: benchmarks/.build/results)",
     )
     options = parser.parse_args(arguments)
-    quick: bool = options.quick
-    names = options.only or (QUICK if quick else peers)
-    chosen = options.workloads or (list(WORKLOADS) if quick else workloads)
-    if not set(chosen) & set(WORKLOADS):
-        names = []  # nothing to compare
-    whole = not quick and names == peers and chosen == workloads
-    plan = ComparisonPlan(
-        peers=[contender for contender in CONTENDERS if contender.name in names],
+    defaults = QUICK_PLAN if options.quick else PLAN
+    names = options.only or [peer.name for peer in defaults.peers]
+    chosen = options.workloads or defaults.workloads
+    whole = not options.quick and names == peers and chosen == workloads
+    plan = dataclasses.replace(
+        defaults,
+        # Without a compared workload there is nothing to compare.
+        peers=[p for p in CONTENDERS if p.name in names and set(chosen) & set(WORKLOADS)],
         workloads=chosen,
-        rounds=options.rounds or (QUICK_ROUNDS if quick else ROUNDS),
-        seconds=options.seconds or (QUICK_SECONDS if quick else SECONDS),
-        idle_connections=QUICK_IDLE_CONNECTIONS if quick else IDLE_CONNECTIONS,
-        budget_s=QUICK_BUDGET_S if quick else float("inf"),
+        rounds=options.rounds or defaults.rounds,
+        seconds=options.seconds or defaults.seconds,
     )
     out = options.out or (BENCHMARKS / "results" if whole else BUILD / "results")
     return plan, out, ROOT / "README.md" if whole and options.out is None else None

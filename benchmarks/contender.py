@@ -106,7 +106,7 @@ def free_port(kind: socket.SocketKind) -> int:
 
 @contextlib.contextmanager
 def running(contender: Contender, site: Site) -> Iterator[list[int]]:
-    """Run `contender` for the block; give its process numbers. Raises `BenchmarkError`."""
+    """Run `contender` for the block; yield its process ids. Raises `BenchmarkError`."""
     log_path = site.directory / "log"
     environment = {name: v for name, v in os.environ.items() if not name.startswith(UNWANTED)}
     environment |= {f"PEER_{name}": value for name, value in site.settings().items()}
@@ -130,7 +130,7 @@ def running(contender: Contender, site: Site) -> Iterator[list[int]]:
             if ended or time.monotonic() > deadline:
                 text = log_path.read_text(errors="replace")
                 raise BenchmarkError(f"it does not start:\n{tail(text)}")
-            time.sleep(0.05)  # another process: there is nothing to wait on
+            time.sleep(0.05)
         yield [process.pid for process in processes]
 
 

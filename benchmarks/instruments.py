@@ -62,9 +62,9 @@ def wait_of(state: str | None, kind: str | None, event: str | None) -> str:
 
 
 class CommitSampler:
-    """The WAL that is written, and what the commits wait for.
+    """The WAL written, and the waits of the commits.
 
-    `cpu_s` is what the sampling itself took of PostgreSQL's CPU time.
+    `cpu_s` is PostgreSQL's CPU time for the sampling itself.
     """
 
     wal_bytes, cpu_s = 0, 0.0

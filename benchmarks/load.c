@@ -414,7 +414,7 @@ static void open_standing(void)
     }
 }
 
-/* Until they are let go, or those that the server closed meanwhile are errors. */
+/* Hold them until standard input ends. A connection that the server closed meanwhile is an error. */
 static void hold(void)
 {
     char ignored[256];

@@ -12,7 +12,7 @@ MAX_SCANS = 50  # of processes that come and go all the time
 
 
 def tree(roots: Iterable[int]) -> dict[int, int]:
-    """Return the process numbers of `roots` and all their living descendants.
+    """Return the process ids of `roots` and all their living descendants.
 
     The values are the CPU ticks of each, with its children that have ended.
     """

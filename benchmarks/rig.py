@@ -80,7 +80,7 @@ class Rig:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A server at work, that can be measured. `server` are its process numbers."""
+    """A server at work, ready to be measured. `server` holds its process ids."""
 
     rig: Rig
     contender: Contender
@@ -102,7 +102,7 @@ class Bench:
         )
 
     def note(self, text: str) -> None:
-        """Keep what a reader of the table must know."""
+        """Add a note about this contender below the table."""
         self.rig.results.note(f"{self.contender.title}: {text}")
 
     def meter(self) -> Meter:
@@ -128,7 +128,7 @@ class Bench:
         }
 
     def check(self, result: LoadResult) -> None:
-        """Note what was wrong. Raises `BenchmarkError` if nothing was right."""
+        """Note errors and a saturated generator. Raises `BenchmarkError` without any answer."""
         if result.count == 0:
             raise BenchmarkError(f"{result.mode}: no check-in was answered ({result.first_error})")
         if result.errors:

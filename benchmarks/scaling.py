@@ -181,7 +181,10 @@ def sizes(bench: Bench) -> Numbers:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    parser = argparse.ArgumentParser(prog=scaling_tables.COMMAND, description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog=scaling_tables.COMMAND,
+        description="Measure the limits of one server, one database and many of each.",
+    )
     parser.add_argument(
         "--quick",
         action="store_true",

@@ -71,8 +71,8 @@ def drive_stores(
 ) -> Numbers:
     """Drive one store in a process of its own for each of the databases `names`, at once.
 
-    One database may be named several times. Numbers are of all together; `batch` is the check-ins
-    in a commit, `commit_ms` the time of one.
+    One database may be named several times. The numbers are totals of all stores; `batch` is the
+    check-ins in a commit, `commit_ms` the time of one commit.
     """
     command = [sys.executable, "-m", "benchmarks.store_driver"]
     how = [users, warmup_s(seconds), seconds, in_flight]
@@ -131,7 +131,7 @@ async def main(url: str, users: int, warmup_s: float, seconds: float, in_flight:
             begin()
 
     async def counts_after(seconds: float) -> dict[str, float]:
-        """Let it run. Raises the `StoreError` that a check-in ended with, if any did."""
+        """Return the counts after `seconds`. Raises the `StoreError` of a failed check-in."""
         await asyncio.wait({failed}, timeout=seconds)
         if failed.done():
             failed.result()

@@ -58,11 +58,10 @@ def email_of(certificate: object) -> str | None:
 def announcing() -> Callable[[str, datetime.datetime, str, int], None]:
     """Return what sends a check-in to the group and to the broadcast address, by loopback."""
     sockets = []
-    loopback = socket.inet_aton("127.0.0.1")
     for target in ("GROUP", "BROADCAST"):
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+        sock.bind(("127.0.0.1", 0))  # chooses the interface
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         sock.connect((setting(target), int(setting("ANNOUNCE_PORT"))))
         sockets.append(sock)

@@ -101,12 +101,8 @@ func (w *writer) commit(batch []*checkIn) error {
 	if err != nil {
 		return err
 	}
-	base, err := strconv.ParseInt(row[0], 10, 64)
-	if err != nil {
-		return err
-	}
-	microseconds, err := strconv.ParseInt(row[1], 10, 64)
-	if err != nil {
+	var base, microseconds int64
+	if _, err := fmt.Sscan(row[0]+" "+row[1], &base, &microseconds); err != nil {
 		return err
 	}
 	events := map[string]string{}

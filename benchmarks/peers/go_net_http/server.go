@@ -11,10 +11,9 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"regexp"
-	"strconv"
-	"syscall"
 	"time"
 )
 
@@ -75,19 +74,9 @@ func newPeer(r *http.Request) *peer {
 	if !emailPattern.MatchString(email) {
 		return &peer{}
 	}
-	ip, text, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		return &peer{}
-	}
-	port, err := strconv.Atoi(text)
-	if err != nil {
-		return &peer{}
-	}
+	address := netip.MustParseAddrPort(r.RemoteAddr)
+	ip, port := address.Addr().String(), int(address.Port())
 	return &peer{email, ip, certificate.Issuer.String(), certificate.SerialNumber.Text(16), port}
-}
-
-func isCheckIn(method string) bool {
-	return method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch
 }
 
 // serve never returns.
@@ -100,7 +89,7 @@ func serve(handler func(http.ResponseWriter, *http.Request, *peer)) {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
-		if !isCheckIn(r.Method) {
+		if r.Method != http.MethodPost && r.Method != http.MethodPut && r.Method != http.MethodPatch {
 			w.WriteHeader(http.StatusMethodNotAllowed)
 			return
 		}
@@ -127,38 +116,27 @@ func serve(handler func(http.ResponseWriter, *http.Request, *peer)) {
 	log.Fatal(server.ListenAndServeTLS(setting("CERTIFICATE"), setting("KEY")))
 }
 
-// announcer holds one connected socket for the group and one for the broadcast address.
+// announcer holds one connected socket for the group and one for the broadcast address. Their own
+// address chooses the interface; net allows broadcasts by itself.
 type announcer []*net.UDPConn
 
 func newAnnouncer() announcer {
-	return announcer{
-		dial("GROUP", func(fd int) error {
-			loopback := [4]byte{127, 0, 0, 1}
-			return syscall.SetsockoptInet4Addr(fd, syscall.IPPROTO_IP, syscall.IP_MULTICAST_IF, loopback)
-		}),
-		dial("BROADCAST", func(fd int) error {
-			return syscall.SetsockoptInt(fd, syscall.SOL_SOCKET, syscall.SO_BROADCAST, 1)
-		}),
+	var sockets announcer
+	for _, target := range []string{"GROUP", "BROADCAST"} {
+		address := net.JoinHostPort(setting(target), setting("ANNOUNCE_PORT"))
+		remote, err := net.ResolveUDPAddr("udp4", address)
+		check(err)
+		socket, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}, remote)
+		check(err)
+		sockets = append(sockets, socket)
 	}
+	return sockets
 }
 
 func (a announcer) send(payload []byte) {
-	for _, connection := range a {
-		if _, err := connection.Write(payload); err != nil {
+	for _, socket := range a {
+		if _, err := socket.Write(payload); err != nil {
 			log.Print(err)
 		}
 	}
-}
-
-func dial(target string, prepare func(fd int) error) *net.UDPConn {
-	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
-		var failed error
-		if err := raw.Control(func(fd uintptr) { failed = prepare(int(fd)) }); err != nil {
-			return err
-		}
-		return failed
-	}}
-	connection, err := dialer.Dial("udp4", net.JoinHostPort(setting(target), setting("ANNOUNCE_PORT")))
-	check(err)
-	return connection.(*net.UDPConn)
 }
