@@ -22,7 +22,7 @@ ENROLLED = "enrolled"
 OFFLINE = "offline"
 REMOVED = "removed"
 
-MAX_UNVERIFIED = 20_000  # users of unverified updates, which anyone can forge: about 10 MB
+MAX_UNVERIFIED = 20_000  # users of unverified updates, which may be forged: about 10 MB
 
 # In the order of the counts, and of "sort by state".
 STATES = (State.ONLINE, State.LATE, State.OFFLINE, State.NEVER)
@@ -119,12 +119,15 @@ class Roster:
         search: str = "",
         only: State | None = None,
     ) -> list[RosterEntry]:
-        """Return the users whose e-mail or address contains `search`, sorted; equals by e-mail."""
-        search = search.strip().lower()
+        """Return the users whose e-mail or address contains each word of `search`, sorted.
+
+        Users who are equal in `order` are sorted by e-mail.
+        """
+        words = search.lower().split()
         found = [
             entry
             for entry in self._entries.values()
-            if (search in entry.email or search in (entry.client_ip or ""))
+            if all(word in entry.email or word in (entry.client_ip or "") for word in words)
             and (only is None or self.state(entry, now) is only)
         ]
         found.sort(key=lambda entry: entry.email)

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -351,6 +352,23 @@ def test_the_connection_is_lost_and_regained(start_server: StartServer, visit: V
     expect(row(page, "valid_user@example.com").locator("td").nth(0)).to_have_text("online")
 
 
+def test_a_dead_connection_is_noticed(start_server: StartServer, visit: Visit) -> None:
+    """One that stays open, and brings nothing, not even the stream's keep-alive."""
+    server = start_server()
+    page = visit(server)
+    page.clock.install()
+    page.reload()
+    is_live(page)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        page.clock.fast_forward("01:00")
+        expect(page.locator("#connection")).to_have_text("Connection lost, trying again")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    page.clock.fast_forward("00:30")
+    is_live(page)
+
+
 def test_an_ordinary_user_gets_a_403_page(server: Server, visit: Visit) -> None:
     """It says what the user may see. The board's files are forbidden, too."""
     page = visit(server, "client")
@@ -381,6 +399,8 @@ def test_it_looks_right_and_is_accessible(
     """Nothing overflows at any size, and axe finds nothing. Takes the pictures for the docs."""
     server = start_server()
     fill(server, 250, minutes=6)
+    for name in ("anna@xn--mller-kva.example", "ben@xn--mller-kva.example"):
+        server.rows("INSERT INTO user_status (email, seq) VALUES (%s, 1) RETURNING seq", name)
     for _ in range(3):
         assert server.request("POST", "/api/client").status == 204
     page = visit(

@@ -155,6 +155,7 @@ def test_rows_are_sorted_searched_and_filtered() -> None:
     assert emails(roster, order=SortOrder.ADDRESS) == ["d", "b", "c", "a"]
     assert emails(roster, search=" OTHER.") == ["d"]
     assert emails(roster, search="10.0.0.1") == ["b", "c"]
+    assert emails(roster, search="C@ 10.0.0.") == ["c"]
     assert emails(roster, only=State.LATE) == ["a"]
 
 

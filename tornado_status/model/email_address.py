@@ -18,8 +18,8 @@ _ORDINARY_DOMAIN = "example"
 def parse_email(text: str) -> str:
     """Return the canonical form of an e-mail address: lower case, ASCII (IDNA) domain.
 
-    The local part is a dot-atom of RFC 5322, the domain has at least one dot and may be a private
-    one (`PRIVATE_DOMAINS`); nothing is looked up in the DNS. The canonical form is its own
+    The local part is a dot-atom of RFC 5322. The domain has at least one dot, and may be a private
+    one (`PRIVATE_DOMAINS`). Nothing is looked up in the DNS. The canonical form is its own
     canonical form, and fits in a common name too. Raises `ValueError` with a sentence.
     """
     _check_length(text)  # before anything works on it
@@ -41,8 +41,8 @@ def parse_email(text: str) -> str:
     except email_validator.EmailNotValidError as error:
         raise ValueError(f"not a valid e-mail address: {error}") from error
     # IDNA maps some characters onto others (a full-width dot onto a dot). Two spellings of one
-    # name would be two certificates for one person: only the letter case may differ. lower() maps
-    # too (the Kelvin sign to a k), but such text is not NFC.
+    # name would be two certificates for one person, so only the letter case may differ. lower()
+    # maps too (the Kelvin sign to a k), but text with that sign is not NFC.
     normal = unicodedata.is_normalized("NFC", text)
     if not normal or checked not in (valid.domain, valid.ascii_domain):
         raise ValueError("not a valid e-mail address: the domain is not in its normal form")

@@ -6,7 +6,7 @@ import datetime
 import enum
 from dataclasses import dataclass
 
-# What the settings are by default.
+# The defaults of the settings.
 INTERVAL_S = 60.0
 OFFLINE_AFTER_INTERVALS = 3
 # A user is late after this many intervals without a check-in: a client's timer, its retries and the

@@ -19,7 +19,7 @@ from tornado_status.model.presence import PresenceTimes
 
 
 class EventKind(enum.StrEnum):
-    """What an entry of the log says about its user."""
+    """The kind of an entry of the log."""
 
     CHECK_IN = "check-in"
     NEW = "new"  # a user's first check-in
@@ -53,9 +53,9 @@ class Event(NamedTuple):
     """One committed entry of the log. (A named tuple: one is made for each check-in.)
 
     `seq` is gapless over all servers on one database and rises in commit order. Times are the
-    database's clock, in UTC with microseconds. An entry that is a check-in was committed at
-    `last_seen`, which never falls along `seq`; any other at `at`, without a client's address, and
-    without `last_seen` if the user never checked in.
+    database's clock, in UTC with microseconds. A check-in was committed at `last_seen`, which never
+    falls along `seq`. Any other entry was committed at `at`: it has no client's address, and no
+    `last_seen` if the user never checked in.
     """
 
     seq: int

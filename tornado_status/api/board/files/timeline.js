@@ -56,7 +56,7 @@ export class Timeline {
       ["First seen", seenMs === null ? "never" : firstMs === null ? "not known" : moment(firstMs)],
       ["Address", address || "none"],
     ];
-    if (domain) facts.push(["Domain in Unicode", domain]);
+    if (domain) facts.push(["Unicode", domain]);
     const list = this.find("#user-facts");
     if (list.children.length !== 2 * facts.length) {
       list.replaceChildren(...facts.flatMap(([name]) => [element("dt", name), element("dd", "")]));
