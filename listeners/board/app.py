@@ -188,7 +188,7 @@ class BoardApp(App[None]):
         now: Clock = lambda: datetime.datetime.now(datetime.UTC),
     ) -> None:
         super().__init__(ansi_color=True)
-        self.title = f"Who is here ({title})"
+        self.title = f"Presence ({title})"
         self.shown = 0
         self.failure: BaseException | None = None
         self._listener = listener

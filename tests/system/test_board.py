@@ -517,7 +517,7 @@ def test_nothing_but_the_boards_own_files_runs(server: Server, visit: Visit) -> 
         })"""
     )
     assert allowed == "blocked"
-    assert page.title() == "Who is here"
+    assert page.title() == "Presence"
 
 
 def test_axe_can_find_something(server: Server, visit: Visit) -> None:

@@ -121,9 +121,9 @@ def test_the_board_opens_once_the_certificate_is_installed(
     assert (done.status, done.err) == (0, "")
     assert f"{EMAIL}: installed for Chromium and Chrome, in {store}\n" in done.out
     assert 'They now trust web sites with a certificate of "tornado_status dev' in done.out
-    assert visit(server) == "Who is here"
+    assert visit(server) == "Presence"
     assert install(home, bundle).out == done.out  # again, with the same result
-    assert visit(server) == "Who is here"
+    assert visit(server) == "Presence"
 
 
 def test_a_snap_has_a_store_of_its_own(certs: Path, home: Path, tmp_path: Path) -> None:

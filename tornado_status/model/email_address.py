@@ -41,8 +41,8 @@ def parse_email(text: str) -> str:
     except email_validator.EmailNotValidError as error:
         raise ValueError(f"not a valid e-mail address: {error}") from error
     # IDNA maps some characters onto others (a full-width dot onto a dot). Two spellings of one
-    # name would be two certificates for one person, so only the letter case may differ. lower()
-    # maps too (the Kelvin sign to a k), but text with that sign is not NFC.
+    # name would be two certificates for one person, so only the letter case may differ. The
+    # method lower() maps too (the Kelvin sign to a k), but text with that sign is not NFC.
     normal = unicodedata.is_normalized("NFC", text)
     if not normal or checked not in (valid.domain, valid.ascii_domain):
         raise ValueError("not a valid e-mail address: the domain is not in its normal form")
