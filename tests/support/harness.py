@@ -112,9 +112,13 @@ class Lines:
                     raise AssertionError(f"no line with {what} in:\n" + "\n".join(self.lines))
                 self._changed.wait(left)
 
-    def wait_end(self) -> str:
+    def all(self) -> list[str]:
+        """Return all lines, once the stream has ended."""
         self._thread.join(PATIENCE_S)
-        return "\n".join(self.lines)
+        return self.lines
+
+    def wait_end(self) -> str:
+        return "\n".join(self.all())
 
 
 @dataclass
@@ -348,6 +352,26 @@ def plain_environment() -> dict[str, str]:
     """The environment without what would change settings, or the size of a terminal (xdist's)."""
     unwanted = ("TORNADO_STATUS_", "DATABASE_URL", "PORT", "PG", "COLUMNS", "LINES")
     return {name: v for name, v in os.environ.items() if not name.startswith(unwanted)}
+
+
+def run_command(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """Run `tornado-status` to its end, forked if it reads no input."""
+    if not FORKS or given:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-m", *SERVER, *arguments],
+            cwd=ROOT,
+            env=plain_environment(),
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=2 * PATIENCE_S,
+        )
+    process = ForkedServer(FORKS[-1], arguments, plain_environment(), {})
+    streams = [Lines(process.stdout), Lines(process.stderr)]
+    status = process.wait(2 * PATIENCE_S)
+    out, errors = ("".join(f"{line}\n" for line in stream.all()) for stream in streams)
+    return subprocess.CompletedProcess(arguments, status, out, errors)
 
 
 def drop_database(postgres: str, name: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 import uuid
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tests.support.harness import run_command
 
 
 def log_command(settings: dict[str, Any], directory: Path, *action: str) -> dict[str, str]:
@@ -29,12 +28,4 @@ def run_log_command(
 ) -> subprocess.CompletedProcess[str]:
     config = directory / "log.yaml"
     config.write_text(yaml.safe_dump(settings))
-    return subprocess.run(
-        [sys.executable, "-m", "tornado_status", "--config", str(config), "log", *action],
-        cwd=ROOT,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=2 * PATIENCE_S,
-    )
+    return run_command("--config", str(config), "log", *action)

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tests.support.harness import (
-    PATIENCE_S,
-    ROOT,
-    Server,
-    plain_environment,
-)
-
-USERS = ("-m", "tornado_status", "users")
+from tests.support.harness import Server, run_command
 
 
 def run_users(
@@ -26,16 +18,7 @@ def run_users(
     config = directory / "users.yaml"
     settings = server.settings if isinstance(server, Server) else server
     config.write_text(yaml.safe_dump(settings))
-    return subprocess.run(
-        [sys.executable, "-W", "error", *USERS, *words, "--config", str(config)],
-        cwd=ROOT,
-        env=plain_environment(),
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=2 * PATIENCE_S,
-    )
+    return run_command("users", *words, "--config", str(config), given=given)
 
 
 def told(done: subprocess.CompletedProcess[str]) -> list[str]:
