@@ -170,6 +170,7 @@ SYSTEMD = "system/test_systemd.py::test_start_returns_when_the_server_serves"
 REPLACED = "system/test_systemd.py::test_the_next_version_takes_its_place"
 RELOADED = "system/test_systemd.py::test_reload_returns_when_a_renewed_certificate_is_served"
 INSTALLED = "system/test_browser_install.py::test_the_board_opens_once_the_certificate_is_installed"
+TRACED = "system/test_tracing.py::test_a_traced_check_in_is_followed_into_its_commit"
 COMPLETED = "system/test_shell_completion.py::test_a_shell_completes_as_the_page_says"
 CONTAINERS = "system/test_containers_run.py::test_the_commands_of_the_page_do_what_it_says"
 RESTORED = "system/test_backup.py::test_a_dump_brings_the_embedded_database_back"
@@ -325,6 +326,12 @@ REASONS: dict[str, dict[str, Reason]] = {
         " checkout": Reason(
             Why.INSTALLS,
             "system/test_containers.py::test_the_image_gets_all_that_the_server_needs_and_no_more",
+        ),
+        "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": Reason(
+            Why.OTHERS, TRACED
+        ),
+        "curl --silent http://127.0.0.1:9464/metrics | grep trace_spans_total{": Reason(
+            Why.OTHERS, TRACED
         ),
     },
     "docs/replace-django.md": {
