@@ -316,9 +316,20 @@ REASONS: dict[str, dict[str, Reason]] = {
             Why.OTHERS, "test_the_listener_of_the_page_hears_a_broker"
         ),
     },
+    "docs/monitoring.md": {
+        "cd deploy/prometheus && promtool check config prometheus.yml": Reason(
+            Why.OTHERS, "system/test_monitoring.py::test_the_alerts_are_what_they_say"
+        ),
+    },
     "docs/network.md": {
         "status-listener --group ff15::66 --interface eth0 --address ::": Reason(
             Why.FOR_EVER, LISTENS
+        ),
+    },
+    "docs/troubleshooting.md": {
+        "status-listener --count 1": here(Why.FOR_EVER, "test_the_readme_shows_what_is_seen"),
+        "status-listener --interface eth0": here(
+            Why.FOR_EVER, "test_each_listener_of_the_page_listens"
         ),
     },
     "docs/tracing.md": {
