@@ -608,19 +608,25 @@ def test_the_listener_of_the_page_hears_a_broker(tmp_path: Path) -> None:
         names = "--name status.example.com --name nats.example.com --name localhost"
         somebody.types(f"python -m certs_gen && python -m certs_gen server {names} --force")
         certs = somebody.here / "certs"
-        (certs / "nats-password").write_text("for a trial\n")
-        tls = {key: str(certs / name) for key, name in TLS.items()}
-        user = {"user": "listener", "password": "for a trial"}
-        nats = Nats(tmp_path / "nats", {"tls": tls, "authorization": {"users": [user]}}, port=4222)
-        target = {
-            **{"kind": "nats", "address": "tls://nats.example.com:4222", "ca": "certs/ca.crt"},
-            **{"user": "listener", "password_file": "certs/nats-password"},
-        }
+        broker_config = pages.shown(page, "authorization {")
+        paths = {"/etc/nats": str(certs), "/var/lib/nats": str(tmp_path / "jetstream")}
+        for shown, used in paths.items():
+            broker_config = broker_config.replace(shown, used)
+        (tmp_path / "nats.conf").write_text(broker_config)
+        for name, user in (("server-password", "status"), ("nats-password", "listener")):
+            [password] = re.findall(rf'user: {user}\s+password: "(.*)"', broker_config)
+            (certs / name).write_text(f"{password}\n")
+        nats = Nats(tmp_path / "nats")
+        [program, *_] = nats.command
+        start = [program, "--config", str(tmp_path / "nats.conf"), "--log", str(nats.log)]
+        [yaml_block] = [block for block in pages.blocks(page) if block.language == "yaml"]
+        [_, target] = yaml.safe_load(yaml_block.text)["announce"]["targets"]
+        target["password_file"] = "certs/server-password"  # noqa: S105 - a path
         config = somebody.here / "config.yaml"
         settings = yaml.safe_load(config.read_text())
         settings["announce"]["targets"] = [target]
         config.write_text(yaml.safe_dump(settings))
-        with somebody.starts(shlex.join(nats.command)) as broker:
+        with somebody.starts(shlex.join(start)) as broker:
             wait_until(
                 lambda: nats.log.exists() and "Server is ready" in nats.log.read_text(),
                 "the broker",
@@ -630,9 +636,6 @@ def test_the_listener_of_the_page_hears_a_broker(tmp_path: Path) -> None:
                 somebody.types("python -m clients")
                 listener.out.wait_for(lambda line: "valid_user@example.com" in line, "an update")
             assert broker.process.poll() is None
-
-
-TLS = {"cert_file": "server.crt", "key_file": "server.key", "ca_file": "ca.crt"}
 
 
 # ------------------------------------------------------------------- what is not run, looked at
