@@ -1,4 +1,4 @@
-"""The command line: `python -m certs_gen`, installed as `status-certs`.
+"""The command line `status-certs`.
 
 Every error is one line on stderr and exit status 2.
 """

@@ -170,15 +170,16 @@ class IngressSettings(Section):
     def _knows_its_proxies(self) -> IngressSettings:
         proxied = self.mode == "proxy"
         if proxied and self.proxy_protocol:
-            raise ValueError("proxy_protocol is for mode tls: in mode proxy the headers say it")
+            raise ValueError(
+                "proxy_protocol: only for mode tls; in mode proxy the headers carry the address"
+            )
         if proxied and any(network.prefixlen == 0 for network in self.trusted_proxies):
             raise ValueError(
                 "trusted_proxies: with all addresses any client could claim any identity"
             )
         if (proxied or self.proxy_protocol) and not self.trusted_proxies:
             raise ValueError(
-                "trusted_proxies: expected the addresses of the proxies: they decide which address "
-                "a check-in comes from"
+                "trusted_proxies: expected the addresses of the proxies, such as [10.0.0.5]"
             )
         return self
 
@@ -427,7 +428,7 @@ class AlertSettings(Section):
         if (self.secret is None) == (self.secret_file is None):
             raise ValueError("expected either secret or secret_file")
         if self.quiet_s and "offline" not in self.events:
-            raise ValueError("quiet_s: needs offline among the events: it is what waits")
+            raise ValueError("quiet_s: needs offline among events")
         return self
 
 

@@ -277,4 +277,4 @@ def test_version_is_printed(word: str) -> None:
     """As a command, and as the option that most programs have."""
     result = run(word)
     assert result.returncode == 0
-    assert result.stdout == f"tornado_status {__version__}\n"
+    assert result.stdout == f"tornado-status {__version__}\n"

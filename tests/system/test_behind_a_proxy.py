@@ -414,7 +414,7 @@ def test_a_proxy_without_an_address_is_one_clear_error(certs: Path, tmp_path: Pa
     for ingress, said in (
         ({"mode": "proxy"}, "trusted_proxies: expected the addresses"),
         ({"mode": "proxy", "trusted_proxies": ["0.0.0.0/0"]}, "claim any identity"),
-        (behind(proxy_protocol=True), "proxy_protocol is for mode tls"),
+        (behind(proxy_protocol=True), "ingress.proxy_protocol: only for mode tls"),
     ):
         with running_server(
             tmp_path, certs, "postgresql://nowhere/none", wait=False, ingress=ingress

@@ -53,7 +53,7 @@ def test_a_healthy_setup_is_well(site: DoctorSetup) -> None:
         "clients can reach the server as localhost",
         "issued by tls.client_ca",
         "its tables are of revision none",
-        "what it has acknowledged survives a crash",
+        "acknowledged check-ins survive a crash",
         "the database's clock is ours",
         f"server.port: {site.settings['server']['port']} is free",
         "multicast 239.255.66.66",
@@ -329,14 +329,15 @@ def test_an_absent_database_is_found_without_its_password(site: DoctorSetup) -> 
 def test_a_database_that_forgets_is_found(site: DoctorSetup, own_postgres: Postgres) -> None:
     """Each of its settings; with `durability: warn` noted, as the server would serve with it."""
     here = {"url": own_postgres.url}
-    site.well("survives a crash", database=here)
+    site.well("survive a crash", database=here)
     rows(own_postgres.url, "ALTER DATABASE postgres SET synchronous_commit = off")
     rows(own_postgres.url, "ALTER SYSTEM SET full_page_writes = off")
     rows(own_postgres.url, "SELECT pg_reload_conf()")
     site.wrong("full_page_writes is off", "synchronous_commit is off", database=here)
     site.well(
         "full_page_writes is off",
-        "synchronous_commit is off: a crash may lose or break what was acknowledged; "
+        "synchronous_commit is off: a crash may lose acknowledged check-ins or damage the "
+        "database; "
         "database.durability: warn allows it",
         database={**here, "durability": "warn"},
     )
@@ -352,7 +353,7 @@ def test_a_database_without_fsync_is_found(site: DoctorSetup, own_postgres: Post
 
 def test_a_standby_is_found(site: DoctorSetup, own_postgres: Postgres) -> None:
     """It takes no check-ins; the same one as a primary is well."""
-    site.well("survives a crash", database={"url": own_postgres.url})
+    site.well("survive a crash", database={"url": own_postgres.url})
     own_postgres.stop()
     (own_postgres.directory / "standby.signal").touch()
     own_postgres.start()

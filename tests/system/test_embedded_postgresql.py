@@ -27,6 +27,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.users_command import run_users, told
+from tests.support.with_constants import PREVIOUS_TIMEOUT_S
 
 pytestmark = pytest.mark.once
 
@@ -45,6 +46,25 @@ def is_gone(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:
         return True
+
+
+def test_a_second_server_on_the_same_data_names_the_first(start_server: StartServer) -> None:
+    """With the process that is to be stopped, which is not PostgreSQL."""
+    first = start_server(url=EMBEDDED)
+    data_dir = first.settings["database"]["data_dir"]
+    second = start_server(
+        url=EMBEDDED,
+        database={"data_dir": data_dir},
+        wait=False,
+        constants={PREVIOUS_TIMEOUT_S: 0.5},
+    )
+    assert second.process.wait(PATIENCE_S) == 2
+    message = (
+        f"database.data_dir: {data_dir} is in use by another tornado-status server, process "
+        f"{first.process.pid}: stop it, or set another database.data_dir"
+    )
+    assert message in second.log.wait_end()
+    assert first.request("POST", "/api/client").status == 204
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

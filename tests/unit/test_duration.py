@@ -31,8 +31,8 @@ def test_seconds_and_units_are_read(text: str, seconds: float) -> None:
     assert parse_duration(text) == clients_cli.parse_duration(text) == seconds
     client = clients_cli._parser().parse_args(["--every", text, "--timeout", text])
     assert (client.every, client.timeout) == (seconds, seconds)
-    listener = listeners_options.make_parser().parse_args(["--interval", text])
-    assert listener.interval == seconds
+    listener = listeners_options.make_parser().parse_args(["--max-skew", text])
+    assert listener.max_skew == seconds
 
 
 @given(

@@ -6,7 +6,7 @@ import argparse
 
 from tornado_status import __version__
 
-TEXT = f"tornado_status {__version__}"
+TEXT = f"tornado-status {__version__}"
 
 
 def run(options: argparse.Namespace) -> int:

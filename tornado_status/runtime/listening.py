@@ -61,6 +61,11 @@ def _sockets(port: int, protocol: str) -> set[str]:
     return found
 
 
+def program(pid: int) -> str:
+    """Return which program a process is. Raises `OSError` if it has ended."""
+    return f"{_name(PROC / str(pid))}, process {pid}"
+
+
 def _name(directory: Path) -> str:
     command = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
     if any(Path(word).name in OURS for word in command[:8]):

@@ -402,7 +402,7 @@ class Store:
         if off and self._settings.durability == "required":
             message = (
                 f"database.durability: {' and '.join(off)} off in the database: a crash may lose "
-                "what was acknowledged; turn on, or set database.durability: warn"
+                "acknowledged check-ins: turn on, or set database.durability: warn"
             )
             if self._connected_before:
                 raise StoreUnavailable(message)  # not ready until an operator has turned it on

@@ -57,7 +57,9 @@ def _state(found: Diagnosis) -> Iterator[Finding]:
             "Name the primary in database.url, or all hosts: the server finds the one that writes.",
         )
     for warning in found.warnings:
-        yield note(TOPIC, warning, "Grant it, if you can; docs/backup.md says what follows of it.")
+        yield note(
+            TOPIC, warning, "Grant it, if you can; docs/backup.md explains the consequences."
+        )
     if found.revision == found.newest_revision:
         yield ok(TOPIC, f"its tables are those of this version ({found.revision})")
     elif found.refusal:
@@ -93,18 +95,18 @@ def _durability(found: Diagnosis, wanted: str) -> Iterator[Finding]:
     ):
         if is_on:
             continue
-        sentence = f"{setting} is off: a crash may lose or break what was acknowledged"
+        sentence = (
+            f"{setting} is off: a crash may lose acknowledged check-ins or damage the database"
+        )
         advice = f"Run `ALTER SYSTEM SET {setting} = on` and `SELECT pg_reload_conf()` in it."
         if setting == "synchronous_commit":
             advice += " A role's own setting ends with `ALTER ROLE USER RESET synchronous_commit`."
         if wanted == "warn":
             yield note(TOPIC, f"{sentence}; database.durability: warn allows it", advice)
         else:
-            yield problem(
-                TOPIC, sentence, f"{advice} The server refuses such a database, as it is."
-            )
+            yield problem(TOPIC, sentence, f"{advice} The server refuses the database as it is.")
     if found.fsync and found.full_page_writes and found.synchronous_commit:
-        yield ok(TOPIC, "what it has acknowledged survives a crash")
+        yield ok(TOPIC, "acknowledged check-ins survive a crash")
 
 
 def _clock(found: Diagnosis) -> Iterator[Finding]:

@@ -67,10 +67,16 @@ def children(parent: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
-            # proc(5): after the name, which may hold anything, the state and the parent.
-            if path.read_bytes().rpartition(b")")[2].split()[1] == str(parent).encode():
-                found.append(int(path.parent.name))
+            pid = int(path.parent.name)
+            if parent_of(pid) == parent:
+                found.append(pid)
     return found
+
+
+def parent_of(pid: int) -> int:
+    """Return the id of a process's parent. Raises `OSError` if the process has ended."""
+    # proc(5): after the name, which may hold anything, the state and the parent.
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
 
 
 def error_in(output: bytes) -> str:

@@ -21,9 +21,17 @@ import structlog
 
 from tornado_status.errors import ConfigError
 from tornado_status.runtime.backoff import Backoff
+from tornado_status.runtime.listening import program
 from tornado_status.store.embedded import data_directory
 from tornado_status.store.embedded.binaries import find_binaries
-from tornado_status.store.embedded.child import children, ended, ends_within, error_in, spawn
+from tornado_status.store.embedded.child import (
+    children,
+    ended,
+    ends_within,
+    error_in,
+    parent_of,
+    spawn,
+)
 from tornado_status.store.embedded.run_as import RunAs, choose_user
 from tornado_status.store.failover import Parameters
 
@@ -159,7 +167,8 @@ class EmbeddedPostgres:
         while (pid := self._previous_pid()) is not None:
             if asyncio.get_running_loop().time() > deadline:
                 raise ConfigError(
-                    f"database.data_dir: {self._data_dir} is in use by PostgreSQL, process {pid}"
+                    f"database.data_dir: {self._data_dir} is in use by {_owner(pid)}: stop it, or "
+                    "set another database.data_dir"
                 )
             if not logged:
                 self._log.info("waiting for the previous PostgreSQL to stop", pid=pid)
@@ -274,3 +283,12 @@ class EmbeddedPostgres:
                     break
                 except (ConfigError, OSError) as error:
                     self._log.error("embedded PostgreSQL does not restart", reason=str(error))
+
+
+def _owner(pid: int) -> str:
+    """Return the server that started a PostgreSQL, or that PostgreSQL if it is an orphan."""
+    try:
+        parent = parent_of(pid)
+        return program(parent if parent > 1 else pid)
+    except OSError:
+        return f"PostgreSQL, process {pid}"
