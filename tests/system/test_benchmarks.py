@@ -711,6 +711,19 @@ def test_a_quick_run_ends_with_the_round_that_its_time_allows(
     assert made.summary("users", "10", "wal_bytes").median > 0
 
 
+def test_a_peer_that_cannot_be_built_is_left_out_with_the_reason(load_program: Path) -> None:
+    """The others are measured, and their ratios refer to the first of them."""
+
+    def build(site: Site) -> list[list[object]]:
+        return [[find_program("no-such-program", "its-name")]]
+
+    peer = dataclasses.replace(THIS_SERVER, name="missing", title="A peer", commands=build)
+    made = __main__.run(ComparisonPlan([peer, THIS_SERVER], ["idle"], 1, 0.2, 8))
+    assert made.left_out == {"A peer": "no-such-program is not installed (Debian: its-name)"}
+    assert [row.name for row in made.rows] == ["tornado_status"]
+    assert list(made.rounds["idle"]) == ["tornado_status"]
+
+
 @pytest.mark.parametrize("less", [["--quick"], ["--only", "go"], ["--workloads", "idle"]])
 def test_only_a_run_of_everything_is_written_where_it_is_committed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, less: list[str]
