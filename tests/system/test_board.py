@@ -454,6 +454,27 @@ def test_the_chart_shows_what_was_checked_in(server: Server, visit: Visit) -> No
     assert counts == [None, 0, 2, 1, None]
 
 
+def test_the_chart_knows_where_its_events_begin(start_server: StartServer, visit: Visit) -> None:
+    """Also if the oldest of the newest 5,000 is no check-in."""
+    server = start_server()
+    fill(server, 5100)
+    server.rows(
+        "UPDATE check_in SET event = 'enrolled', last_seen = NULL, client_ip = NULL,"
+        " client_port = NULL WHERE seq = (SELECT seq - 4999 FROM head) RETURNING seq"
+    )
+    page = visit(server)
+    known_from = page.evaluate(
+        """async () => {
+            const { Feed } = await import("/board/feed.js");
+            const { Model, Rate } = await import("/board/model.js");
+            const rate = new Rate(300);
+            await new Feed(new Model(), rate, () => {}, () => {}).load();
+            return rate.knownFrom;
+        }"""
+    )
+    assert 0 < known_from < float("inf")
+
+
 @pytest.mark.parametrize("width", [500, 900, 1100, 2400])
 def test_the_chart_labels_each_minute_once_and_whole(
     server: Server, visit: Visit, width: int
