@@ -1,4 +1,4 @@
-// Ask the server: `here EMAIL`, `history EMAIL`, or `follow`. Node's standard library alone.
+// Ask the server: `here EMAIL`, `history EMAIL`, or `follow`. Needs only Node's standard library.
 
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
@@ -67,7 +67,7 @@ async function follow() {
     const seen = new Map();
     let head, log;
     for await (const page of pages("/api/users")) {
-      // Of the first page: events after it come again.
+      // Of the first page: the stream repeats the events after it.
       head ??= page.head;
       log ??= page.log;
       for (const user of page.users) seen.set(user.email, user.seq);

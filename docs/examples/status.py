@@ -1,4 +1,4 @@
-"""Ask the server: `here EMAIL`, `history EMAIL`, or `follow`. Python's standard library alone."""
+"""Ask the server: `here EMAIL`, `history EMAIL`, or `follow`. Needs only the standard library."""
 
 import http.client
 import json
@@ -52,7 +52,7 @@ def follow():
     while True:
         users, head, log = {}, None, None
         for page in pages("/api/users"):
-            if head is None:  # of the first page: events after it come again
+            if head is None:  # of the first page: the stream repeats later events
                 head, log = page["head"], page["log"]
             users.update({user["email"]: user for user in page["users"]})
         print(len(users), "users", flush=True)

@@ -28,7 +28,7 @@ follow)
     while sleep 1; do
         users=$(pages /api/users) || continue
         printf '%s\n' "$users"
-        # Of the first page: events after it come again.
+        # Of the first page: the stream repeats the events after it.
         after=$(printf '%s\n' "$users" | sed -n '1s/^{"log":"\([^"]*\)","head":\([0-9]*\),.*/after=\2\&log=\1/p')
         # A user's record already includes the events up to its own `seq`.
         ask "/api/stream?$after" | sed -un '/^data: .*"event":"gap"/q; s/^data: //p' || :

@@ -1,1 +1,1 @@
-"""Order: which log is followed, every number once, gaps found, the position saved."""
+"""Order: the followed log, each number once, gaps, and the saved position."""

@@ -1,4 +1,4 @@
-"""The log that is followed: where it begins, when another one takes its place. Pure."""
+"""The followed log: its first event, and the change to another log. Pure."""
 
 from __future__ import annotations
 

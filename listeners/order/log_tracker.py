@@ -1,4 +1,4 @@
-"""Which log is followed, and on what evidence the listener changes to another. Pure."""
+"""The followed log, and the evidence for changing to another. Pure."""
 
 from __future__ import annotations
 

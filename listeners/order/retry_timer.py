@@ -1,4 +1,4 @@
-"""When a failed request may be sent again. Pure: the clock and the random numbers are passed in."""
+"""Pauses before a failed request is sent again. Pure: clock and random numbers are passed in."""
 
 from __future__ import annotations
 

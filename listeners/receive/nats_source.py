@@ -107,7 +107,11 @@ class NatsSource:
         self.subscribed.set()
         while not self._stopping:
             if await _either(connection.ended, self._missed, CHECK_S):
-                why = "it closed the connection" if connection.ended.is_set() else "it left one out"
+                why = (
+                    "it closed the connection"
+                    if connection.ended.is_set()
+                    else "it skipped a message"
+                )
                 raise BrokerError("broken", f"the broker {self._broker}: {why}")
             if stream is not None and consumer is not None:
                 await manager.consumer_info(stream, consumer, timeout=ANSWER_S)

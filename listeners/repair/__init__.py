@@ -1,1 +1,1 @@
-"""Repair: what was missed, fetched from the server over HTTPS."""
+"""Repair: missed events and the announcers, fetched from the server over HTTPS."""

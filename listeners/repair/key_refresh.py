@@ -1,4 +1,4 @@
-"""When to ask the server who announces. Pure: the clock and the random numbers are passed in."""
+"""When to ask the server for the announcers. Pure: clock and random numbers are passed in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asks the server what is due: who announces, which log there is, which events are missing."""
+"""Requests to the server: its announcers, its log, and the events that are missing."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Repair:
         """
         try:
             async with asyncio.timeout(FIRST_ANSWER_S):
-                await self._ask_who_announces()
+                await self._fetch_announcers()
                 await self._locate_log()
         except TimeoutError:
             self._failed(Unreachable(f"No answer from {self._server.where} yet"))
@@ -80,7 +80,7 @@ class Repair:
         now = self._clock()
         try:
             if now >= self._refresh.due:
-                await self._ask_who_announces()
+                await self._fetch_announcers()
             elif self._follower.sequence.log_id is None:
                 if now < self._locating.not_before:
                     return False
@@ -91,7 +91,7 @@ class Repair:
             self._failed(error)
         return True
 
-    async def _ask_who_announces(self) -> None:
+    async def _fetch_announcers(self) -> None:
         known = set(self._keys.known)
         try:
             log_id, certificates = await self._server.announcers()

@@ -1,4 +1,4 @@
-"""Reads datagrams that nothing proves, unsigned or of an unknown key: new updates out. Pure."""
+"""Reads datagrams without proof, unsigned or of an unknown key, and returns new updates. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From received bytes to verified datagrams, and to unverified updates if they are asked for.
+"""Turns received bytes into verified datagrams, or into unverified updates if asked for.
 
 Cheap checks are done at once. Signatures are verified in turns, from a queue that is fair to all
 senders. No event loop is imported: the caller schedules the turns.

@@ -64,7 +64,7 @@ class Verifier:
             raise DatagramError("too-long", f"more than {MAX_DATAGRAM} bytes")
         parts = split_signature(payload)
         if parts is None:
-            raise DatagramError("unsigned", "it has no signature in its place")
+            raise DatagramError("unsigned", "it has no signature")
         self._announcer(parts[0], now)
         opening = _OPENING.match(payload)
         if opening is None:
@@ -72,10 +72,10 @@ class Verifier:
         try:
             sent = datetime.datetime.fromisoformat(opening[2].decode())
         except ValueError:
-            raise DatagramError("malformed", "`sent` is no moment") from None
+            raise DatagramError("malformed", "`sent` is not a time") from None
         self._check_skew(sent, now)
         if int(opening[3]) > MAX_SEQ:
-            raise DatagramError("malformed", "`head` is not a number of the log")
+            raise DatagramError("malformed", "`head` is not a sequence number")
         if _digest(payload) in self._verified:
             raise DuplicateDatagram
         return parts
@@ -87,7 +87,7 @@ class Verifier:
         """
         kid, signed, signature = self.screen(payload, now)
         if not self._announcer(kid, now).verify(signature, signed):
-            raise DatagramError("signature", "the signature is not over these bytes")
+            raise DatagramError("signature", "the signature does not match")
         datagram = decode_json(payload)
         if datagram.kid != kid:
             raise DatagramError("malformed", "`kid` is not the key that signed it")

@@ -1,4 +1,4 @@
-"""Between the announcer and what carries its datagrams: a class for each kind of target."""
+"""The interface between the announcer and its transports; each kind of target has a class."""
 
 from __future__ import annotations
 

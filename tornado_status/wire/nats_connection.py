@@ -1,4 +1,4 @@
-"""One connection to a NATS broker. It never reconnects: its user makes a new one.
+"""One connection to a NATS broker. It never reconnects: the caller opens a new one.
 
 The client library can reconnect by itself, but then buffers messages without saying so. Here it is
 known which ones were not confirmed when a connection broke.
@@ -68,7 +68,7 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
         def reveal() -> str:
             # Called after the TLS handshake: an unverified broker must not see the password.
             if context is not None and broker.needs_tls and not context.used:
-                raise ConnectionError("the broker offers no TLS, which is asked for")
+                raise ConnectionError("the broker offers no TLS, but TLS is required")
             return password
 
         credentials = {"user": broker.user, "password": reveal}
@@ -92,7 +92,7 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
                     **credentials,
                 )
             if context is not None and broker.needs_tls and not context.used:
-                raise ConnectionError("the broker offers no TLS, which is asked for")
+                raise ConnectionError("the broker offers no TLS, but TLS is required")
         except (OSError, nats.errors.Error) as error:
             reason: Exception = error
             if isinstance(error, TimeoutError | nats.errors.NoServersError) and last:
