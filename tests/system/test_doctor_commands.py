@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs_gen.cli import main as certs_gen
 from listeners.options import make_parser as listener_parser
@@ -83,10 +84,15 @@ def commands() -> dict[str, str]:
 
 
 def by_certs_gen(command: str, directory: Path) -> None:
-    """In a development set, to the end."""
+    """To the end: in a development set, without the file that the command makes."""
     certs = directory / "certs"
-    assert certs_gen(["--if-missing", "--out", str(certs)]) == 0
-    assert certs_gen([*shlex.split(command)[1:], "--out", str(certs)]) == 0
+    words = shlex.split(command)[1:]
+    if words:
+        assert certs_gen(["--out", str(certs)]) == 0
+    if words == ["announcer"]:
+        (certs / "announcer.key").unlink()
+        (certs / "announcer.crt").unlink()
+    assert certs_gen([*words, "--out", str(certs)]) == 0
 
 
 def by_listener_parser(command: str, directory: Path) -> None:
@@ -109,7 +115,8 @@ def tried_elsewhere(command: str, directory: Path) -> None:
 Way = Callable[[str, Path], None]
 WAYS: dict[str, Way] = {
     r"status-certs( .*)?": by_certs_gen,
-    r"\{_server_command\(.*\)\}": tried_elsewhere,  # test_the_command_for_a_server_is_run
+    # Made of parts: run by test_the_printed_commands_of_status_certs_are_run.
+    r"\{_server_command\(.*\)\}|\{_command\(.*\)\}|\{command\}": tried_elsewhere,
     r"status-listener \{options\}": lambda command, path: by_listener_parser(
         "status-listener", path
     ),
@@ -161,14 +168,27 @@ def test_each_statement_is_run(own_postgres: Postgres, pattern: str) -> None:
     rows(own_postgres.url, statement)
 
 
-def test_the_command_for_a_server_is_run(tmp_path: Path, certs: Path, database_url: str) -> None:
-    """It keeps the names of the certificate that it renews, and the doctor is content then."""
+def test_the_printed_commands_of_status_certs_are_run(
+    tmp_path: Path, certs: Path, database_url: str
+) -> None:
+    """As they are printed; the doctor is content then, and no name of the server is lost."""
     site = DoctorSetup(tmp_path, certs, database_url)
-    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=360)
+    now = datetime.datetime.now(datetime.UTC)
+    then = now - datetime.timedelta(days=360)
     site.put("server", site.authority.issue_server(["a.example.com"], ["192.0.2.7"], now=then))
-    noted = site.ask().stdout
-    command = re.search(r"Renew it: `(status-certs server [^`]+)`", noted)
-    assert command is not None, noted
-    assert "--name a.example.com --ip 192.0.2.7" in command[1]
-    assert certs_gen(shlex.split(command[1])[1:]) == 0
-    site.well("clients can reach the server as a.example.com, 192.0.2.7", "365 days left")
+    site.put("announcer", site.authority.issue_announcer(now=then))
+    late = site.authority.empty_crl(days=30, now=now - datetime.timedelta(days=28))
+    (site.certs / "ca.crl").write_bytes(late.public_bytes(Encoding.PEM))
+    printed = re.findall(r"`(status-certs [^`]+)`", site.ask().stdout)
+    out = f"--out {site.certs}"
+    assert sorted(printed) == [
+        f"status-certs announcer --force {out}",
+        f"status-certs crl {out}",
+        f"status-certs server --name a.example.com --ip 192.0.2.7 --force {out}",
+    ]
+    for command in printed:
+        assert certs_gen(shlex.split(command)[1:]) == 0
+    site.well("clients can reach the server as a.example.com, 192.0.2.7")
+    assert "status-certs" not in site.ask().stdout
+    said = site.ask(tls={"crl": None}).stdout
+    assert f"Make one with `status-certs crl {out}`, and name it in tls.crl." in said

@@ -78,7 +78,8 @@ def _terms(settings: Settings) -> Iterator[Finding]:
         if warning is None:
             yield ok(TOPIC, f"{term.setting}: {term.subject}, {term.days_left(now):.0f} days left")
         elif term.kind == "crl":
-            advice = "Make a new one with `status-certs crl`, and again before each expires."
+            command = _command("crl", settings.tls.client_ca)
+            advice = f"Make a new one with `{command}`, and again before each expires."
             over = settings.tls.on_expired_crl == "refuse" and not term.in_force(now)
             yield problem(TOPIC, warning, advice) if over else note(TOPIC, warning, advice)
         elif term.in_force(now):
@@ -92,8 +93,9 @@ def _renewal(settings: Settings, term: Validity) -> str:
     if term.setting == "tls.certificate":
         names = read_certificates("tls.certificate", settings.tls.certificate)[0]
         return f"Renew it: `{_server_command(settings, names)}` does so with its CA. {AT_ONCE}"
-    if term.setting == "announce.signing_key":
-        return f"Renew it: `status-certs announcer --force` does so with its CA. {AT_ONCE}"
+    if term.setting == "announce.signing_key" and settings.announce.signing_key is not None:
+        command = _command("announcer --force", settings.announce.signing_key)
+        return f"Renew it: `{command}` does so with its CA. {AT_ONCE}"
     return f"Put a new one in its place. {AT_ONCE}"
 
 
@@ -101,10 +103,15 @@ def _server_command(settings: Settings, certificate: x509.Certificate | None = N
     """Return the command that makes a server's certificate, with the names of the old one."""
     names = _names(certificate) if certificate is not None else []
     words = [f"--ip {name}" if _is_ip(name) else f"--name {name}" for name in names]
-    directory = settings.tls.certificate.parent
-    if directory != Path("certs").absolute():
-        words.append(f"--out {directory}")
-    return " ".join(["status-certs server", *(words or ["--name NAME"]), "--force"])
+    names_or_name = " ".join(words or ["--name NAME"])
+    return _command(f"server {names_or_name} --force", settings.tls.certificate)
+
+
+def _command(words: str, beside: Path) -> str:
+    """Return a command of status-certs that writes into the directory of the file `beside`."""
+    directory = beside.parent
+    out = "" if directory == Path("certs").absolute() else f" --out {directory}"
+    return f"status-certs {words}{out}"
 
 
 def _authorities(settings: Settings) -> Iterator[Finding]:
@@ -121,7 +128,8 @@ def _authorities(settings: Settings) -> Iterator[Finding]:
             yield note(
                 TOPIC,
                 f"tls.crl: there is no CRL of {name}: no certificate that it issued can be revoked",
-                "Make one with `status-certs crl`, and append it to the file.",
+                f"Make one with `{_command('crl', settings.tls.client_ca)}`, and append it to the "
+                "file.",
             )
 
 
@@ -178,7 +186,7 @@ def _lists(settings: Settings) -> Iterator[Finding]:
         yield note(
             TOPIC,
             "tls.crl: there is no CRL: no certificate can be revoked",
-            "Make one with `status-certs crl`, and name it in tls.crl.",
+            f"Make one with `{_command('crl', settings.tls.client_ca)}`, and name it in tls.crl.",
         )
 
 
