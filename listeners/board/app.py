@@ -349,15 +349,15 @@ def condition_line(condition: Condition, counts: ListenerCounts) -> Text:
     if condition.problem is not None:
         text.append(f"cannot repair: {condition.problem}", _BAD)
     elif silent_s is None:
-        text.append("nothing heard yet", "yellow")
+        text.append("no datagram yet", "yellow")
     elif silent_s > SILENCE_S:
-        text.append(f"nothing heard for {ago(silent_s).removesuffix(' ago')}", _BAD)
+        text.append(f"no datagram for {ago(silent_s).removesuffix(' ago')}", _BAD)
     elif counts.lag:
         text.append("repairing" if condition.repairs else "waiting", "yellow")
     else:
         text.append("live", _GOOD)
     if not condition.repairs:
-        text.append(" (only what is heard: no reader's certificate)", "yellow")
+        text.append(" (no repair: no reader's certificate)", "yellow")
     text.append(f"  lag {counts.lag}, {counts.repaired} repaired, {counts.missed} missed")
     text.append(f", {counts.refused.total()} refused", _BAD if counts.refused else "")
     return text

@@ -29,7 +29,7 @@ PATIENCE_MS = 15_000
 EVIL = "<img src=x onerror=alert(1)>@example.com"
 Visit = Callable[..., Page]
 
-# Where the pictures of the documentation are made anew: STATUS_TESTS_SCREENSHOTS=docs/images
+# To make the pictures of the documentation: STATUS_TESTS_SCREENSHOTS=docs/images
 SCREENSHOTS = os.environ.get("STATUS_TESTS_SCREENSHOTS")
 
 
@@ -134,7 +134,7 @@ def test_a_check_in_appears_by_itself(start_server: StartServer, visit: Visit) -
     server = start_server()
     page = visit(server)
     is_live(page)
-    expect(page.locator("#empty")).to_have_text("No check-ins yet.")
+    expect(page.locator("#empty")).to_have_text("No users yet.")
     assert server.request("POST", "/api/client").status == 204
     client = row(page, "valid_user@example.com")
     expect(client.locator("td").nth(0)).to_have_text("online")

@@ -444,7 +444,7 @@ def test_each_end_restores_the_terminal(
     port = free_port(socket.SOCK_DGRAM)
     more = ("--timeout", 2) if end == "--timeout" else ()
     board = terminal("-m", "listeners", "--board", *verifying(certs, port), *more)
-    board.wait("nothing heard yet .only what is heard: no reader's certificate")
+    board.wait("no datagram yet .no repair: no reader's certificate")
     if end == "q":
         board.type("q")
     elif isinstance(end, signal.Signals):
@@ -459,7 +459,7 @@ def test_a_terminal_that_goes_away_ends_the_board(
     """Nothing is left that turns in circles without one."""
     port = free_port(socket.SOCK_DGRAM)
     board = terminal("-m", "listeners", "--board", *verifying(certs, port))
-    board.wait("nothing heard yet")
+    board.wait("no datagram yet")
     os.close(board._slave)
     os.close(board.master)
     board.ended()

@@ -80,7 +80,7 @@ function draw(force) {
   find("#shown").textContent = all ? "" : `${users.length.toLocaleString()} of ${model.users.size.toLocaleString()}`;
   const empty = find("#empty");
   empty.hidden = users.length > 0 || find("#connection").dataset.state === "loading";
-  empty.textContent = model.users.size ? "No user matches." : "No check-ins yet.";
+  empty.textContent = model.users.size ? "No user matches." : "No users yet.";
 }
 
 find("#search").addEventListener("input", (event) => {
