@@ -24,7 +24,7 @@ from tornado_status.commands import (
     version,
 )
 from tornado_status.commands.config_option import add_config
-from tornado_status.errors import StatusError, StoreError
+from tornado_status.errors import ConfigError, StatusError, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,11 @@ COMMANDS = (
     Command("version", "print the version", version.run),
 )
 
+RUN_ANYWHERE = (completion.run, version.run)
+OTHER_SYSTEM = (
+    "the server runs on Linux; this system has status-client, status-listener and status-certs"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 failed, 2 usage or configuration."""
@@ -68,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.config = config.find_file(options.config)
     command = next(each for each in COMMANDS if each.name == (options.command or "serve"))
     try:
+        if sys.platform != "linux" and command.run not in RUN_ANYWHERE:
+            raise ConfigError(OTHER_SYSTEM)
         status = command.run(options)
         sys.stdout.flush()
         return status
