@@ -19,6 +19,8 @@ StatusError
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 
 class StatusError(Exception):
     """Base of all errors of this project."""
@@ -32,18 +34,26 @@ class ConfigError(StatusError):
     """
 
 
-class IdentityError(StatusError):
-    """A peer certificate does not give an identity that may check in.
+class Refusal(NamedTuple):
+    """Why a certificate may not check in. A value to keep; raise `IdentityError(*refusal)`.
 
-    `status` is the HTTP status of the refusal (400 or 403). `detail` is the sentence for the
+    Keep no exception instead: each raise of one instance lengthens its traceback, which holds
+    frames and their locals. `status` is the HTTP status (400 or 403), `detail` the sentence for the
     client, `reason` a short stable word for logs and counters.
     """
 
+    status: int
+    reason: str
+    detail: str
+
+
+class IdentityError(StatusError):
+    """A peer certificate does not give an identity that may check in; `refusal` says why."""
+
     def __init__(self, status: int, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.status = status
-        self.reason = reason
-        self.detail = detail
+        self.refusal = Refusal(status, reason, detail)
+        self.status, self.reason, self.detail = self.refusal
 
 
 class AnnouncerError(StatusError):

@@ -301,7 +301,7 @@ def test_a_client_named_among_the_cas_is_revoked_like_any_other() -> None:
     for chain in (der(leaf), der(leaf, top)):
         assert Trust(Anchors(anchors)).verify(chain).refusal is None
         assert Trust(Anchors((leaf.certificate,))).verify(chain[:1]).refusal is None
-        assert Trust(Anchors(anchors, lists)).verify(chain).refusal is REVOKED
+        assert Trust(Anchors(anchors, lists)).verify(chain).refusal == REVOKED
 
 
 # OpenSSL reads these and `cryptography` does not: an issuer without its serial number (RFC 5280,
@@ -547,7 +547,7 @@ def test_a_ca_is_known_however_its_name_is_spelt(
             revoked = x509.RevokedCertificateBuilder(chain[-2].certificate.serial_number, now())
             lists = top.crl([revoked.build()], 2).public_bytes(Encoding.PEM)
             read = replace_crls((), read_crls(lists, anchors, now().timestamp()), anchors)
-            assert Trust(Anchors(anchors, read)).verify(der(*chain)).refusal is REVOKED
+            assert Trust(Anchors(anchors, read)).verify(der(*chain)).refusal == REVOKED
     # The name alone is nothing, and neither is the key.
     for stranger in (named(new_key("ec"), name), named(key, spelt("Example Root 2"))):
         leaf = client(other, "a@example.com")

@@ -104,11 +104,12 @@ class ConnectionAuthenticator(InFlightCounting):
         auth, peer = stream.auth, stream.peer
 
         def refusal() -> str | None:
-            error = self.trust.check(auth)
-            if error is not None:
+            lapsed = self.trust.check(auth)
+            if lapsed is not None:
                 if peer.check_in is not None:
-                    self._refusals.on_an_open_connection(error, peer.client_ip, peer.check_in.email)
-                return error.detail
+                    email = peer.check_in.email
+                    self._refusals.on_an_open_connection(lapsed, peer.client_ip, email)
+                return lapsed.detail
             return None if self.trust.chain_holds(auth) else CAS_RENEWED
 
         return refusal

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING
 
 from tornado.iostream import StreamClosedError
 
-from tornado_status.errors import IdentityError, StoreError, StoreUnavailable, TooFrequent
+from tornado_status.errors import (
+    IdentityError,
+    Refusal,
+    StoreError,
+    StoreUnavailable,
+    TooFrequent,
+)
 from tornado_status.ingress.fast_path import END_OF_HEAD, MAX_HEAD
 from tornado_status.ingress.peer_stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import AuthResult
@@ -179,12 +185,12 @@ class CheckInConnection:
             self._read()
         return True
 
-    def _refuse(self, refusal: IdentityError) -> None:
+    def _refuse(self, refusal: Refusal) -> None:
         """Answer with the reason, and close: the certificate is no longer accepted."""
         check_in = self._check_in
         self._service.refusals.on_an_open_connection(refusal, check_in.client_ip, check_in.email)
         try:
-            writing = self._stream.reply(self._service.answers.of_error(refusal))
+            writing = self._stream.reply(self._service.answers.of_error(IdentityError(*refusal)))
         except (StreamClosedError, OSError):
             self.close()
             return

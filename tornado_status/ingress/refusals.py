@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import structlog
 
-from tornado_status.errors import IdentityError
+from tornado_status.errors import Refusal
 from tornado_status.runtime.rate_limit import RateLimit
 
 
@@ -43,11 +43,11 @@ class Refusals:
         if suppressed is not None:
             self._log.log(level, event, **fields, suppressed=suppressed)
 
-    def at_the_start(self, refusal: IdentityError, client_ip: str) -> None:
+    def at_the_start(self, refusal: Refusal, client_ip: str) -> None:
         """Count an identity that is refused before its first check-in."""
         self.count(refusal.reason, "identity refused", reason=refusal.reason, client_ip=client_ip)
 
-    def on_an_open_connection(self, refusal: IdentityError, client_ip: str, email: str) -> None:
+    def on_an_open_connection(self, refusal: Refusal, client_ip: str, email: str) -> None:
         """Count an identity that was accepted before, and log its e-mail address.
 
         An operator who revokes a certificate sees that the revocation is in force.

@@ -16,7 +16,7 @@ from typing import Literal
 
 from cryptography import x509
 
-from tornado_status.errors import IdentityError
+from tornado_status.errors import IdentityError, Refusal
 from tornado_status.pki.authorities import CertificateAuthority, read_authority
 from tornado_status.pki.certificates import issued_by, quietly
 from tornado_status.pki.identity import Identity, identify
@@ -26,12 +26,12 @@ from tornado_status.runtime.bounded_dict import BoundedDict
 MAX_REMEMBERED = 4096  # results by certificate: each saves half a millisecond for a device
 MAX_PATHS = 16  # tried, because CAs may have signed each other; more than one is rare
 
-NO_CERTIFICATE = IdentityError(400, "no-certificate", "No required SSL certificate was sent")
-REVOKED = IdentityError(403, "revoked", "The certificate is revoked")
-EXPIRED = IdentityError(403, "expired", "The certificate has expired")
-CRL_EXPIRED = IdentityError(403, "crl-expired", "The CA's revocation list is out of date")
-CA_CHANGED = IdentityError(403, "ca-changed", "The certificate's CA is not trusted any more")
-UNKNOWN_CHAIN = IdentityError(
+NO_CERTIFICATE = Refusal(400, "no-certificate", "No required SSL certificate was sent")
+REVOKED = Refusal(403, "revoked", "The certificate is revoked")
+EXPIRED = Refusal(403, "expired", "The certificate has expired")
+CRL_EXPIRED = Refusal(403, "crl-expired", "The CA's revocation list is out of date")
+CA_CHANGED = Refusal(403, "ca-changed", "The certificate's CA is not trusted any more")
+UNKNOWN_CHAIN = Refusal(
     403, "unknown-chain", "The certificate's CA is not known in this session: connect anew"
 )
 
@@ -63,7 +63,7 @@ class AuthResult:
     generation: int = 0
     valid_until: float = 0.0
     identity: Identity | None = None
-    refusal: IdentityError | None = None
+    refusal: Refusal | None = None
     chain_paths: ChainPaths | None = None
     chain_until: float = math.inf
 
@@ -137,7 +137,7 @@ class Trust:
         self.check(auth)
         return auth
 
-    def check(self, auth: AuthResult, now: float | None = None) -> IdentityError | None:
+    def check(self, auth: AuthResult, now: float | None = None) -> Refusal | None:
         """Return why a certificate is refused now, None if it is accepted.
 
         The one place that decides if a result is still in force. `now` is the caller's reading of
@@ -167,12 +167,12 @@ class Trust:
             auth.valid_until = self._check_chain(auth, auth.identity)
         except IdentityError as error:
             # Always in the past: each connection that shares the result comes to its refusal.
-            auth.refusal, auth.valid_until = error, -math.inf
+            auth.refusal, auth.valid_until = error.refusal, -math.inf
 
     def _check_chain(self, auth: AuthResult, identity: Identity) -> float:
         """Return until when the chain is valid. Raises `IdentityError`."""
         if self._clock() > identity.not_after:
-            raise EXPIRED
+            raise IdentityError(*EXPIRED)
         found = auth.chain_paths
         if found is None or found.bundle != self.bundle:
             found = auth.chain_paths = self._find_paths(auth.chain)
@@ -182,8 +182,8 @@ class Trust:
             try:
                 return self._check_path(found.serial, path, identity)
             except IdentityError as error:
-                refusal = error if number == 0 else refusal
-        raise refusal
+                refusal = error.refusal if number == 0 else refusal
+        raise IdentityError(*refusal)
 
     def _check_path(
         self, serial: int, path: Sequence[CertificateAuthority], identity: Identity
@@ -196,10 +196,10 @@ class Trust:
             crl = self.anchors.crls.get(ca.id)
             if crl is not None:
                 if serial in crl.serials:
-                    raise REVOKED
+                    raise IdentityError(*REVOKED)
                 if self._on_expired_crl == "refuse":
                     if now > crl.next_update:
-                        raise CRL_EXPIRED
+                        raise IdentityError(*CRL_EXPIRED)
                     valid_until = min(valid_until, crl.next_update)
             if ca.self_signed:
                 break  # only the operator can revoke a root
@@ -218,7 +218,7 @@ class Trust:
         sent = tuple(map(self._intermediate, chain[1:]))
         for ca in sent:
             if ca.weakness is not None:  # a signature with SHA-1 cannot even be verified here
-                raise ca.weakness
+                raise IdentityError(*ca.weakness)
         above = sent[-1].certificate if sent else leaf
         paths = [(*sent, *path) for path in islice(self._paths_above(above, sent), MAX_PATHS)]
         if not paths and not sent:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from tornado_status.errors import IdentityError
+from tornado_status.errors import Refusal
 from tornado_status.model.presence import PresenceTimes
 
 
@@ -181,7 +181,7 @@ class Peer:
     client_ip: str
     client_port: int
     check_in: CheckIn | None
-    refusal: IdentityError | None
+    refusal: Refusal | None
 
 
 @functools.lru_cache(4096)  # for each connection, and clients come back

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from tornado_status.errors import IdentityError
+from tornado_status.errors import IdentityError, Refusal
 from tornado_status.pki.certificates import (
     UNREADABLE,
     ca_id,
@@ -21,13 +21,13 @@ from tornado_status.pki.certificates import (
     weak_signature,
 )
 
-NOT_PERMITTED = IdentityError(
+NOT_PERMITTED = Refusal(
     403, "name-constraints", "The certificate's CA may not issue to this e-mail address"
 )
-NOT_IN_FORCE = IdentityError(
+NOT_IN_FORCE = Refusal(
     403, "ca-expired", "The certificate of a CA above has expired, or is not valid yet"
 )
-CA_UNREADABLE = IdentityError(403, "ca-unreadable", "The certificate of a CA above cannot be read")
+CA_UNREADABLE = Refusal(403, "ca-unreadable", "The certificate of a CA above cannot be read")
 
 _NAME_CONSTRAINTS = b"\x06\x03\x55\x1d\x1e"  # 2.5.29.30 in DER; other parts may have these bytes
 
@@ -50,20 +50,20 @@ class CertificateAuthority:
     not_after: float
     permitted: tuple[str, ...] | None
     excluded: tuple[str, ...]
-    weakness: IdentityError | None
+    weakness: Refusal | None
 
     def check(self, email: str, now: float) -> None:
         """Raise `IdentityError` if the CA may not issue to this canonical e-mail address now."""
         if self.weakness is not None:
-            raise self.weakness
+            raise IdentityError(*self.weakness)
         if not self.not_before <= now <= self.not_after:
-            raise NOT_IN_FORCE
+            raise IdentityError(*NOT_IN_FORCE)
         if any(_within(email, constraint) for constraint in self.excluded):
-            raise NOT_PERMITTED
+            raise IdentityError(*NOT_PERMITTED)
         if self.permitted is not None and not any(
             _within(email, constraint) for constraint in self.permitted
         ):
-            raise NOT_PERMITTED
+            raise IdentityError(*NOT_PERMITTED)
 
 
 def read_authority(der: bytes) -> CertificateAuthority:
@@ -87,7 +87,7 @@ def read_authority(der: bytes) -> CertificateAuthority:
                 weakness=_weakness(certificate, is_root=is_root),
             )
         except UNREADABLE as error:
-            raise CA_UNREADABLE from error
+            raise IdentityError(*CA_UNREADABLE) from error
 
 
 def _constraints(
@@ -105,7 +105,7 @@ def _constraints(
     return permitted or None, excluded
 
 
-def _weakness(certificate: x509.Certificate, *, is_root: bool) -> IdentityError | None:
+def _weakness(certificate: x509.Certificate, *, is_root: bool) -> Refusal | None:
     weak = weak_key(certificate)
     # A root's signature of itself proves nothing: a root is trusted because it is in the file. Its
     # hash does not matter.
@@ -116,7 +116,7 @@ def _weakness(certificate: x509.Certificate, *, is_root: bool) -> IdentityError 
             weak = "its signature is of an unknown kind"
     if weak is None:
         return None
-    return IdentityError(403, "weak-ca", f"A CA of the certificate is too weak: {weak}")
+    return Refusal(403, "weak-ca", f"A CA of the certificate is too weak: {weak}")
 
 
 def _within(email: str, constraint: str) -> bool:

@@ -16,10 +16,10 @@ from cryptography.x509.verification import (
     VerificationError,
 )
 
-from tornado_status.errors import IdentityError
+from tornado_status.errors import IdentityError, Refusal
 from tornado_status.pki.certificates import UNREADABLE, quietly
 
-UNTRUSTED = IdentityError(
+UNTRUSTED = Refusal(
     403, "untrusted-chain", "The certificate does not lead to a CA that is trusted here"
 )
 
@@ -62,7 +62,7 @@ class ChainVerifier:
                 verifier = self._builder.time(moment).build_client_verifier()
                 return verifier.verify(leaf, between).chain
             except VerificationError as error:
-                raise UNTRUSTED from error
+                raise IdentityError(*UNTRUSTED) from error
             except UNREADABLE as error:
                 raise IdentityError(
                     400, "certificate-unreadable", "The certificate cannot be read"

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httputil import HTTPServerRequest
 
 from tornado_status.config import IngressSettings
-from tornado_status.errors import ForwardedError, IdentityError
+from tornado_status.errors import ForwardedError, IdentityError, Refusal
 from tornado_status.ingress.authentication import InFlightCounting
 from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
 from tornado_status.ingress.behind_proxy.forwarded_headers import (
@@ -68,9 +68,9 @@ class RequestAuthenticator(InFlightCounting):
             return Peer(client_ip, check_in.client_port, check_in, None)
         except ForwardedError as error:
             # The sentence is for the operator: the proxy is set up wrongly.
-            refusal = IdentityError(400, error.reason, f"The proxy in front: {error}")
+            refusal = Refusal(400, error.reason, f"The proxy in front: {error}")
         except IdentityError as error:
-            refusal = error
+            refusal = error.refusal
         self._refusals.at_the_start(refusal, client_ip)
         return Peer(client_ip, 0, None, refusal)
 
@@ -82,11 +82,11 @@ class RequestAuthenticator(InFlightCounting):
         client_ip, client_port = client_address(self._address_header, lines, self._proxies)
         texts = certificate_lines(self._certificate_header, lines)
         if not texts:
-            raise NO_CERTIFICATE
+            raise IdentityError(*NO_CERTIFICATE)
         auth = self._authenticate(texts)
         identity = auth.identity
         if auth.refusal is not None or identity is None:
-            raise auth.refusal or NO_CERTIFICATE
+            raise IdentityError(*(auth.refusal or NO_CERTIFICATE))
         check_in = CheckIn(identity.email, client_ip, client_port, identity.issuer, identity.serial)
         return check_in, auth
 
@@ -103,12 +103,12 @@ class RequestAuthenticator(InFlightCounting):
 
         def refusal() -> str | None:
             nonlocal auth
-            lapsed: IdentityError | None = None
+            lapsed: Refusal | None = None
             if not self.trust.chain_holds(auth, self._clock()):
                 try:
                     auth = self._authenticate(texts)
                 except IdentityError as error:
-                    lapsed = error
+                    lapsed = error.refusal
                 except ForwardedError as error:
                     return str(error)
             if lapsed is None:
