@@ -45,14 +45,29 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(2 * len(os.sched_getaffinity(0)), WORKERS)
 
 
-LONG = ("connection", "live_stream", "enrolment", "trust", "slow_senders", "listener_cli", "http")
+# The longest first.
+LONG = (
+    "alerts",
+    "live_stream",
+    "lifecycle",
+    "trust",
+    "systemd_notify",
+    "listener_cli",
+    "connection",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take long, so that none of them is left alone at the end."""
-    long = {item.path for item in items if item.get_closest_marker("once")}
-    names = {f"test_{name}" for name in LONG}
-    items.sort(key=lambda item: item.path not in long and item.path.stem not in names)
+    once = {item.path for item in items if item.get_closest_marker("once")}
+    names = [f"test_{name}" for name in LONG]
+
+    def place(item: pytest.Item) -> int:
+        if item.path in once:
+            return -1
+        return names.index(item.path.stem) if item.path.stem in names else len(names)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
