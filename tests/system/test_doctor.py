@@ -92,7 +92,7 @@ def embedded(site: DoctorSetup) -> tuple[Path, dict[str, Any]]:
 
 
 def test_the_directory_of_the_embedded_database_is_looked_at(site: DoctorSetup) -> None:
-    """Where it is, or will be: who may write there, and how much."""
+    """Its place, now or later: the right to write there, and the free space."""
     directory, here = embedded(site)
     site.well(f"this user may write in {directory}", "free on the file system of", **here)
     directory.mkdir(parents=True, mode=0o755)
@@ -271,7 +271,7 @@ def test_what_soon_ends_is_noted(site: DoctorSetup) -> None:
 
 
 def test_a_key_without_effect_is_noted(site: DoctorSetup) -> None:
-    """Nobody speaks for a proxy here."""
+    """No proxy stands in front of this server."""
     trusted = {"trusted_proxies": ["10.0.0.5"]}
     sentence = "note    config: ingress.trusted_proxies has no effect"
     site.well(sentence, ingress=trusted)
@@ -383,7 +383,7 @@ def test_a_url_that_is_none_is_found(site: DoctorSetup) -> None:
 
 
 def test_what_is_in_front_is_told(site: DoctorSetup) -> None:
-    """Who is trusted to say who a client is, and what that means."""
+    """The proxies that may name a client's address, and what that means."""
     trusted = {"trusted_proxies": ["10.0.0.5", "10.1.0.0/16"]}
     header = site.ask(ingress={**trusted, "proxy_protocol": True})
     assert "10.0.0.5/32, 10.1.0.0/16 begin with a PROXY header" in header.stdout
@@ -435,7 +435,7 @@ def test_a_clock_that_is_off_is_found(site: DoctorSetup, off_s: int, level: str)
 
 @pytest.mark.parametrize(("took_s", "level"), [(0.01, "note"), (10, "ok")])
 def test_a_slow_answer_is_no_wrong_clock(took_s: float, level: str) -> None:
-    """What the question itself took may be all of the difference."""
+    """The time of the question itself may be all of the difference."""
     now = datetime.datetime.now(datetime.UTC)
     found = Diagnosis(
         "18", 180000, True, True, True, False, True, now + datetime.timedelta(seconds=5),
