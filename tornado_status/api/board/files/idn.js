@@ -31,6 +31,7 @@ function punycode(text) {
       const digit = at < text.length ? parseDigit(text.charCodeAt(at++)) : -1;
       if (digit < 0) return "";
       place += digit * weight;
+      if (place > 0x7fffffff) return "";
       const threshold = Math.min(T_MAX, Math.max(T_MIN, k - bias));
       if (digit < threshold) break;
       weight *= BASE - threshold;
