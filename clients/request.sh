@@ -12,7 +12,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
 # request NAME: check in with NAME.crt and NAME.key; where NAME is empty, without a certificate. Sets
-#   VERDICT   answered, alert (the server refused in TLS) or failed (nobody refused anything)
+#   VERDICT   answered, alert (the server refused in TLS) or failed (no answer and no alert)
 #   ANSWER    a sentence to print
 request() {
     local body=$scratch/body error=$scratch/error exit_status=0 http_status=000 detail

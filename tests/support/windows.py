@@ -95,11 +95,22 @@ def emulate() -> None:
                 raise PermissionError(13, "Permission denied", target)
         replaced(source, target, **more)
 
-    for name, function in (("open", open_no_directory), ("replace", replace_no_read_only)):
-        setattr(os, name, function)
-    socket.socketpair = socket._fallback_socketpair  # type: ignore[attr-defined]
+    for owner, name, function in (
+        (os, "open", open_no_directory),
+        (os, "replace", replace_no_read_only),
+        (socket, "socketpair", socketpair),
+    ):
+        setattr(owner, name, function)
     sysconfig.get_config_vars()  # reads a file that is named after the system
     sys.platform = "win32"
+
+
+def socketpair(*_: object) -> tuple[socket.socket, socket.socket]:
+    """Return a connected pair: over TCP, since there are no pairs."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        first = socket.create_connection(listening.getsockname())
+        second, _address = listening.accept()
+    return first, second
 
 
 def main() -> None:
