@@ -15,22 +15,24 @@ Place = tuple[str | int, ...]  # of a value: ("announce", "targets", 0, "port")
 
 # Errors quote the value, unless it may hold a password.
 _MAY_HOLD_PASSWORD = (".url", ".secret", ".endpoint")
+_MAX_SHOWN = 80  # characters of a wrong value
 _MAX_DEPTH = 6  # of a value in the settings; an alias of YAML may contain itself
 
 _EXPECTED = {
     "bool_parsing": "expected true or false",
     "bool_type": "expected true or false",
     "dict_type": "expected a section with keys below it",
+    "finite_number": "expected a finite number",
     "float_parsing": "expected a number",
     "float_type": "expected a number",
     "greater_than": "expected more than {gt:g}",
-    "greater_than_equal": "expected at least {ge:g}",
+    "greater_than_equal": "expected at least {ge:.15g}",
     "int_from_float": "expected a whole number",
     "int_parsing": "expected a whole number",
     "int_parsing_size": "expected a smaller number",
     "int_type": "expected a whole number",
     "less_than": "expected less than {lt:g}",
-    "less_than_equal": "expected at most {le:g}",
+    "less_than_equal": "expected at most {le:.15g}",
     "literal_error": "expected {expected}",
     "missing": "missing",
     "model_attributes_type": "expected a section with keys below it",
@@ -135,7 +137,9 @@ def _message(problem: Mapping[str, Any], place: Place, model: type[BaseModel]) -
     if named is not None and named[1] in _keys(model, place):
         return (*place, named[1]), named[2]  # a section's own check of one of its keys
     if isinstance(value, str | int | float) and not _may_hold_secret(_dotted(place), value):
-        message = f"{message}, got {value!r}"
+        shown = repr(value)
+        shown = shown if len(shown) <= _MAX_SHOWN else f"{shown[:_MAX_SHOWN]}..."
+        message = f"{message}, got {shown}"
     return place, message
 
 

@@ -287,6 +287,26 @@ def test_errors_are_one_line_that_names_the_key(tmp_path: Path, text: str, messa
     assert "\n" not in str(caught.value)
 
 
+ODD: list[Any] = [None, True, 1, -1, 1.5, float("inf"), float("nan"), 10**400, "", "x", "\0"]
+ODD += [[], [1], [None], {}, {"a": 1}, [[]], [{}], "9" * 5000]
+
+
+@pytest.mark.parametrize("section", config.Settings.model_fields)
+def test_whatever_is_wrong_is_said_in_our_words(tmp_path: Path, section: str) -> None:
+    """Each key with odd values: nothing of the library's own words, and no endless line."""
+    for key in keys(config.Settings):
+        if not key.startswith(f"{section}."):
+            continue
+        for value in ODD:
+            try:
+                load(tmp_path, yaml.safe_dump({section: {key.partition(".")[2]: value}}))
+            except ConfigError as error:
+                for line in str(error).splitlines():
+                    assert re.search(r": (expected|missing|needed|unknown key)\b", line), line
+                    assert "nput should" not in line
+                    assert len(line) < 400
+
+
 def test_all_errors_are_reported_each_with_its_line(tmp_path: Path) -> None:
     """In the file and in the environment."""
     text = "server:\n  port: 70000\n  prot: 1\nlive:\n  max_streams: -1\n"

@@ -137,7 +137,11 @@ def _load_pair(context: ssl.SSLContext, section: str, certificate: Path, key: Pa
 
 
 def _check_purpose(path: Path, certificate: x509.Certificate) -> None:
-    """Refuse a client's certificate: no client would accept it from a server."""
+    """Refuse a client's certificate: no client would accept it from a server.
+
+    An expired certificate is not refused: the server starts, as nginx and PostgreSQL do, logs an
+    error and is not ready. A renewed file then needs no restart, and /readyz says why.
+    """
     try:
         usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except (x509.ExtensionNotFound, *UNREADABLE):
