@@ -32,12 +32,12 @@ COPY tornado_status tornado_status
 RUN tools/bin/python -m pip wheel --no-deps --no-build-isolation --wheel-dir dist . \
     && python -m pip --python /opt/tornado_status/bin/python install --no-compile --no-deps \
         --no-index dist/*.whl
-# What is in it, as a CycloneDX bill of materials: docs/deploy.md.
+# Its contents, as a CycloneDX bill of materials: docs/deploy.md.
 RUN tools/bin/cyclonedx-py environment --output-reproducible --pyproject pyproject.toml \
         --output-file /opt/tornado_status/sbom.cdx.json /opt/tornado_status/bin/python
 
 
-# What of the base is needed to run, as one layer, without pip, perl and Debian's package manager.
+# The parts of the base that the server needs, as one layer: no pip, perl or Debian package manager.
 # The list of its packages stays, for scanners.
 FROM ${PYTHON_IMAGE} AS system
 RUN groupadd --gid 10001 status \
@@ -78,9 +78,9 @@ USER 10001:10001
 EXPOSE 8443
 STOPSIGNAL SIGTERM
 
-# Healthy means that check-ins are recorded: what `up --wait` and depends_on are for. A restart
-# mends nothing where /readyz says no (the server comes back by itself once the database does), so
-# where the unhealthy are replaced, as in a swarm, ask /healthz instead.
+# Healthy means that check-ins are recorded: `up --wait` and depends_on wait for that. Ask /healthz
+# instead if unhealthy containers are replaced, as in a swarm: a restart does not help while /readyz
+# says no. The server comes back by itself once the database does.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-Ic", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 9464, timeout=4); c.request('GET', '/readyz'); raise SystemExit(c.getresponse().status != 200)"]
 CMD ["python", "-m", "tornado_status", "--config", "config.yaml"]

@@ -5,7 +5,7 @@
 # make soak   minutes of load and faults, and a judge: docs/soak.md (SOAK_SECONDS=300)
 # make scan   look at a running server's TLS with sslyze and testssl.sh
 # make audit  ask for known vulnerabilities of the locked dependencies
-# make docs   build the documentation site in site/
+# make docs   check the prose, and build the documentation site in site/
 # make release VERSION=x.y.z  check, build and tag a release: CONTRIBUTING.md
 # Others: lint, test-all (unit and server tests on every other installed Python), lock, clean
 
@@ -61,6 +61,7 @@ audit: $(SCAN)/.scan
 # Strict by mkdocs.yml: a page that is not in the nav, or a link that leads nowhere, fails. Never with
 # --quiet: MkDocs then does not count its warnings.
 docs: $(VENV)/.docs
+	$(BIN)/python -m docs_site.prose
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: $(VENV)/.dev

@@ -11,8 +11,8 @@ CERTS=${CERTS:-$here/../certs}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 
-# request NAME: check in with NAME.crt and NAME.key; where NAME is empty, without a certificate. Sets
-#   VERDICT   answered, alert (the server refused in TLS) or failed (no answer and no alert)
+# request NAME: check in with NAME.crt and NAME.key; if NAME is empty, without a certificate. Sets
+#   VERDICT   answered, alert (the server refused in TLS) or failed (without a refusal)
 #   ANSWER    a sentence to print
 request() {
     local body=$scratch/body error=$scratch/error exit_status=0 http_status=000 detail

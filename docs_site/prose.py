@@ -157,6 +157,7 @@ def comments(text: str, marker: str) -> Iterator[Passage]:
     yield from _blocks(
         (number, match[1], own_line.match(line) is not None)
         for number, line in enumerate(text.splitlines(), 1)
+        if not line.startswith("#!")
         if (match := own_line.match(line) or behind.fullmatch(line))
     )
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Run the tests that may depend on Python's version on every other installed Python:
-# on_each_python.sh VERSION..., each in a fresh virtual environment with the locked dependencies.
+# Usage: on_each_python.sh VERSION...
+# Run the tests that may depend on Python's version on every other installed Python. Each has a
+# fresh virtual environment with the locked dependencies.
 # `make check` has run all tests on one of them.
 set -euo pipefail
 cd "$(dirname "$0")/.."

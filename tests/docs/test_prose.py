@@ -56,3 +56,10 @@ def test_headings_code_blocks_and_excused_lines_are_left_alone() -> None:
     page = "# What you see\n\n```sh\necho Nobody\n```\n\nNobody. <!-- prose: a quotation -->\n"
     assert rules("page.md", page.partition("Nobody. ")[0]) == []
     assert rules("module.py", "count = 1  # nobody  # prose: the name of a user\n") == []
+
+
+def test_every_sentence_keeps_the_rules() -> None:
+    """Pages, comments, docstrings and messages."""
+    found = [str(finding) for path in prose.files() for finding in prose.findings(path)]
+    assert len(prose.files()) > 300
+    assert not found, "\n".join(found)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What the stand-in for the image postgres:17.12-trixie starts with: as root it gives the data directory to
-# postgres and becomes that user, makes the database the first time, and is then PostgreSQL.
+# The entry point of the stand-in for the image postgres:17.12-trixie. As root it gives the data directory
+# to postgres and becomes that user. It makes the database the first time, and then execs PostgreSQL.
 set -euo pipefail
 export PGDATA=${PGDATA:-/var/lib/postgresql/data} PATH=/usr/lib/postgresql/17/bin:$PATH
 user=${POSTGRES_USER:-postgres}

@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
-# Make a stand-in for the image postgres:17.12-trixie from Debian's packages, where no image registry
-# can be reached, with that image's variables, data directory and order of events:
-# stand_in_postgres.sh OUT.tar
+# Usage: stand_in_postgres.sh OUT.tar
+#
+# Make a stand-in for the image postgres:17.12-trixie from Debian's packages, for machines without an
+# image registry. It has that image's variables, data directory and order of events.
+#
 # shellcheck disable=SC2016 # the hooks are the programs of shells that mmdebstrap starts
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# Make a stand-in for the image python:3.13-slim-trixie from Debian's packages, where no image
-# registry can be reached: stand_in_python.sh OUT.tar
+# Usage: stand_in_python.sh OUT.tar
+#
+# Make a stand-in for the image python:3.13-slim-trixie from Debian's packages, for machines without
+# an image registry.
+#
 # shellcheck disable=SC2016 # the hooks are the programs of shells that mmdebstrap starts
 set -euo pipefail
 mmdebstrap --quiet --variant=minbase --format=tar \

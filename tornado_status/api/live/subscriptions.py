@@ -1,6 +1,6 @@
 """The live stream: all subscriptions of this server, and the loop that delivers events to them.
 
-The subscriptions that are up to date form one group with one position in the log; the loop delivers
+The subscriptions that are up to date form one group with one position in the log. The loop delivers
 the next events to all of them. A subscription that resumes from an older position catches up first.
 A slow client is disconnected, and loses nothing: it knows its position, and resumes.
 """
