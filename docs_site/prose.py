@@ -60,7 +60,7 @@ COMMENTS = {
 
 _EXCUSED = re.compile(r"prose: \S.*\S")
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')*_]*\s+(?=[\"'(*_`\[]*[A-Z`])")
-_NO_END = re.compile(r"\b(e\.g|i\.e|etc|cf|vs|no|Nr|St)\.$")
+_NO_END = re.compile(r"\b(e\.g|i\.e|etc|cf|vs|Nr|St)\.$")
 _CODE = re.compile(r"``[^`]*``|`[^`]*`")
 _LINK = re.compile(r"!?\[([^\]]*)\](\([^)]*\)|\[[^\]]*\])")
 _HTML = re.compile(r"<!--.*?-->|</?[a-z][^>]*>", re.S)
