@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -80,10 +81,12 @@ def _space(directory: Path) -> Iterator[Finding]:
 
 
 def _nearest(directory: Path) -> Path:
-    """Return the directory, or the nearest above it that exists."""
-    while not directory.exists():
-        directory = directory.parent
-    return directory
+    """Return the directory, or the nearest above it that this user can see."""
+    for each in (directory, *directory.parents):
+        with contextlib.suppress(OSError):  # it does not exist, or is in a closed directory
+            each.stat()
+            return each
+    return Path("/")
 
 
 def _name(uid: int) -> str:
