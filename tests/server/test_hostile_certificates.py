@@ -493,6 +493,19 @@ def test_no_certificate_at_all_fails_with_a_readable_alert(server: Server) -> No
     logged(server, "handshake failed", kind=kind, client_ip=LOOPBACK)
 
 
+def test_the_end_of_the_connection_leaves_time_to_read_the_alert(server: Server) -> None:
+    """Chromium shows a network error in its place if the end comes with it."""
+    secure = server.connect_raw(None)
+    with pytest.raises(ssl.SSLError, match="certificate required"):
+        secure.recv(1)
+    with socket.socket(fileno=secure.detach()) as connection:
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+        connection.settimeout(PATIENCE_S)
+        assert connection.recv(1) == b""
+
+
 def test_a_client_of_an_older_tls_fails_with_a_readable_alert(server: Server, certs: Path) -> None:
     """TLS 1.2 would show its e-mail to whoever taps the wire."""
     context = ssl.create_default_context(cafile=str(certs / "ca.crt"))

@@ -112,7 +112,7 @@ def test_a_sender_of_plain_http_costs_no_more_than_a_failed_handshake(
 
     with connect(server) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: 999999999\r\n" + HOST)
-        with pytest.raises(OSError):  # noqa: PT011: a reset, in whatever words
+        with pytest.raises(OSError):  # a reset, in whatever words
             while time.monotonic() - began < PATIENCE_S:
                 connection.sendall(bytes(1024))
                 time.sleep(0.01)

@@ -10,9 +10,9 @@ from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Error, expect, sync_playwright
 
-from tests.support.harness import StartServer, require
+from tests.support.harness import Server, StartServer, require
 
 pytestmark = pytest.mark.once  # a browser, not our Python
 
@@ -71,3 +71,14 @@ def test_a_visitor_without_a_certificate_reads_what_to_do(
     violations = Axe().run(copy).response["violations"]
     assert [f"{one['id']}: {one['nodes'][0]['html']}" for one in violations] == []
     context.close()
+
+
+def test_where_a_certificate_is_required_the_browser_says_so(
+    server: Server, browser: Browser
+) -> None:
+    """Each time, in its own words: the alert is read before the connection ends."""
+    for _ in range(10):
+        context = browser.new_context(ignore_https_errors=True)
+        with pytest.raises(Error, match="ERR_BAD_SSL_CLIENT_AUTH_CERT"):
+            context.new_page().goto(server.url + "/")
+        context.close()
