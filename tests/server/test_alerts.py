@@ -33,6 +33,7 @@ from tests.support.harness import (
     rows,
     wait_until,
 )
+from tests.support.metrics import metric
 from tests.support.trust_site import replace
 from tests.support.webhook_receiver import SECRET, Receiver, adopted, alert, log, waiting
 from tornado_status.alerts.filter import AlertFilter
@@ -295,6 +296,26 @@ def test_a_receiver_that_never_answers_delays_nobody(start_server: StartServer) 
         start_server(**settings)
         connection, _ = mute.accept()
         connection.close()
+
+
+def test_an_answer_that_cannot_be_read_is_a_failed_delivery(start_server: StartServer) -> None:
+    """Counted, retried with back-off, delivered once the receiver answers properly."""
+    with Receiver() as receiver:
+        receiver.headers["X-Padding"] = "a" * 70_000
+        server = start_server(alerts=[alert(receiver.url)])
+        adopted(server)
+        log(server.database_url, "offline", "ada")
+        event = server.wait_event("alert not delivered, trying again")
+        assert event["reason"].endswith("(its headers are longer than 64 KiB)")
+        receiver.headers.clear()
+        server.wait_event("alert delivered again")
+        wait_until(lambda: waiting(server.database_url) == 0, "it is noted as delivered")
+        counted = [
+            metric(server, f'alert_messages_total{{alert="plant",outcome="{outcome}"}}')
+            for outcome in ("failed", "delivered")
+        ]
+        assert server.events("alert failed") == []
+    assert counted == [len(receiver.received) - 1, 1]
 
 
 def test_a_receiver_is_not_trusted_for_its_name_alone(

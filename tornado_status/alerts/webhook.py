@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from tornado.httpclient import HTTPClientError, HTTPRequest
-from tornado.httputil import HTTPInputError
+from tornado.httpclient import HTTPRequest
+from tornado.iostream import UnsatisfiableReadError
 from tornado.netutil import Resolver
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from tornado_status.runtime.resolver import look_up
 
-MAX_ANSWER = 64 * 1024  # bytes of an answer, whose content does not matter; more is an error
+# Bytes of an answer's headers, and of its body, whose content does not matter. More is an error.
+MAX_ANSWER = 64 * 1024
 MAX_RETRY_AFTER_S = 3600.0  # of a receiver that asks for a longer pause
 
 
@@ -78,7 +79,8 @@ class Webhook:
             raise NotDelivered(
                 f"the certificate of {self.where} is not trusted ({error.verify_message})"
             ) from error
-        except (HTTPClientError, HTTPInputError, OSError, ValueError) as error:
+        except Exception as error:
+            # The receiver chooses the answer, so also what reading it raises.
             raise NotDelivered(f"no answer from {self.where} ({_reason(error)})") from error
         if 200 <= response.code < 300:
             return response.code
@@ -119,6 +121,8 @@ class _Resolver(Resolver):
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if isinstance(error, UnsatisfiableReadError):
+        return f"its headers are longer than {MAX_ANSWER // 1024} KiB"
     # Neither our messages nor those of Tornado have a URL in them.
     return " ".join(str(error).split())[:200] or type(error).__name__
 
