@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import listening, scaling_tables, store_driver, wire
+from benchmarks import listener_load, scaling_tables, store_driver, wire
 from benchmarks.instruments import CommitSampler, DatagramSampler, OwnCounts
 from benchmarks.load import Mode
 from benchmarks.peers.registry import THIS_SERVER
@@ -123,7 +123,7 @@ def stores(surroundings: Rig, plan: ScalingPlan) -> None:
 def one_listener(surroundings: Rig, plan: ScalingPlan) -> None:
     """A listener, at several paces."""
     with surroundings.at_work(THIS_SERVER) as bench:
-        listening.measure(bench, plan.paces, plan.listening_s)
+        listener_load.measure(bench, plan.paces, plan.listening_s)
 
 
 MEASURED: Sequence[Callable[[Rig, ScalingPlan], None]] = (

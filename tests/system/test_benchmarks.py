@@ -29,7 +29,7 @@ from benchmarks import (
     gate,
     identities,
     instruments,
-    listening,
+    listener_load,
     load,
     plot,
     processes,
@@ -496,7 +496,7 @@ def test_stores_on_one_database_share_its_numbers_and_others_do_not(surroundings
 
 def test_a_listener_hears_and_repairs_what_is_announced_to_it(bench: Bench) -> None:
     """Nothing is counted as heard that was not: what is withheld is fetched, and no more."""
-    with listening.listening(bench) as listener:
+    with listener_load.listening(bench) as listener:
         heard = listener.run(300, 0.3)
         assert (heard["shown"], heard["repaired"], heard["missed"]) == (300, 0, 0)
         assert heard["datagrams"] < 300
@@ -525,8 +525,8 @@ def test_a_listener_hears_and_repairs_what_is_announced_to_it(bench: Bench) -> N
 def test_a_listeners_summary_is_read(line: str, expected: tuple[int, ...]) -> None:
     names = ("datagrams", "shown", "refused", "dropped", "repaired", "missed")
     counts = dict(zip(names, expected, strict=True))
-    assert listening.parse_line(line) == {"event": "summary", "counts": counts}
-    assert listening.parse_line("another line") is None
+    assert listener_load.parse_line(line) == {"event": "summary", "counts": counts}
+    assert listener_load.parse_line("another line") is None
 
 
 @pytest.mark.parametrize(

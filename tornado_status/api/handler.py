@@ -13,7 +13,7 @@ from tornado.http1connection import HTTP1Connection
 from tornado.iostream import StreamClosedError
 from tornado.web import Finish, HTTPError, RequestHandler, stream_request_body
 
-from tornado_status.api.error_page.page import (
+from tornado_status.api.error_page.render import (
     HTML,
     Advice,
     error_page,

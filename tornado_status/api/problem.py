@@ -8,7 +8,7 @@ from email.utils import formatdate
 
 from tornado.web import HTTPError
 
-from tornado_status.api.error_page.page import Advice
+from tornado_status.api.error_page.render import Advice
 from tornado_status.errors import (
     HeadTooSlow,
     IdentityError,

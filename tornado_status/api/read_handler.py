@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tornado_status.api.error_page.page import Advice
+from tornado_status.api.error_page.render import Advice
 from tornado_status.api.handler import Handler
 from tornado_status.api.problem import Problem
 from tornado_status.model.email_address import parse_email

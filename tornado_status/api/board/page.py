@@ -9,7 +9,7 @@ from importlib.resources.abc import Traversable
 
 from tornado.template import Template
 
-from tornado_status.api.error_page.page import HTML, set_security_headers
+from tornado_status.api.error_page.render import HTML, set_security_headers
 from tornado_status.api.problem import Problem
 from tornado_status.api.read_handler import ReadHandler
 

@@ -77,7 +77,7 @@ def parse_line(line: str) -> dict[str, Any] | None:
     return {"event": "summary", "counts": Counter(counts)}
 
 
-class Listener:
+class LoadedListener:
     """`status-listener` beside a server at work, and what announces to it.
 
     Its updates are thrown away. `kernel_drops` is what the kernel dropped at its full socket.
@@ -180,7 +180,7 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(bench: Bench) -> Iterator[Listener]:
+def listening(bench: Bench) -> Iterator[LoadedListener]:
     """Run a listener that repairs from the server at work, from now on.
 
     Raises `BenchmarkError` if it ends with a status other than 0.
@@ -202,7 +202,7 @@ def listening(bench: Bench) -> Iterator[Listener]:
     command = [sys.executable, "-m", "listeners", *words]
     with Child(command, parse=parse_line, on_stderr=True) as child:
         child.wait("listening", ANSWER_TIMEOUT_S)
-        yield Listener(child, bench, port)
+        yield LoadedListener(child, bench, port)
         child.signal(signal.SIGTERM)
         status = child.end()
     if status != 0:
