@@ -8,7 +8,6 @@ key; all of them are reported at once.
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -32,6 +31,7 @@ from pydantic import (
 )
 
 from tornado_status.config_errors import Origins, describe
+from tornado_status.config_yaml import parse_json, parse_yaml
 from tornado_status.errors import ConfigError
 from tornado_status.model import presence
 from tornado_status.model.duration import parse_duration
@@ -67,7 +67,18 @@ def _duration(value: object) -> object:
 
 def _below_config(path: Path, info: ValidationInfo) -> Path:
     directory: Path = (info.context or {}).get("directory", Path())
-    return directory / path.expanduser()
+    try:
+        return directory / path.expanduser()
+    except RuntimeError as error:
+        raise ValueError("expected a path; the user behind ~ has no home directory") from error
+
+
+def _host(value: str) -> str:
+    try:
+        value.encode("idna")  # as the system's lookup does
+    except UnicodeError as error:
+        raise ValueError("expected a host name or an address") from error
+    return value
 
 
 def _network(value: object) -> object:
@@ -96,6 +107,7 @@ SecondsOrOff = Annotated[float, BeforeValidator(_duration), Field(ge=0, le=3650 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 TrustedNetwork = Annotated[Network, BeforeValidator(_network)]
 FilePath = Annotated[Path, AfterValidator(_below_config)]
+Host = Annotated[str, AfterValidator(_host)]
 
 
 class Section(BaseModel):
@@ -103,7 +115,7 @@ class Section(BaseModel):
 
 
 class ServerSettings(Section):
-    host: str = "0.0.0.0"  # noqa: S104 - a service for the network; who gets in is TLS's matter
+    host: Host = "0.0.0.0"  # noqa: S104 - a service for the network; who gets in is TLS's matter
     port: ListenPort = 8443
     reuse_port: bool = False
     handshake_timeout_s: Seconds = 10.0
@@ -414,7 +426,7 @@ class AlertSettings(Section):
         # The value stays out of the message: many receivers have a secret in their path.
         try:
             parts = urlsplit(value)
-            host, _ = parts.hostname, parts.port
+            host, _ = _host(parts.hostname or ""), parts.port
         except ValueError:
             host = None
         if not host or parts.scheme not in ("https", "http") or parts.username is not None:
@@ -433,7 +445,7 @@ class AlertSettings(Section):
 
 
 class ManagementSettings(Section):
-    host: str = "127.0.0.1"
+    host: Host = "127.0.0.1"
     port: ListenPort = 9464
     certificate: FilePath | None = None
     private_key: FilePath | None = None
@@ -459,7 +471,7 @@ class TracingSettings(Section):
             return None
         try:
             parts = urlsplit(value)
-            host, _ = parts.hostname, parts.port
+            host, _ = _host(parts.hostname or ""), parts.port
         except ValueError:
             host = None
         # The value stays out of the message: some collectors have a secret in their path.
@@ -601,9 +613,7 @@ def _read_yaml(path: Path, found: Origins | None = None) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: expected UTF-8 text") from error
     try:
-        loader = yaml.SafeLoader(text)
-        node = loader.get_single_node()
-        values: object = None if node is None else loader.construct_document(node)
+        values, node = parse_yaml(text)
     except yaml.MarkedYAMLError as error:
         where = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{path}{where}: not valid YAML: {error.problem}") from error
@@ -622,10 +632,9 @@ def _environment_value(name: str, text: str) -> object:
     if not text.startswith(("[", "{")):
         return text
     try:
-        value: object = json.loads(text)
+        return parse_json(text)
     except ValueError as error:
         raise ConfigError(f"{name}: expected JSON: {error}") from error
-    return value
 
 
 def _overlay(values: dict[str, Any], name: str, keys: list[str], value: object) -> None:

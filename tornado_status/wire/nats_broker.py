@@ -81,6 +81,7 @@ def _parse_address(text: str) -> str:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port or PORT
+        (host or "").encode("idna")  # as the system's lookup does
     except ValueError:
         raise ValueError("expected nats://host:4222 or tls://host:4222") from None
     if parts.username is not None or "@" in text:
