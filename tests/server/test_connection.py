@@ -437,3 +437,66 @@ def test_remembered_heads_are_bounded() -> None:
     for number in range(3 * MAX_REMEMBERED):
         assert heads.is_plain(CHECK_IN + b"User-Agent: %d\r\n\r\n" % number)
         assert len(heads.known) <= MAX_REMEMBERED
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_large_first_record_is_read_to_its_end(start_server: StartServer, quick: bool) -> None:
+    """Many check-ins in one record right behind the handshake: none waits for the next record."""
+    server = start_server(constants=reading(quick))
+    head = CHECK_IN + b"User-Agent: " + b"a" * 200 + b"\r\n\r\n"
+    count = 16384 // len(head)
+    for _ in range(5):
+        with server.connect_raw() as connection:
+            connection.sendall(head * count)
+            assert STATUS.findall(read_answers(connection, count)) == [b"204"] * count
+
+
+@pytest.mark.parametrize(
+    ("framing", "status"),
+    [
+        (b"Content-Length: 8000000\r\n\r\n" + b"x" * 8_000_000, b"413"),
+        (b"Transfer-Encoding: chunked\r\n\r\n" + b"7A1200\r\n" + b"x" * 8_000_000, b"400"),
+    ],
+    ids=["of a length", "in chunks"],
+)
+def test_an_error_reaches_a_client_that_sends_its_body_to_the_end(
+    shared: Server, framing: bytes, status: bytes
+) -> None:
+    """The server does not read the body, and closes without a reset."""
+    for _ in range(3):
+        with shared.connect_raw() as connection:
+            connection.sendall(CHECK_IN + framing)
+            answers, closed = read_to_end(connection, PATIENCE_S)
+        assert STATUS.findall(answers) == [status]
+        assert closed
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        b"Connection: keep-alive\r\nConnection: close\r\n",
+        b"Connection: close\r\nConnection: keep-alive\r\n",
+        b"Connection: keep-alive, Close\r\n",
+    ],
+)
+def test_one_close_among_the_options_closes(shared: Server, lines: bytes) -> None:
+    """RFC 9112, 9.6: whatever else the client lists; the answer says so."""
+    with shared.connect_raw() as connection:
+        connection.sendall(CHECK_IN + lines + b"\r\n" + PLAIN)
+        answers, closed = read_to_end(connection)
+    assert STATUS.findall(answers) == [b"204"]
+    assert b"\r\nConnection: close\r\n" in answers
+    assert closed
+
+
+def test_there_is_no_100_continue_for_http_1_0(shared: Server) -> None:
+    """RFC 9110, 10.1.1: such a client would take it for the answer."""
+    expect = b"Content-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    for version, statuses in ((b"HTTP/1.1", [b"100", b"204"]), (b"HTTP/1.0", [b"204"])):
+        with shared.connect_raw() as connection:
+            connection.sendall(CHECK_IN.replace(b"HTTP/1.1", version) + expect)
+            connection.sendall(b"body")
+            answers = connection.recv(4096)
+            if statuses[0] == b"100":
+                answers += connection.recv(4096)
+        assert STATUS.findall(answers) == statuses

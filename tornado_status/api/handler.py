@@ -27,7 +27,12 @@ from tornado_status.api.problem import (
     describe,
     problem_body,
 )
-from tornado_status.api.request_checks import check_body_size, check_framing, is_same_origin
+from tornado_status.api.request_checks import (
+    asks_to_close,
+    check_body_size,
+    check_framing,
+    is_same_origin,
+)
 from tornado_status.api.request_id import HEADER, request_id
 from tornado_status.errors import StatusError, StoreUnavailable, TooFrequent, UserUnknown
 from tornado_status.model.records import CheckIn
@@ -93,7 +98,7 @@ class Handler(RequestHandler):
             if self.span is not None:
                 structlog.contextvars.bind_contextvars(trace_id=self.span.trace_id)
         peer = self.authenticator.peer_of(self.request)
-        if self.authenticator.is_last(self.request):
+        if self.authenticator.is_last(self.request) or asks_to_close(self.request):
             self.ends_connection = True
             self.set_header("Connection", "close")
         if peer.check_in is None:

@@ -6,12 +6,13 @@ import resource
 import socket
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tornado.netutil import bind_sockets
 
 from tornado_status.config import ServerSettings
 from tornado_status.errors import ConfigError
+from tornado_status.ingress.lingering import Lingering
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.observe.counters import SECONDS, Histogram
 from tornado_status.runtime.base_acceptor import Acceptor, Address
@@ -43,6 +44,7 @@ class CheckInAcceptor(Acceptor, ABC):
         super().__init__(_within_descriptors(settings.max_connections), self._begin)
         self._max_per_address = settings.max_connections_per_address
         self._by_address: Counter[str] = Counter()
+        self._lingering: set[Lingering] = set()
         self.refusals = refusals
         self.durations = Histogram(SECONDS)
 
@@ -55,9 +57,22 @@ class CheckInAcceptor(Acceptor, ABC):
     def _begin(self, connection: socket.socket, address: Address) -> None:
         """Take a new connection. Count it with `opened`, and with `closed` at its end."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Stop accepting, and drop connections that have not come to their first request."""
+        """Stop accepting, and drop connections that linger or have not come to a request."""
+        self.stop_accepting()
+        for lingering in list(self._lingering):
+            lingering.close()
+
+    def linger(
+        self, connection: socket.socket, on_close: Callable[[], None], *, half_close: bool = True
+    ) -> None:
+        """Close a connection without a reset, and call `on_close` then: see `Lingering`."""
+
+        def closed(lingering: Lingering) -> None:
+            self._lingering.discard(lingering)
+            on_close()
+
+        self._lingering.add(Lingering(self.loop, connection, closed, half_close=half_close))
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """See `Acceptor.listen`."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import re
+import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tornado.ioloop import IOLoop
@@ -28,13 +30,20 @@ KNOWN_SOURCES = {
     "d4d3def1885b": "6.6-6.6.1",
 }
 
+HAS_BODY = re.compile(rb"(?i)\n(?:content-length:[ \t]*[1-9]|transfer-encoding:)")
+
 OnData = Callable[[bytes], None]
 
 
 class PushbackStream(TimeoutStream):
-    """A stream that calls back with the bytes it reads, and to which bytes can be returned."""
+    """A stream that calls back with the bytes it reads, and to which bytes can be returned.
+
+    `on_closed` is called once, at the end. `linger` closes its socket without a reset.
+    """
 
     on_closed: Callable[[], None] | None = None
+    linger: Callable[[socket.socket, Callable[[], None]], None] | None = None
+    _has_body = False  # the request that ordinary HTTP read last: some of it may still come
     requests = 0  # that ordinary HTTP is answering: see `InFlightCounting`
     _seen = -1  # the number of bytes received when `is_quiet` was last called
     _pushed_back = b""
@@ -78,10 +87,40 @@ class PushbackStream(TimeoutStream):
         self._pushed_back = self._pushed_back[size:]
         return size
 
+    def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
+        """See `IOStream.read_until_regex`."""
+        self._has_body = False
+        reading = asyncio.ensure_future(super().read_until_regex(regex, max_bytes))
+        if reading.done():
+            self._on_whole_head(reading)
+        else:
+            reading.add_done_callback(self._on_whole_head)
+        return reading
+
+    def _on_whole_head(self, reading: asyncio.Future[bytes]) -> None:
+        if not reading.cancelled() and reading.exception() is None:
+            self._has_body = HAS_BODY.search(reading.result()) is not None
+
     def close_fd(self) -> None:
-        """See `BaseIOStream.close_fd`. It runs once, however the stream ends."""
-        super().close_fd()
+        """See `BaseIOStream.close_fd`."""
         on_closed, self.on_closed = self.on_closed, None
+        sock = self.socket
+        if (
+            self._has_body
+            and sock is not None
+            and on_closed is not None
+            and self.linger is not None
+            and self.error is None
+            and not self.writing()
+        ):
+            # An answer that comes before the end of the request's body.
+            connection = socket.socket(fileno=sock.detach())  # without TLS
+            self.socket = None  # type: ignore[assignment]
+            connection.setblocking(False)
+            self.linger(connection, on_closed)
+            return
+        if sock is not None:
+            super().close_fd()
         if on_closed is not None:
             on_closed()
 
@@ -127,6 +166,12 @@ class QuickPeerStream(PeerStream):
     """
 
     _on_data: OnData | None = None  # set while the next bytes can only be in the kernel
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # It is over already. The stream would notice only after the first bytes, which it does not
+        # see here; until then it reads nothing of what OpenSSL holds.
+        self._do_ssl_handshake()
 
     def receive(self, on_data: OnData) -> None:
         """See `PeerStream.receive`."""

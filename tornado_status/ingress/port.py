@@ -156,8 +156,8 @@ class CheckInPort:
     async def close(self) -> None:
         """Close all connections, answered or not."""
         self._check_ins.close()
-        self._acceptor.close()
         await self._http.close_all_connections()
+        self._acceptor.close()  # last: it ends those that linger too
 
 
 def _stream_class() -> type[PeerStream]:

@@ -30,7 +30,6 @@ from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.runtime.base_acceptor import Address
 
 HANDSHAKE_THREADS = 2  # more would only compete for the same cores
-LINGER_S = 1.0  # for a refused client to read the alert: a reset would overtake it
 
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
 
@@ -62,7 +61,6 @@ class TlsAcceptor(CheckInAcceptor):
         self._threads = HandshakeThreads(self.loop, HANDSHAKE_THREADS)
         self._proxy_headers: set[ProxyHeaderReader] = set()
         self._handshakes: dict[ssl.SSLSocket, Handshake] = {}
-        self._lingering: set[_Lingering] = set()
 
     @property
     def handshakes(self) -> int:
@@ -79,9 +77,7 @@ class TlsAcceptor(CheckInAcceptor):
 
     def close(self) -> None:
         """Stop accepting and end the threads."""
-        self.stop_accepting()
-        for lingering in list(self._lingering):
-            lingering.close()
+        super().close()
         self._threads.close()  # soon: a step never waits for a peer
 
     def _begin(self, connection: socket.socket, address: Address) -> None:
@@ -173,6 +169,10 @@ class TlsAcceptor(CheckInAcceptor):
             read_chunk_size=READ_CHUNK,
         )
         stream.on_closed = functools.partial(self.closed, address[0])
+        stream.linger = self.linger
+        if stream.closed():
+            stream.close_fd()  # the peer was gone when it was made
+            return
         try:
             # A stream whose peer was gone when it was made waits for nothing and never closes.
             secure.getpeername()
@@ -201,7 +201,8 @@ class TlsAcceptor(CheckInAcceptor):
         if kind in plain_http.KINDS:
             plain_http.answer(connection)
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
-            self._lingering.add(_Lingering(self.loop, connection, self._lingered, address[0]))
+            closed = functools.partial(self.closed, address[0])
+            self.linger(connection, closed, half_close=False)
         else:
             connection.close()
             self.closed(address[0])
@@ -211,50 +212,6 @@ class TlsAcceptor(CheckInAcceptor):
         del self._handshakes[secure]
         secure.close()
         self.closed(address[0])
-
-    def _lingered(self, lingering: _Lingering) -> None:
-        self._lingering.discard(lingering)
-        self.closed(lingering.client_ip)
-
-
-class _Lingering:
-    """A refused connection: bytes that the client still sends are discarded, for a while.
-
-    Closing with unread data sends a reset, which overtakes the alert or the 400 that says why. An
-    end right behind the alert overtakes it in Chromium, which then shows a network error.
-    """
-
-    __slots__ = ("_deadline", "_loop", "_on_close", "_socket", "client_ip")
-
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        connection: socket.socket,
-        on_close: Callable[[_Lingering], None],
-        client_ip: str,
-    ) -> None:
-        self.client_ip = client_ip
-        self._loop = loop
-        self._on_close = on_close
-        self._socket = connection
-        self._deadline = loop.call_later(LINGER_S, self.close)
-        loop.add_reader(self._socket, self._drain)
-
-    def close(self) -> None:
-        self._deadline.cancel()
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
-        self._on_close(self)
-
-    def _drain(self) -> None:
-        try:
-            more = self._socket.recv(READ_CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            more = b""
-        if not more:
-            self.close()
 
 
 def _kind(error: OSError) -> str:

@@ -33,10 +33,6 @@ class PlainAcceptor(CheckInAcceptor):
         self._proxies = proxies
         self._on_stream = on_stream
 
-    def close(self) -> None:
-        """See `CheckInAcceptor`."""
-        self.stop_accepting()
-
     def _begin(self, connection: socket.socket, address: Address) -> None:
         if address[0] not in self._proxies:
             connection.close()
@@ -59,4 +55,5 @@ class PlainAcceptor(CheckInAcceptor):
         # Not counted by address: all clients behind the proxy have its address.
         self.count_open(1)
         stream.on_closed = functools.partial(self.count_open, -1)
+        stream.linger = self.linger
         self._on_stream(stream, address)
