@@ -6,7 +6,6 @@ plain HTTP, and is counted and logged.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import logging
 import socket
