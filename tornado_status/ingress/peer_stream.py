@@ -104,23 +104,20 @@ class PushbackStream(TimeoutStream):
     def close_fd(self) -> None:
         """See `BaseIOStream.close_fd`."""
         on_closed, self.on_closed = self.on_closed, None
-        sock = self.socket
         if (
             self._has_body
-            and sock is not None
             and on_closed is not None
             and self.linger is not None
             and self.error is None
             and not self.writing()
         ):
             # An answer that comes before the end of the request's body.
-            connection = socket.socket(fileno=sock.detach())  # without TLS
+            connection = socket.socket(fileno=self.socket.detach())  # without TLS
             self.socket = None  # type: ignore[assignment]
             connection.setblocking(False)
             self.linger(connection, on_closed)
             return
-        if sock is not None:
-            super().close_fd()
+        super().close_fd()
         if on_closed is not None:
             on_closed()
 

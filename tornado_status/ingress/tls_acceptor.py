@@ -167,11 +167,11 @@ class TlsAcceptor(CheckInAcceptor):
             max_buffer_size=MAX_BUFFER,
             read_chunk_size=READ_CHUNK,
         )
+        if stream.closed():
+            self.closed(address[0])  # the peer was gone when it was made
+            return
         stream.on_closed = functools.partial(self.closed, address[0])
         stream.linger = self.linger
-        if stream.closed():
-            stream.close_fd()  # the peer was gone when it was made
-            return
         try:
             # A stream whose peer was gone when it was made waits for nothing and never closes.
             secure.getpeername()
