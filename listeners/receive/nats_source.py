@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from listeners.events import Source
 from tornado_status.errors import BrokerError
 from tornado_status.wire.nats_broker import Broker
-from tornado_status.wire.nats_connection import RETRY_S, NatsConnection, connected
+from tornado_status.wire.nats_connection import MAX_REASON, RETRY_S, NatsConnection, connected
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -66,7 +66,8 @@ class NatsSource:
             except BrokerError as error:
                 self._warn_once(str(error))
             except Exception as error:  # the library's own
-                self._warn_once(f"the broker {self._broker}: {str(error).removeprefix('nats: ')}")
+                text = str(error).removeprefix("nats: ")[:MAX_REASON]
+                self._warn_once(f"the broker {self._broker}: {text}")
             if self.subscribed.is_set():
                 # Ask for what is kept from now on, if there is no number to go on from.
                 now = datetime.datetime.now(datetime.UTC)
@@ -100,7 +101,8 @@ class NatsSource:
         consumer = None if stream is None else await self._consume(manager, stream, subject)
         await client.flush(int(ANSWER_S))  # the broker has answered the subscription by now
         if connection.ended.is_set() or client.last_error is not before:
-            raise BrokerError("refused", f"the broker {self._broker}: {client.last_error}")
+            why = str(client.last_error)[:MAX_REASON]
+            raise BrokerError("refused", f"the broker {self._broker}: {why}")
         if self._problem is not None:
             self._warn(f"receiving from the broker {self._broker} again")
         self._problem = None

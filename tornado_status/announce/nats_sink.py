@@ -18,7 +18,13 @@ import structlog
 from tornado_status.announce.sink import SendError, Sink
 from tornado_status.config import NatsTarget
 from tornado_status.errors import BrokerError
-from tornado_status.wire.nats_connection import RETRY_S, NatsConnection, check_files, connected
+from tornado_status.wire.nats_connection import (
+    MAX_REASON,
+    RETRY_S,
+    NatsConnection,
+    check_files,
+    connected,
+)
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -55,7 +61,7 @@ class NatsSink:
         self._log = structlog.get_logger()
         self._queue: deque[tuple[float, bytes]] = deque()
         self._in_flight: dict[str, tuple[float, bytes]] = {}  # by the token of its confirmation
-        self._refusals: list[str] = []  # of the broker, since the connection was made
+        self._refusal: str | None = None  # of the broker, the first on this connection
         self._wake = asyncio.Event()
         self._draining = False
         self._task: asyncio.Task[None] | None = None
@@ -171,7 +177,7 @@ class NatsSink:
         """Put unconfirmed datagrams back, in front of the queue."""
         self._queue.extendleft(reversed(list(self._in_flight.values())))
         self._in_flight.clear()
-        self._refusals.clear()
+        self._refusal = None
 
     async def _wait(self, connection: NatsConnection, timeout_s: float | None) -> None:
         """Wait until woken, or `timeout_s`. Raises `BrokerError` if the connection is closed."""
@@ -189,31 +195,33 @@ class NatsSink:
 
     async def _wait_confirmed(self, connection: NatsConnection) -> None:
         deadline = self._loop.time() + CONFIRM_S
-        while self._in_flight and not self._refusals:
+        while self._in_flight and self._refusal is None:
             left = deadline - self._loop.time()
             if left <= 0:
                 raise BrokerError("not-confirmed", f"nothing confirmed in {CONFIRM_S:g} s")
             await self._wait(connection, left)
             self._wake.clear()
-        if self._refusals:
-            raise BrokerError("refused", self._refusals[0])
+        if self._refusal is not None:
+            raise BrokerError("refused", self._refusal)
 
     async def _on_confirmation(self, message: Msg) -> None:
         token = message.subject.rpartition(".")[2]
-        if not message.data:
-            self._refusals.append(f"no stream takes in {self._settings.subject!r}")
-        else:
-            try:
-                answer = json.loads(message.data)
-                refusal = answer.get("error")
-            except (ValueError, AttributeError):
-                refusal = {"description": "no JSON in its answer"}
-            if refusal is None:
-                if self._in_flight.pop(token, None) is not None:
-                    self._confirmed(self, 1)
-            else:
-                self._refusals.append(str(refusal.get("description")))
+        refusal = self._read_refusal(message.data)
+        if refusal is None:
+            if self._in_flight.pop(token, None) is not None:
+                self._confirmed(self, 1)
+        elif self._refusal is None:
+            self._refusal = refusal[:MAX_REASON]
         self._wake.set()
+
+    def _read_refusal(self, answer: bytes) -> str | None:
+        if not answer:
+            return f"no stream takes in {self._settings.subject!r}"
+        try:
+            error = json.loads(answer).get("error")
+            return None if error is None else str(error.get("description"))
+        except (ValueError, AttributeError, RecursionError):
+            return "no JSON in its answer"
 
     async def _ensure_stream(self, connection: NatsConnection, name: str) -> None:
         """Create the stream if there is none. An existing one is left as its owner made it."""
@@ -254,4 +262,4 @@ class NatsSink:
 
 def _name(error: Exception) -> str:
     text = getattr(error, "description", None) or str(error).removeprefix("nats: ")
-    return f"{type(error).__name__} {text}".strip()
+    return f"{type(error).__name__} {text}".strip()[:MAX_REASON]

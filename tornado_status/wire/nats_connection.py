@@ -16,18 +16,19 @@ from tornado_status.errors import BrokerError, ConfigError
 from tornado_status.wire.nats_broker import Broker
 
 if TYPE_CHECKING:
-    from nats.aio.client import Client
+    from tornado_status.wire.nats_client import BoundedClient
 
 CONNECT_S = 3.0  # time-out to connect or close: across a continent it takes a fraction of it
 PING_S = 10  # between pings; a broker that misses two is gone, even if TCP has not noticed
 RETRY_S = 0.5  # between two attempts: a broker that is back is used within a second
+MAX_REASON = 200  # characters of a broker's own text in messages
 PENDING_BYTES = 8 * 1024 * 1024  # of the library's write buffer
 
 
 class NatsConnection:
     """An open connection: the library's `client`, and `ended`, which is set when it breaks."""
 
-    def __init__(self, client: Client, ended: asyncio.Event, where: str) -> None:
+    def __init__(self, client: BoundedClient, ended: asyncio.Event, where: str) -> None:
         self.client = client
         self.ended = ended
         self.where = where
@@ -50,6 +51,8 @@ def check_files(broker: Broker) -> None:
 async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
     """Connect, and close on exit. Raises `BrokerError` with the reason in one sentence."""
     nats = _library()
+    from tornado_status.wire.nats_client import BoundedClient
+
     ended = asyncio.Event()
     last: list[Exception] = []
 
@@ -72,7 +75,7 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
             return password
 
         credentials = {"user": broker.user, "password": reveal}
-    client: Client = nats.NATS()
+    client = BoundedClient()
     try:
         try:
             async with asyncio.timeout(CONNECT_S):
@@ -99,7 +102,12 @@ async def connected(broker: Broker, name: str) -> AsyncIterator[NatsConnection]:
                 reason = last[-1]
             raise BrokerError("connect", f"cannot reach {broker}: {_sentence(reason)}") from error
         where = client.connected_url.netloc if client.connected_url is not None else str(broker)
-        yield NatsConnection(client, ended, where)
+        try:
+            yield NatsConnection(client, ended, where)
+        except Exception as error:
+            if client.refused is None:
+                raise
+            raise BrokerError("broken", f"{broker}: {client.refused}") from error
     finally:
         with contextlib.suppress(OSError, nats.errors.Error):
             async with asyncio.timeout(CONNECT_S):
@@ -167,4 +175,4 @@ def _sentence(error: Exception) -> str:
         text = f"its certificate is refused: {error.verify_message}"
     elif isinstance(error, TimeoutError) or not text:
         text = "no answer"
-    return " ".join(text.split())
+    return " ".join(text.split())[:MAX_REASON]
