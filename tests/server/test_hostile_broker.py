@@ -66,7 +66,7 @@ def test_a_listener_closes_at_the_limit(attack: Attack) -> None:
 
 
 def test_without_the_limit_it_takes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nats_client, "MAX_MESSAGE", UNLIMITED)
+    monkeypatch.setattr(nats_client, "MAX_MESSAGE_BYTES", UNLIMITED)
     with HostileBroker(huge_message) as broker:
         receive(broker, lambda warnings: bool(broker.sent))
     assert max(broker.sent) >= ENOUGH
@@ -77,7 +77,7 @@ def test_headers_of_messages_that_wait_are_not_kept(
     limited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not limited:
-        monkeypatch.setattr(nats_client, "MAX_BESIDE_PAYLOAD", UNLIMITED)
+        monkeypatch.setattr(nats_client, "MAX_BESIDE_PAYLOAD_BYTES", UNLIMITED)
     kept = 0
 
     def complete(warnings: list[str]) -> bool:

@@ -13,10 +13,10 @@ from nats.errors import ProtocolError
 from nats.protocol.parser import AWAITING_MSG_PAYLOAD, Parser
 
 # The default limit of a broker, so no publisher can send a larger one. Ours have 1,400 bytes.
-MAX_MESSAGE = 1024 * 1024
-MAX_LINE = 64 * 1024  # INFO names all members of a cluster; other lines are short
+MAX_MESSAGE_BYTES = 1024 * 1024
+MAX_LINE_BYTES = 64 * 1024  # INFO names all members of a cluster; other lines are short
 # Subject and reply of a message, and headers, each. The library's queues count payloads only.
-MAX_BESIDE_PAYLOAD = 1024
+MAX_BESIDE_PAYLOAD_BYTES = 1024
 
 
 class BoundedClient(Client):
@@ -35,9 +35,9 @@ class BoundedClient(Client):
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
     ) -> None:
-        if len(subject) + len(reply) > MAX_BESIDE_PAYLOAD:
-            self.refuse(f"a subject of more than {MAX_BESIDE_PAYLOAD} bytes")
-        if headers and len(headers) > MAX_BESIDE_PAYLOAD:
+        if len(subject) + len(reply) > MAX_BESIDE_PAYLOAD_BYTES:
+            self.refuse(f"a subject of more than {MAX_BESIDE_PAYLOAD_BYTES} bytes")
+        if headers and len(headers) > MAX_BESIDE_PAYLOAD_BYTES:
             headers = b""  # any publisher can add them, and an announcement needs none
         await super()._process_msg(sid, subject, reply, data, headers)
 
@@ -53,7 +53,7 @@ class _BoundedParser(Parser):
     async def parse(self, data: bytes = b"") -> None:
         await super().parse(data)
         if self.state == AWAITING_MSG_PAYLOAD:
-            if self.needed > MAX_MESSAGE:
-                self.nc.refuse(f"a message of more than {MAX_MESSAGE} bytes")
-        elif len(self.buf) > MAX_LINE:
-            self.nc.refuse(f"a line of more than {MAX_LINE} bytes")
+            if self.needed > MAX_MESSAGE_BYTES:
+                self.nc.refuse(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
+        elif len(self.buf) > MAX_LINE_BYTES:
+            self.nc.refuse(f"a line of more than {MAX_LINE_BYTES} bytes")
