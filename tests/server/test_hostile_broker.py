@@ -46,7 +46,7 @@ def receive(broker: HostileBroker, until: Callable[[list[str]], bool]) -> list[s
         source = NatsSource(Broker((broker.url,)), hold, warnings.append, None)
         task = asyncio.create_task(source.run())
         async with asyncio.timeout(PATIENCE_S):
-            while not until(warnings):
+            while not until(warnings):  # noqa: ASYNC110 - a thread ends it
                 await asyncio.sleep(0.01)
         source.stop()
         task.cancel()
