@@ -1,6 +1,7 @@
 """The keys that may announce: from files that the operator gave, and from the server. No network.
 
-A certificate's chain and purpose are checked once, here; its dates whenever its key is used.
+A certificate's chain and purpose are checked once, here. The dates of the whole chain are checked
+whenever its key is used.
 """
 
 from __future__ import annotations

@@ -108,11 +108,11 @@ class Verifier:
         announcer = self._keys().get(kid)
         if announcer is None:
             raise DatagramError("unknown-kid", f"no known announcer has the key {kid}")
-        if now < announcer.not_before:
+        if announcer.is_valid(now):
+            return announcer
+        if announcer.is_yet_to_come(now):
             raise DatagramError("key-not-yet-valid", "its key's certificate is not valid yet")
-        if now > announcer.not_after:
-            raise DatagramError("key-expired", "its key's certificate has expired")
-        return announcer
+        raise DatagramError("key-expired", "its key's certificate, or a CA above, has expired")
 
     def _check_skew(self, sent: datetime.datetime, now: datetime.datetime) -> None:
         if abs(sent - now) > self._max_skew:

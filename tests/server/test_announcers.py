@@ -69,7 +69,7 @@ def test_no_byte_can_be_changed(position: int, flip: int) -> None:
     """With any bit flipped the signature is not in its place, or does not verify."""
     key = Ed25519PrivateKey.generate()
     [payload], signer = signed(1, key)
-    announcer = announcer_keys.AnnouncerKey(signer.kid, key.public_key(), NOW, NOW)
+    announcer = announcer_keys.AnnouncerKey(signer.kid, key.public_key(), ((NOW, NOW),))
     assert verifies(payload, announcer)
     changed = bytearray(payload)
     changed[position % len(changed)] ^= flip
@@ -80,7 +80,7 @@ def test_nothing_may_follow_or_precede_what_is_signed(credential: Credential) ->
     """The signature is looked for at the end only: a search would be led to other bytes."""
     assert isinstance(credential.key, Ed25519PrivateKey)
     [payload], signer = signed(1, credential.key)
-    announcer = announcer_keys.AnnouncerKey(signer.kid, credential.key.public_key(), NOW, NOW)
+    announcer = announcer_keys.AnnouncerKey(signer.kid, credential.key.public_key(), ((NOW, NOW),))
     for forged in (
         payload[:-1] + b',"head":99}',
         payload + b" ",
@@ -96,9 +96,8 @@ def test_only_a_certificate_made_for_announcing_is_trusted(
 ) -> None:
     """Not a client's, not a server's, not another CA's, not a CA, not another kind of key."""
     cas = [authority.certificate]
-    assert verify_announcer([credential.certificate], cas).not_after == (
-        credential.certificate.not_valid_after_utc
-    )
+    [(_, last)] = verify_announcer([credential.certificate], cas).validity
+    assert last == credential.certificate.not_valid_after_utc
     other = Authority.create()
     with pytest.raises(AnnouncerError, match="not issued by a trusted CA"):
         verify_announcer([other.issue_announcer().certificate], cas)

@@ -29,7 +29,8 @@ from tests.support.harness import (
 )
 from tests.support.trust_site import DAY, POST, Site, now, replace, revocation_list
 from tornado_status.errors import CRLError
-from tornado_status.ingress.trust import REVOKED, Trust
+from tornado_status.ingress.trust import Trust
+from tornado_status.pki.chain_paths import REVOKED
 from tornado_status.pki.crl import read_crls, replace_crls
 from tornado_status.pki.trust_anchors import Anchors
 from tornado_status.wire.datagram import decode_json

@@ -11,7 +11,6 @@ import re
 import shutil
 import socket
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +45,8 @@ from tests.support.hostile_requests import CORPUS, HOST
 from tests.support.proxies import haproxy, program, running
 from tests.support.trust_site import Site, replace
 from tornado_status.config import IngressSettings
-from tornado_status.errors import ForwardedError, IdentityError
+from tornado_status.errors import ForwardedError
 from tornado_status.ingress import Trust
-from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
 from tornado_status.ingress.behind_proxy.forwarded_headers import (
     MAX_CHAIN,
     certificate_lines,
@@ -572,7 +570,6 @@ def test_clients_are_cached_within_bounds(monkeypatch: pytest.MonkeyPatch) -> No
         trust, settings, TrustedProxies(settings.trusted_proxies), Refusals()
     )
     clients = ClientCache(authenticator)
-    now = time.time()
 
     def head(number: int) -> bytes:
         certificate = authority.issue_client(f"u{number}@example.com").certificate
@@ -582,17 +579,16 @@ def test_clients_are_cached_within_bounds(monkeypatch: pytest.MonkeyPatch) -> No
         ).encode()
 
     heads = [head(number) for number in range(5)]
-    assert clients.get(heads[0], now) is None
+    assert clients.get(heads[0]) is None
     for number, each in enumerate(heads):
         client = clients.parse(each)
         assert client is not None
         assert client.check_in.email == f"u{number}@example.com"
-        assert clients.get(each, now) is client
-    cached = [clients.get(each, now) is not None for each in heads]
+        assert clients.get(each) is client
+    cached = [clients.get(each) is not None for each in heads]
     assert cached == [False, False, True, True, True]
-    assert clients.get(heads[4], now + 100 * 366 * 86400) is None
     trust.replace(Anchors((Authority.create().certificate,)))
-    assert clients.get(heads[4], now) is None
+    assert clients.get(heads[4]) is None
     assert clients.parse(heads[4]) is None
 
 
@@ -667,9 +663,8 @@ def test_any_text_is_an_address_or_an_error(name: str, values: list[str]) -> Non
 @given(st.binary(max_size=300), st.lists(st.binary(max_size=50), max_size=MAX_CHAIN))
 def test_any_bytes_are_no_chain(certificate: bytes, chain: list[bytes]) -> None:
     """Refused like any other, with a sentence."""
-    verifier = ChainVerifier([Authority.create().certificate])
-    with pytest.raises(IdentityError):
-        verifier.verify(certificate, chain, 0.0)
+    trust = Trust(Anchors((Authority.create().certificate,)))
+    assert trust.verify([certificate, *chain]).refusal is not None
 
 
 def test_chains_are_verified_as_a_handshake_does() -> None:
@@ -692,24 +687,24 @@ def test_chains_are_verified_as_a_handshake_does() -> None:
     is_ca = (x509.BasicConstraints(ca=True, path_length=0), True)
     leaf = Authority(intermediate(is_ca), key).issue_client("below@example.com", days=1)
 
-    def verdict(*chain: x509.Certificate) -> int:
-        verifier = ChainVerifier([root.certificate])
-        between = [each.public_bytes(Encoding.DER) for each in chain]
-        certificate = leaf.certificate.public_bytes(Encoding.DER)
-        return len(verifier.verify(certificate, between, now.timestamp() + 60))
+    def refusal(*chain: x509.Certificate) -> str | None:
+        trust = Trust(Anchors((root.certificate,)))
+        sent = [each.public_bytes(Encoding.DER) for each in (leaf.certificate, *chain)]
+        found = trust.verify(sent).refusal
+        return None if found is None else found.reason
 
     for_servers = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
     for_clients = (x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), False)
     strange = (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0"), True)
-    assert verdict(intermediate(is_ca)) == 3
-    assert verdict(intermediate(is_ca, for_clients), intermediate(is_ca, for_servers)) == 3
-    for chain in (
-        (),
-        (intermediate(),),
-        (intermediate((x509.BasicConstraints(ca=False, path_length=None), True)),),
-        (intermediate(is_ca, for_servers),),
-        (intermediate(is_ca, strange),),
-        (intermediate(is_ca, until=-DAY),),
+    assert refusal(intermediate(is_ca)) is None
+    assert refusal(intermediate(is_ca, for_clients), intermediate(is_ca, for_servers)) is None
+    no_ca = (x509.BasicConstraints(ca=False, path_length=None), True)
+    for chain, reason in (
+        ((), "untrusted-chain"),
+        ((intermediate(),), "not-a-ca"),
+        ((intermediate(no_ca),), "not-a-ca"),
+        ((intermediate(is_ca, for_servers),), "ca-purpose"),
+        ((intermediate(is_ca, strange),), "unknown-extension"),
+        ((intermediate(is_ca, until=-DAY),), "ca-expired"),
     ):
-        with pytest.raises(IdentityError):
-            verdict(*chain)
+        assert refusal(*chain) == reason

@@ -44,7 +44,7 @@ def seconds(number: float) -> datetime.timedelta:
 
 
 ANNOUNCER = AnnouncerKey(
-    SIGNER.kid, TEST_ONLY_KEY.public_key(), NOW - seconds(86_400), NOW + seconds(86_400)
+    SIGNER.kid, TEST_ONLY_KEY.public_key(), ((NOW - seconds(86_400), NOW + seconds(86_400)),)
 )
 
 
@@ -91,7 +91,7 @@ def test_signed_vectors_encode_to_and_verify_from_the_written_bytes(path: Path) 
     payload = vector["text"].encode("ascii")
     log_id = uuid.UUID(fields["log"])
     assert list(encode_json(log_id, sent, fields["head"], events, signer)) == [payload]
-    announcer = AnnouncerKey(signer.kid, key.public_key(), sent, sent)
+    announcer = AnnouncerKey(signer.kid, key.public_key(), ((sent, sent),))
     expected = Datagram(log_id, sent, fields["head"], tuple(events), signer.kid)
     assert verifier(announcer).verify(payload, sent) == expected
 
@@ -219,7 +219,7 @@ def test_members_in_another_order_are_no_reason() -> None:
 
 def test_the_dates_of_a_key_are_judged_when_it_is_used() -> None:
     """A listener that runs for years notices."""
-    judge = verifier(AnnouncerKey(SIGNER.kid, ANNOUNCER.key, NOW, NOW + seconds(10)))
+    judge = verifier(AnnouncerKey(SIGNER.kid, ANNOUNCER.key, ((NOW, NOW + seconds(10)),)))
     for moment, expected in ((-1, "key-not-yet-valid"), (11, "key-expired")):
         sent = NOW + seconds(moment)
         assert reason(datagram(event(), sent=sent), judge, sent) == expected

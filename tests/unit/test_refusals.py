@@ -60,11 +60,16 @@ def anchors(*revoked: int) -> Anchors:
 
 
 def checked_anew(
-    before: Anchors, chain: list[bytes], after: Anchors | None = None, ahead_s: float = 0.0
+    before: Anchors,
+    chain: list[bytes],
+    after: Anchors | None = None,
+    ahead_s: float = 0.0,
+    *,
+    resumed: bool = False,
 ) -> Callable[[], str]:
     """Return a function that judges a certificate anew by the anchors `after`, `ahead_s` later."""
     trust = Trust(before, "refuse", clock=lambda: now().timestamp() + ahead_s)
-    auth = trust.verify(chain)
+    auth = trust.verify(chain, resumed=resumed)
     if after is not None:
         trust.replace(after)
 
@@ -98,20 +103,21 @@ def forwarded(certificate: bytes | None, trusted: Anchors) -> Callable[[], str]:
     return authenticate
 
 
-def constrained() -> Authority:
-    only = x509.NameConstraints(
-        permitted_subtrees=[x509.RFC822Name("plant.example")], excluded_subtrees=None
-    )
+def renewed(*extensions: tuple[x509.ExtensionType, bool]) -> Anchors:
+    """The CA with another certificate, which has these extensions and expires in a day."""
     certificate = CA.certify(
         CA.certificate.public_key(),
         CA.certificate.subject,
-        [(x509.BasicConstraints(ca=True, path_length=None), True), (only, True)],
+        [(x509.BasicConstraints(ca=True, path_length=None), True), *extensions],
         not_before=now() - datetime.timedelta(days=1),
         not_after=now() + datetime.timedelta(days=1),
     )
-    return Authority(certificate, CA.key)
+    return Anchors((certificate,))
 
 
+ELSEWHERE = x509.NameConstraints(
+    permitted_subtrees=[x509.RFC822Name("plant.example")], excluded_subtrees=None
+)
 PLAIN = Anchors((CA.certificate,))
 KINDS: dict[str, Callable[[], Callable[[], str]]] = {
     "revoked": lambda: checked_anew(anchors(LEAF.certificate.serial_number), [der(LEAF)]),
@@ -122,11 +128,11 @@ KINDS: dict[str, Callable[[], Callable[[], str]]] = {
     "ca-changed": lambda: checked_anew(
         PLAIN, [der(LEAF)], Anchors((Authority.create().certificate,))
     ),
-    "unknown-chain": lambda: checked_anew(Anchors((Authority.create().certificate,)), [der(LEAF)]),
-    "name-constraints": lambda: checked_anew(Anchors((constrained().certificate,)), [der(LEAF)]),
-    "ca-expired": lambda: checked_anew(
-        Anchors((constrained().certificate,)), [der(LEAF)], ahead_s=1.5 * DAY_S
+    "unknown-chain": lambda: checked_anew(
+        Anchors((Authority.create().certificate,)), [der(LEAF)], resumed=True
     ),
+    "name-constraints": lambda: checked_anew(renewed((ELSEWHERE, True)), [der(LEAF)]),
+    "ca-expired": lambda: checked_anew(renewed(), [der(LEAF)], ahead_s=1.5 * DAY_S),
     "ca-unreadable": lambda: checked_anew(PLAIN, [der(LEAF), b"no certificate"]),
     "no-certificate": lambda: forwarded(None, PLAIN),
     "untrusted-chain": lambda: forwarded(

@@ -9,53 +9,49 @@ from __future__ import annotations
 import math
 import ssl
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal
 
 from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tornado_status.errors import IdentityError, Refusal
 from tornado_status.pki.authorities import CertificateAuthority, read_authority
-from tornado_status.pki.certificates import issued_by, quietly
+from tornado_status.pki.certificates import quietly
+from tornado_status.pki.chain_paths import CertificationPath, find_paths
 from tornado_status.pki.identity import Identity, identify
+from tornado_status.pki.name_constraints import email_name
 from tornado_status.pki.trust_anchors import Anchors, der
 from tornado_status.runtime.bounded_dict import BoundedDict
 
 MAX_REMEMBERED = 4096  # results by certificate: each saves half a millisecond for a device
-MAX_PATHS = 16  # tried, because CAs may have signed each other; more than one is rare
 
 NO_CERTIFICATE = Refusal(400, "no-certificate", "No required SSL certificate was sent")
-REVOKED = Refusal(403, "revoked", "The certificate is revoked")
-EXPIRED = Refusal(403, "expired", "The certificate has expired")
-CRL_EXPIRED = Refusal(403, "crl-expired", "The CA's revocation list is out of date")
 CA_CHANGED = Refusal(403, "ca-changed", "The certificate's CA is not trusted any more")
 UNKNOWN_CHAIN = Refusal(
     403, "unknown-chain", "The certificate's CA is not known in this session: connect anew"
+)
+UNTRUSTED = Refusal(
+    403, "untrusted-chain", "The certificate does not lead to a CA that is trusted here"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class ChainPaths:
-    """The paths from a certificate up to the CAs of one bundle.
-
-    `serial` is the certificate's own. A path begins with the CA that issued it.
-    """
+    """The paths from a certificate up to the CAs of one bundle."""
 
     bundle: int
-    serial: int
-    paths: tuple[tuple[CertificateAuthority, ...], ...]
+    paths: tuple[CertificationPath, ...]
 
 
 @dataclass(slots=True)
 class AuthResult:
     """The result of verifying one certificate: shared by its connections, updated in place.
 
-    `chain` is in DER, the certificate first, without the CAs that are anchors. The result holds for
-    `generation` of the trust and until `valid_until`, in seconds since the epoch; a refusal is in
-    the past at once. After `chain_until` the chain itself must be verified again: TLS has no such
-    moment, a chain from a proxy's header has.
+    `chain` is in DER, the certificate first, without the CAs that are anchors. It is the
+    certificate alone if the session is `resumed`. The result holds for `generation` of the trust
+    and until `valid_until`, in seconds since the epoch; a refusal is in the past at once.
     """
 
     chain: tuple[bytes, ...]
@@ -65,7 +61,7 @@ class AuthResult:
     identity: Identity | None = None
     refusal: Refusal | None = None
     chain_paths: ChainPaths | None = None
-    chain_until: float = math.inf
+    resumed: bool = False
 
 
 class Trust:
@@ -115,25 +111,27 @@ class Trust:
         auth = self._results.get(certificate) if current else None
         # A refused certificate may come with another chain now: that of a CA's newer certificate.
         if auth is None or self.check(auth) is not None:
-            auth = self.verify(chain() or (certificate,), bundle)
+            sent = chain()
+            auth = self.verify(sent or (certificate,), bundle, resumed=not sent)
             if current:
                 self._results[certificate] = auth
         return auth
 
     def verify(
-        self, chain: Sequence[bytes], bundle: int | None = None, chain_until: float = math.inf
+        self, chain: Sequence[bytes], bundle: int | None = None, *, resumed: bool = False
     ) -> AuthResult:
-        """Return the result for a verified chain in DER, its first certificate the peer's.
+        """Return the result for a chain in DER, its first certificate the peer's.
 
-        `bundle` is that of the CAs that verified it, by default the one in force. The caller may
-        keep the result while `chain_holds`, and calls `check` before each use.
+        Behind it come CAs in any order, of which nothing is believed. `bundle` is that of the CAs
+        that the connection began with, by default the one in force. The caller may keep the result
+        while `chain_holds`, and calls `check` before each use.
         """
         anchors = {root.der for root in self._roots}
         below = list(chain)
         while len(below) > 1 and below[-1] in anchors:
             below.pop()
         bundle = self.bundle if bundle is None else bundle
-        auth = AuthResult(tuple(below), bundle, chain_until=chain_until)
+        auth = AuthResult(tuple(below), bundle, resumed=resumed)
         self.check(auth)
         return auth
 
@@ -151,13 +149,12 @@ class Trust:
             self._verify_again(auth)
         return auth.refusal
 
-    def chain_holds(self, auth: AuthResult, now: float = 0.0) -> bool:
-        """Return whether the chain of a result still stands: the same CAs, and not expired.
+    def chain_holds(self, auth: AuthResult) -> bool:
+        """Return whether the CAs in force are those of a result.
 
-        If not, a connection of the certificate has to end, or its chain to be verified again. Only
-        chains from a proxy's header need `now` (epoch).
+        If not, a connection of the certificate has to end, or its chain to be verified again.
         """
-        return auth.bundle == self.bundle and now <= auth.chain_until
+        return auth.bundle == self.bundle
 
     def _verify_again(self, auth: AuthResult) -> None:
         auth.generation = self.generation
@@ -171,88 +168,43 @@ class Trust:
 
     def _check_chain(self, auth: AuthResult, identity: Identity) -> float:
         """Return until when the chain is valid. Raises `IdentityError`."""
-        if self._clock() > identity.not_after:
-            raise IdentityError(*EXPIRED)
         found = auth.chain_paths
         if found is None or found.bundle != self.bundle:
-            found = auth.chain_paths = self._find_paths(auth.chain)
+            found = auth.chain_paths = self._find_paths(auth, identity)
         # A CA may have several certificates. One that is valid is enough.
-        refusal = UNKNOWN_CHAIN if self.chain_holds(auth) else CA_CHANGED
+        refusal = UNKNOWN_CHAIN if auth.resumed else UNTRUSTED
+        if not self.chain_holds(auth):
+            refusal = CA_CHANGED
+        now, refuse_expired_crl = self._clock(), self._on_expired_crl == "refuse"
         for number, path in enumerate(found.paths):
             try:
-                return self._check_path(found.serial, path, identity)
+                return path.check(now, self.anchors.crls, refuse_expired_crl=refuse_expired_crl)
             except IdentityError as error:
                 refusal = error.refusal if number == 0 else refusal
         raise IdentityError(*refusal)
 
-    def _check_path(
-        self, serial: int, path: Sequence[CertificateAuthority], identity: Identity
-    ) -> float:
-        """Return until when a certificate is valid by this path. Raises `IdentityError`."""
-        now, valid_until = self._clock(), identity.not_after
-        for ca in path:
-            ca.check(identity.email, now)
-            valid_until = min(valid_until, ca.not_after)
-            crl = self.anchors.crls.get(ca.id)
-            if crl is not None:
-                if serial in crl.serials:
-                    raise IdentityError(*REVOKED)
-                if self._on_expired_crl == "refuse":
-                    if now > crl.next_update:
-                        raise IdentityError(*CRL_EXPIRED)
-                    valid_until = min(valid_until, crl.next_update)
-            if ca.self_signed:
-                break  # only the operator can revoke a root
-            serial = ca.serial
-        return valid_until
-
-    def _find_paths(self, chain: Sequence[bytes]) -> ChainPaths:
-        """Find the CAs above a verified chain. Raises `IdentityError` if one is unreadable or weak.
+    def _find_paths(self, auth: AuthResult, identity: Identity) -> ChainPaths:
+        """Find the CAs above a certificate. Raises `IdentityError` if one is unreadable or weak.
 
         Signatures are verified here: once for each certificate and bundle, however often the
         result is checked.
         """
         with quietly():
-            leaf = x509.load_der_x509_certificate(chain[0])
-            serial = leaf.serial_number
-        sent = tuple(map(self._intermediate, chain[1:]))
-        for ca in sent:
-            if ca.weakness is not None:  # a signature with SHA-1 cannot even be verified here
-                raise IdentityError(*ca.weakness)
-        above = sent[-1].certificate if sent else leaf
-        paths = [(*sent, *path) for path in islice(self._paths_above(above, sent), MAX_PATHS)]
-        if not paths and not sent:
-            # A resumed session has no chain: its CAs may be known from another client's.
-            paths = [
-                (ca, *path)
-                for ca in self._intermediates.values()
-                if issued_by(leaf, ca.certificate)
-                for path in islice(self._paths_above(ca.certificate, (ca,)), MAX_PATHS)
-            ]
-        if not paths and any(root.der == chain[0] for root in self._roots):
-            paths = [()]  # a trust anchor itself; a known CA above it may have revoked it
-        return ChainPaths(self.bundle, serial, tuple(paths))
-
-    def _paths_above(
-        self, certificate: x509.Certificate, below: tuple[CertificateAuthority, ...]
-    ) -> Iterator[tuple[CertificateAuthority, ...]]:
-        """Yield the paths of CAs in force above a certificate, without those of `below`."""
-        for root in self._roots:
-            if root in below or not issued_by(certificate, root.certificate):
-                continue
-            higher = False
-            if not root.self_signed:
-                for path in self._paths_above(root.certificate, (*below, root)):
-                    higher = True
-                    yield (root, *path)
-            if not higher:
-                yield (root,)
-
-    def _intermediate(self, der: bytes) -> CertificateAuthority:
-        known = self._intermediates.get(der)
-        if known is None:
-            known = self._intermediates[der] = read_authority(der)
-        return known
+            leaf = x509.load_der_x509_certificate(auth.chain[0])
+        sent = [self._intermediates.get(der) or read_authority(der) for der in auth.chain[1:]]
+        # A resumed session has no chain: its CAs may be known from another client's.
+        others = tuple(self._intermediates.values()) if auth.resumed else sent
+        names = [email_name(identity.email)]
+        paths = find_paths(leaf, others, self._roots, ExtendedKeyUsageOID.CLIENT_AUTH, names)
+        if not paths:
+            for ca in sent:
+                if ca.flaw is not None:  # a signature with SHA-1 is not even verified
+                    raise IdentityError(*ca.flaw)
+        anchors = {root.der for root in self._roots}
+        for ca in (ca for path in paths if path.flaw is None for ca in path.cas):
+            if ca.der not in anchors:
+                self._intermediates[ca.der] = ca
+        return ChainPaths(self.bundle, paths)
 
 
 def verified_chain(secure: ssl.SSLSocket) -> list[bytes]:

@@ -16,8 +16,10 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from tornado_status.errors import AnnouncerError
-from tornado_status.pki.certificates import UNREADABLE, issued_by
+from tornado_status.errors import AnnouncerError, IdentityError
+from tornado_status.pki.authorities import find, read_authority
+from tornado_status.pki.certificates import UNREADABLE
+from tornado_status.pki.chain_paths import MAX_CAS, CertificationPath, find_paths
 
 # The purpose "signs status datagrams" (extended key usage). With it, an announcer key cannot be
 # used for a TLS server, a TLS client or mail. A listener can tell its certificate from all others
@@ -28,8 +30,6 @@ PURPOSE = x509.ObjectIdentifier(
     "1.2.840.113556.1.8000.2554.4170.17520.20202.17720.47889.4093508.10044664"
 )
 
-MAX_CHAIN = 4  # certificates from the announcer's up to a trusted one
-
 
 def key_id(key: Ed25519PublicKey) -> str:
     """Return the name of a key in datagrams: 16 hex digits of its SPKI's SHA-256."""
@@ -39,12 +39,23 @@ def key_id(key: Ed25519PublicKey) -> str:
 
 @dataclass(frozen=True, slots=True)
 class AnnouncerKey:
-    """A key that may announce, and the dates of its certificate."""
+    """A key that may announce.
+
+    `validity` has a pair for each path up to a trusted CA: the first and the last moment at which
+    all its certificates are valid.
+    """
 
     kid: str
     key: Ed25519PublicKey
-    not_before: datetime.datetime
-    not_after: datetime.datetime
+    validity: tuple[tuple[datetime.datetime, datetime.datetime], ...]
+
+    def is_valid(self, now: datetime.datetime) -> bool:
+        """Return whether the certificate and the CAs above are valid at `now`."""
+        return any(first <= now <= last for first, last in self.validity)
+
+    def is_yet_to_come(self, now: datetime.datetime) -> bool:
+        """Return whether `now` is before the first moment of any path."""
+        return all(now < first for first, _ in self.validity)
 
     def verify(self, signature: bytes, signed: bytes) -> bool:
         """Return whether `signature` (64 bytes) is this key's over `signed`."""
@@ -85,37 +96,46 @@ def verify_announcer(
     if not isinstance(key, Ed25519PublicKey):
         raise AnnouncerError("not an Ed25519 key")
     try:
-        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (x509.ExtensionNotFound, *UNREADABLE) as error:
+        usages = find(certificate.extensions, x509.ExtendedKeyUsage)
+        constraints = find(certificate.extensions, x509.BasicConstraints)
+        usage = find(certificate.extensions, x509.KeyUsage)
+    except UNREADABLE as error:
         raise AnnouncerError("not meant for announcing") from error
-    if PURPOSE not in usages or constraints.ca:
+    if usages is None or PURPOSE not in usages or constraints is None or constraints.ca:
         raise AnnouncerError("not meant for announcing")
-    _verify_chain(certificates, cas)
-    return AnnouncerKey(
-        kid=key_id(key),
-        key=key,
-        not_before=certificate.not_valid_before_utc,
-        not_after=certificate.not_valid_after_utc,
-    )
+    if usage is not None and (usage.key_cert_sign or not usage.digital_signature):
+        raise AnnouncerError("not meant for announcing")
+    paths = announcer_paths(certificates, cas)
+    validity = tuple(_period(path) for path in paths if path.flaw is None)
+    if not validity:
+        flaws = [path.flaw.detail for path in paths if path.flaw is not None]
+        raise AnnouncerError(flaws[0] if flaws else "not issued by a trusted CA")
+    return AnnouncerKey(key_id(key), key, validity)
 
 
-def _verify_chain(
+def announcer_paths(
     certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certificate]
-) -> None:
-    current = certificates[0]
-    for _ in range(MAX_CHAIN):
-        if any(issued_by(current, ca) for ca in cas):
-            return
-        following = next((c for c in certificates[1:] if _is_ca(c) and issued_by(current, c)), None)
-        if following is None:
-            break
-        current = following
-    raise AnnouncerError("not issued by a trusted CA")
+) -> tuple[CertificationPath, ...]:
+    """Return the paths from an announcer certificate, the first, to `cas`.
 
-
-def _is_ca(certificate: x509.Certificate) -> bool:
+    Raises `AnnouncerError`.
+    """
     try:
-        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
-    except (x509.ExtensionNotFound, *UNREADABLE):
-        return False
+        others = [read_authority(_der(ca)) for ca in certificates[1:][:MAX_CAS]]
+        return find_paths(
+            certificates[0], others, [read_authority(_der(ca)) for ca in cas], PURPOSE
+        )
+    except IdentityError as error:
+        raise AnnouncerError(error.detail) from error
+    except UNREADABLE as error:
+        raise AnnouncerError("its certificate cannot be read") from error
+
+
+def _period(path: CertificationPath) -> tuple[datetime.datetime, datetime.datetime]:
+    first, last = path.validity
+    utc = datetime.UTC
+    return datetime.datetime.fromtimestamp(first, utc), datetime.datetime.fromtimestamp(last, utc)
+
+
+def _der(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(Encoding.DER)

@@ -1,35 +1,51 @@
-"""Checking a CA certificate: its dates, its name constraints and its strength. Pure.
-
-TLS libraries apply name constraints (RFC 5280, 4.2.1.10) to subjectAltName alone. This module also
-applies them to the e-mail address of the identity, which is a common name.
-"""
+"""The certificate of a CA as a value, and why no certificate below it is trusted. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.x509.oid import ExtensionOID
 
 from tornado_status.errors import IdentityError, Refusal
 from tornado_status.pki.certificates import (
     UNREADABLE,
     ca_id,
+    canonical_name,
     quietly,
     self_signed,
     weak_key,
     weak_signature,
 )
+from tornado_status.pki.name_constraints import Constraints, Name, names_of, read_constraints
 
-NOT_PERMITTED = Refusal(
-    403, "name-constraints", "The certificate's CA may not issue to this e-mail address"
-)
-NOT_IN_FORCE = Refusal(
-    403, "ca-expired", "The certificate of a CA above has expired, or is not valid yet"
-)
 CA_UNREADABLE = Refusal(403, "ca-unreadable", "The certificate of a CA above cannot be read")
+NOT_A_CA = Refusal(
+    403, "not-a-ca", "A certificate above is not that of a CA (basicConstraints, keyCertSign)"
+)
+POLICY_CONSTRAINTS = Refusal(
+    403, "policy-constraints", "A CA above demands certificate policies, which are not checked here"
+)
 
-_NAME_CONSTRAINTS = b"\x06\x03\x55\x1d\x1e"  # 2.5.29.30 in DER; other parts may have these bytes
+_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
+
+# Critical extensions that are checked, or that cannot make a difference: policies have no effect
+# without policy constraints, and CRLs come from a file.
+UNDERSTOOD = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
+        ExtensionOID.NAME_CONSTRAINTS,
+        ExtensionOID.CERTIFICATE_POLICIES,
+        ExtensionOID.POLICY_MAPPINGS,
+        ExtensionOID.INHIBIT_ANY_POLICY,
+        ExtensionOID.CRL_DISTRIBUTION_POINTS,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,75 +53,82 @@ class CertificateAuthority:
     """One certificate of a CA.
 
     `id` is that of the CA (see `certificates.ca_id`), `der` and `serial` are this certificate's.
-    Times are seconds since the epoch. `permitted` and `excluded` are its constraints on e-mail
-    addresses, in lower case; None permits all. `weakness` is why no certificate below is trusted.
+    Times are seconds since the epoch. `path_length` is how many CAs may follow, and `purposes` what
+    for certificates below may be; None is any. `names` are its own names. `flaw` is why no
+    certificate below is trusted, whichever path leads up to it.
     """
 
     certificate: x509.Certificate
     der: bytes
     id: bytes
+    subject: str
     serial: int
     self_signed: bool
+    self_issued: bool
+    key_identifier: bytes | None
     not_before: float
     not_after: float
-    permitted: tuple[str, ...] | None
-    excluded: tuple[str, ...]
-    weakness: Refusal | None
-
-    def check(self, email: str, now: float) -> None:
-        """Raise `IdentityError` if the CA may not issue to this canonical e-mail address now."""
-        if self.weakness is not None:
-            raise IdentityError(*self.weakness)
-        if not self.not_before <= now <= self.not_after:
-            raise IdentityError(*NOT_IN_FORCE)
-        if any(_within(email, constraint) for constraint in self.excluded):
-            raise IdentityError(*NOT_PERMITTED)
-        if self.permitted is not None and not any(
-            _within(email, constraint) for constraint in self.permitted
-        ):
-            raise IdentityError(*NOT_PERMITTED)
+    path_length: int | None
+    purposes: frozenset[x509.ObjectIdentifier] | None
+    constraints: Constraints
+    names: tuple[Name, ...]
+    flaw: Refusal | None
 
 
 def read_authority(der: bytes) -> CertificateAuthority:
     """Read the certificate of a CA. Raises `IdentityError` if it cannot be read."""
     with quietly():
         try:
-            certificate = x509.load_der_x509_certificate(der)
-            # TLS checks all other extensions, and it reads some that `cryptography` does not.
-            found = _constraints(certificate) if _NAME_CONSTRAINTS in der else (None, ())
-            is_root = self_signed(certificate)
-            return CertificateAuthority(
-                certificate=certificate,
-                der=der,
-                id=ca_id(certificate),
-                serial=certificate.serial_number,
-                self_signed=is_root,
-                not_before=certificate.not_valid_before_utc.timestamp(),
-                not_after=certificate.not_valid_after_utc.timestamp(),
-                permitted=found[0],
-                excluded=found[1],
-                weakness=_weakness(certificate, is_root=is_root),
-            )
+            return _read(x509.load_der_x509_certificate(der), der)
         except UNREADABLE as error:
             raise IdentityError(*CA_UNREADABLE) from error
 
 
-def _constraints(
-    certificate: x509.Certificate,
-) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.NameConstraints).value
-    except x509.ExtensionNotFound:
-        return None, ()
-    # Only constraints on e-mail addresses apply; the others constrain names of their own kind.
-    permitted, excluded = (
-        tuple(name.value.lower() for name in names or () if isinstance(name, x509.RFC822Name))
-        for names in (found.permitted_subtrees, found.excluded_subtrees)
+def _read(certificate: x509.Certificate, der: bytes) -> CertificateAuthority:
+    extensions, is_root = certificate.extensions, self_signed(certificate)
+    basic = find(extensions, x509.BasicConstraints)
+    usages = find(extensions, x509.ExtendedKeyUsage)
+    identifier = find(extensions, x509.SubjectKeyIdentifier)
+    subject = repr(canonical_name(certificate.subject))
+    return CertificateAuthority(
+        certificate=certificate,
+        der=der,
+        id=ca_id(certificate),
+        subject=subject,
+        serial=certificate.serial_number,
+        self_signed=is_root,
+        self_issued=subject == repr(canonical_name(certificate.issuer)),
+        key_identifier=identifier.digest if identifier is not None else None,
+        not_before=certificate.not_valid_before_utc.timestamp(),
+        not_after=certificate.not_valid_after_utc.timestamp(),
+        path_length=basic.path_length if basic is not None else None,
+        purposes=frozenset(usages) if usages is not None else None,
+        constraints=read_constraints(extensions),
+        names=names_of(certificate.subject, extensions),
+        flaw=_flaw(certificate, is_root=is_root),
     )
-    return permitted or None, excluded
 
 
-def _weakness(certificate: x509.Certificate, *, is_root: bool) -> Refusal | None:
+def unknown_extension(extensions: x509.Extensions) -> Refusal | None:
+    """Return why a certificate is refused that has a critical extension of unknown meaning."""
+    for extension in extensions:
+        if extension.critical and extension.oid not in UNDERSTOOD:
+            name = extension.oid.dotted_string
+            return Refusal(
+                403, "unknown-extension", f"The critical extension {name} is not understood"
+            )
+    return None
+
+
+def find(extensions: x509.Extensions, kind: type[_Extension]) -> _Extension | None:
+    """Return an extension, None if it is not there."""
+    try:
+        return extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
+def _flaw(certificate: x509.Certificate, *, is_root: bool) -> Refusal | None:
     weak = weak_key(certificate)
     # A root's signature of itself proves nothing: a root is trusted because it is in the file. Its
     # hash does not matter.
@@ -114,22 +137,15 @@ def _weakness(certificate: x509.Certificate, *, is_root: bool) -> Refusal | None
             weak = weak_signature(certificate)
         except UnsupportedAlgorithm:
             weak = "its signature is of an unknown kind"
-    if weak is None:
-        return None
-    return Refusal(403, "weak-ca", f"A CA of the certificate is too weak: {weak}")
-
-
-def _within(email: str, constraint: str) -> bool:
-    """Return whether an address is a mailbox, at a host, or below a `.domain`.
-
-    An empty constraint includes all names, as in the libraries of browsers.
-    """
-    host = email.rpartition("@")[2]
-    mailbox, at, of = constraint.rpartition("@")
-    if mailbox:
-        return email == constraint
-    if at:
-        return host == of  # "@example.com" is no address: OpenSSL reads it as the host
-    if constraint.startswith("."):
-        return host.endswith(constraint)
-    return not constraint or host == constraint
+    if weak is not None:
+        return Refusal(403, "weak-ca", f"A CA of the certificate is too weak: {weak}")
+    extensions = certificate.extensions
+    basic, usage = find(extensions, x509.BasicConstraints), find(extensions, x509.KeyUsage)
+    if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
+        return NOT_A_CA
+    if not certificate.subject.rdns:  # RFC 5280, 4.1.2.6
+        return NOT_A_CA
+    # Also one that is not critical, as it must be (RFC 5280, 4.2.1.11): it demands the same.
+    if find(extensions, x509.PolicyConstraints) is not None:
+        return POLICY_CONSTRAINTS
+    return unknown_extension(extensions)

@@ -21,6 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
+MIN_EC_BITS = 224  # the same, as OpenSSL's security level 2 asks in a handshake
 
 # The exceptions of `cryptography` for certificates and CRLs that it cannot read, some of them only
 # when a part is read. Each was found by a test.
@@ -99,7 +100,7 @@ def same_name(one: x509.Name, other: x509.Name) -> bool:
     The type of the strings, upper and lower case and the number of spaces do not matter. Raises
     `UNREADABLE`.
     """
-    return one == other or _canonical(one) == _canonical(other)
+    return one == other or canonical_name(one) == canonical_name(other)
 
 
 def self_signed(certificate: x509.Certificate) -> bool:
@@ -122,7 +123,7 @@ def ca_id(ca: x509.Certificate) -> bytes:
     (see `same_name`). A CA of the same name with another key has another. Raises `UNREADABLE`.
     """
     key = ca.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    name = repr(_canonical(ca.subject)).encode()
+    name = repr(canonical_name(ca.subject)).encode()
     return hashlib.sha256(len(name).to_bytes(4, "big") + name + key).digest()
 
 
@@ -136,6 +137,11 @@ def weak_key(certificate: x509.Certificate) -> str | None:
         return "DSA keys are not accepted"
     if isinstance(key, rsa.RSAPublicKey) and key.key_size < MIN_RSA_BITS:
         return f"RSA keys below {MIN_RSA_BITS} bits are not accepted"
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        if key.key_size < MIN_EC_BITS:
+            return f"EC keys below {MIN_EC_BITS} bits are not accepted"
+        if not _names_its_curve(certificate, key):
+            return "EC keys with explicit parameters are not accepted"
     return None
 
 
@@ -159,7 +165,7 @@ def _read_all(certificate: x509.Certificate) -> None:
     ca_id(certificate)
 
 
-def _canonical(name: x509.Name) -> list[list[tuple[str, str]]]:
+def canonical_name(name: x509.Name) -> list[list[tuple[str, str]]]:
     """Return the parts of a name, each a set of types and values, in their one spelling."""
     return [
         sorted((part.oid.dotted_string, _canonical_value(part.value)) for part in parts)
@@ -200,3 +206,12 @@ def _padding(certificate: x509.Certificate) -> padding.PKCS1v15 | padding.PSS:
     if not isinstance(found, padding.PSS):
         raise ValueError("RSASSA-PSS without its parameters")
     return found
+
+
+def _names_its_curve(certificate: x509.Certificate, key: ec.EllipticCurvePublicKey) -> bool:
+    """Return whether the certificate has the curve's OID (RFC 5480, 2.1.1)."""
+    information = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    start = information.index(b"\x30", 1)  # the algorithm and its curve, behind the outer length
+    return information[start : start + 2 + information[start + 1]] in (
+        certificate.tbs_certificate_bytes
+    )

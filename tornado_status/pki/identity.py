@@ -6,11 +6,13 @@ The rules, in the order in which they are checked:
    characters (the upper bound of X.520). A certificate that fails here is answered with
    `CN_SENTENCE`, whatever else is wrong with it.
 2. Each subject alternative name of type rfc822Name is the same address.
-3. The certificate is meant for TLS clients: extended key usage clientAuth, and no CA.
-4. Neither its key nor its signature can be forged with known means: no RSA below 2,048 bits, no
-   DSA, no MD5 or SHA-1. (OpenSSL refuses most of these too, by its security level.)
+3. The certificate is meant for TLS clients: extended key usage clientAuth, and no CA. A key usage,
+   if it has one, lets the key sign handshakes and no certificates.
+4. Neither its key nor its signature can be forged with known means. Refused are RSA below 2,048
+   bits, EC below 224, DSA, MD5 and SHA-1. (OpenSSL refuses most of these too, by its security
+   level.)
 
-`authorities` checks the CAs above it.
+`chain_paths` checks the CAs above it.
 
 An identity is one canonical spelling: lower case, the domain in its ASCII form (IDNA).
 """
@@ -128,6 +130,19 @@ def _check_purpose(extensions: x509.Extensions) -> None:
     else:
         if constraints.ca:
             raise IdentityError(403, "is-ca", "A CA certificate is not accepted as a client")
+    try:
+        usage = extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        pass
+    else:
+        if usage.key_cert_sign:
+            raise IdentityError(403, "is-ca", "A CA certificate is not accepted as a client")
+        if not usage.digital_signature:
+            raise IdentityError(
+                403,
+                "not-for-clients",
+                "The certificate's key may not sign (keyUsage digitalSignature)",
+            )
     try:
         usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:

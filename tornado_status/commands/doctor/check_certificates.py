@@ -16,7 +16,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
 from tornado_status.config import Settings
 from tornado_status.errors import ConfigError
-from tornado_status.pki.authorities import read_authority
+from tornado_status.pki.authorities import NOT_A_CA, read_authority
 from tornado_status.pki.certificates import issued_by
 from tornado_status.pki.credentials import load_credentials
 from tornado_status.pki.datagram_signing import load_signing
@@ -118,11 +118,19 @@ def _authorities(settings: Settings) -> Iterator[Finding]:
     anchors = load_anchors(settings.tls)
     for certificate, name in zip(anchors.cas, distinct_names(anchors.cas), strict=True):
         ca = read_authority(certificate.public_bytes(Encoding.DER))
-        if ca.weakness is not None:
+        if ca.flaw == NOT_A_CA:
+            yield note(
+                TOPIC,
+                f"tls.client_ca: {name} is no CA certificate: the server refuses every certificate "
+                "below it",
+                "Right for a client's own certificate. A CA needs basicConstraints CA:TRUE and, if "
+                "it has a keyUsage, keyCertSign.",
+            )
+        elif ca.flaw is not None:
             yield problem(
                 TOPIC,
-                f"tls.client_ca: {name}: {ca.weakness.detail}",
-                "The server refuses every certificate below it. Make a new CA, with a strong key.",
+                f"tls.client_ca: {name}: {ca.flaw.detail}",
+                "The server refuses every certificate below it. Make a new CA.",
             )
         if crl_file(settings.tls) is not None and ca.id not in anchors.crls:
             yield note(

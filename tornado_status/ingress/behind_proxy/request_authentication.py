@@ -7,17 +7,13 @@ connection. Results are cached by the fingerprint of the header that the certifi
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Sequence
 
-from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
 from tornado.httputil import HTTPServerRequest
 
 from tornado_status.config import IngressSettings
 from tornado_status.errors import ForwardedError, IdentityError, Refusal
 from tornado_status.ingress.authentication import InFlightCounting
-from tornado_status.ingress.behind_proxy.chain_verifier import ChainVerifier
 from tornado_status.ingress.behind_proxy.forwarded_headers import (
     Lines,
     certificate_lines,
@@ -45,7 +41,6 @@ class RequestAuthenticator(InFlightCounting):
         settings: IngressSettings,
         proxies: TrustedProxies,
         refusals: Refusals,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self.trust = trust
         self.draining = False
@@ -53,10 +48,7 @@ class RequestAuthenticator(InFlightCounting):
         self._address_header = settings.address_header
         self._proxies = proxies
         self._refusals = refusals
-        self._clock = clock
         self._results: BoundedDict[bytes, AuthResult] = BoundedDict(MAX_REMEMBERED)
-        self._cas: tuple[x509.Certificate, ...] = ()  # those of the verifier
-        self._verifier: ChainVerifier | None = None
 
     def peer_of(self, request: HTTPServerRequest) -> Peer:
         """Return the client that the proxy passes a request on for, checked now."""
@@ -103,16 +95,9 @@ class RequestAuthenticator(InFlightCounting):
 
         def refusal() -> str | None:
             nonlocal auth
-            lapsed: Refusal | None = None
-            if not self.trust.chain_holds(auth, self._clock()):
-                try:
-                    auth = self._authenticate(texts)
-                except IdentityError as error:
-                    lapsed = error.refusal
-                except ForwardedError as error:
-                    return str(error)
-            if lapsed is None:
-                lapsed = self.trust.check(auth)
+            if not self.trust.chain_holds(auth):
+                auth = self._authenticate(texts)
+            lapsed = self.trust.check(auth)
             if lapsed is None:
                 return None
             self._refusals.on_an_open_connection(lapsed, client.client_ip, client.email)
@@ -121,24 +106,12 @@ class RequestAuthenticator(InFlightCounting):
         return refusal
 
     def _authenticate(self, texts: Sequence[str]) -> AuthResult:
-        """Return the result for a certificate. Raises `IdentityError` and `ForwardedError`."""
+        """Return the result for a certificate. Raises `ForwardedError`."""
         fingerprint = hashlib.sha256("\n".join(texts).encode("latin1", "replace")).digest()
         auth = self._results.get(fingerprint)
-        now = self._clock()
-        if auth is not None and self.trust.chain_holds(auth, now):
-            self.trust.check(auth)
+        if auth is not None and self.trust.chain_holds(auth) and self.trust.check(auth) is None:
             return auth
         forwarded = read_certificate(self._certificate_header, texts)
-        chain = self._verifier_in_force().verify(forwarded.certificate, forwarded.chain, now)
-        auth = self.trust.verify(
-            [ca.public_bytes(Encoding.DER) for ca in chain],
-            chain_until=min(ca.not_valid_after_utc.timestamp() for ca in chain),
-        )
+        auth = self.trust.verify([forwarded.certificate, *forwarded.chain])
         self._results[fingerprint] = auth
         return auth
-
-    def _verifier_in_force(self) -> ChainVerifier:
-        cas = self.trust.anchors.cas
-        if self._verifier is None or self._cas is not cas:
-            self._cas, self._verifier = cas, ChainVerifier(cas)
-        return self._verifier

@@ -57,10 +57,10 @@ class ClientCache:
         self._trust = authenticator.trust
         self._clients: BoundedDict[bytes, CachedClient] = BoundedDict(MAX_REMEMBERED)
 
-    def get(self, head: bytes, now: float) -> CachedClient | None:
-        """Return the client of a cached head, None if it is not there or its chain is outdated."""
+    def get(self, head: bytes) -> CachedClient | None:
+        """Return the client of a cached head, None if it is not there or the CAs have changed."""
         client = self._clients.get(head)
-        if client is None or not self._trust.chain_holds(client.auth, now):
+        if client is None or not self._trust.chain_holds(client.auth):
             return None
         return client
 
@@ -104,7 +104,7 @@ class SharedConnection(CheckInConnection):
         return self._is_known(head) or self._is_from(self._clients.parse(head))
 
     def _is_known(self, head: bytes) -> bool:
-        return self._is_from(self._clients.get(head, self._service.epoch))
+        return self._is_from(self._clients.get(head))
 
     def _is_from(self, client: CachedClient | None) -> bool:
         if client is None:

@@ -1,0 +1,123 @@
+"""Each class of chains, as a client's and as an announcer's: one builder decides about both."""
+
+from __future__ import annotations
+
+import datetime
+import subprocess
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from listeners.verify.known_announcers import KnownAnnouncers
+from listeners.verify.verifier import Verifier
+from tests.support.chains import CA, CLASSES, CLIENT_CLASSES, DAY, Builder, Chain, root
+from tests.support.harness import PATIENCE_S
+from tornado_status.errors import AnnouncerError
+from tornado_status.ingress.trust import Trust
+from tornado_status.pki.announcer_keys import verify_announcer
+from tornado_status.pki.certificates import weak_key
+from tornado_status.pki.name_constraints import MAX_COMPARISONS, Constraints, email_name
+from tornado_status.pki.trust_anchors import Anchors
+
+
+def as_client(chain: Chain) -> str | None:
+    trust = Trust(Anchors(tuple(chain.anchors)))
+    sent = [chain.leaf.certificate, *chain.sent]
+    refusal = trust.verify([each.public_bytes(Encoding.DER) for each in sent]).refusal
+    return None if refusal is None else refusal.reason
+
+
+@pytest.mark.parametrize("kind", CLIENT_CLASSES)
+def test_a_clients_chain_is_good_or_refused_with_a_reason(kind: str) -> None:
+    """Without TLS, which has refused some of them already."""
+    make, reason = CLIENT_CLASSES[kind]
+    assert as_client(make(Builder("client"))) == reason
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_announcers_chain_is_held_to_the_same(kind: str) -> None:
+    """A listener refuses whatever a server refuses of a client."""
+    make, reason = CLASSES[kind]
+    chain = make(Builder("announcer"))
+    now = datetime.datetime.now(datetime.UTC)
+    try:
+        key = verify_announcer([chain.leaf.certificate, *chain.sent], chain.anchors)
+    except AnnouncerError:
+        accepted = False
+    else:
+        accepted = key.is_valid(now)
+    assert accepted == (reason is None)
+
+
+def test_a_listener_drops_an_announcer_when_a_ca_above_expires() -> None:
+    """The dates of the whole chain are checked when a key is used, not when it came."""
+    top = root(end=10 * DAY)
+    middle = top.sign("devices", CA, end=2 * DAY)
+    chain = Builder("announcer").under(top, middle)
+    leaf, sent = chain.leaf, chain.sent
+    long_leaf = middle.sign(
+        leaf.certificate.subject, *_extensions(leaf.certificate), key=leaf.key, end=9 * DAY
+    )
+    keys = KnownAnnouncers(chain.anchors)
+    pem = b"".join(each.public_bytes(Encoding.PEM) for each in (long_leaf.certificate, *sent))
+    assert keys.replace_published([pem.decode()]) == []
+    [key] = keys.known.values()
+    now = datetime.datetime.now(datetime.UTC)
+    judge = Verifier(lambda: keys.known)
+    assert judge._announcer(key.kid, now) is key
+    for moment, reason in ((3 * DAY, "key-expired"), (-2 * DAY, "key-not-yet-valid")):
+        with pytest.raises(Exception, match="certificate") as refused:
+            judge._announcer(key.kid, now + moment)
+        assert getattr(refused.value, "reason", None) == reason
+
+
+def _extensions(certificate: x509.Certificate) -> list[tuple[x509.ExtensionType, bool]]:
+    return [
+        (each.value, each.critical)
+        for each in certificate.extensions
+        if not isinstance(each.value, x509.AuthorityKeyIdentifier | x509.SubjectKeyIdentifier)
+    ]
+
+
+def test_an_announcer_is_valid_by_either_certificate_of_its_ca() -> None:
+    """A CA that was renewed: the old certificate and the new one each have their time."""
+    now = datetime.datetime.now(datetime.UTC)
+    old = root(end=2 * DAY)
+    new = old.sign(old.certificate.subject, CA, key=old.key, start=DAY, end=10 * DAY)
+    leaf = Builder("announcer").leaf(old)
+    long_leaf = old.sign(
+        leaf.certificate.subject, *_extensions(leaf.certificate), key=leaf.key, end=9 * DAY
+    )
+    assert isinstance(leaf.key, Ed25519PrivateKey)
+    key = verify_announcer([long_leaf.certificate], [old.certificate, new.certificate])
+    assert len(key.validity) == 2
+    assert key.is_valid(now)
+    assert key.is_valid(now + 5 * DAY)
+    assert not key.is_valid(now + 9.5 * DAY)
+
+
+def test_an_elliptic_curve_has_a_name() -> None:
+    """Explicit parameters can describe a curve that only looks like the real one (RFC 5480)."""
+    command = "openssl ecparam -name prime256v1 -genkey -noout -param_enc {}"
+    for encoding, weak in (("named_curve", False), ("explicit", True)):
+        words = command.format(encoding).split()
+        pem = subprocess.run(words, capture_output=True, check=True, timeout=PATIENCE_S).stdout
+        made = subprocess.run(
+            "openssl req -x509 -key /dev/stdin -subj /CN=a -days 1".split(),
+            input=pem,
+            capture_output=True,
+            check=True,
+            timeout=PATIENCE_S,
+        ).stdout
+        assert (weak_key(x509.load_pem_x509_certificate(made)) is not None) == weak
+
+
+def test_constraints_cannot_take_the_servers_time() -> None:
+    """Each name is compared with each constraint, so there is a bound on both together."""
+    names = [email_name("a@plant.example")] * 300
+    constraint = x509.RFC822Name, "plant.example"
+    few, many = MAX_COMPARISONS // 300, MAX_COMPARISONS // 300 + 1
+    assert Constraints((constraint,) * few).permits(names)
+    assert not Constraints((constraint,) * many).permits(names)
