@@ -330,6 +330,7 @@ class Server:
             self._watcher.problem,
             self._store.problem,
             self._store.warnings(),
+            self._store.presence_warnings(),
             self._announcer.failing(),
         )
 

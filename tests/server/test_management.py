@@ -236,7 +236,7 @@ def test_readiness_tells_what_it_looked_at(server: Server) -> None:
     assert ready.json["ready"] is True
     assert ready.json["problems"] == ready.json["warnings"] == []
     assert set(ready.json["checks"]) == {
-        *("database", "certificate", "client_ca", "other_certificates", "crl"),
+        *("database", "presence", "certificate", "client_ca", "other_certificates", "crl"),
         *("files", "announce"),
     }
     assert {check["status"] for check in ready.json["checks"].values()} == {"ok"}

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import datetime
 import http.client
 import io
 import json
+import re
 import socket
 import ssl
+import time
+import uuid
 from collections import Counter
 from typing import Any
 
 import pytest
+import structlog
 
+from tests.support.database_clock import MovableClock
 from tests.support.harness import (
     PATIENCE_S,
     Heard,
@@ -28,6 +34,7 @@ from tests.support.harness import (
 )
 from tests.support.own_connections import break_connections
 from tests.support.store import HOURLY, check_in, run, until
+from tests.support.with_constants import MIN_LATE_S
 from tornado_status.api.event_log import csv_lines, csv_row
 from tornado_status.config import DatabaseSettings, HistorySettings, PresenceSettings
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
@@ -37,6 +44,8 @@ from tornado_status.model.records import Event, HistoryEntry
 from tornado_status.store import Store, user_counts
 from tornado_status.store import group_commit as commit_module
 from tornado_status.store import presence_sweep as sweep_module
+from tornado_status.store import store as store_module
+from tornado_status.store.database_clock import DatabaseClock
 
 LOG = "SELECT seq, event, email FROM check_in ORDER BY seq"
 
@@ -48,10 +57,32 @@ def time_passes(url: str, hours: float = 3) -> None:
         "check_in": ("at", "last_seen"),
         "user_status": ("last_seen", "first_seen"),
         "head": ("at",),
+        "presence_mark": ("at",),
     }.items():
         changes = ", ".join(f"{column} = {column} - interval '{past}'" for column in columns)
         rows(url, f"UPDATE {table} SET {changes}")  # noqa: S608 - the names are ours
-    rows(url, "UPDATE head SET grace_until = NULL, swept_at = clock_timestamp()")
+    watched(url, hours)
+
+
+def watched(url: str, hours: float = 3) -> None:
+    """Servers have watched the log for so much longer, whatever the database's clock says."""
+    rows(
+        url,
+        "INSERT INTO presence_mark SELECT watched_ms + 1, seq, at FROM head;"
+        "UPDATE head SET swept_at = clock_timestamp(), watched_ms = watched_ms + 1 + %s",
+        int(hours * 3_600_000),
+    )
+
+
+def restarted(store: Store, away: str = "0 s") -> None:
+    """Let the sweep know as little as after a restart, and no server have run for a while."""
+    store.sweeper._marked = None
+    rows(store._settings.url, "UPDATE head SET swept_at = clock_timestamp() - %s::interval", away)
+
+
+def steady(store: Store) -> None:
+    """The database's clock was not set for as long as pruning asks for."""
+    store.sweeper.clock._steady_since = float("-inf")
 
 
 # ----------------------------------------------------------------------------- offline and back
@@ -240,13 +271,15 @@ def test_after_an_absence_there_is_a_grace_and_no_storm(database_url: str) -> No
         await store.record(check_in("faithful"))
         await store.record(check_in("gone"))
         time_passes(database_url)
-        rows(database_url, "UPDATE head SET swept_at = clock_timestamp() - interval '3 hours'")
+        restarted(store, away="3 hours")
         assert await store.sweeper.sweep() == 0
         assert await store.sweeper.sweep() == 0
         [(left,)] = rows(database_url, "SELECT grace_until - clock_timestamp() FROM head")
         assert datetime.timedelta(hours=1) < left <= datetime.timedelta(hours=2)
         await store.record(check_in("faithful"))
-        rows(database_url, "UPDATE head SET grace_until = clock_timestamp()")
+        rows(database_url, "UPDATE head SET watched_ms = watched_ms + 7199000")
+        assert await store.sweeper.sweep() == 0
+        rows(database_url, "UPDATE head SET watched_ms = watched_ms + 1000")
         assert await store.sweeper.sweep() == 1
 
     run(database_url, heard, body)
@@ -357,6 +390,7 @@ def test_the_log_is_pruned_in_small_steps_up_to_the_retention(
     monkeypatch.setattr(sweep_module, "PRUNE", 4)
 
     async def body(store: Store) -> None:
+        steady(store)
         for number in range(10):
             await store.record(check_in(f"old{number}"))
         time_passes(database_url)
@@ -395,11 +429,263 @@ def test_what_was_not_judged_yet_is_never_pruned(
     async def body(store: Store) -> None:
         await store.record(check_in("a"))
         time_passes(database_url, hours=300)
+        await store.sweeper._mark()
+        steady(store)
         await store.sweeper.prune()
         gone.append(await store.sweeper.sweep())
 
     run(database_url, [], body)
     assert gone == [0 if broken else 1]
+
+
+# -------------------------------------------------------------------------- the database's clock
+
+FUTURE = datetime.timedelta(days=365).total_seconds()
+BY_TIME = "c.at <= now() - interval '2 hours'"
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["as it is", "silence by the log's times"])
+def test_a_clock_that_ran_ahead_keeps_nobody_online(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, broken: bool
+) -> None:
+    """The log's times cannot fall, so they all say now; the age of its entries is known anyway."""
+    if broken:
+        old = "c.seq <= edge.sure OR c.at <= edge.at"
+        assert old in sweep_module.FIND_SILENT
+        find = sweep_module.FIND_SILENT.replace(old, BY_TIME)
+        monkeypatch.setattr(sweep_module, "FIND_SILENT", find)
+    gone = []
+    clock = MovableClock(database_url)
+
+    async def body(store: Store) -> None:
+        clock.set(FUTURE)
+        await store.record(check_in("at the wrong time"))
+        clock.set(0)
+        await store.record(check_in("after it"))
+        watched(database_url)
+        await store.record(check_in("here"))
+        gone.append(await store.sweeper.sweep())
+        assert "ahead" in store.presence_warnings()
+        gone.append(await store.sweeper.sweep())
+        watched(database_url)
+        gone.append(await store.sweeper.sweep())
+
+    run(database_url, [], body)
+    assert gone == ([0, 0, 0] if broken else [2, 0, 1])
+
+
+@pytest.mark.parametrize("by_s", [FUTURE, -FUTURE, 25, -25])
+def test_a_clock_that_is_set_makes_nobody_silent(database_url: str, by_s: float) -> None:
+    """Neither way: users are as old as before, and no absence of the servers is taken for one."""
+    heard: list[Event] = []
+    clock = MovableClock(database_url)
+
+    async def body(store: Store) -> None:
+        await store.record(check_in("silent"))
+        watched(database_url, hours=1.99)
+        await store.record(check_in("here"))
+        await store.sweeper.sweep()
+        with structlog.testing.capture_logs() as logs:
+            clock.set(by_s)
+            assert await store.sweeper.sweep() == 0
+        [line] = logs
+        assert line["event"] == "database clock was set"
+        assert line["by_s"] == pytest.approx(by_s, abs=PATIENCE_S)
+        rows(database_url, "UPDATE head SET watched_ms = watched_ms + 100000")
+        assert await store.sweeper.sweep() == 1
+
+    run(database_url, heard, body)
+    assert [(e.event, e.email.partition("@")[0]) for e in heard] == [
+        ("new", "silent"),
+        ("new", "here"),
+        ("offline", "silent"),
+    ]
+
+
+def test_offline_is_declared_in_time_while_the_clock_is_set(database_url: str) -> None:
+    """In real time, with a user who stays: one is declared offline, the other is not."""
+    clock = MovableClock(database_url)
+    often = PresenceSettings(interval_s=2, offline_after_s=5)
+    offline = "SELECT email FROM check_in WHERE event = 'offline'"
+
+    async def body(store: Store) -> None:
+        async def stay() -> None:
+            while True:
+                await store.record(check_in("here"))
+                await asyncio.sleep(0.1)
+
+        staying = asyncio.create_task(stay())
+        for by_s in (0, FUTURE, 0, -FUTURE, 3600):
+            clock.set(by_s)
+            await store.record(check_in("gone"))
+        await until(lambda: rows(database_url, offline))
+        staying.cancel()
+
+    run(database_url, [], body, when=often)
+    assert rows(database_url, offline) == [("gone@example.com",)]
+
+
+def test_a_mark_of_another_server_counts_by_the_databases_clock(database_url: str) -> None:
+    """But for no longer than since the own mark; and after a restart there is nothing else."""
+    watched_ms = "SELECT watched_ms FROM head"
+
+    async def body(store: Store) -> None:
+        await store.sweeper.sweep()
+        [(before,)] = rows(database_url, watched_ms)
+        # Another server made a mark, half an hour ago by a clock that was set since.
+        rows(
+            database_url,
+            "UPDATE head SET watched_ms = watched_ms + 1, swept_at = swept_at - interval '30 min'",
+        )
+        await store.sweeper.sweep()
+        [(after,)] = rows(database_url, watched_ms)
+        assert 0 < after - before < PATIENCE_S * 1000
+        restarted(store, away="20 s")
+        await store.sweeper.sweep()
+        [(restart,)] = rows(database_url, watched_ms)
+        assert 20_000 <= restart - after < 30_000
+        restarted(store, away="-1 hour")
+        await store.sweeper.sweep()
+        assert rows(database_url, watched_ms) == [(restart,)]
+
+    run(database_url, [], body)
+
+
+@pytest.mark.parametrize("guarded", [True, False], ids=["as it is", "pruning by now()"])
+@pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "after the sweep"])
+def test_a_clock_that_is_ahead_prunes_nothing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, guarded: bool, noticed: bool
+) -> None:
+    """For however short a time; once it is steady again, what is old goes."""
+    if not guarded:
+        before = "to_timestamp(%(before)s)"
+        assert before in sweep_module.PRUNE_LOG
+        prune = sweep_module.PRUNE_LOG.replace(before, "now() - interval '4 hours'")
+        monkeypatch.setattr(sweep_module, "PRUNE_LOG", prune)
+        monkeypatch.setattr(DatabaseClock, "steady_time", lambda self: 0.0)
+    clock = MovableClock(database_url)
+    pruned = []
+
+    async def body(store: Store) -> None:
+        for number in range(4):
+            await store.record(check_in(f"user{number}"))
+        time_passes(database_url)
+        await store.sweeper.sweep()
+        steady(store)
+        clock.set(FUTURE)
+        if noticed:
+            await store.sweeper.sweep()
+        pruned.append(await store.sweeper.prune())
+        clock.set(0)
+        pruned.append(await store.sweeper.prune())
+        await store.sweeper.sweep()
+        steady(store)
+        time_passes(database_url)
+        pruned.append(await store.sweeper.prune())
+
+    run(database_url, [], body, history=HistorySettings(retention=4 * 3600))
+    if guarded:
+        assert pruned == [0, 0, 4]
+    else:
+        assert pruned[0] >= 4
+
+
+def test_a_clock_that_is_behind_only_delays_pruning(database_url: str) -> None:
+    """As the database's clock is, or that of the server's machine: the earlier one counts."""
+    clock = MovableClock(database_url)
+
+    async def body(store: Store) -> None:
+        await store.record(check_in("a"))
+        time_passes(database_url, hours=9)
+        await store.sweeper.sweep()
+        clock.set(-FUTURE)
+        await store.sweeper.sweep()
+        steady(store)
+        assert await store.sweeper.prune() == 0
+        clock.set(0)
+        await store.sweeper.sweep()
+        assert await store.sweeper.prune() == 0
+        steady(store)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.time", lambda real=time.time: real() - FUTURE)
+            assert await store.sweeper.prune() == 0
+        assert await store.sweeper.prune() == 1
+
+    run(database_url, [], body, history=HistorySettings(retention=4 * 3600))
+
+
+# ------------------------------------------------------------------- connections of the sweep's own
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["as it is", "with the readers' connections"])
+def test_clients_that_read_take_no_connection_of_the_sweep(database_url: str, broken: bool) -> None:
+    """Nor of the alerts, nor of the commands' entries."""
+
+    async def body(store: Store) -> None:
+        await store.record(check_in("gone"))
+        time_passes(database_url)
+        await store.alerts.register(["plant"])
+        for pool in store._pools:
+            pool._acquire_timeout_s = 0.1
+        if broken:
+            store.sweeper._pool = store._outbox._pool = store.alerts._pool = store._pool
+        async with contextlib.AsyncExitStack() as readers:
+            for _ in range(store_module.READERS):
+                await readers.enter_async_context(store._pool.connection())
+            with pytest.raises(StoreUnavailable, match="too many reads"):
+                await store.user("gone@example.com")
+            for work in (
+                store.sweeper.sweep,
+                store._outbox.take,
+                lambda: store.alerts.cursor("plant", uuid.uuid4(), 1),
+            ):
+                if broken:
+                    with pytest.raises(StoreUnavailable, match="too many reads"):
+                        await work()
+                else:
+                    await work()
+
+    run(database_url, [], body)
+    assert rows(database_url, "SELECT 1 FROM check_in WHERE event = 'offline'") == (
+        [] if broken else [(1,)]
+    )
+
+
+def test_a_missing_connection_is_no_absence_of_servers(database_url: str) -> None:
+    """The writer notes that a server runs; the search catches up, without a grace."""
+
+    async def body(store: Store) -> None:
+        await store.record(check_in("gone"))
+        time_passes(database_url)
+        store.sweeper._pool._acquire_timeout_s = 0.1
+        async with store.sweeper._pool.connection():
+            for _ in range(2):
+                [(before,)] = rows(database_url, "SELECT watched_ms FROM head")
+                with pytest.raises(StoreUnavailable, match="too many reads"):
+                    await store.sweeper.sweep()
+                assert rows(database_url, "SELECT watched_ms FROM head") > [(before,)]
+        assert await store.sweeper.sweep() == 1
+
+    run(database_url, [], body)
+
+
+def test_readiness_says_when_the_sweep_is_late(start_server: StartServer) -> None:
+    """With the reason, as a warning: check-ins are recorded all the same."""
+    server = start_server(presence=OFTEN, constants={MIN_LATE_S: 1})
+
+    def warnings() -> list[str]:
+        ready = server.management("/readyz")
+        assert ready.status == 200
+        found: list[str] = ready.json["checks"]["presence"]["reasons"]
+        return found
+
+    wait_until(lambda: warnings() == [], "the first sweep")
+    server.rows("ALTER TABLE presence_mark RENAME TO hidden")
+    [late] = wait_until(warnings, "a warning")
+    assert re.match(r"the last presence sweep was \d+ s ago: .*presence_mark", late)
+    assert server.request("POST", "/api/client").status == 204
+    server.rows("ALTER TABLE hidden RENAME TO presence_mark")
+    wait_until(lambda: warnings() == [], "a sweep")
 
 
 # ---------------------------------------------------------------------------------------- history
@@ -787,11 +1073,10 @@ def test_what_the_sweep_has_done_is_known(database_url: str) -> None:
         assert await store.sweeper.sweep() == 1
         first = store.sweeper.swept_ago_s
         assert first is not None
-        rows(database_url, "UPDATE head SET swept_at = clock_timestamp() - interval '99 s'")
-        await store.sweeper.sweep(unless_within_s=PATIENCE_S * 1000)
-        later = store.sweeper.swept_ago_s
-        assert later is not None
-        assert later > 90 > first
+        store.sweeper._swept_at = None
+        await store.sweeper.sweep()  # with nothing left to do
+        assert store.sweeper.swept_ago_s is not None
+        steady(store)
         assert await store.sweeper.prune() == 1
         assert (store.sweeper.gone_offline, store.sweeper.pruned) == (1, 1)
 

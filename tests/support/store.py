@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.support.harness import PATIENCE_S, rows
+from tests.support.harness import PATIENCE_S
 from tornado_status.config import DatabaseSettings, PresenceSettings
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.store import Store
@@ -33,7 +33,7 @@ def run(
         await store.start()
         await store.wait_connected()
         # Its first sweep, of a database that was never swept, begins with a grace.
-        await until(lambda: rows(url, "SELECT 1 FROM head WHERE swept_at IS NOT NULL"))
+        await until(lambda: store.sweeper.swept_ago_s is not None)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await body(store)

@@ -20,6 +20,7 @@ MAX_PENDING = "tornado_status.store.group_commit.MAX_PENDING"
 KEEP_ALIVE_S = "tornado_status.api.live.subscriptions.KEEP_ALIVE_S"
 MAX_UNREAD_BYTES = "tornado_status.api.live.subscription.MAX_UNREAD_BYTES"
 PREVIOUS_TIMEOUT_S = "tornado_status.store.embedded.postgres.PREVIOUS_TIMEOUT_S"
+MIN_LATE_S = "tornado_status.store.presence_sweep.MIN_LATE_S"
 STAGGER_S = "tornado_status.store.failover.STAGGER_S"
 MAX_QUEUED = "tornado_status.announce.nats_sink.MAX_QUEUED"
 

@@ -305,6 +305,14 @@ LEFT = {
             ],
         },
     ),
+    "0006": Left(
+        """
+        INSERT INTO presence_mark (watched_ms, seq, at) VALUES (1000, 5, '2026-01-01 15:00Z');
+        UPDATE head SET watched_ms = 1000;
+        """,
+        # Those are of a time that is over: the marks begin anew, and the count goes on.
+        {"SELECT count(*) FROM presence_mark WHERE watched_ms <= 1000": [(0,)]},
+    ),
 }
 
 

@@ -37,6 +37,11 @@ def database(problem: str, warnings: Sequence[str] = ()) -> Check:
     return Check("database", problems, {warning: warning for warning in warnings})
 
 
+def presence(warnings: Mapping[str, str]) -> Check:
+    """Check the presence sweep and the log's times. `warnings` are by kind."""
+    return Check("presence", {}, dict(warnings))
+
+
 def certificates(
     name: str, validities: Sequence[Validity], now: float, needed: Sequence[Validity] = ()
 ) -> Check:

@@ -20,15 +20,18 @@ def readiness_checks(
     reload_problem: str,
     problem: str,
     warnings: Sequence[str],
+    presence: Mapping[str, str],
     failing: Mapping[str, str],
 ) -> list[health.Check]:
     """Return the results of all checks now.
 
     `reload_problem` is why the files could not be read anew. `problem` and `warnings` are the
-    database's; `failing` are targets of announcements. Each problem is "" if there is none.
+    database's, `presence` the sweep's; `failing` are targets of announcements. Each problem is ""
+    if there is none.
     """
     return [
         health.database(problem, warnings),
+        health.presence(presence),
         *expiry_checks(settings, credentials),
         health.files(reload_problem),
         health.announcements(failing),

@@ -39,11 +39,21 @@ from tornado_status.store.follow.feed import Feed
 from tornado_status.store.follow.notify_channel import NotifyChannel
 from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit, Subscriber
 from tornado_status.store.log_id import database_identity
-from tornado_status.store.presence_sweep import PREPARE_SWEEP, WRITE_SETTINGS, PresenceSweep
+from tornado_status.store.presence_sweep import (
+    PREPARE_MARK,
+    PREPARE_SWEEP,
+    WRITE_SETTINGS,
+    PresenceSweep,
+)
 from tornado_status.store.user_counts import UserCounts
 
-READERS = 6  # connections for reading: half for requests, half for followers
-READ_WAIT_S = 3.0  # how long a read waits for one of them
+# Connections to the database, beside the writer's and the notify channel's. What clients ask for
+# never takes one that presence or alerts need.
+READERS = 6  # half for requests, half for followers
+SWEEPERS = 1  # the presence sweep
+ALERTERS = 2  # the workers of alerts, which take turns
+KEEPERS = 1  # commands' entries, user counts and announcer keys
+READ_WAIT_S = 3.0  # how long one waits for a connection of its kind
 
 _PRESENCE, _HISTORY = PresenceSettings(), HistorySettings()  # as shipped
 
@@ -137,23 +147,25 @@ class Store:
             commit_timeout_s=settings.commit_timeout_s,
             on_batch=on_batch,
         )
-        self._pool = Pool(READERS, settings.connect_timeout_s, READ_WAIT_S)
+        self._pools: list[Pool] = []
+        self._pool = self._make_pool(READERS)
+        self._keepers = self._make_pool(KEEPERS)
         self.sweeper = PresenceSweep(
             self._commit,
-            self._pool,
+            self._make_pool(SWEEPERS),
             when=when,
             every_s=presence.sweep_every_s(when.interval_s),
             retention_s=presence.retention_s(history.retention, when.offline_after_s),
         )
-        self.user_counts = UserCounts(self._commit, self._pool, when.interval_s)
-        self._outbox = enrolment.Outbox(self._commit, self._pool)
+        self.user_counts = UserCounts(self._commit, self._keepers, when.interval_s)
+        self._outbox = enrolment.Outbox(self._commit, self._keepers)
         self._writer: asyncio.Task[None] | None = None
         self._sweeping: asyncio.Task[None] | None = None
         self._following: list[asyncio.Task[None]] = []
         self._connected_before = False
         self._not_durable: list[str] = []
         self._identity_warnings: list[str] = []
-        self.alerts = AlertQueue(self._pool)
+        self.alerts = AlertQueue(self._make_pool(ALERTERS))
 
     async def start(self) -> None:
         """Start the embedded PostgreSQL, if configured, and the writer, which connects by itself.
@@ -225,6 +237,10 @@ class Store:
             *(f"database: {name} is off: a crash may lose check-ins" for name in self._not_durable),
             *(f"database: {warning}" for warning in self._identity_warnings),
         ]
+
+    def presence_warnings(self) -> dict[str, str]:
+        """Return what keeps users from being declared offline in time, by kind, for operators."""
+        return {} if self.problem else self.sweeper.warnings()
 
     def submit(self, check_in: CheckIn, done: Done) -> None:
         """Queue a check-in; see `GroupCommit.submit`."""
@@ -308,7 +324,7 @@ class Store:
     async def publish_announcers(self, entries: Sequence[tuple[str, str]]) -> None:
         """See `queries.publish`. Raises `StoreUnavailable`."""
         with _reading():
-            async with self._pool.connection() as connection:
+            async with self._keepers.connection() as connection:
                 await queries.publish(connection, entries)
 
     async def drain(self, timeout_s: float) -> None:
@@ -339,7 +355,8 @@ class Store:
             for task in late:
                 task.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
-        await self._pool.close()
+        for pool in self._pools:
+            await pool.close()
         if self._embedded is not None:
             await self._embedded.stop(deadline - asyncio.get_running_loop().time())
 
@@ -347,6 +364,10 @@ class Store:
         """End an embedded PostgreSQL at once: what it has committed is there at its next start."""
         if self._embedded is not None:
             self._embedded.kill()
+
+    def _make_pool(self, size: int) -> Pool:
+        self._pools.append(Pool(size, self._settings.connect_timeout_s, READ_WAIT_S))
+        return self._pools[-1]
 
     def _running(self) -> asyncio.Task[None]:
         if self._writer is None:
@@ -374,7 +395,8 @@ class Store:
         except BaseException:
             await connection.close()
             raise
-        await self._pool.point_to(connection.parameters)
+        for pool in self._pools:
+            await pool.point_to(connection.parameters)
         self._connected_before = True
         return connection
 
@@ -394,6 +416,7 @@ class Store:
             WRITE_SETTINGS, [self._when.interval_s, self._when.offline_after_s]
         )
         await connection.execute(PREPARE_RECORD)
+        await connection.execute(PREPARE_MARK)
         await connection.execute(PREPARE_SWEEP)
 
     async def _check_durability(self, connection: Connection) -> None:
