@@ -15,6 +15,7 @@ import ssl
 import time
 import uuid
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from tests.support.harness import (
     targets,
     wait_until,
 )
+from tests.support.log_command import log_command
 from tests.support.own_connections import break_connections
 from tests.support.store import HOURLY, check_in, run, until
 from tests.support.with_constants import MIN_LATE_S
@@ -612,6 +614,37 @@ def test_a_clock_that_is_behind_only_delays_pruning(database_url: str) -> None:
         assert await store.sweeper.prune() == 1
 
     run(database_url, [], body, history=HistorySettings(retention=4 * 3600))
+
+
+def test_a_new_log_sets_the_times_of_the_future_back(
+    start_server: StartServer, database_url: str, tmp_path: Path
+) -> None:
+    """The way back from a clock that was far ahead; what was right before stays."""
+    clock = MovableClock(database_url)
+    server = start_server()
+    assert server.request("POST", "/api/client").status == 204
+    right = server.rows("SELECT at FROM check_in")
+    clock.set(FUTURE)
+    for cert in ("client", "operator"):
+        assert server.request("POST", "/api/client", cert=cert).status == 204
+    clock.set(0)
+    before = log_command(server.settings, tmp_path)
+    after = log_command(server.settings, tmp_path, "new")
+    assert after["at"] < before["at"]
+    assert after["log"] != before["log"]
+    assert server.rows("SELECT at FROM check_in WHERE seq = 1") == right
+    future = "> pg_catalog.clock_timestamp()"
+    for query in (
+        f"check_in WHERE at {future} OR last_seen {future}",
+        f"user_status WHERE last_seen {future} OR first_seen {future}",
+        f"head WHERE at {future}",
+    ):
+        assert server.rows(f"SELECT 1 FROM {query}") == []  # noqa: S608 - the names are ours
+    assert server.rows("SELECT count(*) FROM user_status WHERE first_seen IS NOT NULL") == [(2,)]
+    wait_until(lambda: server.request("POST", "/api/client").status == 204, "a check-in")
+    moments = [moment for (moment,) in server.rows("SELECT at FROM check_in ORDER BY seq")]
+    assert moments == sorted(moments)
+    assert moments[-1] < datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
 
 
 # ------------------------------------------------------------------- connections of the sweep's own

@@ -433,6 +433,19 @@ def test_a_clock_that_is_off_is_found(site: DoctorSetup, off_s: int, level: str)
         site.well("the database's clock is ours")
 
 
+def test_a_log_ahead_of_the_databases_clock_is_found(
+    site: DoctorSetup, start_server: StartServer
+) -> None:
+    """It is the trace of a clock that was wrong, and no longer is."""
+    url = site.settings["database"]["url"]
+    server = start_server(url=url)
+    assert server.request("POST", "/api/client").status == 204
+    assert server.stop() == 0
+    site.well("the database's clock is ours")
+    rows(url, "UPDATE head SET at = clock_timestamp() + interval '1 hour'")
+    site.wrong("s ahead of the database's clock: new events all get the log's time")
+
+
 @pytest.mark.parametrize(("took_s", "level"), [(0.01, "note"), (10, "ok")])
 def test_a_slow_answer_is_no_wrong_clock(took_s: float, level: str) -> None:
     """The time of the question itself may be all of the difference."""

@@ -25,6 +25,8 @@ def run(options: argparse.Namespace) -> int:
     Begin a new log after a restore that the server cannot notice. That is a copy of its data
     directory, or a dump that went back into the same PostgreSQL. Listeners then fetch the status of
     all users, instead of taking reused sequence numbers for events that they know.
+
+    A new log also sets times that are ahead of the database's clock to the present.
     """
     settings = config.load(options.config, os.environ)
     from tornado_status.model.records import timestamp

@@ -1,4 +1,4 @@
-"""The database's time of day, held against a clock of this machine that nobody can set."""
+"""The database's time of day, held against a clock of this machine that cannot be set."""
 
 from __future__ import annotations
 

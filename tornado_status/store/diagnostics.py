@@ -22,13 +22,17 @@ SELECT current_setting('server_version'), current_setting('server_version_num'):
 """
 
 
+_AHEAD = "SELECT extract(epoch FROM at - clock_timestamp())::float8 FROM head"
+
+
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
     """The state of a database.
 
     `clock` is the database's, in UTC, at `asked` of ours, give or take `clock_error_s`. `revision`
     is None before the first migration. `newer`: a newer version has migrated it, and this one can
-    serve it all the same. `refusal` is why this version cannot, or "".
+    serve it all the same. `refusal` is why this version cannot, or "". `log_ahead_s` is how far the
+    log's newest time is ahead of the database's clock; negative, or 0, in a log that is in order.
     """
 
     version: str
@@ -46,6 +50,7 @@ class Diagnosis:
     warnings: tuple[str, ...] = ()
     newer: bool = False
     refusal: str = ""
+    log_ahead_s: float = 0.0
 
 
 async def diagnose(parameters: Parameters, timeout_s: float) -> Diagnosis:
@@ -56,6 +61,7 @@ async def diagnose(parameters: Parameters, timeout_s: float) -> Diagnosis:
         row = await connection.fetch_one(_QUESTIONS, timeout_s=timeout_s)
         after = datetime.datetime.now(datetime.UTC)
         revision = await migrate.current(connection)
+        (ahead_s,) = (0.0,) if revision is None else await connection.fetch_one(_AHEAD)
         # A standby writes no WAL, and takes no check-ins.
         warnings = () if row[5] else tuple((await database_identity(connection)).warnings())
     except StatementFailed as error:
@@ -84,6 +90,7 @@ async def diagnose(parameters: Parameters, timeout_s: float) -> Diagnosis:
         warnings=warnings,
         newer=newer,
         refusal=refusal,
+        log_ahead_s=ahead_s,
     )
 
 

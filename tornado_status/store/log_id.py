@@ -31,14 +31,31 @@ _TIMELINE_ID = "SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::
 _NOT_AVAILABLE = {"42501", "42883", "42P01", "0A000"}
 
 # While the head is locked no entry is written. Connected servers know the old log id: they are
-# disconnected, wait for the lock, and read the new one when they connect again.
+# disconnected, wait for the lock, and read the new one when they connect again. Times of the future
+# are of a clock that was wrong: in a new log, which all readers begin anew, they may fall.
 _RENEW = """\
 SELECT seq FROM head FOR UPDATE;
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name');
-UPDATE head SET stream = gen_random_uuid(), system_identifier = %s, timeline_id = %s
-RETURNING stream AS log_id, seq, at
+WITH here AS MATERIALIZED (
+    SELECT clock_timestamp() AS at
+), last AS MATERIALIZED (
+    SELECT max(seq) AS seq FROM (
+        SELECT seq FROM check_in c, here WHERE c.at <= here.at ORDER BY seq DESC LIMIT 1
+    ) c
+), log AS (
+    UPDATE check_in c SET at = here.at,
+        last_seen = CASE WHEN c.last_seen > here.at THEN here.at ELSE c.last_seen END
+    FROM here, last WHERE c.seq > coalesce(last.seq, 0)
+), status AS (
+    UPDATE user_status u SET last_seen = here.at,
+        first_seen = CASE WHEN u.first_seen > here.at THEN here.at ELSE u.first_seen END
+    FROM here WHERE u.last_seen > here.at
+)
+UPDATE head SET stream = gen_random_uuid(), system_identifier = %s, timeline_id = %s,
+    at = least(head.at, here.at)
+FROM here RETURNING stream AS log_id, seq, head.at
 """
 
 
@@ -99,6 +116,8 @@ async def show(settings: DatabaseSettings) -> LogState:
 
 async def renew(settings: DatabaseSettings) -> LogState:
     """Begin a new log at the same head, and return it. Running servers follow at once.
+
+    Times that are ahead of the database's clock are set to the present.
 
     Raises `ConfigError` and `StoreUnavailable`.
     """

@@ -43,8 +43,8 @@ _BY_KEY = (
 )
 
 # `past` is the newest mark that is old enough, `next` the one after it. Entries between the two are
-# old enough if both marks say so: `at` stands still while the database's clock is behind the log,
-# and leaps when it is set forward.
+# old enough if both marks say so. One is not enough: `at` stands still while the database's clock is
+# behind the log, and leaps when that clock is set forward.
 FIND_SILENT = """\
 WITH past AS MATERIALIZED (
     SELECT m.seq, m.at, h.watched_ms - %(offline_after_ms)s AS limit_ms, m.watched_ms
@@ -82,7 +82,7 @@ WRITE_SETTINGS = "UPDATE head SET interval_s = %s, offline_after_s = %s"
 # Parameter $1 is what this server left in `watched_ms` by its last mark, $2 how long ago that was
 # by its own clock. If no other server made a mark since, the log was watched for so long. Otherwise
 # the database's clock says when the other did, and may not say more. After $3 without a mark no
-# server was running: the marks begin anew, so nobody is found silent before another $4.
+# server was running: the marks begin anew, so no user is found silent before another $4.
 # `grace_until` is for servers of revision 0005.
 PREPARE_MARK = """\
 PREPARE mark (bigint, bigint, bigint, bigint) AS

@@ -47,8 +47,8 @@ from tornado_status.store.presence_sweep import (
 )
 from tornado_status.store.user_counts import UserCounts
 
-# Connections to the database, beside the writer's and the notify channel's. What clients ask for
-# never takes one that presence or alerts need.
+# Connections to the database, beside the writer's and the notify channel's. Requests of clients
+# never take one that presence or alerts need.
 READERS = 6  # half for requests, half for followers
 SWEEPERS = 1  # the presence sweep
 ALERTERS = 2  # the workers of alerts, which take turns

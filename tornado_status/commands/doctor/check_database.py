@@ -122,3 +122,11 @@ def _clock(found: Diagnosis) -> Iterator[Finding]:
         yield note(CLOCK, sentence, advice)
     else:
         yield ok(CLOCK, "the database's clock is ours")
+    if found.log_ahead_s >= NOTED_S:
+        yield problem(
+            CLOCK,
+            f"the log is {found.log_ahead_s:.1f} s ahead of the database's clock: new events all "
+            "get the log's time until the clock reaches it",
+            "If the clock is right, and that is too long to wait, run `tornado-status log new`; "
+            "docs/presence.md explains the consequences.",
+        )
