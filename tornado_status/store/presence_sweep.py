@@ -43,8 +43,8 @@ _BY_KEY = (
 )
 
 # `past` is the newest mark that is old enough, `next` the one after it. Entries between the two are
-# old enough if both marks say so. One is not enough: `at` stands still while the database's clock is
-# behind the log, and leaps when that clock is set forward.
+# old enough if both marks say so. One is not enough: `at` stands still while the clock is behind
+# the log, and leaps when the clock is set forward.
 FIND_SILENT = """\
 WITH past AS MATERIALIZED (
     SELECT m.seq, m.at, h.watched_ms - %(offline_after_ms)s AS limit_ms, m.watched_ms
