@@ -10,6 +10,7 @@ from certs_gen.authority import Authority, Credential
 
 BAD = "bad_client"  # its CN is no e-mail address
 STRANGER = "stranger"  # of another CA
+READERS = 10  # of the clients: each may have a hundred live streams
 ISSUER = "CN=tornado_status benchmark CA"  # of users who have no certificate
 
 

@@ -1,9 +1,9 @@
 """The cost of live streams: memory of each, CPU of a message, and check-ins beside them.
 
-`python -m benchmarks.streams PORT CA CERTIFICATE KEY COUNT` is the process that reads: it opens
-COUNT connections to /api/stream on 127.0.0.1 and counts what comes. It prints JSON, one object a
-line: `{"event": "holding"}` once all are open; then for each line on its input
-`{"event": "heard", "messages": N}`, of all together.
+`python -m benchmarks.streams PORT COUNT CA [CERTIFICATE KEY]...` is the process that reads: it
+opens COUNT connections to /api/stream on 127.0.0.1, with each certificate as many, and counts what
+comes. It prints JSON, one object a line: `{"event": "holding"}` once all are open; then for each
+line on its input `{"event": "heard", "messages": N}`, of all together.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.client
+import itertools
 import json
 import ssl
 import sys
 import time
 
+from benchmarks.identities import READERS
 from benchmarks.processes import pss_kib
 from benchmarks.programs import BenchmarkError, Child
 from benchmarks.results import Numbers
@@ -33,9 +35,10 @@ MARK = b"\nid: "  # before each message but the first of a chunk, whose line the
 def measure(bench: Bench, streams: int) -> Numbers:
     """Measure with `streams` streams of all events open; 0 to compare with."""
     identities = bench.site.identities
-    reader = identities.emails[0]
-    files = (identities.certificate("ca"), identities.certificate(reader), identities.key(reader))
-    command = [sys.executable, "-m", "benchmarks.streams", bench.site.port, *files, streams]
+    names = identities.emails[:READERS]
+    pairs = [(identities.certificate(name), identities.key(name)) for name in names]
+    files = (identities.certificate("ca"), *itertools.chain(*pairs))
+    command = [sys.executable, "-m", "benchmarks.streams", bench.site.port, streams, *files]
     before = pss_kib(bench.server)
     with Child(command) as readers:
         readers.wait("holding")
@@ -109,12 +112,14 @@ class _Reader(asyncio.Protocol):
             self.open.set_exception(error or RuntimeError("closed"))
 
 
-async def main(port: int, ca: str, certificate: str, key: str, count: int) -> None:
-    context = ssl.create_default_context(cafile=ca)
-    context.load_cert_chain(certificate, key)
+async def main(port: int, count: int, ca: str, *files: str) -> None:
+    contexts = []
+    for certificate, key in zip(files[::2], files[1::2], strict=True):
+        contexts.append(ssl.create_default_context(cafile=ca))
+        contexts[-1].load_cert_chain(certificate, key)
     opening = asyncio.Semaphore(OPENING_AT_ONCE)
 
-    async def open_one() -> None:
+    async def open_one(context: ssl.SSLContext) -> None:
         async with opening:
             transport, reader = await asyncio.get_running_loop().create_connection(
                 _Reader, "127.0.0.1", port, ssl=context, server_hostname="localhost"
@@ -122,7 +127,7 @@ async def main(port: int, ca: str, certificate: str, key: str, count: int) -> No
             transport.write(REQUEST)
             await reader.open
 
-    await asyncio.gather(*(open_one() for _ in range(count)))
+    await asyncio.gather(*(open_one(contexts[n % len(contexts)]) for n in range(count)))
     print(json.dumps({"event": "holding"}), flush=True)
     while await asyncio.to_thread(sys.stdin.readline):
         print(json.dumps({"event": "heard", "messages": _Reader.heard}), flush=True)
@@ -130,4 +135,4 @@ async def main(port: int, ca: str, certificate: str, key: str, count: int) -> No
 
 if __name__ == "__main__":
     given = sys.argv[1:]
-    asyncio.run(main(int(given[0]), given[1], given[2], given[3], int(given[4])))
+    asyncio.run(main(int(given[0]), int(given[1]), *given[2:]))

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.contender import LOOPBACK, Contender, Site, accepts, management
+from benchmarks.identities import READERS
 from benchmarks.postgresql import PostgreSql
 from benchmarks.programs import (
     BENCHMARKS,
@@ -167,7 +168,7 @@ def _tornado_status(site: Site) -> Commands:
             REUSE_PORT=str(len(site.management_ports) > 1).lower(),
             DATABASE_URL=site.postgres.url(site.database),
             SOURCE_PORT=site.source_port,
-            READER=site.identities.emails[0],
+            READERS=", ".join(site.identities.emails[:READERS]),
             MANAGEMENT_PORT=management_port,
         )
         for management_port in site.management_ports

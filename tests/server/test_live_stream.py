@@ -27,7 +27,7 @@ from tests.support.log_events import fill
 from tests.support.metrics import metric
 from tests.support.subscriber import Subscriber
 from tests.support.trust_site import Site, now, replace
-from tests.support.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES
+from tests.support.with_constants import KEEP_ALIVE_S, MAX_PER_READER, MAX_UNREAD_BYTES
 from tornado_status.api.live import event_filter
 from tornado_status.model.records import Event
 from tornado_status.store.follow import notify_channel
@@ -312,14 +312,16 @@ def test_streams_have_a_limit(start_server: StartServer) -> None:
     subscribers[1].close()
 
 
-def test_an_ordinary_user_cannot_take_all_slots(server: Server) -> None:
-    """A user may have twenty; a reader has no limit of its own."""
+def test_no_identity_takes_all_slots(start_server: StartServer) -> None:
+    """A user may have twenty; a reader may have more, and has a limit, too."""
+    server = start_server(constants={MAX_PER_READER: 21})
     subscribers = [Subscriber(server, f"?email={VALID}", cert="client") for _ in range(20)]
     assert {subscriber.status for subscriber in subscribers} == {200}
     refused = Subscriber(server, f"?email={VALID}", cert="client")
     assert refused.answer() == (503, "You have as many streams as allowed")
     more = [Subscriber(server) for _ in range(21)]
     assert {subscriber.status for subscriber in more} == {200}
+    assert Subscriber(server).answer() == (503, "You have as many streams as allowed")
     for subscriber in subscribers + more:
         subscriber.close()
 

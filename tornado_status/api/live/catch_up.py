@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from collections.abc import Awaitable, Sequence
 
 import structlog
 
 from tornado_status.api.dependencies import EventFeed
 from tornado_status.api.live import framing
+from tornado_status.api.live.cpu_slices import CpuSlices
 from tornado_status.api.live.delivery import Delivery
 from tornado_status.api.live.event_filter import EventFilter
 from tornado_status.api.live.framing import LiveMessage
@@ -25,6 +25,7 @@ from tornado_status.runtime.rate_limit import RateLimit
 
 PAGE = 1000  # events of one write
 RETRY_S = 0.5  # while the database is away
+REST_FACTOR = 1  # all that catch up share half of the processor
 
 
 class CatchUp:
@@ -39,6 +40,7 @@ class CatchUp:
         self._keep_alive_s = keep_alive_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._cpu = asyncio.Lock()
+        self._slices = CpuSlices(REST_FACTOR)
         self._log = structlog.get_logger()
         self._error_log_limit = RateLimit()
 
@@ -109,13 +111,12 @@ class CatchUp:
         self, subscription: Subscription, events: Sequence[Event], last: int
     ) -> Awaitable[None] | None:
         async with self._cpu:
-            began = time.thread_time()
+            self._slices.begin()
             written: Awaitable[None] | None = None
-            if selected := subscription.event_filter.select(events):
+            if selected := await self._slices.select(subscription.event_filter, events):
                 written = self._delivery.send_events(subscription, selected)
             subscription.position = last
-            # All catching up share half of the processor.
-            await asyncio.sleep(time.thread_time() - began)
+            await self._slices.finish()
         return written
 
     async def _send_gap(self, subscription: Subscription) -> None:

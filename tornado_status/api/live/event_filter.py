@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tornado_status.model.email_patterns import any_of
 from tornado_status.model.records import Event
 
 MAX_TERMS = 20  # of each sort: every event is matched against every different filter
 MAX_PATTERN = 254  # characters, as of an e-mail address
+MAX_WILDCARDS = 16  # of a pattern: each makes compiling and matching slower
 MAX_KIND = 32
 
 _SPECIAL = re.compile(r"[*?\[]")
@@ -32,6 +32,11 @@ class EventFilter:
     emails: frozenset[str] = frozenset()
     patterns: frozenset[str] = frozenset()
     kinds: frozenset[str] = frozenset()
+    _matches: Callable[[str], object] | None = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Here, once: a slow compilation costs the subscriber's own request, and no delivery.
+        object.__setattr__(self, "_matches", self._compile())
 
     @property
     def only(self) -> frozenset[str] | None:
@@ -42,12 +47,17 @@ class EventFilter:
         """Return the events that match."""
         if self.kinds:
             events = [event for event in events if event.event in self.kinds]
-        if self.patterns:
-            matches = _matcher(self)
+        if (matches := self._matches) is not None:
             events = [event for event in events if matches(event.email)]
         elif self.emails:
             events = [event for event in events if event.email in self.emails]
         return events
+
+    def _compile(self) -> Callable[[str], object] | None:
+        if not self.patterns:
+            return None
+        compiled = any_of([*self.patterns, *map(_escape, self.emails)])
+        return None if compiled is None else compiled.fullmatch
 
 
 def own_events(email: str, kinds: Iterable[str]) -> EventFilter:
@@ -62,6 +72,8 @@ def parse_filter(patterns: Iterable[str], kinds: Iterable[str]) -> EventFilter:
         raise FilterError(
             f"email: expected up to {MAX_TERMS} patterns of 1-{MAX_PATTERN} characters"
         )
+    if any(len(_SPECIAL.findall(text)) > MAX_WILDCARDS for text in lowered):
+        raise FilterError(f"email: expected up to {MAX_WILDCARDS} wildcards in a pattern")
     special = frozenset(text for text in lowered if _SPECIAL.search(text))
     return EventFilter(frozenset(lowered) - special, special, _parse_kinds(kinds))
 
@@ -73,12 +85,6 @@ def _parse_kinds(kinds: Iterable[str]) -> frozenset[str]:
     ):
         raise FilterError(f"event: expected up to {MAX_TERMS} kinds, such as check-in")
     return found
-
-
-@functools.lru_cache(256)
-def _matcher(event_filter: EventFilter) -> Callable[[str], object]:
-    compiled = any_of([*event_filter.patterns, *map(_escape, event_filter.emails)])
-    return compiled.fullmatch if compiled is not None else lambda _: None
 
 
 def _escape(email: str) -> str:

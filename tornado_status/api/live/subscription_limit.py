@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tornado_status.api.problem import Problem
 
 MAX_PER_USER = 20  # unless a reader: enough for tabs and devices; one user must not take all slots
+MAX_PER_READER = 100  # also for a program that shows events to others
 
 
 class Slots:
@@ -30,7 +31,7 @@ class Slots:
             raise Problem(503, "The server is stopping", {"Retry-After": "1"})
         if self.count >= self._limit:
             raise Problem(503, "As many streams as allowed are open", {"Retry-After": "10"})
-        if not is_reader and self._taken[email] >= MAX_PER_USER:
+        if self._taken[email] >= (MAX_PER_READER if is_reader else MAX_PER_USER):
             raise Problem(503, "You have as many streams as allowed", {"Retry-After": "10"})
         self._taken[email] += 1
         return Slot(lambda: self._release(email))

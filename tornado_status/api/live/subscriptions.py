@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Iterable, Sequence
 
 import structlog
@@ -18,6 +17,7 @@ from prometheus_client.core import Metric
 from tornado_status.api.dependencies import EventFeed
 from tornado_status.api.live import framing
 from tornado_status.api.live.catch_up import CatchUp, gap_after
+from tornado_status.api.live.cpu_slices import CpuSlices
 from tornado_status.api.live.delivery import Delivery
 from tornado_status.api.live.live_group import LiveGroup
 from tornado_status.api.live.subscription import Subscription
@@ -30,10 +30,9 @@ from tornado_status.runtime.waiting import wait_set
 
 KEEP_ALIVE_S = 15.0  # after so much silence a message, so that proxies keep the connection open
 ROUND = 500  # events a round, about 100 KB: well below what may wait for a client
-SLICE_S = 0.005  # of a round at a time; then check-ins are served
-REST_FACTOR = 4  # rests as many times a round's duration: a fifth of the processor, not more
-MAX_REST_S = 0.5  # the board shows a check-in within a second
+REST_FACTOR = 4  # times the time worked: a fifth of the processor, not more
 RETRY_S = 0.5  # while the database is away
+RECHECK_S = 0.02  # while the feed and the log differ
 CHECK_EVERY_S = 0.25  # a revocation ends subscriptions within a second
 GOODBYE_S = 2.0  # for clients to take the last message
 
@@ -47,6 +46,7 @@ class Subscriptions:
         self._group = LiveGroup()
         self._delivery = Delivery(self._group)
         self._catch_up = CatchUp(feed, self._group, self._delivery, KEEP_ALIVE_S)
+        self._slices = CpuSlices(REST_FACTOR)
         self._tasks: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger()
         self.keep_alive_s = KEEP_ALIVE_S
@@ -108,10 +108,12 @@ class Subscriptions:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._slices.rest = 0
         with contextlib.suppress(TimeoutError, StoreError):
             async with asyncio.timeout(patience_s):
                 while self._is_behind():
-                    await self._deliver_round()
+                    pause_s = await self._deliver_round()
+                    await asyncio.sleep(pause_s)
         subscriptions = list(self._delivery.open)
         for subscription in subscriptions:
             self._delivery.end(subscription, 1001, "draining", "The server is stopping")
@@ -132,11 +134,11 @@ class Subscriptions:
                 self._feed.advanced.clear()
             while self._is_behind():
                 try:
-                    spent_s = await self._deliver_round()
+                    pause_s = await self._deliver_round()
                 except StoreError as error:
                     self._log.debug("live stream waits for the database", reason=str(error))
-                    spent_s = RETRY_S
-                await asyncio.sleep(min(REST_FACTOR * spent_s, MAX_REST_S))
+                    pause_s = RETRY_S
+                await asyncio.sleep(pause_s)
                 if loop.time() >= keep_alive_at:
                     break
             if loop.time() >= keep_alive_at:
@@ -153,7 +155,7 @@ class Subscriptions:
         )
 
     async def _deliver_round(self) -> float:
-        """Deliver the next events to the live group; return the seconds that it took."""
+        """Deliver the next events to the live group; return how many seconds to wait then."""
         group, feed = self._group, self._feed
         if group.log_id != feed.log_id:
             group.move_to(feed.head, feed.log_id)
@@ -171,30 +173,27 @@ class Subscriptions:
                     self._send_gap(message)
                 return 0.0
             if page.log_id != group.log_id:
-                return SLICE_S  # the feed will notice, too
+                return RECHECK_S  # the feed will notice, too
             events = page.events
         if not events:
-            return SLICE_S
-        return await self._deliver(events)
+            return RECHECK_S
+        await self._deliver(events)
+        return 0.0
 
-    async def _deliver(self, events: Sequence[Event]) -> float:
-        began = time.thread_time()
-        spent_s = 0.0
+    async def _deliver(self, events: Sequence[Event]) -> None:
+        self._slices.begin()
         # Before anything awaits: a subscription that joins from here on has these events already.
         interested = self._group.interested(events)
         self._group.move_to(events[-1].seq)
         for event_filter, members in interested:
-            selected = event_filter.select(events)
+            selected = await self._slices.select(event_filter, events)
             if not selected:
                 continue
             for subscription in members:
                 if subscription.is_open:
                     self._delivery.send_events(subscription, selected)
-                if (elapsed := time.thread_time() - began) > SLICE_S:
-                    spent_s += elapsed
-                    await asyncio.sleep(0)
-                    began = time.thread_time()
-        return spent_s + time.thread_time() - began
+                await self._slices.pause()
+        await self._slices.finish()
 
     def _send_gap(self, message: framing.LiveMessage) -> None:
         """Tell the live group that it has moved over a gap."""

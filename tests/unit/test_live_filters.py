@@ -1,0 +1,152 @@
+"""Filters of live streams: compiled once, and matched in slices, between which check-ins go on."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import re
+import time
+import uuid
+from collections.abc import Iterable
+from typing import cast
+
+import pytest
+
+from tests.support.harness import PATIENCE_S
+from tornado_status.api.dependencies import EventFeed
+from tornado_status.api.live import cpu_slices, event_filter
+from tornado_status.api.live.event_filter import EventFilter, FilterError, parse_filter
+from tornado_status.api.live.framing import EventStream
+from tornado_status.api.live.subscription import Subscription
+from tornado_status.api.live.subscriptions import Subscriptions
+from tornado_status.config import LiveSettings
+from tornado_status.model.email_patterns import any_of
+from tornado_status.model.records import Event
+from tornado_status.runtime.http_timeouts import TimeoutStream
+
+STREAMS = 2
+NOW = datetime.datetime.now(datetime.UTC)
+EVENTS = [  # in one page
+    Event(n, "check-in", f"{'a' * 60}@{'a' * 60}.{'a' * 60}.com", NOW, "10.0.0.1", 5)
+    for n in range(1, 201)
+]
+
+
+def costly_filter(number: int) -> EventFilter:
+    """Return a filter that tries all its patterns on each event, far into it, and takes none."""
+    nearly = "a" * 50 + "b"
+    return parse_filter([f"*{nearly}*{number}-{n}" for n in range(event_filter.MAX_TERMS)], ())
+
+
+def test_a_filter_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the subscription is admitted, however many others there are."""
+    compiled = []
+
+    def counted(patterns: Iterable[str]) -> re.Pattern[str] | None:
+        compiled.append(patterns)
+        return any_of(patterns)
+
+    monkeypatch.setattr(event_filter, "any_of", counted)
+    filters = [costly_filter(number) for number in range(300)]
+    for _ in range(2):
+        assert not any(each.select(EVENTS[:1]) for each in filters)
+    assert len(compiled) == len(filters)
+
+
+def test_a_pattern_has_few_wildcards() -> None:
+    """Each makes it slower to compile and to match."""
+    most = event_filter.MAX_WILDCARDS
+    parse_filter(["a*" * most], ())
+    with pytest.raises(FilterError, match="wildcards"):
+        parse_filter(["a*" * (most + 1)], ())
+
+
+class Client:
+    """A connection that takes everything. `done` is set once it gets events."""
+
+    stalled = False
+
+    def __init__(self) -> None:
+        self.done = asyncio.Event()
+
+    def writing(self) -> bool:
+        return False
+
+    def write(self, data: bytes) -> asyncio.Future[None]:
+        if b"event: check-in" in data:
+            self.done.set()
+        written = asyncio.get_running_loop().create_future()
+        written.set_result(None)
+        return written
+
+    def close(self) -> None: ...
+
+
+class Log:
+    """The feed: `EVENTS`, once they are committed."""
+
+    log_id = uuid.UUID(int=1)
+    head = 0
+
+    def __init__(self) -> None:
+        self.advanced = asyncio.Event()
+
+    def commit(self) -> None:
+        self.head = EVENTS[-1].seq
+        self.advanced.set()
+
+    async def open(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def after(self, position: int, limit: int) -> list[Event]:
+        return EVENTS[position : position + limit]
+
+
+async def longest_turn(*, resuming: bool) -> float:
+    """Deliver `EVENTS` to all; return the longest that nothing else ran, in CPU time."""
+    log = Log()
+    subscriptions = Subscriptions(cast(EventFeed, log), LiveSettings())
+    if resuming:
+        log.commit()
+    await subscriptions.open_feed()
+
+    def follow(wanted: EventFilter) -> Client:
+        client = Client()
+        subscription = Subscription(
+            subscriptions.take_slot(f"{wanted!r}@example.com", is_reader=True),
+            cast(TimeoutStream, client),
+            EventStream(),
+            wanted,
+            lambda: None,
+            lambda code, reason: subscriptions.on_disconnected(subscription),
+            since=0 if resuming else None,
+            log_id=None,
+        )
+        subscriptions.add(subscription)
+        return client
+
+    for number in range(STREAMS):
+        follow(costly_filter(number))
+    last = follow(EventFilter())
+    longest, before = 0.0, time.thread_time()
+    if not resuming:
+        subscriptions.start()
+        log.commit()
+    while not last.done.is_set():
+        await asyncio.sleep(0)
+        longest, before = max(longest, time.thread_time() - before), time.thread_time()
+    await subscriptions.close()
+    return longest
+
+
+@pytest.mark.parametrize("resuming", [False, True])
+def test_filters_stop_nothing_else(monkeypatch: pytest.MonkeyPatch, resuming: bool) -> None:
+    """Check-ins go on while the costliest filters are matched."""
+
+    def turn() -> float:
+        return asyncio.run(asyncio.wait_for(longest_turn(resuming=resuming), PATIENCE_S))
+
+    in_slices = turn()
+    monkeypatch.setattr(cpu_slices, "SLICE_S", PATIENCE_S)
+    assert turn() > 3 * in_slices
