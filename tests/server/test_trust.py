@@ -433,6 +433,23 @@ def test_a_new_announcer_key_signs_from_then_on(site: Site) -> None:
     wait_until(published, "both to be published")
 
 
+def test_a_revoked_announcer_is_withdrawn(site: Site) -> None:
+    """Listeners fetch its certificate no more, and the log says so; the next key's is served on."""
+    site.start()
+    assert certs_gen(["announcer", "--name", "next", "--out", str(site.certs)]) == 0
+
+    def published() -> set[str]:
+        return set(site.request("operator", ("GET", "/api/announcers")).json["announcers"])
+
+    first, following = ((site.certs / f"{name}.crt").read_text() for name in ("announcer", "next"))
+    site.server.rows("INSERT INTO announcer VALUES ('next', %s, now())", following)
+    wait_until(lambda: published() == {first, following}, "both to be published")
+    site.revoke("announcer")
+    assert published() == {following}
+    [warning] = site.server.events("listeners of this CA will refuse the announcer")
+    assert warning["reason"] == "its certificate is revoked"
+
+
 def test_another_ca_drains_what_the_old_one_let_in(site: Site, tmp_path: Path) -> None:
     """With both in the bundle all go on; without the old one its clients are out, everywhere."""
     other = tmp_path / "other"

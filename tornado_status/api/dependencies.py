@@ -21,10 +21,20 @@ from tornado_status.model.records import (
     StatusRecord,
     UserPage,
 )
+from tornado_status.pki.trust_anchors import Anchors
+
+
+class TrustInForce(Protocol):
+    """`ingress.trust.Trust`."""
+
+    anchors: Anchors
 
 
 class Authenticator(Protocol):
     """Ingress: by connection if TLS ends here, by request if it ends at a proxy in front."""
+
+    @property
+    def trust(self) -> TrustInForce: ...
 
     def peer_of(self, request: HTTPServerRequest) -> Peer: ...
 

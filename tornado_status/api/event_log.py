@@ -23,6 +23,8 @@ from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler
 from tornado_status.api.users import history_json
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import HistoryEntry, timestamp
+from tornado_status.pki.announcer_keys import is_revoked
+from tornado_status.pki.certificates import read_pem
 from tornado_status.wire import datagram
 
 MAX_EVENTS = 100_000  # a page of about 20 MB
@@ -67,8 +69,17 @@ class AnnouncersHandler(ReadHandler):
 
     async def get(self) -> None:
         self.require_reader()
-        log_id, certificates = await self.store.announcers()
+        log_id, published = await self.store.announcers()
+        certificates = [pem for pem in published if not self._is_revoked(pem)]
         self.write_json(json.dumps({"log": str(log_id), "announcers": certificates}).encode())
+
+    def _is_revoked(self, pem: str) -> bool:
+        """Return whether the CRLs in force revoke a certificate: no listener is to trust it."""
+        anchors = self.authenticator.trust.anchors
+        try:
+            return is_revoked(read_pem(pem.encode()), anchors.cas, anchors.crls)
+        except ValueError:
+            return False  # a listener refuses it
 
 
 class ExportHandler(ReadHandler):

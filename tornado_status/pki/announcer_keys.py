@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import base64
 import datetime
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -20,6 +21,7 @@ from tornado_status.errors import AnnouncerError, IdentityError
 from tornado_status.pki.authorities import find, read_authority
 from tornado_status.pki.certificates import UNREADABLE
 from tornado_status.pki.chain_paths import MAX_CAS, CertificationPath, find_paths
+from tornado_status.pki.crl import CRL
 
 # The purpose "signs status datagrams" (extended key usage). With it, an announcer key cannot be
 # used for a TLS server, a TLS client or mail. A listener can tell its certificate from all others
@@ -105,7 +107,7 @@ def verify_announcer(
         raise AnnouncerError("not meant for announcing")
     if usage is not None and (usage.key_cert_sign or not usage.digital_signature):
         raise AnnouncerError("not meant for announcing")
-    paths = announcer_paths(certificates, cas)
+    paths = _paths(tuple(certificates), tuple(cas))
     validity = tuple(_period(path) for path in paths if path.flaw is None)
     if not validity:
         flaws = [path.flaw.detail for path in paths if path.flaw is not None]
@@ -113,8 +115,22 @@ def verify_announcer(
     return AnnouncerKey(key_id(key), key, validity)
 
 
-def announcer_paths(
-    certificates: Sequence[x509.Certificate], cas: Sequence[x509.Certificate]
+def is_revoked(
+    certificates: Sequence[x509.Certificate],
+    cas: Sequence[x509.Certificate],
+    crls: Mapping[bytes, CRL],
+) -> bool:
+    """Return whether CRLs revoke an announcer certificate, the first, on each path to `cas`."""
+    try:
+        paths = _paths(tuple(certificates), tuple(cas))
+    except AnnouncerError:
+        return False
+    return bool(paths) and all(path.is_revoked(crls) for path in paths)
+
+
+@functools.lru_cache(256)  # a server is asked again and again, and signatures take time
+def _paths(
+    certificates: tuple[x509.Certificate, ...], cas: tuple[x509.Certificate, ...]
 ) -> tuple[CertificationPath, ...]:
     """Return the paths from an announcer certificate, the first, to `cas`.
 

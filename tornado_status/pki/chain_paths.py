@@ -83,20 +83,28 @@ class CertificationPath:
         not_before, valid_until = self.validity
         if not not_before <= now <= valid_until:
             raise IdentityError(*NOT_IN_FORCE)
+        for serial, crl in self._listed(crls):
+            if serial in crl.serials:
+                raise IdentityError(*REVOKED)
+            if refuse_expired_crl:
+                if now > crl.next_update:
+                    raise IdentityError(*CRL_EXPIRED)
+                valid_until = min(valid_until, crl.next_update)
+        return valid_until
+
+    def is_revoked(self, crls: Mapping[bytes, CRL]) -> bool:
+        """Return whether the certificate, or a CA above, is in a CRL."""
+        return any(serial in crl.serials for serial, crl in self._listed(crls))
+
+    def _listed(self, crls: Mapping[bytes, CRL]) -> Iterator[tuple[int, CRL]]:
+        """Yield each serial number of the path, with the CRL that could list it."""
         serial = self.serial
         for ca in self.cas:
-            crl = crls.get(ca.id)
-            if crl is not None:
-                if serial in crl.serials:
-                    raise IdentityError(*REVOKED)
-                if refuse_expired_crl:
-                    if now > crl.next_update:
-                        raise IdentityError(*CRL_EXPIRED)
-                    valid_until = min(valid_until, crl.next_update)
+            if ca.id in crls:
+                yield serial, crls[ca.id]
             if ca.self_signed:
                 break  # only the operator can revoke a root
             serial = ca.serial
-        return valid_until
 
 
 def find_paths(

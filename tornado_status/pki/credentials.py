@@ -43,7 +43,7 @@ def load_credentials(settings: Settings, before: Anchors | None) -> Credentials:
         context = server_context(settings.tls)
         self_test(context)
     anchors = load_anchors(settings.tls, before)
-    signing = load_signing(settings.announce, settings.tls.client_ca)
+    signing = load_signing(settings.announce, anchors)
     validities = (*_certificates(settings), *_crls(settings, anchors))
     return Credentials(
         context,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
-from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
@@ -16,6 +14,7 @@ from tornado_status.config import AnnounceSettings
 from tornado_status.errors import AnnouncerError, ConfigError
 from tornado_status.pki import announcer_keys
 from tornado_status.pki.files import check_key, read, read_certificates
+from tornado_status.pki.trust_anchors import Anchors
 
 _MAKER = "`status-certs announcer` makes one"
 
@@ -36,7 +35,7 @@ class Signing:
     published: tuple[Published, ...]
 
 
-def load_signing(settings: AnnounceSettings, client_ca: Path) -> Signing | None:
+def load_signing(settings: AnnounceSettings, anchors: Anchors) -> Signing | None:
     """Read the configured key and certificates; return None if none is configured.
 
     A certificate that listeners would refuse is a warning: they may trust another CA. Raises
@@ -56,8 +55,7 @@ def load_signing(settings: AnnounceSettings, client_ca: Path) -> Signing | None:
         ) from error
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(f"announce.signing_key: {path} is no Ed25519 key")
-    cas = read_certificates("tls.client_ca", client_ca)
-    published = _published("announce.signing_key", path.with_suffix(".crt"), cas)
+    published = _published("announce.signing_key", path.with_suffix(".crt"), anchors)
     signer = announcer_keys.Signer(key)
     if published.kid != signer.kid:
         raise ConfigError(
@@ -65,17 +63,19 @@ def load_signing(settings: AnnounceSettings, client_ca: Path) -> Signing | None:
         )
     following: tuple[Published, ...] = ()
     if settings.next_certificate is not None:
-        following = (_published("announce.next_certificate", settings.next_certificate, cas),)
+        following = (_published("announce.next_certificate", settings.next_certificate, anchors),)
     return Signing(signer, (published, *following))
 
 
-def _published(name: str, path: Path, cas: Sequence[x509.Certificate]) -> Published:
+def _published(name: str, path: Path, anchors: Anchors) -> Published:
     chain = read_certificates(name, path, _MAKER)
     key = chain[0].public_key()
     if not isinstance(key, Ed25519PublicKey):
         raise ConfigError(f"{name}: {path} is not the certificate of an Ed25519 key")
     try:
-        announcer_keys.verify_announcer(chain, cas)
+        announcer_keys.verify_announcer(chain, anchors.cas)
+        if announcer_keys.is_revoked(chain, anchors.cas, anchors.crls):
+            raise AnnouncerError("its certificate is revoked")
     except AnnouncerError as error:
         structlog.get_logger().warning(
             "listeners of this CA will refuse the announcer", file=str(path), reason=str(error)

@@ -53,7 +53,7 @@ def _unusable(settings: Settings) -> Iterator[Finding]:
     for reading in (
         lambda: _read_server_certificate(settings),
         lambda: load_anchors(settings.tls),
-        lambda: load_signing(settings.announce, settings.tls.client_ca),
+        lambda: load_signing(settings.announce, load_anchors(settings.tls)),
         lambda: management_context(settings.management),
         lambda: webhook_contexts(settings.alerts),
     ):
