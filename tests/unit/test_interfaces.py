@@ -20,12 +20,12 @@ from tornado_status.announce.udp_sink import UdpSink
 from tornado_status.config import UdpTarget
 from tornado_status.errors import ConfigError
 
-NETWORK_PAGE = (ROOT / "docs" / "network.md").read_text("utf-8")
+TARGETS_PAGE = (ROOT / "docs" / "target-reference.md").read_text("utf-8")
 
 
 def test_the_page_explains_every_errno_as_the_log_does() -> None:
     """Word for word, so that who searches for a line of the log finds it."""
-    rows = dict(re.findall(r"^\| `(E[A-Z]+)` \| (.+) \|$", NETWORK_PAGE, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `(E[A-Z]+)` \| (.+) \|$", TARGETS_PAGE, re.MULTILINE))
     assert rows == {errno.errorcode[number]: text for number, text in HINTS.items()}
 
 

@@ -1,6 +1,6 @@
 """The cause of an errno for announcements, and its remedy.
 
-docs/network.md has the same table; a test compares them.
+docs/target-reference.md has the same table; a test compares them.
 """
 
 from __future__ import annotations
