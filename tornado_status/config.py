@@ -120,7 +120,9 @@ class ServerSettings(Section):
     reuse_port: bool = False
     handshake_timeout_s: Seconds = 10.0
     max_connections: Count = 10_000
-    max_connections_per_address: CountOrOff = 0
+    max_connections_per_address: CountOrOff = Field(
+        default_factory=lambda known: max(1, known["max_connections"] // 4)
+    )
     check_ins_per_second: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 0.0
     idle_timeout_s: Seconds = 180.0
     header_timeout_s: Seconds = 10.0

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.support.harness import PATIENCE_S, Server, StartServer, rows, running_server, wait_until
 from tests.support.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
-from tests.support.with_constants import KNOWN_SOURCES, MAX_HANDSHAKES, MAX_PENDING
+from tests.support.with_constants import KNOWN_SOURCES, MAX_PENDING
 from tornado_status.ingress import peer_stream as stream_module
 from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
@@ -336,25 +336,6 @@ def test_mute_peers_do_not_delay_a_real_one(start_server: StartServer) -> None:
             sock.close()
     metrics = server.management("/metrics").body.decode()
     assert 'connections_refused_total{reason="timeout"} 100.0' in metrics
-
-
-def test_handshakes_under_way_are_bounded(start_server: StartServer) -> None:
-    """Beyond `MAX_HANDSHAKES` a connection waits, and gets in when one of them ends."""
-    server = start_server(server={"handshake_timeout_s": 2}, constants={MAX_HANDSHAKES: 5})
-    mute = [
-        socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_S) for _ in range(12)
-    ]
-    for sock in mute:
-        sock.sendall(b"\x16")  # one byte of a handshake, and no more
-    try:
-        # In three rounds of five, and a real one in the last.
-        assert server.request("POST", "/api/client").status == 204
-    finally:
-        for sock in mute:
-            sock.close()
-    metrics = server.management("/metrics").body.decode()
-    [line] = [x for x in metrics.splitlines() if 'refused_total{reason="timeout"}' in x]
-    assert float(line.split()[-1]) >= 5
 
 
 def test_an_idle_connection_is_closed(start_server: StartServer) -> None:

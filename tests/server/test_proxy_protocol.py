@@ -312,6 +312,9 @@ def test_limits_count_the_clients_address(start_server: StartServer) -> None:
         return True
 
     wait_until(again, "room for another connection")
+    held += [through("2001:db8::1"), through("2001:db8::2"), through("2001:db8:0:1::1")]
+    with pytest.raises(OSError):
+        through("2001:db8::3")  # a /64 counts as one address
     for connection in held:
         connection.close()
 

@@ -51,7 +51,7 @@ def test_an_end_during_a_step_is_reported_after_it(end: str, expected: str) -> N
                 timeout_s=60,
                 bundle=1,
             )
-            handshake.abandon() if end == "abandon" else handshake._expire()
+            handshake.abandon() if end == "abandon" else handshake.expire()
             during = list(acceptor.ended)
             handshake.stepped(ssl.SSLWantReadError())
             secure.close()

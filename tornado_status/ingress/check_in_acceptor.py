@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import resource
 import socket
 from abc import ABC, abstractmethod
@@ -14,12 +16,13 @@ from tornado_status.config import ServerSettings
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.lingering import Lingering
 from tornado_status.ingress.refusals import Refusals
+from tornado_status.model.records import normalise_ip
 from tornado_status.observe.counters import SECONDS, Histogram
 from tornado_status.runtime.base_acceptor import Acceptor, Address
 from tornado_status.runtime.listening import error_text
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
-MAX_HANDSHAKES = 1000  # under way at once; the next ones wait in the kernel's backlog
+MAX_HANDSHAKES = 1000  # at work at once; the next ones wait in the kernel's backlog
 DEFER_S = 1  # a client that has sent nothing by then is accepted all the same
 RESERVED = 64  # descriptors for the database, announcements, files and the management port
 
@@ -40,8 +43,11 @@ def bind(settings: ServerSettings) -> list[socket.socket]:
 class CheckInAcceptor(Acceptor, ABC):
     """Accepts connections to the check-in port, within its limits."""
 
+    close_longest_idle: Callable[[], bool]  # of the connections that had a request; False: none
+
     def __init__(self, settings: ServerSettings, refusals: Refusals) -> None:
-        super().__init__(_within_descriptors(settings.max_connections), self._begin)
+        limit = _within_descriptors(settings.max_connections)
+        super().__init__(limit, self._begin, self._make_room)
         self._max_per_address = settings.max_connections_per_address
         self._by_address: Counter[str] = Counter()
         self._lingering: set[Lingering] = set()
@@ -52,6 +58,23 @@ class CheckInAcceptor(Acceptor, ABC):
     @abstractmethod
     def handshakes(self) -> int:
         """The number of connections that have not come to their first request."""
+
+    @property
+    @abstractmethod
+    def at_work(self) -> int:
+        """The number of handshakes, without those whose client has sent no whole ClientHello."""
+
+    @abstractmethod
+    def drop_mute(self) -> bool:
+        """End the oldest handshake without a ClientHello; return False if there is none."""
+
+    @abstractmethod
+    def has_newcomers(self) -> bool:
+        """Return whether a handshake has made no step yet: it may turn out to be mute."""
+
+    @abstractmethod
+    def drop_stalled(self) -> bool:
+        """End the oldest handshake whose client is late; return False if there is none."""
 
     @abstractmethod
     def _begin(self, connection: socket.socket, address: Address) -> None:
@@ -83,11 +106,21 @@ class CheckInAcceptor(Acceptor, ABC):
 
     def is_full(self) -> bool:
         """See `Acceptor.is_full`."""
-        return self.handshakes >= MAX_HANDSHAKES or super().is_full()
+        return self.at_work >= MAX_HANDSHAKES or super().is_full()
+
+    def _make_room(self) -> bool:
+        if self.at_work >= MAX_HANDSHAKES:
+            return self.drop_stalled()
+        if self.drop_mute():
+            return True
+        if self.has_newcomers() or not self.close_longest_idle():
+            return False
+        self.refusals.count("crowded-out")
+        return True
 
     def has_room_for(self, client_ip: str) -> bool:
         """Return whether an address may have one more connection; count a refusal if not."""
-        if not self._max_per_address or self._by_address[client_ip] < self._max_per_address:
+        if not self._max_per_address or self._by_address[site(client_ip)] < self._max_per_address:
             return True
         self.refusals.count(
             "too-many-connections", "connection limit of an address reached", client_ip=client_ip
@@ -97,14 +130,22 @@ class CheckInAcceptor(Acceptor, ABC):
     def opened(self, client_ip: str) -> None:
         """Count a connection of an address."""
         self.count_open(1)
-        self._by_address[client_ip] += 1
+        self._by_address[site(client_ip)] += 1
 
     def closed(self, client_ip: str) -> None:
         """Count the end of a connection that was `opened`."""
-        self._by_address[client_ip] -= 1
-        if not self._by_address[client_ip]:
-            del self._by_address[client_ip]
+        counted = site(client_ip)
+        self._by_address[counted] -= 1
+        if not self._by_address[counted]:
+            del self._by_address[counted]
         self.count_open(-1)
+
+
+@functools.lru_cache(4096)
+def site(client_ip: str) -> str:
+    """Return what counts as one address: of IPv6 the /64, which one host has as a whole."""
+    known = normalise_ip(client_ip)
+    return known if "." in known else str(ipaddress.ip_network((known, 64), strict=False))
 
 
 def _within_descriptors(connections: int) -> int:

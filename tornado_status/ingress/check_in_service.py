@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import heapq
+import operator
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 
 from tornado_status.errors import StatusError, StoreError
@@ -18,6 +21,8 @@ from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.runtime.base_acceptor import Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts
+
+CANDIDATES = 64  # connections that are found at once as those that are idle longest
 
 
 class Answers:
@@ -67,6 +72,7 @@ class CheckInService:
         self.draining = False
         self.connections: set[CheckInConnection] = set()
         self._ordinary: weakref.WeakSet[CheckInStream] = weakref.WeakSet()  # handed over
+        self._candidates: deque[tuple[float, CheckInConnection | CheckInStream]] = deque()
         self.timeouts = timeouts
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time()  # both are up to a second old: see _sweep
@@ -95,6 +101,28 @@ class CheckInService:
         for stream in list(self._ordinary):
             if not stream.requests and not stream.writing():
                 stream.close()  # a request that was read but not begun ends: `InFlightCounting`
+
+    def close_longest_idle(self) -> bool:
+        """Close the connection that has been idle longest; return False if none is idle."""
+        return self._close_a_candidate() or (self._find_candidates() and self._close_a_candidate())
+
+    def _close_a_candidate(self) -> bool:
+        while self._candidates:
+            since, connection = self._candidates.popleft()
+            if connection.idle_since() == since:
+                connection.close()
+                return True
+        return False
+
+    def _find_candidates(self) -> bool:
+        # Several at once: one search among thousands of connections takes milliseconds.
+        idle = [
+            (since, connection)
+            for connection in (*self.connections, *self._ordinary)
+            if (since := connection.idle_since()) is not None
+        ]
+        self._candidates.extend(heapq.nsmallest(CANDIDATES, idle, key=operator.itemgetter(0)))
+        return bool(idle)
 
     def close(self) -> None:
         """Close all connections."""

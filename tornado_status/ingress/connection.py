@@ -83,9 +83,18 @@ class CheckInConnection:
         self._service.connections.discard(self)
         self._stream.close()
 
+    def idle_since(self) -> float | None:
+        """Return when the last check-in came, None if something is unanswered.
+
+        Also None once the connection is closed or handed over. In the loop's time.
+        """
+        if self._unanswered or self._held or self._blocked:
+            return None
+        return self._last_active if self in self._service.connections else None
+
     def close_if_idle(self) -> None:
         """Close unless something is unanswered; then the last answer closes."""
-        if not self._unanswered and not self._held and not self._blocked:
+        if self.idle_since() is not None:
             self.close()
 
     def close_if_overdue(self, now: float) -> None:

@@ -82,6 +82,7 @@ class Handshake:
         "_threads",
         "began",
         "bundle",
+        "has_hello",
         "secure",
     )
 
@@ -104,10 +105,27 @@ class Handshake:
         self._address = address
         self._over = False
         self._expired = False
-        self._deadline = loop.call_later(timeout_s, self._expire)
+        self._deadline = loop.call_later(timeout_s, self.expire)
         # The kernel hands out a connection once its client has sent bytes: see TCP_DEFER_ACCEPT.
         self._stepping = True
-        threads.step(self)
+        self.has_hello = False  # a thread sets it once the ClientHello is whole
+
+    def begin(self) -> None:
+        """Make the first step."""
+        self._threads.step(self)
+
+    @property
+    def awaits_client(self) -> bool:
+        """Whether the next bytes are the client's to send."""
+        return not self._stepping
+
+    def expire(self) -> None:
+        """End the handshake as one that took too long."""
+        self._end()
+        if self._stepping:
+            self._expired = True  # `stepped` reports it: the thread still uses the socket
+        else:
+            self._acceptor.failed(self.secure, self._address, TimeoutError())
 
     def abandon(self) -> None:
         """End the handshake without an alert."""
@@ -124,6 +142,7 @@ class Handshake:
             self._acceptor.dropped(self.secure, self._address)
         elif isinstance(error, ssl.SSLWantReadError):
             self._loop.add_reader(self.secure, self._readable)
+            self._acceptor.awaits_client(self)
         elif isinstance(error, ssl.SSLWantWriteError):
             self._loop.add_writer(self.secure, self._writable)
         elif error is None:
@@ -143,13 +162,6 @@ class Handshake:
         self._loop.remove_writer(self.secure)
         self._stepping = True
         self._threads.step(self)
-
-    def _expire(self) -> None:
-        self._end()
-        if self._stepping:
-            self._expired = True  # `stepped` reports it: the thread still uses the socket
-        else:
-            self._acceptor.failed(self.secure, self._address, TimeoutError())
 
     def _end(self) -> None:
         self._finish()

@@ -120,6 +120,8 @@ class CheckInPort:
                 proxies if settings.ingress.proxy_protocol else None,
             )
 
+        self._acceptor.close_longest_idle = check_ins.close_longest_idle
+
     def metrics(self) -> Iterable[Metric]:
         acceptor = self._acceptor
         yield metrics.gauge(

@@ -29,6 +29,8 @@ from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.runtime.base_acceptor import Address
 
 HANDSHAKE_THREADS = 2  # more would only compete for the same cores
+MAX_MUTE = 1000  # handshakes without a whole ClientHello; for the next one the oldest is dropped
+STALLED_S = 3.0  # a handshake may wait so long for its client while others need its place
 
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
 
@@ -59,12 +61,40 @@ class TlsAcceptor(CheckInAcceptor):
         self._proxies = proxies
         self._threads = HandshakeThreads(self.loop, HANDSHAKE_THREADS)
         self._proxy_headers: set[ProxyHeaderReader] = set()
-        self._handshakes: dict[ssl.SSLSocket, Handshake] = {}
+        self._handshakes: dict[ssl.SSLSocket, Handshake] = {}  # the oldest first
+        self._mute: dict[ssl.SSLSocket, Handshake] = {}  # of these, those without a ClientHello
 
     @property
     def handshakes(self) -> int:
         """See `CheckInAcceptor.handshakes`."""
         return len(self._handshakes) + len(self._proxy_headers)
+
+    @property
+    def at_work(self) -> int:
+        """See `CheckInAcceptor.at_work`."""
+        return self.handshakes - len(self._mute)
+
+    def drop_mute(self) -> bool:
+        """See `CheckInAcceptor.drop_mute`."""
+        if not self._mute:
+            return False
+        self._mute.pop(next(iter(self._mute))).expire()
+        return True
+
+    def has_newcomers(self) -> bool:
+        """See `CheckInAcceptor.has_newcomers`."""
+        return any(not h.has_hello and not h.awaits_client for h in self._handshakes.values())
+
+    def drop_stalled(self) -> bool:
+        """See `CheckInAcceptor.drop_stalled`."""
+        latest = self.loop.time() - STALLED_S
+        for handshake in self._handshakes.values():
+            if handshake.began > latest:
+                return False
+            if handshake.awaits_client and handshake.has_hello:
+                handshake.expire()
+                return True
+        return False
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and drop connections without a first request."""
@@ -152,13 +182,36 @@ class TlsAcceptor(CheckInAcceptor):
             return
         self.opened(address[0])
         bundle = self._authenticator.trust.bundle
-        self._handshakes[secure] = Handshake(
+        handshake = self._handshakes[secure] = Handshake(
             self, self._threads, self.loop, secure, address, left_s, bundle
         )
+        context.sni_callback = self._on_client_hello
+        handshake.begin()
+
+    def _on_client_hello(
+        self, secure: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext
+    ) -> None:
+        # In a thread, once the ClientHello is whole, also if it names no server.
+        if isinstance(secure, ssl.SSLSocket) and (handshake := self._handshakes.get(secure)):
+            handshake.has_hello = True
+
+    def awaits_client(self, handshake: Handshake) -> None:
+        """Note a handshake that has made a step and waits for more from its client."""
+        if handshake.has_hello:
+            self._mute.pop(handshake.secure, None)
+        else:
+            self._mute[handshake.secure] = handshake
+            if len(self._mute) > MAX_MUTE:
+                self.drop_mute()
+        self.try_again()
+
+    def _forget(self, secure: ssl.SSLSocket) -> Handshake:
+        self._mute.pop(secure, None)
+        return self._handshakes.pop(secure)
 
     def established(self, secure: ssl.SSLSocket, address: Address) -> None:
         """Pass on the connection of a finished handshake."""
-        handshake = self._handshakes.pop(secure)
+        handshake = self._forget(secure)
         self.durations.observe(self.loop.time() - handshake.began)
         self.resume_if_room()
         stream = self._stream_class(
@@ -189,7 +242,7 @@ class TlsAcceptor(CheckInAcceptor):
 
     def failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
         """Count a failed handshake, and close its connection once the alert or 400 is read."""
-        del self._handshakes[secure]
+        self._forget(secure)
         connection = socket.socket(fileno=secure.detach())  # without TLS
         connection.setblocking(False)
         kind = _kind(error)
@@ -208,7 +261,7 @@ class TlsAcceptor(CheckInAcceptor):
 
     def dropped(self, secure: ssl.SSLSocket, address: Address) -> None:
         """Close the connection of an abandoned handshake."""
-        del self._handshakes[secure]
+        self._forget(secure)
         secure.close()
         self.closed(address[0])
 

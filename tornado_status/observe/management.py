@@ -48,7 +48,7 @@ class ManagementServer:
         self._settings = settings
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._acceptor = Acceptor(MAX_CONNECTIONS, self._begin)
+        self._acceptor = Acceptor(MAX_CONNECTIONS, self._begin, self._make_room)
         self._streams: set[_PlainStream | _SecureStream] = set()
         self._sweeping: asyncio.TimerHandle | None = None
         self._timeouts = HttpTimeouts(IDLE_S, head_timeout_s, late_answer)
@@ -94,6 +94,14 @@ class ManagementServer:
         for stream in list(self._streams):
             stream.close_if_overdue(self._loop.time())
         self._sweeping = self._loop.call_later(self._timeouts.sweep_every_s, self._sweep)
+
+    def _make_room(self) -> bool:
+        """Close the connection that has waited longest for a request, or else for its answer.
+
+        A probe must get in, whoever holds the others.
+        """
+        min(self._streams, key=lambda s: (s.idle_since() is None, s.quiet_since)).close()
+        return True
 
     def _begin(self, connection: socket.socket, address: Address) -> None:
         connection.setblocking(False)

@@ -16,6 +16,7 @@ Address = tuple[str, int]
 
 ACCEPTS_A_TURN = 64  # then connections that are open already have their turn
 PAUSE_S = 0.1  # after running out of descriptors: open connections go on, new ones wait
+RETRY_S = 0.5  # while it is full: a connection that was busy may be idle by then
 
 _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
@@ -23,18 +24,24 @@ _OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Acceptor:
     """Accepts connections and passes them to `on_connection`, unless `is_full`.
 
-    While it is full, connections wait in the kernel's backlog. `on_connection` counts a connection
-    with `count_open`, which must be called again when it is closed.
+    When it is full, `make_room` closes the connection that is needed least, for the one that waits.
+    It returns False if all are needed: then connections wait in the kernel's backlog.
+    `on_connection` counts a connection with `count_open`, which must be called again when it is
+    closed.
     """
 
     def __init__(
-        self, max_connections: int, on_connection: Callable[[socket.socket, Address], None]
+        self,
+        max_connections: int,
+        on_connection: Callable[[socket.socket, Address], None],
+        make_room: Callable[[], bool],
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.log = structlog.get_logger()
         self.rate_limit = RateLimit()
         self._max_connections = max_connections
         self._on_connection = on_connection
+        self._make_room = make_room
         self._listening: list[socket.socket] = []
         self._port = 0
         self._open = 0
@@ -93,17 +100,24 @@ class Acceptor:
             self._full = False
             self._watch()
 
+    def try_again(self) -> None:
+        """Accept again if the acceptor was full, as there may be a connection to close by now."""
+        if self._full:
+            self._full = False
+            self._watch()
+
     def _watch(self) -> None:
         for sock in self._listening:
             self.loop.add_reader(sock, self._accept, sock)
 
     def _accept(self, listening: socket.socket) -> None:
-        for _ in range(ACCEPTS_A_TURN):
+        for turn in range(ACCEPTS_A_TURN):
             if self.is_full():
-                self._full = True
-                for sock in self._listening:
-                    self.loop.remove_reader(sock)
-                return
+                if turn:
+                    return  # the loop calls again if another one waits
+                if not self._make_room():
+                    self._wait_for_room()
+                    return
             try:
                 connection, address = listening.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -114,6 +128,12 @@ class Acceptor:
                     return
                 raise
             self._on_connection(connection, address)
+
+    def _wait_for_room(self) -> None:
+        self._full = True
+        for sock in self._listening:
+            self.loop.remove_reader(sock)
+        self.loop.call_later(RETRY_S, self.try_again)
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         # The connection stays in the backlog and the socket readable: without a pause the loop

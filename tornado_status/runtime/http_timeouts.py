@@ -68,8 +68,8 @@ class TimeoutStream(IOStream):
 
     timeouts: HttpTimeouts | None = None
     head_begun: float | None = None  # the loop's time, once the head's first byte is there
+    quiet_since = 0.0  # the loop's time when the read of a head began
     _awaits_head = False
-    _quiet_since = 0.0  # the loop's time when the read of a head began
     _received = 0  # bytes that came in
     _taken = 0  # of these, those that were read from the stream
     _blank = 0  # of these, how many line ends came last
@@ -77,13 +77,20 @@ class TimeoutStream(IOStream):
     _acknowledged_before = -1  # bytes when `is_stalled` was last asked; -1 if nothing waited
     _stalled_since = 0.0  # the loop's time
 
+    def idle_since(self) -> float | None:
+        """Return since when the stream has waited for a whole head, None during a request.
+
+        In the loop's time.
+        """
+        return self.quiet_since if self._awaits_head and not self.closed() else None
+
     def close_if_overdue(self, now: float) -> None:
         """Close the stream after a time-out. `now` is the loop's time."""
         if self.closed():
             return
         overdue = None
         if self._awaits_head and self.timeouts is not None:
-            overdue = self.timeouts.overdue(self._quiet_since, self.head_begun, now)
+            overdue = self.timeouts.overdue(self.quiet_since, self.head_begun, now)
             if overdue == "head":
                 self.write(self.timeouts.late_answer())
         if overdue is not None or self.is_stalled(now):
@@ -108,7 +115,7 @@ class TimeoutStream(IOStream):
         begun, self.head_begun = self.head_begun, None
         if self.timeouts is not None and not reading.done():
             self._awaits_head = True
-            self._quiet_since = now = asyncio.get_running_loop().time()
+            self.quiet_since = now = asyncio.get_running_loop().time()
             if self._has_begun():
                 self.head_begun = now if begun is None else begun
             reading.add_done_callback(self._on_head)

@@ -1,0 +1,208 @@
+"""The shares of the server that one client, one address or a crowd of strangers can take."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+
+import psycopg2
+import pytest
+
+from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, wait_until
+from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
+from tests.support.with_constants import MAX_HANDSHAKES, MAX_MUTE, STALLED_S
+from tornado_status.ingress.check_in_acceptor import site
+from tornado_status.observe.management import MAX_CONNECTIONS
+
+ENDLESS = {"handshake_timeout_s": 3600, "idle_timeout_s": 3600, "header_timeout_s": 3600}
+BLOCKED = "SELECT 1 FROM pg_locks WHERE NOT granted"
+
+
+def client_hello() -> bytes:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.create_default_context()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
+@contextlib.contextmanager
+def crowd(port: int, count: int, begin: bytes) -> Iterator[list[socket.socket]]:
+    """Connections of strangers, each of which sends a beginning and no more."""
+    with contextlib.ExitStack() as stack:
+        found = []
+        for _ in range(count):
+            connection = socket.create_connection((LOOPBACK, port), PATIENCE_S)
+            found.append(stack.enter_context(connection))
+            connection.sendall(begin)
+        yield found
+
+
+def says_204(connection: ssl.SSLSocket) -> bool:
+    """Whether a check-in is answered; False if the connection is closed."""
+    try:
+        connection.sendall(PLAIN)
+        return connection.recv(4096).startswith(b"HTTP/1.1 204")
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def commits_blocked(server: Server) -> Iterator[None]:
+    """While the head is locked no check-in is committed."""
+    blocker = psycopg2.connect(server.database_url)
+    try:
+        with blocker.cursor() as cursor:
+            cursor.execute("SELECT seq FROM head FOR UPDATE")
+        yield
+    finally:
+        blocker.close()
+
+
+def refused(server: Server, reason: str) -> float:
+    metrics = server.management("/metrics").body.decode()
+    name = f'tornado_status_connections_refused_total{{reason="{reason}"}} '
+    return sum(float(x.removeprefix(name)) for x in metrics.splitlines() if x.startswith(name))
+
+
+# ------------------------------------------------------------------------------------ handshakes
+
+
+@pytest.mark.parametrize("begin", [b"\x16", client_hello()[:200]], ids=["a byte", "half a hello"])
+def test_mute_strangers_take_no_place(start_server: StartServer, begin: bytes) -> None:
+    """More than any limit of handshakes, none of which ends by itself: a client gets in."""
+    constants = {MAX_HANDSHAKES: 5, MAX_MUTE: 8}
+    server = start_server(server=ENDLESS, constants=constants)
+    with crowd(server.port, 40, begin):
+        assert server.request("POST", "/api/client").status == 204
+        wait_until(lambda: refused(server, "timeout") >= 32, "the oldest to be dropped")
+        assert server.request("POST", "/api/client").status == 204
+        assert refused(server, "timeout") == 32
+
+
+def test_stalled_strangers_give_way(start_server: StartServer) -> None:
+    """They send a whole ClientHello and no more: those that are late end for those that wait."""
+    constants = {MAX_HANDSHAKES: 5, STALLED_S: 0.5}
+    server = start_server(server=ENDLESS, constants=constants)
+    with crowd(server.port, 12, client_hello()):
+        assert server.request("POST", "/api/client").status == 204
+        assert refused(server, "timeout") >= 8
+
+
+def test_without_that_they_would_not(start_server: StartServer) -> None:
+    """The same crowd with `STALLED_S` out of reach: a client waits in vain."""
+    constants = {MAX_HANDSHAKES: 5, STALLED_S: 3600}
+    server = start_server(server=ENDLESS, constants=constants)
+    with crowd(server.port, 12, client_hello()):
+        connection = server.connect()
+        connection.timeout = 2
+        with pytest.raises(TimeoutError):
+            connection.connect()
+
+
+# ----------------------------------------------------------------------------------- connections
+
+
+def test_the_connection_that_is_idle_longest_gives_way(start_server: StartServer) -> None:
+    """When all are taken a new client gets in, and the others notice nothing."""
+    server = start_server(
+        server={**ENDLESS, "max_connections": 3, "max_connections_per_address": 0}
+    )
+    with server.connect_raw() as idle, server.connect_raw() as ordinary:
+        assert says_204(idle)
+        ordinary.sendall(GET)
+        read_answers(ordinary, 1)
+        with server.connect_raw() as active:
+            for _ in range(25):  # the server's clock for this has a resolution of a second
+                assert says_204(active)
+                time.sleep(0.1)
+            with server.connect_raw("operator") as first, server.connect_raw("operator") as second:
+                for connection in (first, second, active):
+                    assert says_204(connection)
+                assert refused(server, "crowded-out") == 2
+                for gone in (idle, ordinary):
+                    assert not says_204(gone)
+
+
+def test_a_connection_with_work_never_gives_way(start_server: StartServer) -> None:
+    """One check-in is being committed: the idle one goes, and then a new client waits."""
+    limits = {**ENDLESS, "max_connections": 2, "max_connections_per_address": 0}
+    server = start_server(server=limits, database={"commit_timeout_s": 50})
+    with server.connect_raw() as busy, server.connect_raw() as idle:
+        with commits_blocked(server):
+            busy.sendall(PLAIN)
+            wait_until(lambda: server.rows(BLOCKED), "the commit to be blocked")
+            other = server.connect_raw("operator")
+            assert idle.recv(1) == b""
+            other.sendall(PLAIN)  # now both are busy
+            late = socket.create_connection((LOOPBACK, server.port), PATIENCE_S)
+            late.sendall(client_hello())
+            late.settimeout(2)
+            with pytest.raises(TimeoutError):
+                late.recv(1)
+        for connection in (busy, other):
+            assert STATUS.findall(read_answers(connection, 1)) == [b"204"]
+        late.settimeout(PATIENCE_S)
+        assert late.recv(1)
+        late.close()
+        other.close()
+
+
+def test_mute_strangers_give_way_before_anybody_else(start_server: StartServer) -> None:
+    """They fill up the connections; the clients that are there stay, new ones get in."""
+    limits = {**ENDLESS, "max_connections": 20, "max_connections_per_address": 0}
+    server = start_server(server=limits)
+    with server.connect_raw() as before:
+        assert says_204(before)
+        with crowd(server.port, 60, b"\x16"):
+            assert server.request("POST", "/api/client").status == 204
+            wait_until(lambda: refused(server, "timeout") >= 40, "the oldest to be dropped")
+            assert server.request("POST", "/api/client").status == 204
+            assert says_204(before)
+    assert refused(server, "crowded-out") == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("10.0.0.1", "10.0.0.1", True),
+        ("10.0.0.1", "10.0.0.2", False),
+        ("10.0.0.1", "::ffff:10.0.0.1", True),
+        ("2001:db8::1", "2001:db8:0:0:ffff:ffff:ffff:ffff", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("fe80::1%eth0", "fe80::2", True),
+    ],
+)
+def test_a_64_of_ipv6_counts_as_one_address(one: str, other: str, same: bool) -> None:
+    """A host is given as many addresses as it wants."""
+    assert (site(one) == site(other)) == same
+
+
+# ------------------------------------------------------------------------------- management port
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /healthz HT"], ids=["idle", "slow"])
+def test_the_management_port_answers_beside_a_crowd(
+    start_server: StartServer, begin: bytes
+) -> None:
+    """However many connections do nothing, or begin a head and do not end it."""
+    server = start_server(server=ENDLESS)
+    with crowd(server.management_port, 3 * MAX_CONNECTIONS, begin):
+        for _ in range(3):
+            assert server.management("/healthz").status == 200
+
+
+def test_a_probe_that_comes_again_keeps_its_connection(start_server: StartServer) -> None:
+    """Of those that wait the one that has done so longest goes."""
+    server = start_server()
+    healthy = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    address = LOOPBACK, server.management_port
+    with socket.create_connection(address, PATIENCE_S) as probe:
+        for _ in range(2 * MAX_CONNECTIONS):
+            with crowd(server.management_port, 1, healthy) as [other]:
+                assert other.recv(4096).startswith(b"HTTP/1.1 200")
+                probe.sendall(healthy)
+                assert probe.recv(4096).startswith(b"HTTP/1.1 200")
