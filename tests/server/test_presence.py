@@ -274,6 +274,7 @@ def test_after_an_absence_there_is_a_grace_and_no_storm(database_url: str) -> No
         await store.record(check_in("gone"))
         time_passes(database_url)
         restarted(store, away="3 hours")
+        await store.sweeper.mark()
         assert await store.sweeper.sweep() == 0
         assert await store.sweeper.sweep() == 0
         [(left,)] = rows(database_url, "SELECT grace_until - clock_timestamp() FROM head")
@@ -376,7 +377,7 @@ def test_other_work_is_bounded(database_url: str, monkeypatch: pytest.MonkeyPatc
     async def body(store: Store) -> None:
         monkeypatch.setattr(commit_module, "MAX_WORK", 0)
         with pytest.raises(StoreUnavailable, match="more work"):
-            await store.sweeper.sweep()
+            await store.sweeper.mark()
         await store.record(check_in("a"))
 
     run(database_url, [], body)
@@ -431,7 +432,7 @@ def test_what_was_not_judged_yet_is_never_pruned(
     async def body(store: Store) -> None:
         await store.record(check_in("a"))
         time_passes(database_url, hours=300)
-        await store.sweeper._mark()
+        await store.sweeper.mark()
         steady(store)
         await store.sweeper.prune()
         gone.append(await store.sweeper.sweep())
@@ -467,6 +468,7 @@ def test_a_clock_that_ran_ahead_keeps_nobody_online(
         watched(database_url)
         await store.record(check_in("here"))
         gone.append(await store.sweeper.sweep())
+        await store.sweeper.mark()
         assert "ahead" in store.presence_warnings()
         gone.append(await store.sweeper.sweep())
         watched(database_url)
@@ -486,9 +488,10 @@ def test_a_clock_that_is_set_makes_nobody_silent(database_url: str, by_s: float)
         await store.record(check_in("silent"))
         watched(database_url, hours=1.99)
         await store.record(check_in("here"))
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         with structlog.testing.capture_logs() as logs:
             clock.set(by_s)
+            await store.sweeper.mark()
             assert await store.sweeper.sweep() == 0
         [line] = logs
         assert line["event"] == "database clock was set"
@@ -532,22 +535,22 @@ def test_a_mark_of_another_server_counts_by_the_databases_clock(database_url: st
     watched_ms = "SELECT watched_ms FROM head"
 
     async def body(store: Store) -> None:
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         [(before,)] = rows(database_url, watched_ms)
         # Another server made a mark, half an hour ago by a clock that was set since.
         rows(
             database_url,
             "UPDATE head SET watched_ms = watched_ms + 1, swept_at = swept_at - interval '30 min'",
         )
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         [(after,)] = rows(database_url, watched_ms)
         assert 0 < after - before < PATIENCE_S * 1000
         restarted(store, away="20 s")
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         [(restart,)] = rows(database_url, watched_ms)
         assert 20_000 <= restart - after < 30_000
         restarted(store, away="-1 hour")
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         assert rows(database_url, watched_ms) == [(restart,)]
 
     run(database_url, [], body)
@@ -572,15 +575,16 @@ def test_a_clock_that_is_ahead_prunes_nothing(
         for number in range(4):
             await store.record(check_in(f"user{number}"))
         time_passes(database_url)
+        await store.sweeper.mark()
         await store.sweeper.sweep()
         steady(store)
         clock.set(FUTURE)
         if noticed:
-            await store.sweeper.sweep()
+            await store.sweeper.mark()
         pruned.append(await store.sweeper.prune())
         clock.set(0)
         pruned.append(await store.sweeper.prune())
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         steady(store)
         time_passes(database_url)
         pruned.append(await store.sweeper.prune())
@@ -601,11 +605,11 @@ def test_a_clock_that_is_behind_only_delays_pruning(database_url: str) -> None:
         time_passes(database_url, hours=9)
         await store.sweeper.sweep()
         clock.set(-FUTURE)
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         steady(store)
         assert await store.sweeper.prune() == 0
         clock.set(0)
-        await store.sweeper.sweep()
+        await store.sweeper.mark()
         assert await store.sweeper.prune() == 0
         steady(store)
         with pytest.MonkeyPatch.context() as patch:
@@ -658,6 +662,7 @@ def test_clients_that_read_take_no_connection_of_the_sweep(database_url: str, br
         await store.record(check_in("gone"))
         time_passes(database_url)
         await store.alerts.register(["plant"])
+        steady(store)
         for pool in store._pools:
             pool._acquire_timeout_s = 0.1
         if broken:
@@ -669,6 +674,7 @@ def test_clients_that_read_take_no_connection_of_the_sweep(database_url: str, br
                 await store.user("gone@example.com")
             for work in (
                 store.sweeper.sweep,
+                store.sweeper.prune,
                 store._outbox.take,
                 lambda: store.alerts.cursor("plant", uuid.uuid4(), 1),
             ):
@@ -692,14 +698,19 @@ def test_a_missing_connection_is_no_absence_of_servers(database_url: str) -> Non
         time_passes(database_url)
         store.sweeper._pool._acquire_timeout_s = 0.1
         async with store.sweeper._pool.connection():
-            for _ in range(2):
-                [(before,)] = rows(database_url, "SELECT watched_ms FROM head")
-                with pytest.raises(StoreUnavailable, match="too many reads"):
-                    await store.sweeper.sweep()
-                assert rows(database_url, "SELECT watched_ms FROM head") > [(before,)]
-        assert await store.sweeper.sweep() == 1
+            with pytest.raises(StoreUnavailable, match="too many reads"):
+                await store.sweeper.sweep()
+            [(before,)] = rows(database_url, watched_ms)
+            # Longer than what counts as an absence.
+            enough = before + 1000 * presence.away_after_s(presence.sweep_every_s(1))
+            await until(lambda: rows(database_url, watched_ms) > [(enough,)])
+        await until(lambda: rows(database_url, offline))
 
-    run(database_url, [], body)
+    offline = "SELECT 1 FROM check_in WHERE event = 'offline'"
+    watched_ms = "SELECT watched_ms FROM head"
+    with structlog.testing.capture_logs() as logs:
+        run(database_url, [], body, when=PresenceSettings(interval_s=1, offline_after_s=7200))
+    assert "offline detection paused" not in [line["event"] for line in logs]
 
 
 def test_readiness_says_when_the_sweep_is_late(start_server: StartServer) -> None:

@@ -33,7 +33,7 @@ def run(
         await store.start()
         await store.wait_connected()
         # Its first sweep, of a database that was never swept, begins with a grace.
-        await until(lambda: store.sweeper.swept_ago_s is not None)
+        await until(lambda: store.sweeper._marked and store.sweeper.swept_ago_s is not None)
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await body(store)

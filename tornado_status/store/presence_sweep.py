@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -238,20 +238,55 @@ class PresenceSweep:
         )
 
     async def run(self) -> None:
-        """Sweep and prune until cancelled."""
+        """Mark, sweep and prune until cancelled.
+
+        Each for itself: a sweep or a pruning that has much to do must not look as if no server ran.
+        """
         await self._commit.connected.wait()
         self._waiting_since = time.monotonic()
+        await asyncio.gather(*(self._repeat(each) for each in (self.mark, self.sweep, self.prune)))
+
+    async def _repeat(self, work: Callable[[], Awaitable[object]]) -> None:
+        reported = ""
         while True:
             await self._commit.connected.wait()
             try:
-                await self.sweep()
-                await self.prune()
-                self._reason = ""
+                await work()
+                reported = ""
             except StoreError as error:
-                if str(error) != self._reason:
-                    self._reason = str(error)
-                    self._log.warning("presence sweep postponed", reason=self._reason)
+                self._reason = str(error)
+                if self._reason != reported:
+                    reported = self._reason
+                    self._log.warning("presence sweep postponed", reason=reported)
             await asyncio.sleep(self._every_s)
+
+    async def mark(self) -> None:
+        """Note that a server runs, and how old the log's entries are. Raises `StoreError`.
+
+        The writer does it: a server that can commit was running, whatever reading connections are
+        at. Without check-ins only this makes the writer notice that its connection is lost.
+        """
+        sent = elapsed_s()
+        left, at = self._marked or (-1, -_EVER_S)
+        away_ms = int(presence.away_after_s(self._every_s) * 1000)
+        statement = (
+            f"EXECUTE mark ({left}, {int((sent - at) * 1000)}, {away_ms}, {self._offline_after_ms})"
+        )
+        [(watched_ms, epoch_s, self._ahead_s, away)] = await self._commit.write(
+            Work(statement, lambda rows: (), ())
+        )
+        self._marked = watched_ms, sent
+        if moved_s := self.clock.observe(epoch_s):
+            self._log.warning(
+                "database clock was set", by_s=round(moved_s), paused="pruning of the log"
+            )
+        if away is not None:
+            self._log.info(
+                "offline detection paused",
+                reason="no server was running",
+                away_s=round(away / 1000),
+                grace_s=self._when.offline_after_s,
+            )
 
     async def sweep(self) -> int:
         """Declare silent users offline; return how many.
@@ -259,9 +294,6 @@ class PresenceSweep:
         Raises `StoreError` if the database cannot do it now; the next sweep does the rest,
         because the commit that decides also moves the cursor.
         """
-        # First, and by the writer: a server that commits was running, whatever the search does. And
-        # without check-ins only this makes the writer notice that its connection is lost.
-        await self._mark()
         count = 0
         while True:
             async with self._pool.connection() as connection:
@@ -274,6 +306,7 @@ class PresenceSweep:
                     return count  # another server has done it, and does the rest
             if not silent.more:
                 self._swept_at = time.monotonic()
+                self._reason = ""
                 return count
             await asyncio.sleep(PAUSE_S)
 
@@ -298,29 +331,6 @@ class PresenceSweep:
             pruned = last
             await asyncio.sleep(PAUSE_S)
         return total
-
-    async def _mark(self) -> None:
-        sent = elapsed_s()
-        left, at = self._marked or (-1, -_EVER_S)
-        away_ms = int(presence.away_after_s(self._every_s) * 1000)
-        statement = (
-            f"EXECUTE mark ({left}, {int((sent - at) * 1000)}, {away_ms}, {self._offline_after_ms})"
-        )
-        [(watched_ms, epoch_s, self._ahead_s, away)] = await self._commit.write(
-            Work(statement, lambda rows: (), ())
-        )
-        self._marked = watched_ms, sent
-        if moved_s := self.clock.observe(epoch_s):
-            self._log.warning(
-                "database clock was set", by_s=round(moved_s), paused="pruning of the log"
-            )
-        if away is not None:
-            self._log.info(
-                "offline detection paused",
-                reason="no server was running",
-                away_s=round(away / 1000),
-                grace_s=self._when.offline_after_s,
-            )
 
     async def _find_silent(self, connection: Connection) -> _Silent:
         cursor, looked, last, seqs, emails, *others = await connection.fetch_one(
