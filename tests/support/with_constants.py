@@ -26,6 +26,7 @@ PREVIOUS_TIMEOUT_S = "tornado_status.store.embedded.postgres.PREVIOUS_TIMEOUT_S"
 MIN_LATE_S = "tornado_status.store.presence_sweep.MIN_LATE_S"
 STAGGER_S = "tornado_status.store.failover.STAGGER_S"
 MAX_QUEUED = "tornado_status.announce.nats_sink.MAX_QUEUED"
+LOCAL = "tornado_status.store.remote_database.LOCAL"  # []: loopback counts as another machine
 
 
 def replace_constants(constants: dict[str, object]) -> None:

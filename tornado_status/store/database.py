@@ -19,6 +19,7 @@ import psycopg2.extensions
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.store import failover
 from tornado_status.store.failover import Parameters
+from tornado_status.store.remote_database import authenticated
 
 Row = tuple[Any, ...]
 Values = Sequence[object] | Mapping[str, object]
@@ -107,7 +108,11 @@ class Connection:
 
     @classmethod
     async def open_one(cls, parameters: Parameters, timeout_s: float) -> Connection:
-        """Connect to the one address of the parameters. Raises `StoreUnavailable`."""
+        """Connect to the one address of the parameters. Raises `StoreUnavailable`.
+
+        A database that is not local must prove its identity, unless the parameters say otherwise.
+        """
+        parameters = authenticated(parameters)
         settings: dict[str, Any] = {"application_name": APPLICATION_NAME, **LIVENESS, **parameters}
         if parameters.get("host", "").startswith("/"):
             settings = {name: settings[name] for name in settings if name not in LIVENESS}

@@ -11,8 +11,9 @@ from tornado_status.store import migrate
 from tornado_status.store.database import Connection, StatementFailed, parse_url
 from tornado_status.store.embedded.binaries import find_binaries
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
-from tornado_status.store.failover import Parameters
+from tornado_status.store.failover import Parameters, shown, split
 from tornado_status.store.log_id import database_identity
+from tornado_status.store.remote_database import sslmode
 
 _QUESTIONS = """\
 SELECT current_setting('server_version'), current_setting('server_version_num')::int,
@@ -97,6 +98,12 @@ async def diagnose(parameters: Parameters, timeout_s: float) -> Diagnosis:
 def external(url: str) -> Parameters:
     """Return the connection parameters of a URL. Raises `ConfigError`."""
     return parse_url(url)
+
+
+def remote_hosts(parameters: Parameters) -> list[tuple[str, str]]:
+    """Return place and `sslmode` of each host that is not local. Raises `ConfigError`."""
+    hosts = [(shown(host), sslmode(host)) for host in split(parameters)]
+    return [(place, mode) for place, mode in hosts if mode is not None]
 
 
 def embedded(data_dir: Path) -> Parameters | None:

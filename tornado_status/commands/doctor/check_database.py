@@ -9,6 +9,8 @@ from tornado_status.config import EMBEDDED, Settings
 from tornado_status.errors import ConfigError, StoreError
 from tornado_status.store import diagnostics as ask
 from tornado_status.store.diagnostics import Diagnosis
+from tornado_status.store.failover import Parameters
+from tornado_status.store.remote_database import VERIFIED
 
 TOPIC = "database"
 CLOCK = "clock"
@@ -30,15 +32,39 @@ async def examine(settings: Settings) -> list[Finding]:
     except ConfigError as error:
         return [problem(TOPIC, str(error), "The server does not start with it.")]
     except StoreError as error:
-        return [
-            problem(
+        return [problem(TOPIC, f"the database cannot be reached: {error}", _advice(str(error)))]
+    return [
+        *_identity(parameters),
+        *_state(found),
+        *_durability(found, settings.database.durability),
+        *_clock(found),
+    ]
+
+
+def _advice(reason: str) -> str:
+    if any(word in reason for word in ("certificate", "SSL", "authentication method requirement")):
+        return (
+            "A database on another machine must show a certificate of a CA that sslrootcert in "
+            "database.url names, and ask for the password by SCRAM: docs/deploy.md has the steps, "
+            "and the exceptions."
+        )
+    return (
+        "Does it run, does database.url name it, and may this machine connect to it "
+        "(listen_addresses, pg_hba.conf, a firewall)?"
+    )
+
+
+def _identity(parameters: Parameters) -> Iterator[Finding]:
+    for place, mode in ask.remote_hosts(parameters):
+        if mode == VERIFIED:
+            yield ok(TOPIC, f"the certificate of {place} is verified")
+        else:
+            yield note(
                 TOPIC,
-                f"the database cannot be reached: {error}",
-                "Does it run, does database.url name it, and may this machine connect to it "
-                "(listen_addresses, pg_hba.conf, a firewall)?",
+                f"sslmode={mode}: the certificate of {place} is not verified",
+                "Whoever is between it and this machine can pose as the database. Give it a "
+                "certificate and remove sslmode: docs/deploy.md has the steps.",
             )
-        ]
-    return [*_state(found), *_durability(found, settings.database.durability), *_clock(found)]
 
 
 def _state(found: Diagnosis) -> Iterator[Finding]:
