@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from certs_gen.authority import Authority
+from tests.support.faults.tcp_relay import Relay
 from tests.support.harness import (
     LOOPBACK,
     Postgres,
@@ -87,6 +88,16 @@ def test_a_database_with_a_certificate_of_the_named_ca_is_used(
         server = start_server(url=f"{place}?sslrootcert={certs / 'ca.crt'}", constants=REMOTE)
         assert server.request("POST", "/api/client").status == 204
         assert server.request("GET", "/api/users", cert="operator").status == 200
+
+
+def test_without_a_certificate_scram_is_enough_if_the_url_says_so(
+    scram: Postgres, start_server: StartServer
+) -> None:
+    """As in docker-compose.yml."""
+    with Relay(lambda: scram.url) as database:
+        place = f"postgresql://tester:{PASSWORD}@localhost:{database.port}/postgres"
+        server = start_server(url=f"{place}?sslmode=disable", constants=REMOTE)
+        assert server.request("POST", "/api/client").status == 204
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,8 @@ def test_any_password_reaches_database_and_server_unchanged(compose_config: Comp
 def test_the_server_finds_its_database(compose: Compose) -> None:
     database = server_settings(compose).database
     user = compose["services"]["db"]["environment"]["POSTGRES_USER"]
-    assert database.url == f"postgresql://{user}@db/{user}"  # its name is by default the user's
+    place = f"postgresql://{user}@db/{user}"  # its name is by default the user's
+    assert database.url == f"{place}?sslmode=disable"
     assert compose["services"]["server"]["depends_on"]["db"]["condition"] == "service_healthy"
 
 

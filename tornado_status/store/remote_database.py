@@ -11,7 +11,7 @@ import os
 from tornado_status.model.records import normalise_ip
 from tornado_status.store.failover import Parameters
 
-# Nobody on the network is between us and these addresses. A Unix socket is local, too.
+# No other machine is between us and these addresses. A Unix socket is local, too.
 LOCAL = ("127.0.0.0/8", "::1/128")
 LOCAL_NAMES = ("localhost",)  # before it is resolved
 VERIFIED = "verify-full"

@@ -62,8 +62,8 @@ def _identity(parameters: Parameters) -> Iterator[Finding]:
             yield note(
                 TOPIC,
                 f"sslmode={mode}: the certificate of {place} is not verified",
-                "Whoever is between it and this machine can pose as the database. Give it a "
-                "certificate and remove sslmode: docs/deploy.md has the steps.",
+                "A machine between the two can pose as the database. Give it a certificate and "
+                "remove sslmode: docs/deploy.md has the steps.",
             )
 
 
