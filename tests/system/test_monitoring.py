@@ -166,4 +166,4 @@ def test_every_alert_tells_what_to_do(rule: dict[str, Any]) -> None:
     """How bad it is, where, and what it means; and the documentation names it."""
     assert rule["labels"]["severity"] in ("critical", "warning")
     assert rule["annotations"].keys() == {"summary", "description"}
-    assert f"`{rule['alert']}`" in (ROOT / "docs" / "monitoring.md").read_text()
+    assert f"`{rule['alert']}`" in (ROOT / "docs" / "metrics.md").read_text()
