@@ -41,6 +41,7 @@ from tornado_status.observe.readiness import (
     readiness_checks,
 )
 from tornado_status.pki.credentials import Credentials, credential_files, load_credentials
+from tornado_status.pki.crl_register import CRLRegister
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime.daemon_executor import DaemonExecutor
 from tornado_status.runtime.shutdown import ShutdownDeadline, ShutdownSignals
@@ -119,6 +120,7 @@ class Server:
         self._tracing = _load_tracing(settings.tracing)
         self._store = self._make_store()
         self._publication = Publication(self._store.publish_announcers)
+        self._crl_register = CRLRegister(self._store.record_crls)
         senders = load_senders(settings.alerts, self._credentials.webhook_contexts)
         self._alerts = Alerts(senders, self._store.alerts)
         self._subscriptions = Subscriptions(self._store.feed, settings.live)
@@ -144,6 +146,9 @@ class Server:
         self._start_readers()
         self._accept_connections()
         await self._store.wait_connected()
+        if self._settings.tls.crl is not None:
+            await self._crl_register.check(self._trust.anchors)
+            self._in_background(self._crl_register.run(), "CRL register")
         self._announcer.start(self._log_position)
         await self._alerts.register()
         announce_serving(self._settings, self._sockets[0].getsockname()[1])
@@ -348,7 +353,12 @@ class Server:
         """Read the files with certificates and keys anew. Raises `ConfigError`."""
         with self._notifier.reloading():
             self._put_in_force(
-                await asyncio.to_thread(load_credentials, self._settings, self._trust.anchors)
+                await asyncio.to_thread(
+                    load_credentials,
+                    self._settings,
+                    self._trust.anchors,
+                    self._crl_register.marks,
+                )
             )
         self._log.info("certificates and keys reloaded")
         self._expiry_warnings.restart()
@@ -360,6 +370,7 @@ class Server:
         signing = credentials.signing
         self._announcer.signer = signing.signer if signing is not None else None
         self._publication.use(signing)
+        self._crl_register.use(credentials.anchors)
         self._management.use(credentials.management_context)
         self._alerts.use(credentials.webhook_contexts)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import http.client
 import re
 import signal
 import socket
 import ssl
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ from tests.support.trust_site import DAY, POST, Site, now, replace, revocation_l
 from tornado_status.errors import CRLError
 from tornado_status.ingress.trust import Trust
 from tornado_status.pki.chain_paths import REVOKED
-from tornado_status.pki.crl import read_crls, replace_crls
+from tornado_status.pki.crl import CRL, CRLMark, read_crls, replace_crls
 from tornado_status.pki.trust_anchors import Anchors
 from tornado_status.wire.datagram import decode_json
 
@@ -171,8 +173,33 @@ def test_a_list_with_a_lower_number_is_refused(site: Site) -> None:
     site.revoke("client", number=7)
     site.put_list([], 6)
     failure = site.server.wait_event("reload failed, keeping the previous certificates")
-    assert re.search(r"tls\.crl: .* number \d+ is older than \d+, which is", failure["reason"])
+    assert re.search(r"tls\.crl: .* number \d+ is older than \d+, which was", failure["reason"])
     assert site.request().status == 403
+
+
+@pytest.mark.parametrize("kind", ["lower number", "fewer entries", "no file"])
+def test_a_restart_forgets_no_revocation(site: Site, kind: str) -> None:
+    """The database knows which list was in force: an older one does not start the server."""
+    site.start()
+    site.revoke("client", number=7)
+    mark = "SELECT number::text FROM crl"
+    wait_until(lambda: len(site.server.rows(mark)) == 1, "the list to be recorded")
+    assert site.server.stop() == 0
+    if kind == "no file":
+        (site.certs / "ca.crl").unlink()
+    else:
+        site.put_list([], 6 if kind == "lower number" else 7)
+    reason = {
+        "lower number": r"number \d+ is older than \d+, which was in force for",
+        "fewer entries": r"number \d+ was in force for .* with other entries",
+        "no file": r"the CRL of .* is missing",
+    }[kind]
+    again = site.start(wait=False, names_list=kind != "no file")
+    assert again.process.wait(PATIENCE_S) == 2
+    assert re.search(f"tls.crl: .*{reason}", again.log.wait_end())
+    site.put_list([], 8)
+    assert site.start().rows(mark) != []
+    assert site.request().status == 204
 
 
 def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> None:
@@ -199,7 +226,7 @@ def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> No
 
     replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10))
     failure = site.server.wait_event("reload failed, keeping the previous certificates")
-    assert re.search(r"tls\.crl: .* is missing, whose number 3 is in force", failure["reason"])
+    assert re.search(r"tls\.crl: .* is missing, whose number 3 was in force", failure["reason"])
     assert [site.request(name).status for name in ("client", "fresh")] == [403] * 2
     replace(site.certs / "ca.crl", revocation_list(site.authority, [], number=10) + new_list)
     site.wait_reloaded()
@@ -564,19 +591,29 @@ def test_only_whole_lists_of_our_cas_are_read(authority: Authority) -> None:
     cas = [authority.certificate]
     epoch = now().timestamp()
     [found] = read_crls(revocation_list(authority, [5, 6], number=3), cas, epoch)
-    assert (found.number, found.serials) == (3, frozenset({5, 6}))
+    assert (found.mark.number, found.serials) == (3, frozenset({5, 6}))
     [unnumbered] = read_crls(revocation_list(authority, number=None), cas, epoch)
-    assert unnumbered.number == 0
+    assert unnumbered.mark.number == 0
     two = revocation_list(authority, [1], number=3) + revocation_list(authority, [2], number=4)
-    assert [each.number for each in read_crls(two, cas, epoch)] == [4]
+    assert [each.mark.number for each in read_crls(two, cas, epoch)] == [4]
 
     namesake = Authority.create()
-    delta = revocation_list(authority, extra=[(x509.DeltaCRLIndicator(1), True)])
+    delta, plain_delta = (
+        revocation_list(authority, extra=[(x509.DeltaCRLIndicator(1), critical)])
+        for critical in (True, False)
+    )
+    scope = x509.IssuingDistributionPoint(None, None, True, False, None, False, False)
+    partial = revocation_list(authority, extra=[(scope, False)])
+    unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0")
+    strange = revocation_list(authority, extra=[(unknown, True)])
     future = revocation_list(authority, this_update=now() + DAY, next_update=now() + 2 * DAY)
     for pem, message in (
         (revocation_list(Authority.create(name="other")), "issued by none of the client CAs"),
         (revocation_list(namesake), "not that of the CA it names"),
         (delta, "a delta or partial CRL"),
+        (plain_delta, "a delta or partial CRL"),
+        (partial, "a delta or partial CRL"),
+        (strange, r"critical extension 1\.2\.3\.4 is not understood"),
         (future, "from the future"),
         (b"", "no CRL"),
         (authority.certificate_pem(), "no CRL"),
@@ -603,13 +640,28 @@ def test_any_bytes_are_a_list_or_an_error(
 
 
 def test_numbers_never_go_back(authority: Authority) -> None:
-    """The same number again is no harm; a lower one is."""
+    """The same list again is no harm; a lower number is, and the same one with other entries."""
     cas, epoch = [authority.certificate], now().timestamp()
-    older, newer = (read_crls(revocation_list(authority, number=n), cas, epoch) for n in (3, 4))
-    assert replace_crls(older, newer, cas)
-    assert replace_crls(newer, newer, cas)
-    with pytest.raises(CRLError, match="number 3 is older than 4"):
-        replace_crls(newer, older, cas)
+
+    def read(number: int | None, *serials: int, age: datetime.timedelta = DAY) -> tuple[CRL, ...]:
+        pem = revocation_list(authority, serials, number=number, this_update=now() - age)
+        return read_crls(pem, cas, epoch)
+
+    def follows(older: tuple[CRL, ...], newer: tuple[CRL, ...]) -> bool:
+        return bool(replace_crls(marks(older), newer, cas))
+
+    assert follows(read(3), read(4))
+    assert follows(read(4, 5), read(4, 5, age=DAY / 2))
+    assert follows(read(None, 5), read(None, 6, age=DAY / 2))
+    assert follows(read(None, 5), read(1))
+    for older, newer, message in (
+        (read(4), read(3), "number 3 is older than 4"),
+        (read(4, 5), read(None), "number 0 is older than 4"),
+        (read(4, 5), read(4, age=DAY / 2), "number 4 was in force for .* with other entries"),
+        (read(None, 5), read(None, age=2 * DAY), "not newer than the one that was in force"),
+    ):
+        with pytest.raises(CRLError, match=message):
+            follows(older, newer)
 
 
 def test_each_ca_of_one_name_has_its_own_list(authority: Authority) -> None:
@@ -634,16 +686,20 @@ def test_a_number_of_one_ca_is_none_of_its_namesake(authority: Authority) -> Non
     assert trust.verify([der(new)]).refusal == REVOKED
 
 
+def marks(crls: Sequence[CRL]) -> list[CRLMark]:
+    return [crl.mark for crl in crls]
+
+
 def test_a_list_that_is_left_out_is_refused(authority: Authority) -> None:
     """A user that it revoked must not come back; with its CA it may go."""
     other = Authority.create(name="another CA")
     cas, epoch = [authority.certificate, other.certificate], now().timestamp()
     one, two = revocation_list(authority, [5]), revocation_list(other, [6])
     both = read_crls(one + two, cas, epoch)
-    with pytest.raises(CRLError, match=r"CN=another CA is missing.*number 2 is in"):
-        replace_crls(both, read_crls(one, cas, epoch), cas)
-    assert len(replace_crls(both, read_crls(one, cas, epoch), [authority.certificate])) == 1
-    assert len(replace_crls(read_crls(one, cas, epoch), both, cas)) == 2
+    with pytest.raises(CRLError, match=r"CN=another CA is missing.*number 2 was in"):
+        replace_crls(marks(both), read_crls(one, cas, epoch), cas)
+    assert len(replace_crls(marks(both), read_crls(one, cas, epoch), [authority.certificate])) == 1
+    assert len(replace_crls(marks(read_crls(one, cas, epoch)), both, cas)) == 2
 
 
 def test_a_file_that_ends_in_a_list_is_refused(authority: Authority) -> None:

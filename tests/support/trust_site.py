@@ -74,14 +74,13 @@ class Site:
         number = first.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
         self._first_number = number
 
-    def start(self, **tls: object) -> Server:
+    def start(self, *, wait: bool = True, names_list: bool = True, **tls: object) -> Server:
+        """Start the server. By default it has the list `ca.crl` even if no setting names it."""
+        files = {**FILES, "crl": "ca.crl"} if names_list else FILES
         self.server = self._start(
-            tls={
-                **{key: str(self.certs / name) for key, name in FILES.items()},
-                "crl": str(self.certs / "ca.crl"),
-                **tls,
-            },
+            tls={**{key: str(self.certs / name) for key, name in files.items()}, **tls},
             announce={"signing_key": str(self.certs / "announcer.key")},
+            wait=wait,
         )
         return self.server
 

@@ -313,6 +313,10 @@ LEFT = {
         # Those are of a time that is over: the marks begin anew, and the count goes on.
         {"SELECT count(*) FROM presence_mark WHERE watched_ms <= 1000": [(0,)]},
     ),
+    "0007": Left(
+        "INSERT INTO crl VALUES ('\\x01', 'CN=ca', 7, 1767261600, '\\x02');",
+        {"SELECT name, number::int FROM crl WHERE ca = '\\x01'": [("CN=ca", 7)]},
+    ),
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tornado_status.config import Settings
 from tornado_status.pki.certificates import ca_id
+from tornado_status.pki.crl import CRLMark
 from tornado_status.pki.datagram_signing import Signing, load_signing
 from tornado_status.pki.expiry import Validity, certificate_validities, distinct_names
 from tornado_status.pki.files import read_certificates
@@ -36,13 +37,18 @@ class Credentials:
     validities: tuple[Validity, ...]
 
 
-def load_credentials(settings: Settings, before: Anchors | None) -> Credentials:
-    """Read all files; `before` are the anchors in force. Raises `ConfigError`."""
+def load_credentials(
+    settings: Settings, before: Anchors | None, marks: Sequence[CRLMark] = ()
+) -> Credentials:
+    """Read all files; `before` are the anchors in force, `marks` the newest CRLs that were.
+
+    Raises `ConfigError`.
+    """
     context = None
     if settings.ingress.mode == "tls":
         context = server_context(settings.tls)
         self_test(context)
-    anchors = load_anchors(settings.tls, before)
+    anchors = load_anchors(settings.tls, before, marks)
     signing = load_signing(settings.announce, anchors)
     validities = (*_certificates(settings), *_crls(settings, anchors))
     return Credentials(
@@ -93,8 +99,8 @@ def _crls(settings: Settings, anchors: Anchors) -> list[Validity]:
             "crl",
             "tls.crl",
             str(settings.tls.crl),
-            names[crl.ca],
-            crl.this_update,
+            names[crl.mark.ca],
+            crl.mark.this_update,
             crl.next_update,
         )
         for crl in anchors.crls.values()

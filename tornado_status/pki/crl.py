@@ -8,6 +8,7 @@ with a CRL of its own.
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,21 +22,53 @@ from tornado_status.pki.certificates import UNREADABLE, ca_id, quietly, same_nam
 CLOCK_SKEW_S = 300.0  # a CRL may be from so far in our clock's future
 
 _UNDERSTOOD = {x509.CRLNumber.oid, x509.AuthorityKeyIdentifier.oid}
+# Refused also if they are not critical, as they must be (RFC 5280, 5.2.4 and 5.2.5).
+_INCOMPLETE = {x509.DeltaCRLIndicator.oid, x509.IssuingDistributionPoint.oid}
+_UNDERSTOOD_OF_ENTRIES = {x509.CRLReason.oid, x509.InvalidityDate.oid}
 _BEGINS, _ENDS = b"-----BEGIN X509 CRL-----", b"-----END X509 CRL-----"
 
 
 @dataclass(frozen=True, slots=True)
-class CRL:
-    """A CA's CRL, its signature verified.
+class CRLMark:
+    """The newest CRL of a CA that was in force. No later one may revoke less.
 
-    `ca` is the CA's `ca_id` and `name` its name for an operator; `serials` are the revoked serial
-    numbers. Times are seconds since the epoch; `next_update` is infinite if the CRL has none.
+    `ca` is the CA's `ca_id` and `name` its name for an operator. `number` is 0 for a CRL without a
+    number. `entries` is a hash of the revoked serial numbers.
     """
 
     ca: bytes
     name: str
     number: int
     this_update: float
+    entries: bytes
+
+    def check(self, newer: CRLMark) -> None:
+        """Raise `CRLError` if `newer`, of the same CA, may not follow."""
+        if newer.number < self.number:
+            raise CRLError(
+                f"number {newer.number} is older than {self.number}, which was in force for "
+                f"{self.name}"
+            )
+        if newer.number > self.number or newer.entries == self.entries:
+            return
+        if self.number:
+            raise CRLError(
+                f"number {self.number} was in force for {self.name} with other entries: make a CRL "
+                "with a higher number"
+            )
+        if newer.this_update <= self.this_update:
+            raise CRLError(f"it is not newer than the one that was in force for {self.name}")
+
+
+@dataclass(frozen=True, slots=True)
+class CRL:
+    """A CA's CRL, its signature verified.
+
+    `serials` are the revoked serial numbers. Times are seconds since the epoch; `next_update` is
+    infinite if the CRL has none.
+    """
+
+    mark: CRLMark
     next_update: float
     serials: frozenset[int]
 
@@ -45,7 +78,7 @@ def read_crls(pem: bytes, cas: Sequence[x509.Certificate], now: float) -> tuple[
 
     Raises `CRLError`, with the reason as a sentence, if there is no CRL or one cannot be used. A
     CRL cannot be used if it is cut off, another CA's, forged or from the future. Nor can one with
-    an unknown critical extension, as delta and partial CRLs have it.
+    an unknown critical extension, nor a delta or partial CRL.
     """
     found: dict[bytes, CRL] = {}
     for block in _blocks(pem):
@@ -53,36 +86,33 @@ def read_crls(pem: bytes, cas: Sequence[x509.Certificate], now: float) -> tuple[
             newer = _verify(x509.load_pem_x509_crl(block), cas, now)
         except UNREADABLE as error:
             raise CRLError("not a CRL in PEM") from error
-        older = found.get(newer.ca)
-        if older is None or newer.number > older.number:
-            found[newer.ca] = newer
+        older = found.get(newer.mark.ca)
+        if older is None or _rank(newer) > _rank(older):
+            found[newer.mark.ca] = newer
     if not found:
         raise CRLError("no CRL in PEM")
     return tuple(found.values())
 
 
 def replace_crls(
-    old: Iterable[CRL], new: Iterable[CRL], cas: Sequence[x509.Certificate]
+    marks: Iterable[CRLMark], new: Iterable[CRL], cas: Sequence[x509.Certificate]
 ) -> dict[bytes, CRL]:
-    """Return the new CRLs by CA. Raises `CRLError` if a CRL number went back.
+    """Return the new CRLs by CA. Raises `CRLError` if one may not follow those of `marks`.
 
-    Also raised if a CRL of a trusted CA that was loaded before is missing. An attacker who can
-    write the file, or a restored backup, must not undo a revocation.
+    Also raised if there is none of a trusted CA that has a mark. An attacker who can write the
+    file, or a restored backup, must not undo a revocation.
     """
-    after = {newer.ca: newer for newer in new}
+    after = {newer.mark.ca: newer for newer in new}
     trusted = set(map(ca_id, cas))
-    for known in old:
+    for known in marks:
         newer = after.get(known.ca)
-        if newer is None and known.ca in trusted:
+        if newer is not None:
+            known.check(newer.mark)
+        elif known.ca in trusted:
             raise CRLError(
-                f"the CRL of {known.name} is missing, whose number {known.number} is in force: "
+                f"the CRL of {known.name} is missing, whose number {known.number} was in force: "
                 "put all CRLs into the file, one after the other, or remove the CA from "
                 "tls.client_ca"
-            )
-        if newer is not None and newer.number < known.number:
-            raise CRLError(
-                f"number {newer.number} is older than {known.number}, which is in force for "
-                f"{known.name}"
             )
     return after
 
@@ -100,8 +130,14 @@ def _verify(
     if not signers:
         raise CRLError("its signature is not that of the CA it names")
     for extension in crl.extensions:
-        if extension.critical and extension.oid not in _UNDERSTOOD:
+        if extension.oid in _INCOMPLETE:
             raise CRLError("a delta or partial CRL; a complete one is needed")
+        if extension.critical and extension.oid not in _UNDERSTOOD:
+            raise CRLError(
+                f"its critical extension {extension.oid.dotted_string} is not understood"
+            )
+    with quietly():
+        serials = frozenset(map(_serial, crl))
     this_update = crl.last_update_utc.timestamp()
     if this_update > now + CLOCK_SKEW_S:
         raise CRLError("from the future: is this machine's clock right?")
@@ -109,14 +145,24 @@ def _verify(
         number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
     except x509.ExtensionNotFound:
         number = 0
-    return CRL(
-        ca=ca_id(signers[0]),
-        name=name,
-        number=number,
-        this_update=this_update,
-        next_update=_epoch(crl.next_update_utc),
-        serials=frozenset(revoked.serial_number for revoked in crl),
-    )
+    entries = hashlib.sha256(repr(sorted(serials)).encode()).digest()
+    mark = CRLMark(ca_id(signers[0]), name, number, this_update, entries)
+    return CRL(mark, _epoch(crl.next_update_utc), serials)
+
+
+def _serial(entry: x509.RevokedCertificate) -> int:
+    """Return the serial number of an entry. Raises `CRLError` if more must be known of it."""
+    for extension in entry.extensions:
+        if extension.critical and extension.oid not in _UNDERSTOOD_OF_ENTRIES:
+            raise CRLError(
+                f"an entry has the critical extension {extension.oid.dotted_string}, which is not "
+                "understood"
+            )
+    return entry.serial_number
+
+
+def _rank(crl: CRL) -> tuple[int, float]:
+    return crl.mark.number, crl.mark.this_update
 
 
 def _signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:

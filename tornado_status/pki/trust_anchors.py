@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from tornado_status.config import TlsSettings
 from tornado_status.errors import ConfigError, CRLError, IdentityError
 from tornado_status.pki.authorities import read_authority
-from tornado_status.pki.crl import CRL, read_crls, replace_crls
+from tornado_status.pki.crl import CRL, CRLMark, read_crls, replace_crls
 from tornado_status.pki.files import read, read_certificates
 
 
@@ -33,8 +34,12 @@ class Anchors:
         return hashlib.sha256(b"".join(sorted(der(ca) for ca in self.cas))).digest()
 
 
-def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchors:
+def load_anchors(
+    settings: TlsSettings, before: Anchors | None = None, marks: Sequence[CRLMark] = ()
+) -> Anchors:
     """Read the CAs and, if there is a file of them, their CRLs.
+
+    No CRL may be older than that of `before`, or than `marks`.
 
     Raises `ConfigError` that names the setting and the file.
     """
@@ -52,8 +57,8 @@ def load_anchors(settings: TlsSettings, before: Anchors | None = None) -> Anchor
     pem = read("tls.crl", path, "`status-certs crl` makes one")
     try:
         crls = read_crls(pem, cas, time.time())
-        known = before.crls.values() if before is not None else ()
-        return Anchors(cas, replace_crls(known, crls, cas))
+        known = [crl.mark for crl in before.crls.values()] if before is not None else []
+        return Anchors(cas, replace_crls([*known, *marks], crls, cas))
     except CRLError as error:
         raise ConfigError(f"tls.crl: {path}: {error}") from error
 

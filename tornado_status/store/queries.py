@@ -21,6 +21,7 @@ from tornado_status.model.records import (
     StatusRecord,
     UserPage,
 )
+from tornado_status.pki.crl import CRLMark
 from tornado_status.store.database import Connection, Row
 
 # An hour, and twice the refresh interval, after an announcer key was last in use.
@@ -203,6 +204,25 @@ async def publish(connection: Connection, entries: Sequence[tuple[str, str]]) ->
         [[kid for kid, _ in entries], [certificate for _, certificate in entries]],
     )
     await connection.execute("DELETE FROM announcer WHERE used_at < now() - interval '1 day'")
+
+
+async def record_crls(connection: Connection, marks: Sequence[CRLMark]) -> list[CRLMark]:
+    """Record the CRLs that are newer than those recorded; return all that are recorded then."""
+    if marks:
+        await connection.execute(
+            "INSERT INTO crl (ca, name, number, this_update, entries)"
+            " SELECT * FROM unnest(%s::bytea[], %s::text[], %s::numeric[], %s::float8[],"
+            " %s::bytea[]) AS e(ca, name, number, this_update, entries) ORDER BY ca"
+            " ON CONFLICT (ca) DO UPDATE SET name = excluded.name, number = excluded.number,"
+            " this_update = excluded.this_update, entries = excluded.entries"
+            " WHERE (excluded.number, excluded.this_update) > (crl.number, crl.this_update)",
+            [list(column) for column in zip(*map(dataclasses.astuple, marks), strict=True)],
+        )
+    rows = await connection.execute("SELECT ca, name, number, this_update, entries FROM crl")
+    return [
+        CRLMark(bytes(ca), name, int(number), this_update, bytes(entries))
+        for ca, name, number, this_update, entries in rows
+    ]
 
 
 def entry(row: Row) -> Event:

@@ -30,6 +30,7 @@ from tornado_status.model.records import (
 )
 from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch, CheckIns
+from tornado_status.pki.crl import CRLMark
 from tornado_status.store import enrolment, migrate, queries
 from tornado_status.store.alert_queue import AlertQueue
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
@@ -326,6 +327,12 @@ class Store:
         with _reading():
             async with self._keepers.connection() as connection:
                 await queries.publish(connection, entries)
+
+    async def record_crls(self, marks: Sequence[CRLMark]) -> list[CRLMark]:
+        """See `queries.record_crls`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._keepers.connection() as connection:
+                return await queries.record_crls(connection, marks)
 
     async def drain(self, timeout_s: float) -> None:
         """Wait until all submitted check-ins are committed and answered.
