@@ -311,7 +311,7 @@ def _parser(prog: str) -> _CertsParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    _add_common(parser, "replace a whole set: also its CA, so what the old CA issued is void")
+    _add_common(parser, "without a command, replace the whole set and its CA: certificates of the old CA are void")
     _add_key_type(parser)
     parser.add_argument(
         "--if-missing",
@@ -483,7 +483,7 @@ _COMMANDS = (
         _issue_crl,
         _add_crl,
         "issue ca.crl anew, before it expires",
-        "Issue ca.crl anew, before it expires: it revokes what it revoked before.",
+        "Issue ca.crl anew, before it expires, with the same revoked certificates.",
     ),
     _Command(
         "copy",

@@ -22,8 +22,8 @@ _HINTS = {
     "certificate",
     "certificate-has-expired": "the client's certificate has expired: issue a new one",
     "certificate-is-not-yet-valid": "the client's certificate is not valid yet: compare the clocks",
-    "unsuitable-certificate-purpose": "the client's certificate is not for a client (its extended "
-    "key usage)",
+    "unsuitable-certificate-purpose": "the client's certificate is not for a client (its key "
+    "usage or extended key usage)",
     "unsupported-protocol": "the client speaks an older TLS than tls.minimum_version",
     "http-request": "the client speaks plain HTTP: its URL must begin with https://",
     "https-proxy-request": "the client takes this server for a web proxy",
