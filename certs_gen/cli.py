@@ -311,7 +311,10 @@ def _parser(prog: str) -> _CertsParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    _add_common(parser, "without a command, replace the whole set and its CA: certificates of the old CA are void")
+    _add_common(
+        parser,
+        "without a command, replace the whole set and its CA: certificates of the old CA are void",
+    )
     _add_key_type(parser)
     parser.add_argument(
         "--if-missing",
