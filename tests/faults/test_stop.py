@@ -176,21 +176,25 @@ def run_child(code: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
 
 
 def test_a_log_that_nobody_reads_holds_up_no_end() -> None:
-    """A writer hangs with the log's lock, and the overdue end must come all the same."""
+    """Not even the overdue end of a loop that logs without a pause."""
     code = """
-import asyncio, structlog
+import asyncio, signal, structlog
 from tornado_status import config
 from tornado_status.observe import logging_setup
+from tornado_status.runtime import background_output
 from tornado_status.runtime.shutdown import ShutdownSignals
 
 async def main():
     ending = ShutdownSignals(0.1, lambda: None)
+    # As the server does, for SIGHUP: from then on any signal wakes the loop.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, print)
     print("up", flush=True)
     await ending.received.wait()
     while True:
         structlog.get_logger().info("x" * 4000)
         await asyncio.sleep(0)
 
+background_output.start()
 logging_setup.configure(config.LoggingSettings())
 asyncio.run(main())
 """

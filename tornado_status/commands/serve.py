@@ -17,7 +17,9 @@ def run(options: argparse.Namespace) -> int:
 
     from tornado_status import server
     from tornado_status.observe import logging_setup
+    from tornado_status.runtime import background_output
 
+    background_output.start()
     logging_setup.configure(settings.logging)
     if options.config is None:
         structlog.get_logger().info("no config.yaml, the defaults apply", folder=str(Path.cwd()))

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -14,10 +13,11 @@ from typing import NoReturn
 
 import structlog
 
+from tornado_status.runtime import background_output
+
 LEAST_S = 0.2  # for a part when no time is left: enough to close what depends on no other party
 SAME_S = 0.5  # two signals within it are one: some programs forward Ctrl-C to us a second time
 REMAINDER_S = 2.0  # behind the deadline, for a part that hangs where no code expects it
-LOG_S = 0.5  # for the log's last line
 EXIT_OVERDUE = 1
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -86,9 +86,9 @@ class ShutdownSignals:
     def leave(self) -> NoReturn:
         """End the process with status 0, without waiting for the parts left in it."""
         try:
-            sys.stdout.flush()
             self.kill()
         finally:
+            background_output.flush()
             os._exit(0)
 
     def _handle(self, signum: int, _: object) -> None:
@@ -113,21 +113,15 @@ class ShutdownSignals:
         try:
             self.kill()
         finally:
+            background_output.flush()
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
             os._exit(128 + signum)  # the first process of a container ignores its own signals
 
     def _end_overdue(self) -> None:
-        # In a thread: if standard error is a pipe that is not read, the line waits for ever.
-        with contextlib.suppress(RuntimeError):  # no thread can be had
-            logging = threading.Thread(target=_log_overdue, daemon=True)
-            logging.start()
-            logging.join(LOG_S)
+        structlog.get_logger().error("shutdown overdue, ending the process")
         try:
             self.kill()
         finally:
+            background_output.flush()
             os._exit(EXIT_OVERDUE)
-
-
-def _log_overdue() -> None:
-    structlog.get_logger().error("shutdown overdue, ending the process")

@@ -23,6 +23,7 @@ from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress.check_in_service import CheckInService
 from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
 from tornado_status.pki.reload import FileWatcher
+from tornado_status.runtime import background_output
 from tornado_status.runtime.shutdown import ShutdownDeadline
 from tornado_status.store import Store, database, group_commit, store
 from tornado_status.store.database import Connection
@@ -325,6 +326,11 @@ def give_each_part_all_the_time() -> None:
 def leave_orphans() -> None:
     """End PostgreSQL's first process, and forget the others."""
     vars(postgres)["children"] = lambda parent: []
+
+
+def log_in_the_loop() -> None:
+    """Write the log where the requests are served."""
+    vars(background_output)["start"] = lambda: None
 
 
 if __name__ == "__main__":
