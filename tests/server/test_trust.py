@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import http.client
 import re
@@ -17,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from certs_gen.authority import CA_NAME, Authority, Credential, common_name, new_key
 from certs_gen.cli import main as certs_gen
@@ -30,11 +32,13 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.trust_site import DAY, POST, Site, now, replace, revocation_list
-from tornado_status.errors import CRLError
+from tornado_status.config import TlsSettings
+from tornado_status.errors import ConfigError, CRLError
 from tornado_status.ingress.trust import Trust
 from tornado_status.pki.chain_paths import REVOKED
 from tornado_status.pki.crl import CRL, CRLMark, read_crls, replace_crls
-from tornado_status.pki.trust_anchors import Anchors
+from tornado_status.pki.crl_register import CRLRegister
+from tornado_status.pki.trust_anchors import Anchors, load_anchors
 from tornado_status.wire.datagram import decode_json
 
 GET = ("GET", "/api/client")
@@ -700,6 +704,50 @@ def test_a_list_that_is_left_out_is_refused(authority: Authority) -> None:
         replace_crls(marks(both), read_crls(one, cas, epoch), cas)
     assert len(replace_crls(marks(both), read_crls(one, cas, epoch), [authority.certificate])) == 1
     assert len(replace_crls(marks(read_crls(one, cas, epoch)), both, cas)) == 2
+
+
+def test_a_newer_list_of_another_server_counts(authority: Authority, tmp_path: Path) -> None:
+    """A server that still has the older one says so, and takes no other older one at a reload."""
+    cas, epoch = (authority.certificate,), now().timestamp()
+    lists = {n: read_crls(revocation_list(authority, number=n), cas, epoch) for n in (3, 4, 5)}
+    anchors = {n: Anchors(cas, replace_crls((), crls, cas)) for n, crls in lists.items()}
+    recorded: list[CRLMark] = []
+
+    async def record(own: Sequence[CRLMark]) -> list[CRLMark]:
+        recorded.extend(own)
+        return marks(lists[4])
+
+    async def look(number: int) -> list[str]:
+        looked = asyncio.Event()
+
+        async def record_and_tell(own: Sequence[CRLMark]) -> list[CRLMark]:
+            looked.set()
+            return await record(own)
+
+        register = CRLRegister(record_and_tell)
+        register.use(anchors[number])
+        with capture_logs() as lines:
+            running = asyncio.create_task(register.run())
+            await looked.wait()
+            running.cancel()
+        assert register.marks == tuple(marks(lists[4]))
+        return [line["reason"] for line in lines]
+
+    [reason] = asyncio.run(look(3))
+    assert "number 3 is older than 4" in reason
+    assert asyncio.run(look(4)) == asyncio.run(look(5)) == []
+    assert recorded == [*marks(lists[3]), *marks(lists[4]), *marks(lists[5])]
+    with pytest.raises(ConfigError, match="number 3 is older than 4"):
+        asyncio.run(CRLRegister(record).check(anchors[3]))
+
+    (tmp_path / "ca.crt").write_bytes(authority.certificate_pem())
+    (tmp_path / "ca.crl").write_bytes(revocation_list(authority, number=3))
+    settings = TlsSettings.model_validate(
+        {key: tmp_path / f"ca.{end}" for key, end in (("client_ca", "crt"), ("crl", "crl"))}
+    )
+    assert load_anchors(settings).crls
+    with pytest.raises(ConfigError, match="number 3 is older than 4"):
+        load_anchors(settings, marks=marks(lists[4]))
 
 
 def test_a_file_that_ends_in_a_list_is_refused(authority: Authority) -> None:

@@ -317,6 +317,8 @@ def test_a_weak_ca_is_a_problem_and_one_without_a_list_is_noted(site: DoctorSetu
     site.well("tls.crl: there is no CRL of unlisted: no certificate")
     bundle.write_bytes(alone + certificate.public_bytes(Encoding.PEM))
     site.wrong("tls.client_ca: weak: A CA of the certificate is too weak: RSA keys below 2048")
+    bundle.write_bytes(alone + site.authority.issue_client("a@example.com").certificate_pem())
+    site.well("tls.client_ca: a@example.com is no CA certificate")
 
 
 def test_an_absent_database_is_found_without_its_password(site: DoctorSetup) -> None:

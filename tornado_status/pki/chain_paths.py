@@ -17,7 +17,7 @@ from tornado_status.errors import IdentityError, Refusal
 from tornado_status.pki.authorities import CertificateAuthority, find, unknown_extension
 from tornado_status.pki.certificates import canonical_name, issued_by, quietly, same_name
 from tornado_status.pki.crl import CRL
-from tornado_status.pki.name_constraints import Name, names_of
+from tornado_status.pki.name_constraints import Constraints, Name, names_of
 
 MAX_PATHS = 16  # tried, because CAs may have signed each other; more than one is rare
 MAX_CAS = 8  # in a path: a private CA has two or three, and a peer may send any number
@@ -120,9 +120,7 @@ def find_paths(
     are verified here.
     """
     with quietly():
-        extensions = certificate.extensions
-        all_names = (*names, *names_of(certificate.subject, extensions))
-        flaw = unknown_extension(extensions)
+        flaw = unknown_extension(certificate.extensions)
         serial = certificate.serial_number
         not_before = certificate.not_valid_before_utc.timestamp()
         not_after = certificate.not_valid_after_utc.timestamp()
@@ -135,7 +133,7 @@ def find_paths(
                 not_before,
                 not_after,
                 cas,
-                flaw or _flaw(certificate, cas, all_names, anchors, purpose),
+                flaw or _flaw(certificate, cas, names, anchors, purpose),
             )
             for cas in found
         )
@@ -197,6 +195,8 @@ def _flaw(
     purpose: x509.ObjectIdentifier,
 ) -> Refusal | None:
     """Return why a path proves nothing at any time, None if nothing is wrong with it."""
+    if any(ca.constraints != Constraints() for ca in cas):  # rare, and to read all names takes time
+        names = (*names, *names_of(certificate.subject, certificate.extensions))
     intermediates = 0
     for ca in cas:
         if ca.flaw is not None:
@@ -218,6 +218,8 @@ def _flaw(
 
 def _hides_a_choice(certificate: x509.Certificate, anchors: Sequence[CertificateAuthority]) -> bool:
     """Return whether several anchors have the issuer's name, and nothing says which it is."""
+    if len(anchors) == 1:
+        return False
     hint = find(certificate.extensions, x509.AuthorityKeyIdentifier)
     if hint is not None and (hint.key_identifier or hint.authority_cert_serial_number is not None):
         return False
