@@ -13,6 +13,7 @@ from uuid import UUID
 
 import structlog
 from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
 from tornado.web import Application
 
 from tornado_status.alerts import Alerts, load_senders
@@ -30,6 +31,7 @@ from tornado_status.config import Settings, TracingSettings, without_effect
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.ingress import CheckInPort, Trust, bind
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit
+from tornado_status.observe import metrics
 from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
 from tornado_status.observe.management import ManagementServer
@@ -43,6 +45,7 @@ from tornado_status.observe.readiness import (
 from tornado_status.pki.credentials import Credentials, credential_files, load_credentials
 from tornado_status.pki.crl_register import CRLRegister
 from tornado_status.pki.reload import FileWatcher
+from tornado_status.runtime import background_output
 from tornado_status.runtime.daemon_executor import DaemonExecutor
 from tornado_status.runtime.shutdown import ShutdownDeadline, ShutdownSignals
 from tornado_status.runtime.systemd import SystemdNotifier
@@ -312,6 +315,7 @@ class Server:
             self._subscriptions.metrics,
             self._announcer.metrics,
             self._alerts.metrics,
+            _log_metrics,
         ]
         if self._tracing is not None:
             parts.append(self._tracing.metrics)
@@ -386,6 +390,11 @@ def _load_tracing(settings: TracingSettings) -> Tracing | None:
             f"tracing.endpoint: needs the package {error.name}: pip install 'tornado-status[otel]'"
         ) from error
     return Tracing(settings, settings.endpoint)
+
+
+def _log_metrics() -> list[Metric]:
+    lines = background_output.dropped()
+    return [metrics.counter("log_lines_dropped", "Log lines that were not written", lines)]
 
 
 def _head_timeout() -> bytes:

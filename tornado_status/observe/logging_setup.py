@@ -42,7 +42,8 @@ def configure(settings: LoggingSettings) -> None:
     else:
         after = [
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=_write_traceback
+                colors=sys.stderr is not None and sys.stderr.isatty(),
+                exception_formatter=_write_traceback,
             )
         ]
     formatter = structlog.stdlib.ProcessorFormatter(

@@ -17,7 +17,6 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from tornado_status import __version__
-from tornado_status.runtime import background_output
 
 if TYPE_CHECKING:
     from tornado_status.observe.counters import Histogram
@@ -28,7 +27,7 @@ Collect = Callable[[], Iterable[Metric]]  # reads the counters of one part
 
 
 def make_registry(parts: Iterable[Collect]) -> CollectorRegistry:
-    """Return a registry of the metrics of `parts`, the build, the log and, as `process_...`, of the
+    """Return a registry of the metrics of `parts`, of the build, and, as `process_...`, of the
     process.
     """
     registry = CollectorRegistry()
@@ -39,7 +38,7 @@ def make_registry(parts: Iterable[Collect]) -> CollectorRegistry:
 
 class _Parts(Collector):
     def __init__(self, parts: Iterable[Collect]) -> None:
-        self._parts = (_build, _log, *parts)
+        self._parts = (_build, *parts)
 
     def collect(self) -> Iterable[Metric]:
         for part in self._parts:
@@ -96,7 +95,3 @@ def _build() -> Iterable[Metric]:
     build = InfoMetricFamily(PREFIX + "build", "The version that runs, and its Python")
     build.add_metric([], {"version": __version__, "python": platform.python_version()})
     yield build
-
-
-def _log() -> Iterable[Metric]:
-    yield counter("log_lines_dropped", "Log lines not written", background_output.dropped())
