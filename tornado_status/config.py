@@ -123,7 +123,8 @@ class ServerSettings(Section):
     max_connections_per_address: CountOrOff = Field(
         default_factory=lambda known: max(1, known["max_connections"] // 4)
     )
-    check_ins_per_second: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 0.0
+    max_connections_per_identity: CountOrOff = 100
+    check_ins_per_second: Annotated[float, BeforeValidator(_no_bool), Field(ge=0)] = 5.0
     idle_timeout_s: Seconds = 180.0
     header_timeout_s: Seconds = 10.0
     drain_timeout_s: Seconds = 10.0

@@ -89,7 +89,7 @@ def site(certs: Path, tmp_path: Path, start_server: StartServer) -> Site:
 
 def test_check_ins_are_counted_by_what_became_of_them(start_server: StartServer) -> None:
     """On both ways in, each once: the sum is the number of answers."""
-    server = start_server(server={"check_ins_per_second": 2})
+    server = start_server(server={"check_ins_per_second": 0.2})
     ways: list[tuple[str, str | None]] = [("quick", "client"), ("ordinary", "operator")]
     for way, cert in ways:
         connection = server.connect(cert)

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import re
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Iterator
 
 import psycopg2
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, wait_until
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
-from tests.support.with_constants import MAX_HANDSHAKES, MAX_MUTE, STALLED_S
+from tests.support.with_constants import (
+    MAX_BATCH,
+    MAX_HANDSHAKES,
+    MAX_MUTE,
+    MAX_UNANSWERED,
+    STALLED_S,
+)
+from tornado_status.config import Settings
 from tornado_status.ingress.check_in_acceptor import site
+from tornado_status.model.check_in_rate_limit import BURST_S
+from tornado_status.model.records import CheckIn
 from tornado_status.observe.management import MAX_CONNECTIONS
+from tornado_status.store.check_in_queue import CheckInQueue
 
 ENDLESS = {"handshake_timeout_s": 3600, "idle_timeout_s": 3600, "header_timeout_s": 3600}
 BLOCKED = "SELECT 1 FROM pg_locks WHERE NOT granted"
@@ -206,3 +221,124 @@ def test_a_probe_that_comes_again_keeps_its_connection(start_server: StartServer
                 assert other.recv(4096).startswith(b"HTTP/1.1 200")
                 probe.sendall(healthy)
                 assert probe.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+# ------------------------------------------------------------------------------------ identities
+
+
+def test_an_identity_has_so_many_connections(start_server: StartServer) -> None:
+    """The next one is told so; other identities are served, and one gone makes room."""
+    server = start_server(server={**ENDLESS, "max_connections_per_identity": 2})
+    with server.connect_raw() as first, server.connect_raw() as second:
+        for connection in (first, second):
+            assert says_204(connection)
+        answer = server.request("POST", "/api/client")
+        assert answer.status == 429
+        assert answer.detail == "More connections of this identity than allowed"
+        assert int(answer.headers["Retry-After"]) > 0
+        with server.connect_raw() as silent:
+            assert silent.recv(1) == b""  # without a request it does not stay
+        assert refused(server, "too-many-connections-of-identity") == 2
+        event = server.wait_event("connection limit of an identity reached")
+        assert event["email"] == "valid_user@example.com"
+        assert server.request("POST", "/api/client", cert="operator").status == 204
+        assert says_204(first)
+        second.close()
+        wait_until(
+            lambda: server.request("POST", "/api/client").status == 204, "room for another one"
+        )
+
+
+def test_an_identity_writes_so_many_rows(start_server: StartServer) -> None:
+    """Pipelining over many connections gains nothing, and delays no other client; by default."""
+    default = Settings().server
+    limits = {
+        "check_ins_per_second": default.check_ins_per_second,
+        "max_connections_per_identity": default.max_connections_per_identity,
+    }
+    server = start_server(server=limits)
+    begun = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(server.connect_raw()) for _ in range(20)]
+        for connection in greedy:
+            connection.sendall(PLAIN * 100)
+        statuses = []
+        for connection in greedy:
+            answers = read_answers(connection, 1)
+            while b" 429 " not in answers:
+                answers += connection.recv(65536)
+            statuses += STATUS.findall(answers)
+        assert set(statuses) == {b"204", b"429"}
+        assert server.request("POST", "/api/client", cert="operator").status == 204
+        rows = server.rows("SELECT count(*) FROM check_in WHERE email = 'valid_user@example.com'")
+        rate = default.check_ins_per_second
+        assert rows[0][0] <= rate * (BURST_S + time.monotonic() - begun) + 1
+
+
+def queued(server: Server) -> int:
+    metrics = server.management("/metrics").body.decode()
+    [value] = re.findall(r"(?m)^tornado_status_commit_queue_length (\S+)$", metrics)
+    return int(float(value))
+
+
+@pytest.mark.parametrize("limit", [64, 100_000], ids=["limited", "without the limit"])
+def test_an_identity_has_so_many_unanswered_check_ins(
+    start_server: StartServer, limit: int
+) -> None:
+    """The others wait in the sockets, over however many connections; all are answered then."""
+    constants = {MAX_UNANSWERED: limit, MAX_BATCH: 8}
+    server = start_server(database={"commit_timeout_s": 50}, constants=constants)
+    with contextlib.ExitStack() as stack:
+        greedy = [stack.enter_context(server.connect_raw()) for _ in range(4)]
+        with commits_blocked(server):
+            for connection in greedy:
+                connection.sendall(PLAIN * 150)
+            if limit > 64:
+                wait_until(lambda: queued(server) > 500, "all to be queued")
+            else:
+                wait_until(lambda: queued(server) > 32, "many to be queued")
+                for _ in range(20):
+                    assert queued(server) <= 64
+        for connection in greedy:
+            assert STATUS.findall(read_answers(connection, 150)) == [b"204"] * 150
+    assert server.rows("SELECT count(*) FROM check_in") == [(600,)]
+
+
+def test_commits_take_turns_by_identity(start_server: StartServer) -> None:
+    """A check-in that comes behind sixty of another identity is in the next commit."""
+    server = start_server(database={"commit_timeout_s": 50}, constants={MAX_BATCH: 4})
+    with server.connect_raw() as greedy, server.connect_raw("operator") as honest:
+        with commits_blocked(server):
+            greedy.sendall(PLAIN * 60)
+            wait_until(lambda: queued(server) > 50, "many to be queued")
+            honest.sendall(PLAIN)
+            wait_until(lambda: queued(server) > 56, "the other one, too")
+        assert STATUS.findall(read_answers(honest, 1)) == [b"204"]
+        assert STATUS.findall(read_answers(greedy, 60)) == [b"204"] * 60
+    [(seq,)] = server.rows("SELECT seq FROM check_in WHERE email = 'operator@example.com'")
+    assert seq <= 8
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 6)), max_size=60))
+def test_the_queue_is_fair_and_keeps_the_order_of_each(steps: list[tuple[str, int]]) -> None:
+    """However check-ins come and batches are taken, or put back."""
+    queue, put, taken = CheckInQueue(), itertools.count(), []
+    waiting: Counter[str] = Counter()
+    for email, count in steps:
+        queue.put((CheckIn(email, "10.0.0.1", next(put), "", ""), lambda _: None, 0.0))
+        waiting[email] += 1
+        if count == 6:
+            queue.put_back(queue.take(3))
+        batch = queue.take(count)
+        found = Counter(check_in.email for check_in, _, _ in batch)
+        assert len(batch) == min(count, waiting.total())
+        for one, other in itertools.permutations(waiting, 2):
+            if found[one] < waiting[one]:
+                assert found[other] <= found[one] + 1
+        waiting -= found
+        taken += batch
+        assert len(queue) == waiting.total()
+    taken += queue.take(len(queue))
+    for email in "abcde":
+        ports = [c.client_port for c, _, _ in taken if c.email == email]
+        assert ports == sorted(ports)

@@ -283,7 +283,13 @@ def running_server(
     """Run the server on free ports, its log as JSON; stop it at the end, whatever happened."""
     announce_port = free_port(socket.SOCK_DGRAM)
     base: dict[str, Any] = {
-        "server": {"host": LOOPBACK, "port": 0},
+        # Most tests check in as two identities: the shares of one would slow them down.
+        "server": {
+            "host": LOOPBACK,
+            "port": 0,
+            "check_ins_per_second": 100_000,
+            "max_connections_per_identity": 0,
+        },
         "tls": {
             "certificate": str(certs / "server.crt"),
             "private_key": str(certs / "server.key"),

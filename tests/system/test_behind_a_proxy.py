@@ -55,6 +55,7 @@ from tornado_status.ingress.behind_proxy.forwarded_headers import (
 )
 from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
 from tornado_status.ingress.behind_proxy.shared_connection import ClientCache
+from tornado_status.ingress.identity_shares import Shares
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.pki.trust_anchors import Anchors
@@ -569,7 +570,7 @@ def test_clients_are_cached_within_bounds(monkeypatch: pytest.MonkeyPatch) -> No
     authenticator = RequestAuthenticator(
         trust, settings, TrustedProxies(settings.trusted_proxies), Refusals()
     )
-    clients = ClientCache(authenticator)
+    clients = ClientCache(authenticator, Shares())
 
     def head(number: int) -> bytes:
         certificate = authority.issue_client(f"u{number}@example.com").certificate
@@ -708,3 +709,18 @@ def test_chains_are_verified_as_a_handshake_does() -> None:
         ((intermediate(is_ca, until=-DAY),), "ca-expired"),
     ):
         assert refusal(*chain) == reason
+
+
+def test_answers_keep_their_order_where_commits_take_turns(start_server: StartServer) -> None:
+    """A user who is not enrolled, between two who are: their answers are not exchanged."""
+    server = start_server(ingress=behind())
+    assert send(server, *from_client(server)).status == 204
+    server.stop()
+    closed = start_server(ingress=behind(), access={"enrolment": "closed"})
+    people = ["client", "client", "operator", "client", "operator", "operator", "client"] * 3
+    with socket.create_connection(
+        (LOOPBACK, closed.port), timeout=PATIENCE_S, source_address=(PROXY_IP, 0)
+    ) as raw:
+        raw.sendall(b"".join(raw_check_in(closed, cert) for cert in people))
+        statuses = read_statuses(raw, len(people))
+    assert statuses == ["204" if cert == "client" else "403" for cert in people]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING
 
 from tornado_status.api.handler import Handler
 from tornado_status.api.problem import Problem
 from tornado_status.api.users import record_json
+from tornado_status.errors import TooFrequent
+from tornado_status.model.check_in_rate_limit import REFUSAL_DELAY_S
 
 if TYPE_CHECKING:
     from tornado_status.api.dependencies import ApiStore
@@ -24,7 +27,11 @@ class ClientHandler(Handler):
 
     async def post(self) -> None:
         if self.rate_limit is not None:
-            self.rate_limit.allow(self.check_in.email, time.monotonic())
+            try:
+                self.rate_limit.allow(self.check_in.email, time.monotonic())
+            except TooFrequent:
+                await asyncio.sleep(REFUSAL_DELAY_S)
+                raise
         check_in = self.check_in
         if self.span is not None:
             check_in = self.span.mark(check_in)

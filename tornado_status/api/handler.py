@@ -109,6 +109,8 @@ class Handler(RequestHandler):
             # Tornado closes the connection if the body was not read; a proxy has to know.
             close = {"Connection": "close"}
             refusal = peer.refusal
+            if refusal.status == 429:
+                raise Problem(429, refusal.detail, {**close, "Retry-After": "10"})
             is_missing = refusal.reason == "no-certificate"
             advice = Advice.NO_CERTIFICATE if is_missing else Advice.BAD_CERTIFICATE
             raise Problem(refusal.status, refusal.detail, close, advice)

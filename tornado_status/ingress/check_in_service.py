@@ -85,7 +85,7 @@ class CheckInService:
         if check_in is None or auth is None:
             self.hand_over(stream, address)  # ordinary HTTP answers with the reason
         else:
-            CheckInConnection(self, stream, address, check_in, auth).start()
+            CheckInConnection(self, stream, address, check_in, auth, stream.share).start()
 
     def hand_over(self, stream: CheckInStream, address: Address) -> None:
         """Pass a connection to ordinary HTTP, for good."""

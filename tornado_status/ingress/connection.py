@@ -22,8 +22,10 @@ from tornado_status.errors import (
     TooFrequent,
 )
 from tornado_status.ingress.fast_path import END_OF_HEAD, MAX_HEAD
+from tornado_status.ingress.identity_shares import Share
 from tornado_status.ingress.peer_stream import PeerStream, PlainStream
 from tornado_status.ingress.trust import AuthResult
+from tornado_status.model.check_in_rate_limit import REFUSAL_DELAY_S
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.runtime.base_acceptor import Address
 
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from tornado_status.ingress.check_in_service import CheckInService
 
 QUIET_S = 1.0  # before a connection of old CAs is closed: its next request may be on the way
-MAX_PIPELINED = 64  # unanswered check-ins of one connection; the next ones wait in the socket
 
 CheckInStream = PeerStream | PlainStream
 
@@ -49,6 +50,7 @@ class CheckInConnection:
         "_last_active",
         "_partial",
         "_service",
+        "_share",
         "_stream",
         "_unanswered",
     )
@@ -62,17 +64,20 @@ class CheckInConnection:
         address: Address,
         check_in: CheckIn,
         auth: AuthResult,
+        share: Share,
     ) -> None:
         self._service = service
         self._stream = stream
         self._address = address
         self._check_in = check_in
         self._auth = auth
+        self._share = share
         self._partial = b""  # the beginning of a head, its end still on the way
         self._head_begun: float | None = None  # the loop's time, if the head came in pieces
         self._held = b""  # read, and waiting until the requests before it are answered
         self._unanswered = 0
-        self._blocked = False  # back-pressure: the client does not read an answer
+        # Back-pressure: the client does not read an answer, or has checked in too often.
+        self._blocked = False
         self._last_active = service.now
 
     def start(self) -> None:
@@ -166,9 +171,11 @@ class CheckInConnection:
         Return False if the check-in, with `rest`, waits for those before it.
         """
         self._head_begun = None
-        if self._unanswered >= MAX_PIPELINED or self._blocked:
-            # Pipelined without end, or answers are not read: back-pressure.
+        share = self._share
+        if self._blocked or share.is_full():
             self._held = head + rest
+            if not self._unanswered and not self._blocked:
+                share.waiting.append(self)  # for an answer over another connection
             return False
         service = self._service
         refusal = service.trust.check(self._auth, service.epoch)
@@ -186,13 +193,32 @@ class CheckInConnection:
             if self._unanswered:
                 self._held = head + rest
                 return False
+            if isinstance(error, TooFrequent):
+                self._slow_down(error, rest)
+                return False
             self._write(service.answers.of_error(error), last=self._is_last())
         else:
             self._unanswered += 1
+            share.unanswered += 1
         self._last_active = service.now
         if not rest:
             self._read()
         return True
+
+    def _slow_down(self, error: TooFrequent, rest: bytes) -> None:
+        """Refuse after a while, and process nothing before: a client that ignores it waits too."""
+
+        def refuse() -> None:
+            self._blocked = False
+            self._write(self._service.answers.of_error(error), last=self._is_last())
+
+        self._blocked = True
+        self._last_active = self._service.now
+        asyncio.get_running_loop().call_later(REFUSAL_DELAY_S, refuse)
+        if rest:
+            self._held = rest
+        else:
+            self._read()
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with the reason, and close: the certificate is no longer accepted."""
@@ -210,12 +236,14 @@ class CheckInConnection:
 
     def _answer(self, result: Event | StoreError) -> None:
         self._unanswered -= 1
+        share = self._share
         last = not self._unanswered and not self._held and self._is_last()
         answers = self._service.answers
         if isinstance(result, Event):
             self._write(answers.no_content(last=last), last=last)
         else:
             self._write(answers.of_error(result), last=last)
+        share.answered()
 
     def _write(self, answer: bytes, *, last: bool) -> None:
         try:
@@ -229,16 +257,19 @@ class CheckInConnection:
         elif last:
             self.close()
         elif self._held and not self._unanswered:
-            self._resume()
+            self.resume()
 
     def _on_written(self, writing: asyncio.Future[None]) -> None:
         self._blocked = self._stream.writing()
         if writing.cancelled() or writing.exception() is not None:
             self.close()
         elif not self._unanswered and not self._blocked:
-            self._resume()
+            self.resume()
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Go on with what was held, or close if the connection ends."""
+        if self not in self._service.connections:
+            return
         held, self._held = self._held, b""
         if held:
             self._process(held)

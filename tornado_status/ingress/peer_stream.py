@@ -18,6 +18,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
 
+from tornado_status.ingress.identity_shares import Share
 from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import Peer
 from tornado_status.runtime.http_timeouts import TimeoutStream, trailing_line_ends
@@ -127,6 +128,7 @@ class PeerStream(PushbackStream, SSLIOStream):
 
     peer: Peer  # set, with its result, when the handshake is done
     auth: AuthResult | None
+    share: Share  # of the peer, if it has an identity
 
     def reply(self, data: bytes) -> asyncio.Future[None] | None:
         """Send `data`. Return a future if it is still on its way to the kernel.

@@ -23,6 +23,7 @@ from tornado_status.ingress.behind_proxy.request_authentication import RequestAu
 from tornado_status.ingress.behind_proxy.shared_connection import ClientCache, SharedConnection
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.check_in_service import Answers, CheckInService
+from tornado_status.ingress.identity_shares import Shares
 from tornado_status.ingress.peer_stream import (
     READ_CHUNK,
     PeerStream,
@@ -103,7 +104,7 @@ class CheckInPort:
         )
         self._acceptor: CheckInAcceptor
         if proxied:
-            clients = ClientCache(of_requests)
+            clients = ClientCache(of_requests, Shares())
 
             def serve_shared(stream: PlainStream, address: Address) -> None:
                 SharedConnection(check_ins, stream, address, clients).start()

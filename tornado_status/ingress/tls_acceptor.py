@@ -22,14 +22,17 @@ from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.handshake import Handshake, HandshakeThreads
 from tornado_status.ingress.handshake_hints import hint
+from tornado_status.ingress.identity_shares import TOO_MANY_CONNECTIONS, Shares
 from tornado_status.ingress.peer_stream import READ_CHUNK, PeerStream
 from tornado_status.ingress.proxy_protocol.header_reader import ProxyHeaderReader, looks_proxied
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
+from tornado_status.model.records import CheckIn, Peer
 from tornado_status.runtime.base_acceptor import Address
 
 HANDSHAKE_THREADS = 2  # more would only compete for the same cores
 MAX_MUTE = 1000  # handshakes without a whole ClientHello; for the next one the oldest is dropped
+REFUSED_S = 2.0  # for the request of a connection beyond its identity's share, to answer it
 STALLED_S = 3.0  # a handshake may wait so long for its client while others need its place
 
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
@@ -55,6 +58,8 @@ class TlsAcceptor(CheckInAcceptor):
         super().__init__(settings, refusals)
         self._server = server
         self._timeout_s = settings.handshake_timeout_s
+        self._max_per_identity = settings.max_connections_per_identity
+        self._shares = Shares()
         self._authenticator = authenticator
         self._on_stream = on_stream
         self._stream_class = stream_class
@@ -236,9 +241,35 @@ class TlsAcceptor(CheckInAcceptor):
             return
         if stream.peer.refusal is not None:
             self.refusals.at_the_start(stream.peer.refusal, stream.peer.client_ip)
+        elif stream.peer.check_in is not None:
+            self._take_share(stream, stream.peer.check_in, address)
 
         # The stream finds out by itself that the handshake is over.
         self._on_stream(stream, address)
+
+    def _take_share(self, stream: PeerStream, check_in: CheckIn, address: Address) -> None:
+        """Count a connection of its identity, or let its first request be refused."""
+        share = self._shares.of(check_in.email)
+        if self._max_per_identity and share.connections >= self._max_per_identity:
+            self.refusals.count(
+                TOO_MANY_CONNECTIONS.reason,
+                "connection limit of an identity reached",
+                per=check_in.email,
+                email=check_in.email,
+                client_ip=check_in.client_ip,
+            )
+            peer = stream.peer
+            stream.peer = Peer(peer.client_ip, peer.client_port, None, TOO_MANY_CONNECTIONS)
+            self.loop.call_later(REFUSED_S, stream.close)
+            return
+
+        def closed() -> None:
+            share.connections -= 1
+            self.closed(address[0])
+
+        share.connections += 1
+        stream.share = share
+        stream.on_closed = closed
 
     def failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
         """Count a failed handshake, and close its connection once the alert or 400 is read."""

@@ -7,15 +7,18 @@ from collections import OrderedDict
 
 from tornado_status.errors import TooFrequent
 
+BURST_S = 10.0  # check-ins at once: as many as in this time, for a client that catches up
+REFUSAL_DELAY_S = 1.0  # before a refusal: a client that does not wait gets one a second
+
 MAX_REMEMBERED = 100_000  # identities; one that is forgotten starts with a full bucket
 
 
 class CheckInRateLimit:
-    """Allows each identity `per_second` check-ins on average, and as many at once, at least one."""
+    """Allows each identity `per_second` check-ins on average, and those of `BURST_S` at once."""
 
     def __init__(self, per_second: float) -> None:
         self._per_second = per_second
-        self._burst = max(1.0, per_second)
+        self._burst = max(1.0, per_second * BURST_S)
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def __len__(self) -> int:

@@ -33,12 +33,13 @@ from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.pki.crl import CRLMark
 from tornado_status.store import enrolment, migrate, queries
 from tornado_status.store.alert_queue import AlertQueue
+from tornado_status.store.check_in_queue import Done
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
 from tornado_status.store.failover import Parameters, shown
 from tornado_status.store.follow.feed import Feed
 from tornado_status.store.follow.notify_channel import NotifyChannel
-from tornado_status.store.group_commit import PREPARE_RECORD, Done, GroupCommit, Subscriber
+from tornado_status.store.group_commit import PREPARE_RECORD, GroupCommit, Subscriber
 from tornado_status.store.log_id import database_identity
 from tornado_status.store.presence_sweep import (
     PREPARE_MARK,

@@ -13,6 +13,7 @@ from tornado_status.ingress.behind_proxy.request_authentication import RequestAu
 from tornado_status.ingress.check_in_service import CheckInService
 from tornado_status.ingress.connection import CheckInConnection
 from tornado_status.ingress.fast_path import plain_headers
+from tornado_status.ingress.identity_shares import Share, Shares
 from tornado_status.ingress.peer_stream import PlainStream
 from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import CheckIn
@@ -47,12 +48,14 @@ class CachedClient:
 
     check_in: CheckIn
     auth: AuthResult
+    share: Share
 
 
 class ClientCache:
     """Caches the heads that are plain check-ins, with their clients."""
 
-    def __init__(self, authenticator: RequestAuthenticator) -> None:
+    def __init__(self, authenticator: RequestAuthenticator, shares: Shares) -> None:
+        self._shares = shares
         self._authenticator = authenticator
         self._trust = authenticator.trust
         self._clients: BoundedDict[bytes, CachedClient] = BoundedDict(MAX_REMEMBERED)
@@ -70,9 +73,10 @@ class ClientCache:
         if headers is None:
             return None
         try:
-            client = CachedClient(*self._authenticator.check_in_of(headers.get_list))
+            check_in, auth = self._authenticator.check_in_of(headers.get_list)
         except (ForwardedError, IdentityError):
             return None
+        client = CachedClient(check_in, auth, self._shares.of(check_in.email))
         self._clients[head] = client
         return client
 
@@ -80,15 +84,17 @@ class ClientCache:
 class SharedConnection(CheckInConnection):
     """One connection of a proxy."""
 
-    __slots__ = ("_clients",)
+    __slots__ = ("_client", "_clients")
 
     max_head = MAX_HEAD
 
     def __init__(
         self, service: CheckInService, stream: PlainStream, address: Address, clients: ClientCache
     ) -> None:
-        super().__init__(service, stream, address, _NO_CLIENT, AuthResult((), 0))
+        nobody = CachedClient(_NO_CLIENT, AuthResult((), 0), Share())
+        super().__init__(service, stream, address, nobody.check_in, nobody.auth, nobody.share)
         self._clients = clients
+        self._client = nobody  # of the head that is taken next
 
     def _on_data(self, data: bytes) -> None:
         if data and self._partial:
@@ -109,8 +115,17 @@ class SharedConnection(CheckInConnection):
     def _is_from(self, client: CachedClient | None) -> bool:
         if client is None:
             return False
-        self._check_in, self._auth = client.check_in, client.auth
+        self._client = client
         return True
+
+    def _take(self, head: bytes, rest: bytes) -> bool:
+        client = self._client
+        if self._unanswered and client.share is not self._share:
+            # Commits take turns by identity: only check-ins of one keep their order.
+            self._held = head + rest
+            return False
+        self._check_in, self._auth, self._share = client.check_in, client.auth, client.share
+        return super()._take(head, rest)
 
     def _is_last(self) -> bool:
         return self._service.draining  # CAs change under clients' connections, not under this one
