@@ -9,6 +9,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
+from hypothesis import given
+from hypothesis import strategies as st
 
 from listeners.verify.known_announcers import KnownAnnouncers
 from listeners.verify.verifier import Verifier
@@ -49,6 +51,20 @@ def test_an_announcers_chain_is_held_to_the_same(kind: str) -> None:
     else:
         accepted = key.is_valid(now)
     assert accepted == (reason is None)
+
+
+CHAINS = [make(Builder("client")) for make, _ in CLIENT_CLASSES.values()]
+
+
+@given(st.sampled_from(CHAINS), st.integers(0), st.integers(0), st.integers(0, 255))
+def test_any_byte_may_be_wrong(chain: Chain, which: int, position: int, value: int) -> None:
+    """The result is a refusal, or that the chain is good, and no other error."""
+    sent = [each.public_bytes(Encoding.DER) for each in (chain.leaf.certificate, *chain.sent)]
+    which %= len(sent)
+    changed = bytearray(sent[which])
+    changed[position % len(changed)] = value
+    sent[which] = bytes(changed)
+    Trust(Anchors(tuple(chain.anchors))).verify(sent)
 
 
 def test_a_listener_drops_an_announcer_when_a_ca_above_expires() -> None:
