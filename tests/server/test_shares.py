@@ -8,7 +8,7 @@ import re
 import socket
 import ssl
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 
 import psycopg2
@@ -30,7 +30,8 @@ from tornado_status.ingress.check_in_acceptor import site
 from tornado_status.model.check_in_rate_limit import BURST_S
 from tornado_status.model.records import CheckIn
 from tornado_status.observe.management import MAX_CONNECTIONS
-from tornado_status.store.check_in_queue import CheckInQueue
+from tornado_status.store import turns
+from tornado_status.store.turns import Pending
 
 ENDLESS = {"handshake_timeout_s": 3600, "idle_timeout_s": 3600, "header_timeout_s": 3600}
 BLOCKED = "SELECT 1 FROM pg_locks WHERE NOT granted"
@@ -320,17 +321,16 @@ def test_commits_take_turns_by_identity(start_server: StartServer) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 6)), max_size=60))
-def test_the_queue_is_fair_and_keeps_the_order_of_each(steps: list[tuple[str, int]]) -> None:
-    """However check-ins come and batches are taken, or put back."""
-    queue, put, taken = CheckInQueue(), itertools.count(), []
+def test_turns_are_fair_and_keep_the_order_of_each(steps: list[tuple[str, int]]) -> None:
+    """However check-ins come and batches are taken."""
+    queue: deque[Pending] = deque()
+    numbers, taken = itertools.count(), []
     waiting: Counter[str] = Counter()
     for email, count in steps:
-        queue.put((CheckIn(email, "10.0.0.1", next(put), "", ""), lambda _: None, 0.0))
+        queue.append((CheckIn(email, "10.0.0.1", next(numbers), "", ""), lambda _: None, 0.0))
         waiting[email] += 1
-        if count == 6:
-            queue.put_back(queue.take(3))
-        batch = queue.take(count)
-        found = Counter(check_in.email for check_in, _, _ in batch)
+        batch = [check_in for check_in, _, _ in turns.take(queue, count)]
+        found = Counter(check_in.email for check_in in batch)
         assert len(batch) == min(count, waiting.total())
         for one, other in itertools.permutations(waiting, 2):
             if found[one] < waiting[one]:
@@ -338,7 +338,7 @@ def test_the_queue_is_fair_and_keeps_the_order_of_each(steps: list[tuple[str, in
         waiting -= found
         taken += batch
         assert len(queue) == waiting.total()
-    taken += queue.take(len(queue))
+    taken += [check_in for check_in, _, _ in turns.take(queue, len(queue))]
     for email in "abcde":
-        ports = [c.client_port for c, _, _ in taken if c.email == email]
+        ports = [check_in.client_port for check_in in taken if check_in.email == email]
         assert ports == sorted(ports)

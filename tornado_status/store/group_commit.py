@@ -25,10 +25,10 @@ from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.runtime.backoff import Backoff
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.runtime.waiting import wait_set
-from tornado_status.store import queries
-from tornado_status.store.check_in_queue import CheckInQueue, Done, Pending
+from tornado_status.store import queries, turns
 from tornado_status.store.database import Connection, Row, StatementFailed
 from tornado_status.store.outage import Outage
+from tornado_status.store.turns import Done, Pending
 
 MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first rows only wait
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
@@ -155,7 +155,7 @@ class GroupCommit:
         self._enrolment_closed = enrolment_closed
         self._commit_timeout_s = commit_timeout_s
         self._log = structlog.get_logger()
-        self._queue = CheckInQueue()
+        self._queue: deque[Pending] = deque()
         self._work: deque[tuple[Work, asyncio.Future[list[Row]]]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -184,13 +184,12 @@ class GroupCommit:
         """
         if not self.connected.is_set():
             raise StoreUnavailable(f"database away: {self.problem}")
-        waiting = len(self._queue)
-        if waiting >= MAX_PENDING:
+        if len(self._queue) >= MAX_PENDING:
             raise StoreUnavailable("more check-ins than the database takes")
-        if not waiting:
+        if not self._queue:
             self._idle.clear()
             self._wake.set()
-        self._queue.put((check_in, done, time.monotonic()))
+        self._queue.append((check_in, done, time.monotonic()))
 
     async def write(self, work: Work) -> list[Row]:
         """Run other work on the writing connection, and return its rows.
@@ -264,7 +263,7 @@ class GroupCommit:
                 raise StoreUnavailable("the database closed the connection")
             queue = self._queue
             if queue:
-                await self._commit(connection, queue.take(MAX_BATCH))
+                await self._commit(connection, turns.take(queue, MAX_BATCH))
                 if queue and not self._work and connection.usable:
                     continue  # the next batch is sent first
                 self._answer()
@@ -290,7 +289,7 @@ class GroupCommit:
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
             if error.sqlstate == _OTHER_LOG:
-                self._queue.put_back(batch)
+                self._queue.extendleft(reversed(batch))
                 raise StoreUnavailable(_NEW_LOG) from error
             if (suppressed := self._warnings.allow(error.sqlstate)) is not None:
                 self._log.error(
@@ -440,7 +439,8 @@ class GroupCommit:
     def _lost(self, error: StoreError) -> None:
         self.connected.clear()
         self.problem = str(error)
-        self._fail(self._queue.take(len(self._queue)), StoreUnavailable(f"database away: {error}"))
+        queued, self._queue = list(self._queue), deque()
+        self._fail(queued, StoreUnavailable(f"database away: {error}"))
         while self._work:
             _settle(self._work.popleft()[1], StoreUnavailable(f"database away: {error}"))
         self._idle.set()

@@ -33,7 +33,6 @@ from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.pki.crl import CRLMark
 from tornado_status.store import enrolment, migrate, queries
 from tornado_status.store.alert_queue import AlertQueue
-from tornado_status.store.check_in_queue import Done
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
 from tornado_status.store.failover import Parameters, shown
@@ -47,6 +46,7 @@ from tornado_status.store.presence_sweep import (
     WRITE_SETTINGS,
     PresenceSweep,
 )
+from tornado_status.store.turns import Done
 from tornado_status.store.user_counts import UserCounts
 
 # Connections to the database, beside the writer's and the notify channel's. Requests of clients

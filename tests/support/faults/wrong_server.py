@@ -26,10 +26,10 @@ from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime import background_output
 from tornado_status.runtime.shutdown import ShutdownDeadline
 from tornado_status.store import Store, database, group_commit, store
-from tornado_status.store.check_in_queue import Pending
 from tornado_status.store.database import Connection
 from tornado_status.store.embedded import postgres
 from tornado_status.store.group_commit import GroupCommit
+from tornado_status.store.turns import Pending
 from tornado_status.wire.datagram import Signs
 
 _commit = GroupCommit._commit
@@ -65,7 +65,7 @@ async def _retry(self: GroupCommit, connection: Connection, batch: list[Pending]
     try:
         await _commit(self, connection, held)
     except StoreUnavailable:
-        self._queue.put_back(batch)
+        self._queue.extendleft(reversed(batch))
         raise
     for (_, done, _), event in zip(batch, _guess(self, batch), strict=True):
         done(event)
