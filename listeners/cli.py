@@ -187,11 +187,15 @@ def _summary(counts: ListenerCounts, shown: int) -> str:
         f"{counts.ignored} of the other encoding",
         f"{counts.repaired} repaired",
         f"{counts.missed} missed",
-        f"lag {counts.lag}",
+        f"lag {_lag(counts)}",
     ]
     if counts.dropped:
         parts.insert(3, f"{counts.dropped} dropped in a flood")
     return f"Heard {counts.datagrams} datagrams: {', '.join(parts)}."
+
+
+def _lag(counts: ListenerCounts) -> str:
+    return "unknown (is this machine's clock right?)" if counts.lag is None else str(counts.lag)
 
 
 @contextlib.contextmanager

@@ -96,7 +96,9 @@ class ListenerCounts:
     dropped: int  # no room, before they were verified
     repaired: int  # updates that were fetched
     missed: int  # numbers reported in gaps
-    lag: int  # numbers that are known to exist and not delivered yet
+    # Numbers that are known to exist and not delivered yet. None: datagrams are refused for their
+    # time, so there may be any number of them.
+    lag: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +341,7 @@ class Listener:
             dropped=received.dropped,
             repaired=ordered.repaired,
             missed=ordered.missed,
-            lag=self._follower.sequence.lag,
+            lag=self._follower.sequence.lag if received.clock_is_right else None,
         )
 
     @property

@@ -352,12 +352,15 @@ def condition_line(condition: Condition, counts: ListenerCounts) -> Text:
         text.append("no datagram yet", "yellow")
     elif silent_s > SILENCE_S:
         text.append(f"no datagram for {ago(silent_s).removesuffix(' ago')}", _BAD)
+    elif counts.lag is None:
+        text.append("is this machine's clock right?", _BAD)
     elif counts.lag:
         text.append("repairing" if condition.repairs else "waiting", "yellow")
     else:
         text.append("live", _GOOD)
     if not condition.repairs:
         text.append(" (no repair: no reader's certificate)", "yellow")
-    text.append(f"  lag {counts.lag}, {counts.repaired} repaired, {counts.missed} missed")
+    lag = "unknown" if counts.lag is None else counts.lag
+    text.append(f"  lag {lag}, {counts.repaired} repaired, {counts.missed} missed")
     text.append(f", {counts.refused.total()} refused", _BAD if counts.refused else "")
     return text

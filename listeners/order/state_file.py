@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import uuid
 from pathlib import Path
 
@@ -27,6 +28,8 @@ class StateFile:
     def load(self) -> Position | None:
         """Return what was saved, or None if there is no file. Raises `ConfigError`."""
         try:
+            if not stat.S_ISREG(self._path.stat().st_mode):
+                raise ConfigError(f"--state: {self._path} is no regular file")
             with self._path.open("rb") as file:
                 text = file.read(MAX_SIZE + 1)
         except FileNotFoundError:
@@ -64,8 +67,22 @@ class StateFile:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(self._path)
+            _sync_directory(self._path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
         self._saved = position
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in `path` survive a crash of the machine."""
+    if os.name != "posix":
+        return
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    except OSError:
+        pass  # a file system that cannot sync a directory
+    finally:
+        os.close(directory)

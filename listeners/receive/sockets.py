@@ -1,7 +1,9 @@
 """Opens the UDP sockets of a listener: their options, addresses and groups.
 
 One socket for IPv4 receives groups and broadcasts alike. One for IPv6 is opened if there are IPv6
-groups or the address is IPv6. `Sockets.rejoin` keeps the groups joined as interfaces come and go.
+groups or the address is IPv6. A socket that is bound to one unicast address has its port to itself:
+of several, the kernel gives a datagram to one, which may be another user's. `Sockets.rejoin` keeps
+the groups joined as interfaces come and go.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ def open_sockets(
     opened = Sockets()
     try:
         if isinstance(local, ipaddress.IPv4Address):
-            sock = _open(socket.AF_INET, address, port)
+            sock = _open(socket.AF_INET, address, port, shared=_is_shared(local))
             opened.add(sock, [(g, i) for g, i in wanted if g.version == 4])
         elif any(group.version == 4 for group, _ in wanted):
             raise ConfigError(
@@ -109,7 +111,9 @@ def open_sockets(
             )
         of_ipv6 = [(group, interface) for group, interface in wanted if group.version == 6]
         if of_ipv6 or local.version == 6:
-            sock = _open(socket.AF_INET6, address if local.version == 6 else "::", port)
+            of_address = address if local.version == 6 else "::"
+            shared = local.version == 4 or _is_shared(local)
+            sock = _open(socket.AF_INET6, of_address, port, shared=shared)
             opened.add(sock, of_ipv6)
     except BaseException:
         opened.close()
@@ -142,13 +146,32 @@ def _on_interfaces(text: str, interfaces: Sequence[str]) -> list[tuple[Address, 
 # ---------------------------------------------------------------------------------------- sockets
 
 
-def _open(family: socket.AddressFamily, address: str, port: int) -> socket.socket:
+def _is_shared(local: Address) -> bool:
+    """Return whether a datagram may reach each of several sockets that are bound to this address.
+
+    That is so for a group or a broadcast, which the wildcard receives too. Other systems than Linux
+    also deliver groups to a socket on an interface's address.
+    """
+    if local.is_unspecified or local.is_multicast or sys.platform != "linux":
+        return True
+    if local.version == 6:
+        return False
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((str(local), 1))  # sends nothing
+        except OSError as error:
+            return error.errno == errno.EACCES  # a broadcast address
+    return False
+
+
+def _open(family: socket.AddressFamily, address: str, port: int, *, shared: bool) -> socket.socket:
     try:
         sock = socket.socket(family, socket.SOCK_DGRAM)
     except OSError as error:  # EAFNOSUPPORT
         raise ConfigError(f"this system has no IPv6 ({error.strerror}): see --group") from error
     try:
-        _share_port(sock)
+        if shared:
+            _share_port(sock)
         _enlarge_buffer(sock)
         if family == socket.AF_INET6:
             # IPv4 has a socket of its own: both on one would be in each other's way.

@@ -33,6 +33,7 @@ class VerificationCounts:
     refused: Counter[str] = field(default_factory=Counter)  # datagrams, by reason
     ignored: int = 0  # of the encoding that was not asked for
     dropped: int = 0  # no room, before they were verified
+    clock_is_right: bool = True  # False: the newest datagram was of another time than this clock's
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +132,9 @@ class Verification:
         try:
             try:
                 datagram = verifier.verify(payload, datetime.datetime.now(datetime.UTC))
+                self._queue.prove(source)
                 self._callbacks.verified(datagram, source)
+                self.counts.clock_is_right = True
             except DatagramError as error:
                 self._without_proof(payload, source, error)
         except DuplicateDatagram:
@@ -175,6 +178,8 @@ class Verification:
 
     def _refuse(self, source: Source, error: DatagramError) -> None:
         self.counts.refused[error.reason] += 1
+        if error.reason == "skew":
+            self.counts.clock_is_right = False
         self._warnings.warn_limited(
             f"dropped a datagram from {source[0]}", error.reason, str(error)
         )

@@ -332,6 +332,20 @@ def test_gaps_are_told_where_nothing_can_be_repaired(announcing: Announcing, cer
     ]
 
 
+def test_a_wrong_clock_is_no_lag_of_0(announcing: Announcing, certs: Path) -> None:
+    """What is refused for its time may be anything; a datagram of this time ends the doubt."""
+    with Listening(*verifying(certs, announcing.port)) as listener:
+        announcing.announce(1)
+        listener.wait_for_seq(1)
+        announcing.send(announcing.payload(2, ahead_s=-100))
+        listener.says("it was sent 100 s before the time on this clock")
+        listener.process.send_signal(signal.SIGUSR1)
+        listener.says("0 missed, lag unknown (is this machine's clock right?).")
+        announcing.announce(2)
+        listener.wait_for_seq(2)
+        assert "0 missed, lag 0." in listener.stop()
+
+
 def test_what_is_refused_is_counted_by_its_reason(announcing: Announcing, certs: Path) -> None:
     """And told once; what is good among it is shown, once."""
     with Listening(*verifying(certs, announcing.port)) as listener:

@@ -32,7 +32,7 @@ from listeners.order.bounded_set import BoundedSet
 from listeners.output import Format, json_line, render, text_block
 from listeners.receive.sockets import WILDCARD
 from listeners.verify.unverified import Encoding, UnverifiedReader
-from tests.support.harness import PATIENCE_S, ROOT, Lines, free_port, wait_until
+from tests.support.harness import LOOPBACK, PATIENCE_S, ROOT, Lines, free_port, wait_until
 from tornado_status import __version__
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import Event, StatusRecord
@@ -280,6 +280,23 @@ def test_a_port_is_shared_with_programs_that_ask_for_it_either_way(
         with RunningListener("--group", "", "--format", "json", port=port) as listener:
             sender.sendto(as_json(check_in(1)), (BROADCAST, port))
             listener.shows("user1")
+
+
+@linux_only
+@pytest.mark.parametrize("taker", ["other option", "other listener"])
+def test_a_unicast_port_is_shared_with_nobody(taker: str, sender: socket.socket) -> None:
+    """Of several sockets one gets a unicast datagram, and it may be another user's."""
+    arguments = ["--address", LOOPBACK, "--group", "", "--format", "json"]
+    with RunningListener(*arguments) as listener:
+        if taker == "other listener":
+            assert run(*arguments, "--port", str(listener.port)).returncode == 2
+        else:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with pytest.raises(OSError, match="in use"):
+                    other.bind((LOOPBACK, listener.port))
+        sender.sendto(as_json(check_in(1)), (LOOPBACK, listener.port))
+        listener.shows("user1")
 
 
 @linux_only

@@ -24,7 +24,7 @@ from listeners.order.sequence import (
     FetchUsers,
     Position,
 )
-from listeners.receive.fair_queue import FairQueue
+from listeners.receive.fair_queue import MAX_PROVEN, FairQueue
 from listeners.repair.key_refresh import UNKNOWN_S, KeyRefresh
 from tornado_status.errors import DatagramError
 from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
@@ -617,3 +617,49 @@ def test_forged_sources_cost_bounded_memory(sources: int) -> None:
     while queue.get() is not None:
         pass
     assert len(queue) == 0
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_a_flood_of_many_sources_displaces_no_proven_one(proven: bool) -> None:
+    """However many they are. Without the proof it shares a queue with most of them."""
+    queue = FairQueue(max_waiting=100, max_sources=8)
+    if proven:
+        queue.prove(("10.0.0.1", 6666))
+    for number in range(1000):
+        queue.put(b"forged", ("10.0.0.66", number))
+        if number % 100 == 0:
+            queue.put(b"good %d" % (number // 100), ("10.0.0.1", 6666))
+    assert len(queue) == 100
+    first = [queue.get() for _ in range(20)]
+    good = [found[0] for found in first if found is not None and found[1][0] == "10.0.0.1"]
+    assert (good == [b"good %d" % number for number in range(10)]) == proven
+
+
+def test_neither_half_of_the_room_is_lost_to_the_other() -> None:
+    """A flood that takes a proven source's address leaves the others theirs."""
+    queue = FairQueue(max_waiting=100, max_sources=8)
+    queue.prove(("10.0.0.1", 6666))
+    for _ in range(200):
+        queue.put(b"forged", ("10.0.0.1", 6666))
+    for number in range(50):
+        queue.put(b"other", ("10.0.0.2", number % 4))
+    for _ in range(200):
+        queue.put(b"forged", ("10.0.0.1", 6666))
+    found = [queue.get() for _ in range(100)]
+    assert [each is not None and each[0] for each in found].count(b"other") == 50
+    assert queue.get() is None
+
+
+def test_proven_sources_cost_bounded_memory() -> None:
+    """The oldest is forgotten."""
+    queue = FairQueue(max_waiting=100, max_sources=1)
+    for number in range(MAX_PROVEN + 1):
+        queue.prove(("10.0.0.1", number))
+    queue.put(b"x", ("10.0.0.9", 1))
+    for number in range(MAX_PROVEN + 1):
+        queue.put(b"%d" % number, ("10.0.0.1", number))
+    assert [queue.get() for _ in range(3)] == [
+        (b"1", ("10.0.0.1", 1)),
+        (b"x", ("10.0.0.9", 1)),
+        (b"2", ("10.0.0.1", 2)),
+    ]

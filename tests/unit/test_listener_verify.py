@@ -6,6 +6,8 @@ import base64
 import contextlib
 import datetime
 import json
+import os
+import stat
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -353,3 +355,27 @@ def test_another_file_is_not_taken_for_a_state(tmp_path: Path, text: str) -> Non
     with pytest.raises(ConfigError, match="is no listener's state"):
         StateFile(path).load()
     assert path.read_text() == text
+
+
+def test_a_state_survives_a_crash_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is on the disk before it is renamed, and the rename before the save returns."""
+    path = tmp_path / "state.json"
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        kind = "directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file"
+        synced.append((kind, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    StateFile(path).save(Position(LOG_ID, 1), 100.0)
+    assert synced == [("file", False), ("directory", True)]
+
+
+def test_a_state_is_a_regular_file(tmp_path: Path) -> None:
+    """A FIFO would be waited for, and a device would be replaced by a file."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path, Path(os.devnull)):
+        with pytest.raises(ConfigError, match="is no regular file"):
+            StateFile(path).load()
