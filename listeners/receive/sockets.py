@@ -1,8 +1,8 @@
 """Opens the UDP sockets of a listener: their options, addresses and groups.
 
 One socket for IPv4 receives groups and broadcasts alike. One for IPv6 is opened if there are IPv6
-groups or the address is IPv6. A socket that is bound to one unicast address has its port to itself:
-of several, the kernel gives a datagram to one, which may be another user's. `Sockets.rejoin` keeps
+groups or the address is IPv6. A socket that is bound to one unicast address has its port to itself.
+Otherwise the kernel could give its datagrams to another user's socket. `Sockets.rejoin` keeps
 the groups joined as interfaces come and go.
 """
 

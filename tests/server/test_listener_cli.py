@@ -333,7 +333,7 @@ def test_gaps_are_told_where_nothing_can_be_repaired(announcing: Announcing, cer
 
 
 def test_a_wrong_clock_is_no_lag_of_0(announcing: Announcing, certs: Path) -> None:
-    """What is refused for its time may be anything; a datagram of this time ends the doubt."""
+    """Refused datagrams may hold any number; a datagram of this time ends the doubt."""
     with Listening(*verifying(certs, announcing.port)) as listener:
         announcing.announce(1)
         listener.wait_for_seq(1)

@@ -22,6 +22,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from certs_gen.authority import Authority
+from tests.support.faults.judge import peak_memory_kb
 from tests.support.harness import PATIENCE_S, Postgres, Server, StartServer, exchange, wait_until
 from tests.support.log_events import fill
 from tests.support.metrics import metric
@@ -727,15 +728,33 @@ def test_a_web_socket_ends_with_its_certificate_and_its_server(site: Site) -> No
     run(talk())
 
 
+UPGRADE = (
+    b"GET /api/socket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def test_pongs_that_are_not_read_do_not_pile_up(start_server: StartServer) -> None:
+    """Tornado before 6.6 keeps them all, here 30 MB."""
+    server = start_server()
+    ping = b"\x89\xfd" + bytes(4 + 125)
+    with server.connect_raw("operator") as raw:
+        raw.sendall(UPGRADE)
+        assert raw.recv(4096).startswith(b"HTTP/1.1 101")
+        before = peak_memory_kb(server.process.pid)
+        with contextlib.suppress(OSError):  # a slow client may be closed by then
+            for _ in range(100):
+                raw.sendall(ping * 500)
+        assert server.request("POST", "/api/client").status == 204
+        assert peak_memory_kb(server.process.pid) - before < 16 * 1024
+
+
 def test_a_web_socket_that_answers_no_ping_is_closed(start_server: StartServer) -> None:
     """TCP still acknowledges for a program that hangs."""
     server = start_server(constants={KEEP_ALIVE_S: 0.5})
     with server.connect_raw("operator") as raw:
-        raw.sendall(
-            b"GET /api/socket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
-            b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-        )
+        raw.sendall(UPGRADE)
         assert raw.recv(4096).startswith(b"HTTP/1.1 101")
         wait_until(lambda: metric(server, "streams") == 0, "the end of the stream")
 

@@ -27,7 +27,6 @@ READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated fo
 
 # Fingerprints of Tornado's source that `QuickPeerStream` was written for, and their versions.
 KNOWN_SOURCES = {
-    "24961b1830ee": "6.5.2-6.5.10",
     "d4d3def1885b": "6.6-6.6.1",
 }
 
