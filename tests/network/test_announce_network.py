@@ -260,7 +260,7 @@ def test_an_interface_goes_down_and_comes_back(
         for target in ("multicast 239", "broadcast auto", "multicast [ff15"):
             told = waits_for(server, GONE, target)
             assert (told["errno"], told["interface"]) == ("ENETDOWN", "eth0")
-            assert "the interface is down: set it up" in told["hint"]
+            assert "the interface is down: bring it up" in told["hint"]
         assert len(warnings_of(hosts.server, server)) == 3
         check_in(hosts.server, server)
         check_in(hosts.server, server)

@@ -90,7 +90,7 @@ def test_an_interface_that_is_down_is_found(site: DoctorSetup) -> None:
     """With what to do about it; up, it is well."""
     announce = {"targets": [ON_ETH0]}
     down = network_with(*ETH0, "ip link set eth0 down")
-    site.wrong("by eth0: the interface is down: set it up", prefix=down, announce=announce)
+    site.wrong("by eth0: the interface is down: bring it up", prefix=down, announce=announce)
     done = site.ask(*network_with(*ETH0), announce=announce)
     assert "multicast 239.1.2.3:6667 can be sent to by eth0" in done.stdout
     assert done.returncode == 0
@@ -103,7 +103,7 @@ def test_an_address_and_a_port_that_cannot_be_listened_on_are_found(site: Doctor
     low = {"server": {"port": 443}}
     site.wrong("server.port: this user may not listen on 443", prefix=(*enter, *without), **low)
     elsewhere = {"server": {"host": "10.9.9.9"}}
-    site.wrong("server.port: cannot listen on 10.9.9.9 port", prefix=enter, **elsewhere)
+    site.wrong("server.host: this machine has no address 10.9.9.9", prefix=enter, **elsewhere)
     done = site.ask(*enter, **low)
     assert "server.port: 443 is free" in done.stdout
     assert done.returncode == 0

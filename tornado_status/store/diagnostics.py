@@ -62,18 +62,19 @@ async def diagnose(parameters: Parameters, timeout_s: float) -> Diagnosis:
         row = await connection.fetch_one(_QUESTIONS, timeout_s=timeout_s)
         after = datetime.datetime.now(datetime.UTC)
         revision = await migrate.current(connection)
-        (ahead_s,) = (0.0,) if revision is None else await connection.fetch_one(_AHEAD)
+        newer, refusal = False, ""
+        try:
+            newer = migrate.check(revision)
+        except ConfigError as error:
+            refusal = str(error)
+        ours = revision is not None and not refusal
+        (ahead_s,) = await connection.fetch_one(_AHEAD) if ours else (0.0,)
         # A standby writes no WAL, and takes no check-ins.
         warnings = () if row[5] else tuple((await database_identity(connection)).warnings())
     except StatementFailed as error:
         raise StoreUnavailable(f"the database refuses: {error}") from error
     finally:
         await connection.close()
-    newer, refusal = False, ""
-    try:
-        newer = migrate.check(revision)
-    except ConfigError as error:
-        refusal = str(error)
     version, number, fsync, pages, synchronous, standby, may_create, clock = row
     return Diagnosis(
         version=version,
