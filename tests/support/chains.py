@@ -104,11 +104,16 @@ def issue(
     return Signed(builder.sign(signing, own_hash), key)
 
 
-def root(*extensions: Extension, name: x509.Name | str | None = None, **given: object) -> Signed:
+def root(
+    *extensions: Extension,
+    name: x509.Name | str | None = None,
+    key: PrivateKey | None = None,
+    **given: object,
+) -> Signed:
     """Return a root with a name of its own, a good one by default, that names its key."""
     if name is None:
         name = f"Plant CA {next(_numbers)}"
-    key = ec.generate_private_key(ec.SECP256R1())
+    key = key or ec.generate_private_key(ec.SECP256R1())
     identifier: Extension = (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False)
     return issue(None, name, *(extensions or (CA,)), identifier, key=key, **given)  # type: ignore[arg-type]
 
@@ -275,6 +280,10 @@ def _ip(text: str) -> x509.IPAddress:
 CLASSES: dict[str, tuple[Make, str | None]] = {
     "below the root": (_root(CA), None),
     "over an intermediate": (_below_root(CA), None),
+    "below a root with an Ed25519 key": (
+        _root(CA, key=ed25519.Ed25519PrivateKey.generate()),
+        None,
+    ),
     # dates
     "expired intermediate": (_below_root(CA, start=-2 * DAY, end=-DAY), "ca-expired"),
     "intermediate of tomorrow": (_below_root(CA, start=DAY, end=2 * DAY), "ca-expired"),

@@ -29,7 +29,7 @@ def server_context(settings: TlsSettings) -> ssl.SSLContext:
     Raises `ConfigError` that names the setting and the file.
     """
     # Not create_default_context: from Python 3.13 on it sets VERIFY_X509_STRICT, which refuses
-    # certificates as the openssl command makes them. `identity` checks what matters of it.
+    # certificates as the openssl command makes them. `chain_paths` checks what matters of it.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = MINIMUM_VERSIONS[settings.minimum_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
