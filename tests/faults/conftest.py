@@ -26,7 +26,7 @@ def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = Path(shutil.copytree(certs, tmp_path_factory.mktemp("crowd") / "certs"))
     authority = Authority.load(directory)
     for name in NAMES:
-        credential = authority.issue_client(f"{name}@example.com")
+        credential = authority.issue_client(f"{name.partition('_')[0]}@example.com")
         (directory / f"{name}.key").write_bytes(credential.key_pem())
         (directory / f"{name}.crt").write_bytes(credential.certificate_pem())
     return directory
@@ -77,6 +77,7 @@ def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
             patience_s: float = 1.0,
             pipeline: int = 1,
             names: tuple[str, ...] = NAMES,
+            fresh: tuple[str, ...] = NAMES[1::2],
             **settings: Any,
         ) -> Trial:
             module: tuple[str, ...] = ("tornado_status",)
@@ -94,6 +95,7 @@ def start_trial(start_server: StartServer, certs: Path) -> Iterator[StartTrial]:
                 certs,
                 server.port,
                 names,
+                fresh=fresh,
                 pipeline=pipeline,
                 while_up=lambda: running.poll() is None,
             )

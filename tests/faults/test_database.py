@@ -90,6 +90,11 @@ WRONG: list[tuple[str, Callable[[Trial, Relay], None], str]] = [
     ("use_a_number_twice", nothing, "announced and not recorded: "),
     ("wrong_port", nothing, "missing: "),
     ("wrong_address", nothing, "recorded from elsewhere: "),
+    ("wrong_issuer", nothing, "not that certificate: "),
+    ("wrong_serial", nothing, "not that certificate: "),
+    ("forget_the_previous", nothing, "not the number before it: "),
+    ("forget_the_first", nothing, "first seen at another time: "),
+    ("forget_devices", nothing, "not these devices: "),
     ("mix_up", nothing, "missing: "),
     ("forget_a_target", nothing, "not announced (broadcast): "),
     ("sign_nothing", nothing, "not signed (group): "),
@@ -111,6 +116,22 @@ def test_a_server_that_breaks_a_promise_is_found_out(
         trial = start_trial(relay.url, wrong=wrong, pipeline=2)
         fault(trial, relay)
         assert any(each.startswith(sentence) for each in trial.verdict(postgres.url))
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_check_in_with_an_id_of_its_own_is_missed(
+    make_postgres: MakePostgres, start_trial: StartTrial, fresh: bool
+) -> None:
+    """By its address. On connections that stay open the counts are right, and nothing is found."""
+    postgres = make_postgres()
+    names = ("user1", "user2")
+    trial = start_trial(
+        postgres.url, wrong="answer_for_another", names=names, fresh=names if fresh else ()
+    )
+    trial.wait_refused()
+    trial.wait_acknowledged()
+    missing = [each for each in trial.verdict(postgres.url) if each.startswith("missing: ")]
+    assert bool(missing) == fresh
 
 
 # ------------------------------------------------------------------------------------- one by one

@@ -12,21 +12,52 @@ import threading
 from collections import Counter, defaultdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509 import load_pem_x509_certificate
 
-from tests.support.faults.ledger import Ledger
-from tests.support.harness import GROUP, LOOPBACK, PATIENCE_S, Heard, rows
+from tests.support.faults.ledger import Certificate, Key, Ledger, Tally
+from tests.support.harness import GROUP, PATIENCE_S, Heard, rows
 from tornado_status.wire.datagram import decode_json, split_signature
 
 QUIET_S = 0.3  # after which nothing more is on its way over loopback
 
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _SO_RCVBUFFORCE = 33  # socket(7): beyond the machine's limit, for root
 
-LOG = "SELECT seq, at, event, email, host(client_ip), client_port FROM check_in ORDER BY seq"
+LOG = (
+    "SELECT seq, at, event, email, host(client_ip), client_port, issuer, serial,"
+    " previous FROM check_in ORDER BY seq"
+)
+USERS = (
+    "SELECT email, seq, last_seen, host(client_ip), client_port, issuer, serial, first_seen,"
+    " devices FROM user_status"
+)
+MAX_DEVICES = 8  # others than the newest
+
+
+class Row(NamedTuple):
+    """An entry of the log."""
+
+    seq: int
+    at: datetime.datetime
+    event: str
+    email: str
+    client_ip: str
+    client_port: int
+    issuer: str
+    serial: str
+    previous: int | None
+
+    @property
+    def key(self) -> Key:
+        return self.email, self.client_ip, self.client_port
+
+    @property
+    def certificate(self) -> Certificate:
+        return self.issuer, self.serial
 
 
 class Listener:
@@ -135,7 +166,7 @@ def judge(ledger: Ledger, database_url: str, *listeners: Listener) -> list[str]:
 
 def examine(ledger: Ledger, database_url: str, *listeners: Listener) -> list[str]:
     """The same at a still moment: the load is paused, and the listeners have caught up."""
-    log = rows(database_url, LOG)
+    log = [Row(*row) for row in rows(database_url, LOG)]
     return [
         *_statuses(ledger),
         *_numbers(log, database_url),
@@ -150,10 +181,10 @@ def _statuses(ledger: Ledger) -> list[str]:
     return [f"answers other than 204 and 503: {strange}"] if strange else []
 
 
-def _numbers(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
+def _numbers(log: list[Row], database_url: str) -> list[str]:
     """Gapless from 1 to the head, and the time never falls along them."""
     found = []
-    numbers = [row[0] for row in log]
+    numbers = [row.seq for row in log]
     if numbers != list(range(1, len(log) + 1)):
         missing = set(range(1, numbers[-1] + 1)) - set(numbers)
         found.append(f"numbers with gaps: {sorted(missing)[:5]} of {len(missing)} missing")
@@ -161,18 +192,18 @@ def _numbers(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
     if numbers and head != numbers[-1]:
         found.append(f"the head is {head}, the last number {numbers[-1]}")
     for before, after in itertools.pairwise(log):
-        if after[1] < before[1]:
-            found.append(f"the time falls from number {before[0]} to {after[0]}")
+        if after.at < before.at:
+            found.append(f"the time falls from number {before.seq} to {after.seq}")
             break
     return found
 
 
-def _recorded(ledger: Ledger, log: list[tuple[Any, ...]]) -> list[str]:
-    """Each 204 is a row of its own, and each row was sent."""
+def _recorded(ledger: Ledger, log: list[Row]) -> list[str]:
+    """Each 204 is a row of its own, and each row was sent, with that certificate."""
     found = []
-    recorded = Counter((row[3], row[5]) for row in log)
+    recorded = Counter(row.key for row in log)
     for key in recorded.keys() | ledger.tallies.keys():
-        tally = ledger.tallies[key]
+        tally = ledger.tallies.get(key, Tally())
         if recorded[key] < tally.acknowledged:
             found.append(f"missing: {key} has {recorded[key]} of {tally.acknowledged} acknowledged")
         if recorded[key] > tally.acknowledged + tally.unknown:
@@ -180,36 +211,75 @@ def _recorded(ledger: Ledger, log: list[tuple[Any, ...]]) -> list[str]:
                 f"recorded twice: {key} has {recorded[key]} rows for "
                 f"{tally.acknowledged} acknowledged and {tally.unknown} others"
             )
-    strangers = {row[4] for row in log} - {LOOPBACK}
+    strangers = {row.client_ip for row in log} - {address for _, address, _ in ledger.tallies}
     if strangers:
         found.append(f"recorded from elsewhere: {strangers}")
+    for row in log:
+        known = ledger.certificates.get(row.key)
+        if known not in (None, row.certificate):
+            found.append(f"not that certificate: {row} of {known}")
+            break
     return found
 
 
-def _users(log: list[tuple[Any, ...]], database_url: str) -> list[str]:
+def _users(log: list[Row], database_url: str) -> list[str]:
     """A user's status is their newest row, and their first one is their only `new`."""
-    newest = {row[3]: (row[0], row[1]) for row in log}
-    status = {
-        email: (seq, last_seen)
-        for email, seq, last_seen in rows(
-            database_url, "SELECT email, seq, last_seen FROM user_status"
-        )
-    }
-    found = [] if status == newest else ["user_status is not what the log ends with"]
-    first: dict[str, int] = {}
+    found: list[str] = []
+    users: defaultdict[str, list[Row]] = defaultdict(list)
     for row in log:
-        first.setdefault(row[3], row[0])
-    new = [(row[3], row[0]) for row in log if row[2] == "new"]
-    if sorted(new) != sorted(first.items()):
+        before = users[row.email][-1].seq if users[row.email] else None
+        if row.previous != before and len(found) < 5:
+            found.append(f"not the number before it: {row}, expected {before}")
+        users[row.email].append(row)
+    status = {email: rest for email, *rest in rows(database_url, USERS)}
+    newest = {
+        email: [row.seq, row.at, row.client_ip, row.client_port, row.issuer, row.serial]
+        for email, (*_, row) in users.items()
+    }
+    if {email: rest[:6] for email, rest in status.items()} != newest:
+        found.append("user_status is not what the log ends with")
+    else:
+        for email, (*_, first_seen, devices) in status.items():
+            if first_seen != users[email][0].at:
+                found.append(f"first seen at another time: {email} at {first_seen}")
+            found += _devices(users[email], devices)
+    new = [row.seq for row in log if row.event == "new"]
+    if new != sorted(of[0].seq for of in users.values()):
         found.append("not exactly the first check-in of a user is `new`")
     return found
 
 
-def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -> list[str]:
+def _devices(log: list[Row], devices: list[dict[str, Any]] | None) -> list[str]:
+    """The other devices of a user, the newest first, each with its newest row."""
+    by_certificate: defaultdict[Certificate, list[Row]] = defaultdict(list)
+    for row in log:
+        by_certificate[row.certificate].append(row)
+    del by_certificate[log[-1].certificate]
+    others = sorted(by_certificate.values(), key=lambda of: of[-1].at, reverse=True)
+    recorded = [dict(sorted(each.items())) for each in devices or []]
+    # Rows of one batch have the same time: any of these may be the newest.
+    expected = [[_as_device(row) for row in of if row.at == of[-1].at] for of in others]
+    same = len(recorded) == len(expected[:MAX_DEVICES]) and all(
+        each in some for each, some in zip(recorded, expected, strict=False)
+    )
+    return [] if same else [f"not these devices: {log[-1].email} has {recorded}, not {expected}"]
+
+
+def _as_device(row: Row) -> dict[str, Any]:
+    return {
+        "client_ip": row.client_ip,
+        "client_port": row.client_port,
+        "issuer": row.issuer,
+        "microseconds": (row.at - _EPOCH) // datetime.timedelta(microseconds=1),
+        "serial": row.serial,
+    }
+
+
+def _announced(ledger: Ledger, log: list[Row], listener: Listener) -> list[str]:
     """Announced events are recorded, and acknowledged ones were announced before."""
     found: list[str] = []
-    recorded = {row[0]: row for row in log}
-    heard: defaultdict[tuple[str, int], set[int]] = defaultdict(set)
+    recorded = {row.seq: row for row in log}
+    heard: defaultdict[Key, set[int]] = defaultdict(set)
     for _, update in listener.updates:
         seq = update["seq"]
         row = recorded.get(seq)
@@ -217,7 +287,7 @@ def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -
             if len(found) < 5:
                 found.append(f"announced and not recorded: {update}")
             continue
-        heard[update["email"], update["client_port"]].add(seq)
+        heard[row.key].add(seq)
     for stream, head in listener.heads.items():
         if head > len(log):
             found.append(f"announced head {head} of {stream} is above {len(log)}")
@@ -232,16 +302,15 @@ def _announced(ledger: Ledger, log: list[tuple[Any, ...]], listener: Listener) -
     return found
 
 
-def _as_announced(row: tuple[Any, ...]) -> dict[str, Any]:
-    seq, at, event, email, client_ip, client_port = row
-    moment = at.astimezone(datetime.UTC)
+def _as_announced(row: Row) -> dict[str, Any]:
+    moment = row.at.astimezone(datetime.UTC)
     return {
-        "seq": seq,
-        "event": event,
-        "email": email,
+        "seq": row.seq,
+        "event": row.event,
+        "email": row.email,
         "last_seen": moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-        "client_ip": client_ip,
-        "client_port": client_port,
+        "client_ip": row.client_ip,
+        "client_port": row.client_port,
     }
 
 

@@ -9,17 +9,25 @@ import ssl
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+from itertools import count
 from pathlib import Path
 from types import TracebackType
+
+from cryptography.x509 import load_pem_x509_certificate
 
 from tests.support.harness import LOOPBACK, PATIENCE_S, client_context
 
 REQUEST = b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n"
 PAUSE_S = 0.02  # after a refusal: the next one would say the same
 
-Key = tuple[str, int]  # e-mail and the client's port: a connection, or several one after the other
+# The e-mail and the address of a connection, which no other has: the id of its check-ins.
+Key = tuple[str, str, int]
+Certificate = tuple[str, str]  # its issuer and its serial number, as they are recorded
+
+_addresses = count(int(IPv4Address("127.1.0.0")))  # all of 127.0.0.0/8 is this machine
 
 
 @dataclass
@@ -36,6 +44,7 @@ class Ledger:
 
     tallies: defaultdict[Key, Tally] = field(default_factory=lambda: defaultdict(Tally))
     statuses: Counter[int | None] = field(default_factory=Counter)
+    certificates: dict[Key, Certificate] = field(default_factory=dict)
     sent: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -72,8 +81,10 @@ class Ledger:
 class Load:
     """Connections that check in without a pause, and come back when they are cut.
 
-    Each thread is one of `names`, whose certificates lie in `certs`. It has `pipeline` check-ins on
-    the way at once, and rests for `pace_s` after each answer.
+    Each thread is one of `names`, whose certificates lie in `certs`: `user` and `user_phone` are
+    two of one user. It has `pipeline` check-ins on the way at once, and rests for `pace_s` after
+    each answer. The threads of `fresh` then open a new connection, so that without a pipeline each
+    of their check-ins has an id of its own.
     """
 
     def __init__(
@@ -82,6 +93,7 @@ class Load:
         port: int,
         names: Sequence[str],
         *,
+        fresh: Collection[str] = (),
         pipeline: int = 1,
         pace_s: float = 0,
         request: bytes = REQUEST,
@@ -90,6 +102,7 @@ class Load:
         self.ledger = Ledger()
         self._certs = certs
         self._port = port
+        self._fresh = fresh
         self._pipeline = pipeline
         self._pace_s = pace_s
         self._request = request
@@ -148,17 +161,20 @@ class Load:
 
     def _run(self, name: str) -> None:
         context = client_context(self._certs, name)
-        email = f"{name}@example.com"
+        email = f"{name.partition('_')[0]}@example.com"
+        certificate = certificate_of(self._certs, name)
         while not self._stopping.is_set() and self._while_up():
             try:
-                answers = Answers(context, self._port)
+                answers = Answers(context, self._port, str(IPv4Address(next(_addresses))))
             except OSError:
                 self._stopping.wait(PAUSE_S)
                 continue
             with contextlib.closing(answers):
-                self._check_in(answers, (email, answers.local_port))
+                key = (email, *answers.address)
+                self.ledger.certificates[key] = certificate
+                self._check_in(answers, key, once=name in self._fresh)
 
-    def _check_in(self, answers: Answers, key: Key) -> None:
+    def _check_in(self, answers: Answers, key: Key, once: bool) -> None:
         while self._begin():
             refused = False
             try:
@@ -180,6 +196,13 @@ class Load:
             rest = PAUSE_S if refused else self._pace_s
             if rest:
                 self._stopping.wait(rest)
+            if once:
+                return
+
+
+def certificate_of(certs: Path, name: str) -> Certificate:
+    certificate = load_pem_x509_certificate((certs / f"{name}.crt").read_bytes())
+    return certificate.issuer.rfc4514_string(), f"{certificate.serial_number:x}"
 
 
 class Answers:
@@ -187,9 +210,9 @@ class Answers:
 
     _LENGTH = re.compile(rb"\r\nContent-Length: (\d+)\r\n")
 
-    def __init__(self, context: ssl.SSLContext, port: int) -> None:
-        raw = socket.create_connection((LOOPBACK, port), timeout=PATIENCE_S)
-        self.local_port: int = raw.getsockname()[1]
+    def __init__(self, context: ssl.SSLContext, port: int, source: str = LOOPBACK) -> None:
+        raw = socket.create_connection((LOOPBACK, port), PATIENCE_S, (source, 0))
+        self.address: tuple[str, int] = raw.getsockname()
         self._buffer = b""
         self._secure = context.wrap_socket(raw, server_hostname="localhost")
 

@@ -310,7 +310,7 @@ def user_revoked(soak: Soak) -> None:
     with contextlib.closing(Answers(context, soak.server.port)) as answers:
         answers.send(REQUEST)
         status = answers.next()
-        soak.load.ledger.add((email, answers.local_port), status)
+        soak.load.ledger.add((email, *answers.address), status)
         quietly("revoke", email, "--out", str(soak.certs))
 
         def refused() -> bool:
@@ -319,7 +319,7 @@ def user_revoked(soak: Soak) -> None:
                     fresh.send(REQUEST)
                     answer = fresh.next()
                     if answer in (204, 503):
-                        soak.load.ledger.add((email, fresh.local_port), answer)
+                        soak.load.ledger.add((email, *fresh.address), answer)
                     return answer == 403
             except ssl.SSLError as error:
                 return "REVOKED" in str(error).upper()

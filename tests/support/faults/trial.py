@@ -9,7 +9,7 @@ from tests.support.faults.judge import Listener, judge
 from tests.support.faults.ledger import Load
 from tests.support.harness import Postgres, Server
 
-NAMES = ("user0", "user1", "user2", "user3")
+NAMES = ("user0", "user1", "user2", "user3", "user0_phone")
 
 
 MakePostgres = Callable[..., Postgres]

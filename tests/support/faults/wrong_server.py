@@ -134,6 +134,14 @@ def wrong_address() -> None:
     _changing(lambda batch: [dataclasses.replace(c, client_ip="127.0.0.9") for c in batch])
 
 
+def wrong_issuer() -> None:
+    _changing(lambda batch: [dataclasses.replace(c, issuer="CN=another") for c in batch])
+
+
+def wrong_serial() -> None:
+    _changing(lambda batch: [dataclasses.replace(c, serial=f"{c.serial}0") for c in batch])
+
+
 def mix_up() -> None:
     """Record one's check-in as another's, who came in the same batch."""
     _changing(
@@ -248,6 +256,47 @@ def follow_the_clock() -> None:
 
 def forget_the_status() -> None:
     _instead("WHERE role > 0 ORDER BY email", "WHERE before = 0 ORDER BY email")
+
+
+def forget_the_previous() -> None:
+    """Have two check-ins of a user in one batch follow the same one."""
+    _instead("WHEN NOT $8 THEN base + before", "WHEN NOT $8 THEN newest")
+
+
+def forget_the_first() -> None:
+    _instead("coalesce(u.first_seen, excluded.first_seen)", "excluded.first_seen")
+
+
+def forget_devices() -> None:
+    old = "|| user_device(u.issuer, u.serial, u.last_seen, u.client_ip, u.client_port)"
+    _instead(old, "")
+    vars(store)["PREPARE_RECORD"] = vars(store)["PREPARE_RECORD"].replace("role = 2", "role = 3")
+
+
+_refused: set[str] = set()
+
+
+async def _answer_for_another(
+    self: GroupCommit, connection: Connection, batch: list[Pending]
+) -> None:
+    """Refuse what is recorded, and in its place acknowledge the user's next check-in, which is not.
+
+    Both happen to a connection that stays open, and its counts are right.
+    """
+    lost = [pending for pending in batch if pending[0].email in _refused]
+    kept = [pending for pending in batch if pending[0].email not in _refused]
+    _refused.clear()
+    for (_, done, _), event in zip(lost, _guess(self, lost), strict=True):
+        done(event)
+    if kept:
+        await _commit(self, connection, [(c, lambda _: None, at) for c, _, at in kept])
+        for _, done, _ in kept:
+            done(StoreUnavailable("refused, and recorded"))
+        _refused.update(check_in.email for check_in, _, _ in kept)
+
+
+def answer_for_another() -> None:
+    GroupCommit._commit = _answer_for_another  # type: ignore[method-assign]
 
 
 def ignore_warnings() -> None:
