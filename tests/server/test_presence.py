@@ -974,7 +974,7 @@ def test_an_export_that_cannot_be_finished_is_cut_off(start_server: StartServer)
     with pytest.raises((http.client.IncompleteRead, ConnectionError, ssl.SSLError)):
         response.read()
     connection.close()
-    assert server.wait_event("export cut off")["email"] == "operator@example.com"
+    assert server.wait_event("answer cut off")["email"] == "operator@example.com"
 
 
 def test_a_cell_is_no_formula() -> None:

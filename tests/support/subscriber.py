@@ -104,13 +104,14 @@ class Subscriber:
             size = self._file.readline()
             if not size.endswith(b"\r\n"):
                 return b""
-            data = self._file.read(int(size, 16) + 2)
+            length = int(size, 16)
+            data = self._file.read(length + 2)
         except TimeoutError:
             raise
         except OSError:
             return b""
         self.ended_well = (size, data) == (b"0\r\n", b"\r\n")
-        return data[:-2] if len(data) == int(size, 16) + 2 else b""
+        return data[:length]  # also of a chunk that is cut off, as a browser does
 
     def expect(self, *kinds: str) -> StreamMessage:
         """Return the next message of these kinds, or of any but `position`."""

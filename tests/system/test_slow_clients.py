@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import re
 import socket
-import ssl
 import time
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +13,7 @@ from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, exc
 from tests.support.hostile_requests import HOST
 from tests.support.log_events import fill
 from tests.support.metrics import metric
+from tests.support.slow_client import ask, memory
 from tests.support.with_constants import KEEP_ALIVE_S, MAX_UNREAD_BYTES, STALL_S
 from tornado_status.observe.management import MAX_CONNECTIONS
 from tornado_status.runtime import http_timeouts
@@ -32,24 +30,6 @@ SOCKET = (
     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 ENDLESS = 600.0  # of settings that are not what a test is about
-
-
-def ask(server: Server, request: bytes, cert: str = "operator") -> ssl.SSLSocket:
-    """Send a request over a connection that can hold little of its answer; read its beginning."""
-    raw = socket.socket()
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    raw.settimeout(PATIENCE_S)
-    raw.connect((LOOPBACK, server.port))
-    connection = server.client_context(cert).wrap_socket(raw, server_hostname="localhost")
-    connection.sendall(request)
-    assert connection.recv(12).startswith(b"HTTP/1.1 ")
-    return connection
-
-
-def memory(server: Server) -> int:
-    """The most that the server has had, in bytes."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024
 
 
 def test_an_answer_that_nobody_reads_is_dropped(server: Server) -> None:

@@ -17,12 +17,13 @@ from tornado_status.api.event_log import (
     EventsHandler,
     HistoryExportHandler,
 )
-from tornado_status.api.handler import NotFoundHandler
+from tornado_status.api.handler import MAX_READS, MAX_READS_EACH, NotFoundHandler
 from tornado_status.api.in_flight import RequestsInFlight
 from tornado_status.api.live.connections import SocketHandler, StreamHandler
 from tornado_status.api.live.subscriptions import Subscriptions
 from tornado_status.api.openapi import OpenApiHandler
 from tornado_status.api.users import HistoryHandler, UserHandler, UsersHandler
+from tornado_status.runtime.fair_semaphore import FairSemaphore
 from tornado_status.runtime.rate_limit import RateLimit
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def make_application(
         "authenticator": authenticator,
         "error_log_limit": RateLimit(),
         "refusal_log_limit": RateLimit(),
+        "reads": FairSemaphore(MAX_READS_EACH, MAX_READS),
         "tracing": tracing,
     }
     read = {**common, "store": store, "access": access}

@@ -42,7 +42,8 @@ class ClientHandler(Handler):
     put = post
 
     async def get(self) -> None:
-        record = await self.store.user(self.check_in.email)
+        async with self.turn():
+            record = await self.store.user(self.check_in.email)
         if record is None:
             raise Problem(404, "No check-in is recorded yet")
         self.write_json(record_json(record))

@@ -1,35 +1,28 @@
 """/api/events, /api/announcers, and the exports of the log and of one user's history.
 
-An export is CSV or JSON lines. It is sent page by page at the client's pace, so neither the server
-nor the database holds more than one page. If the server cannot finish an export, it closes the
-connection without HTTP's last chunk: the client sees that the export is incomplete.
+An export is CSV or JSON lines. Pages and exports are sent in pieces at the client's pace, so
+neither the server nor the database holds more than one piece. If the server cannot finish an
+answer, it closes the connection without HTTP's last chunk: the client sees that it is incomplete.
 """
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import io
 import json
 from collections.abc import AsyncIterator, Sequence
 from urllib.parse import urlencode
 
-import structlog
-from tornado.http1connection import HTTP1Connection
-from tornado.iostream import StreamClosedError
-
 from tornado_status.api.problem import Problem
 from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler
 from tornado_status.api.users import history_json
 from tornado_status.errors import HistoryGone, StoreError
-from tornado_status.model.records import HistoryEntry, timestamp
+from tornado_status.model.records import EventPage, HistoryEntry, timestamp
 from tornado_status.pki.announcer_keys import is_revoked
 from tornado_status.pki.certificates import read_pem
 from tornado_status.wire import datagram
 
 MAX_EVENTS = 100_000  # a page of about 20 MB
-EXPORT_PAGE = 1000  # entries in memory: about a third of a megabyte
-READ_TIMEOUT_S = 60.0  # for a client to read one page of an export
 
 COLUMNS = (
     "seq",
@@ -52,16 +45,39 @@ class EventsHandler(ReadHandler):
         self.require_reader()
         after = self.integer("after", 0, 0, datagram.MAX_SEQ)
         limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_EVENTS)
+        async with self.turn():
+            await self._send_page(after, limit)
+
+    async def _send_page(self, after: int, limit: int) -> None:
         try:
-            page = await self.store.events(after, limit)
+            page = await self.store.events(after, self.piece(limit))
         except HistoryGone as error:
             raise Problem(410, f"{error}; start again from /api/users") from error
-        if page.events and page.events[-1].seq < page.head:
-            query = urlencode({"after": page.events[-1].seq, "limit": limit})
-            self.set_next(f"/api/events?{query}")
-        events = b",".join(datagram.encode_update(event) for event in page.events)
-        opening = f'{{"log":"{page.log_id}","head":{page.head},"events":['.encode()
-        self.write_json(opening + events + b"]}")
+        last = min(after + limit, page.head)  # numbers have no gaps
+        if last < page.head:
+            self.set_next(f"/api/events?{urlencode({'after': last, 'limit': limit})}")
+        rest = None
+        if page.events and page.events[-1].seq < last:
+            # A change of events, such as erasing them, is an event itself.
+            if self.is_unchanged(f'W/"{page.log_id}-{page.head}"'):
+                return
+            rest = self._rest(page, last)
+        opening = f'{{"log":"{page.log_id}","head":{page.head},"events":['
+        await self.send_list(opening.encode(), _updates(page), rest, b"]}")
+
+    async def _rest(self, page: EventPage, last: int) -> AsyncIterator[list[bytes]]:
+        """Yield the events after `page`, up to the number `last`."""
+        log_id, after = page.log_id, page.events[-1].seq
+        while after < last:
+            page = await self.store.events(after, self.piece(last - after))
+            if page.log_id != log_id:
+                raise StoreError("a new log has begun")
+            yield _updates(page)
+            after = page.events[-1].seq
+
+
+def _updates(page: EventPage) -> list[bytes]:
+    return [datagram.encode_update(event) for event in page.events]
 
 
 class AnnouncersHandler(ReadHandler):
@@ -93,30 +109,19 @@ class ExportHandler(ReadHandler):
             raise Problem(410, str(error)) from error
         self.set_header("Content-Type", EXPORT_TYPES[form])
         self.set_header("Content-Disposition", f'attachment; filename="{name}.{form}"')
-        try:
-            if form == "csv":
-                self.write(csv_lines([COLUMNS]))
-            await self._write(first, form)
-            async for page in pages:
-                await self._write(page, form)
-        except (StoreError, TimeoutError, StreamClosedError) as error:
-            structlog.get_logger().warning(
-                "export cut off",
-                email=self.check_in.email,
-                path=self.request.path,
-                reason=str(error),
-            )
-            connection = self.request.connection
-            if isinstance(connection, HTTP1Connection):
-                connection.stream.close()
 
-    async def _write(self, entries: Sequence[HistoryEntry], form: str) -> None:
-        if form == "csv":
-            self.write(csv_lines([csv_row(entry) for entry in entries]))
-        else:
-            self.write(b"".join(history_json(entry) + b"\n" for entry in entries))
-        async with asyncio.timeout(READ_TIMEOUT_S):
-            await self.flush()
+        async def pieces() -> AsyncIterator[bytes]:
+            yield (csv_lines([COLUMNS]) if form == "csv" else b"") + _lines(first, form)
+            async for page in pages:
+                yield _lines(page, form)
+
+        await self.send_pieces(pieces())
+
+
+def _lines(entries: Sequence[HistoryEntry], form: str) -> bytes:
+    if form == "csv":
+        return csv_lines([csv_row(entry) for entry in entries])
+    return b"".join(history_json(entry) + b"\n" for entry in entries)
 
 
 class EventsExportHandler(ExportHandler):
@@ -125,16 +130,17 @@ class EventsExportHandler(ExportHandler):
     async def get(self, form: str) -> None:
         self.require_reader()
         after = self.integer("after", 0, 0, datagram.MAX_SEQ) if self.has("after") else None
-        await self.export("events", form, self._pages(after))
+        async with self.turn():
+            await self.export("events", form, self._pages(after))
 
     async def _pages(self, after: int | None) -> AsyncIterator[list[HistoryEntry]]:
-        end, entries = await self.store.log(after, EXPORT_PAGE)
+        end, entries = await self.store.log(after, self.piece(MAX_EVENTS))
         while entries:
             yield entries
             after = entries[-1].event.seq
             if after >= end:
                 return
-            _, entries = await self.store.log(after, min(EXPORT_PAGE, end - after))
+            _, entries = await self.store.log(after, self.piece(end - after))
 
 
 class HistoryExportHandler(ExportHandler):
@@ -142,12 +148,13 @@ class HistoryExportHandler(ExportHandler):
 
     async def get(self, text: str, form: str) -> None:
         email = self.readable_email(text)
-        await self.export("history", form, self._pages(email))
+        async with self.turn():
+            await self.export("history", form, self._pages(email))
 
     async def _pages(self, email: str) -> AsyncIterator[list[HistoryEntry]]:
         before = None
         while True:
-            page = await self.store.history(email, before, EXPORT_PAGE)
+            page = await self.store.history(email, before, self.piece(MAX_EVENTS))
             yield page.entries
             before = page.before
             if before is None:

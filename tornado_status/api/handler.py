@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
+from collections.abc import AsyncIterator, Awaitable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -34,16 +34,30 @@ from tornado_status.api.request_checks import (
     is_same_origin,
 )
 from tornado_status.api.request_id import HEADER, request_id
-from tornado_status.errors import StatusError, StoreUnavailable, TooFrequent, UserUnknown
+from tornado_status.errors import (
+    StatusError,
+    StoreError,
+    StoreUnavailable,
+    TooFrequent,
+    UserUnknown,
+)
 from tornado_status.model.records import CheckIn
 
 if TYPE_CHECKING:
     from tornado_status.api.dependencies import Authenticator
     from tornado_status.api.in_flight import RequestsInFlight
     from tornado_status.observe.tracing import RequestSpan, Tracing
+    from tornado_status.runtime.fair_semaphore import FairSemaphore
     from tornado_status.runtime.rate_limit import RateLimit
 
 MAX_LOGGED_PATH = 200  # characters: a path may be as long as a head
+
+# Answers to reads that are made, or that their client has not taken. The next ones wait.
+MAX_READS_EACH = 4  # of one identity: it leaves connections of the database to others
+MAX_READS = 256  # of all: a piece of an answer has less than 100 KB
+READ_WAIT_S = 10.0  # then 503
+TAKE_TIMEOUT_S = 60.0  # for a client to take one piece of an answer
+TOO_MANY_READS = "As many answers as allowed are under way: read yours, then try again"
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -58,6 +72,7 @@ class Handler(RequestHandler):
 
     in_flight: RequestsInFlight
     authenticator: Authenticator
+    reads: FairSemaphore
     error_log_limit: RateLimit  # of tracebacks: a client that causes one can cause it again
     refusal_log_limit: RateLimit
     tracing: Tracing | None = None
@@ -68,6 +83,7 @@ class Handler(RequestHandler):
     error: BaseException | None = None  # the error that the response is about
     ends_connection = False  # the connection closes after this request
     _is_disconnected = False  # the client hung up before the response
+    _wait: asyncio.Timeout | None = None  # while it waits for its turn
 
     def initialize(self, **services: object) -> None:
         self._is_in_flight = False
@@ -121,6 +137,60 @@ class Handler(RequestHandler):
         check_body_size(self.request)
         return None
 
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait until this client may have one more answer to a read. Raises `Problem`.
+
+        Hold it until the client has taken the answer: see `send_whole` and `send_pieces`.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(READ_WAIT_S) as self._wait:
+                    await stack.enter_async_context(self.reads.place(self.check_in.email))
+            except TimeoutError as error:
+                raise Problem(503, TOO_MANY_READS, {"Retry-After": "10"}) from error
+            finally:
+                self._wait = None
+            yield
+
+    async def send_whole(self, body: bytes) -> None:
+        """Send the body of an answer, and wait until the client has taken it."""
+        writing = self.finish(body)
+        try:
+            async with asyncio.timeout(TAKE_TIMEOUT_S):
+                await writing
+        except (TimeoutError, StreamClosedError) as error:
+            self._cut_off(error)
+
+    async def send_pieces(self, pieces: AsyncIterator[bytes]) -> None:
+        """Send the body of an answer piece by piece, at the pace of the client.
+
+        An error ends it without HTTP's last chunk: the client sees that it is incomplete.
+        """
+        if self.request.version == "HTTP/1.0":
+            self.ends_connection = True  # without chunks, the end of the connection is that of it
+        try:
+            async for piece in pieces:
+                self.write(piece)
+                async with asyncio.timeout(TAKE_TIMEOUT_S):
+                    await self.flush()
+        except (StoreError, TimeoutError, StreamClosedError) as error:
+            self._cut_off(error)
+
+    def _cut_off(self, error: Exception) -> None:
+        email = self.check_in.email
+        suppressed = self.refusal_log_limit.allow((email, type(error), type(self)))
+        if suppressed is not None:
+            structlog.get_logger().warning(
+                "answer cut off",
+                email=email,
+                path=self.request.path[:MAX_LOGGED_PATH],
+                reason=str(error) or "the client did not take it in time",
+                suppressed=suppressed,
+            )
+        if isinstance(self.request.connection, HTTP1Connection):
+            self.request.connection.stream.close()
+
     def forbid(self, detail: str, advice: Advice = Advice.NONE) -> NoReturn:
         """Answer 403 with one sentence. The log has one line a minute for each kind."""
         request, peer = self.request, self.check_in
@@ -171,6 +241,8 @@ class Handler(RequestHandler):
     def on_connection_close(self) -> None:
         # Tornado does not call on_finish if the client hangs up.
         self._is_disconnected = True
+        if self._wait is not None:
+            self._wait.reschedule(0)  # its client has gone
         self.on_finish()
 
     def log_exception(self, typ: Any, value: Any, tb: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
 from tornado_status.api.error_page.render import Advice
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from tornado_status.api.dependencies import ApiStore
 
 DEFAULT_LIMIT = 1000  # entries of a page
+PIECE = 250  # entries read and sent at once: less than 100 KB, and some milliseconds
 
 
 class ReadHandler(Handler):
@@ -54,6 +56,40 @@ class ReadHandler(Handler):
         if not low <= value <= high:
             raise Problem(400, f"{name}: expected {low}-{high}")
         return value
+
+    async def send_list(
+        self,
+        opening: bytes,
+        first: list[bytes],
+        rest: AsyncIterator[list[bytes]] | None,
+        closing: bytes,
+    ) -> None:
+        """Send a JSON list between `opening` and `closing`: at once if there is no `rest`."""
+        self.set_header("Content-Type", "application/json")
+        if rest is None:
+            await self.send_whole(opening + b",".join(first) + closing)
+            return
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield opening + b",".join(first)
+            async for more in rest:
+                if more:
+                    yield b"," + b",".join(more)
+            yield closing
+
+        await self.send_pieces(pieces())
+
+    def piece(self, left: int) -> int:
+        """Return how many of the `left` entries to read next."""
+        return min(left, PIECE)
+
+    def is_unchanged(self, tag: str) -> bool:
+        """Set this ETag. Return True, and set the status 304, if the client has it already."""
+        self.set_header("ETag", tag)
+        if self.check_etag_header():
+            self.set_status(304)
+            return True
+        return False
 
     def set_next(self, path: str) -> None:
         """Name the next page in a Link header (RFC 8288)."""

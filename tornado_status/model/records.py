@@ -134,6 +134,14 @@ class HistoryPage:
 
 
 @dataclass(frozen=True, slots=True)
+class HistoryEnd:
+    """The last entry of a page, by its number. `before` continues the page; None at the end."""
+
+    seq: int
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class LogSlice:
     """Events of the log up to the number `last`, in order: all of them, or those of some users."""
 

@@ -15,6 +15,9 @@ from tornado_status.runtime.waiting import wait_set
 Address = tuple[str, int]
 
 ACCEPTS_A_TURN = 64  # then connections that are open already have their turn
+MAX_UNSENT_BYTES = (
+    65_536  # bytes in the kernel for a client whose window is shut; by default megabytes
+)
 PAUSE_S = 0.1  # after running out of descriptors: open connections go on, new ones wait
 RETRY_S = 0.5  # while it is full: a connection that was busy may be idle by then
 
@@ -56,6 +59,8 @@ class Acceptor:
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """Start to accept. The acceptor owns the sockets from here on."""
+        for sock in sockets:  # what is accepted inherits it
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
         self._listening += sockets
         self._port = self._listening[0].getsockname()[1]
         self._watch()

@@ -14,6 +14,7 @@ from tornado_status.model.records import (
     Device,
     Event,
     EventPage,
+    HistoryEnd,
     HistoryEntry,
     HistoryPage,
     LogSlice,
@@ -63,17 +64,33 @@ async def user(connection: Connection, email: str, interval_s: float) -> StatusR
     return dataclasses.replace(record, devices=(newest, *known))
 
 
-async def users(connection: Connection, after: str, limit: int, interval_s: float) -> UserPage:
-    """Return up to `limit` records with an e-mail above `after` (keyset paging)."""
+async def users(
+    connection: Connection, after: str, limit: int, interval_s: float, last: str | None = None
+) -> UserPage:
+    """Return up to `limit` records with an e-mail above `after`, and up to `last` if it is given.
+
+    That is keyset paging: `following` is what to continue after.
+    """
     log_id, head = await connection.fetch_one("SELECT stream AS log_id, seq FROM head")
     rows = await connection.execute(
         f"SELECT {_RECORD} FROM user_status"  # noqa: S608
-        " WHERE email > %s AND seq IS NOT NULL ORDER BY email LIMIT %s",
-        [after, limit + 1],
+        " WHERE email > %(after)s AND (%(last)s::text IS NULL OR email <= %(last)s)"
+        " AND seq IS NOT NULL ORDER BY email LIMIT %(limit)s",
+        {"after": after, "last": last, "limit": limit + 1},
     )
     records = [_record(row, interval_s) for row in rows[:limit]]
     following = records[-1].email if len(rows) > limit else None
     return UserPage(uuid.UUID(log_id), head, records, following)
+
+
+async def last_user(connection: Connection, after: str, limit: int) -> str | None:
+    """Return the last e-mail of a page as `users` reads it, None if no other one follows."""
+    rows = await connection.execute(
+        "SELECT email FROM user_status WHERE email > %s AND seq IS NOT NULL"
+        " ORDER BY email OFFSET %s LIMIT 2",
+        [after, limit - 1],
+    )
+    return rows[0][0] if len(rows) == 2 else None
 
 
 async def events(connection: Connection, after: int, limit: int) -> EventPage:
@@ -146,6 +163,21 @@ async def history(
     entries = [HistoryEntry(entry(row[3:]), row[0], row[1]) for row in rows]
     more = len(entries) == limit and rows[-1][2] is not None
     return HistoryPage(entries, entries[-1].event.seq if more else None)
+
+
+async def history_end(connection: Connection, email: str, before: int, limit: int) -> HistoryEnd:
+    """Return where a page ends that `history` reads, without reading what is in it."""
+    rows = await connection.execute(
+        "WITH RECURSIVE chain AS ("
+        " SELECT seq, previous, 0 AS n FROM check_in WHERE email = %(email)s AND seq = %(before)s"
+        " UNION ALL"
+        " SELECT c.seq, c.previous, n + 1 FROM chain JOIN check_in c ON c.seq = chain.previous"
+        " WHERE c.email = %(email)s AND n < %(limit)s)"
+        " SELECT seq, CASE WHEN n = %(limit)s AND previous IS NOT NULL THEN seq END"
+        " FROM chain ORDER BY n DESC LIMIT 1",
+        {"email": email, "before": before, "limit": limit},
+    )
+    return HistoryEnd(*rows[0]) if rows else HistoryEnd(before, None)
 
 
 async def log_slice(

@@ -21,6 +21,7 @@ from tornado_status.model.records import (
     CheckIn,
     Event,
     EventPage,
+    HistoryEnd,
     HistoryEntry,
     HistoryPage,
     LogSlice,
@@ -281,17 +282,29 @@ class Store:
             async with self._pool.connection() as connection:
                 return await queries.user(connection, email, self._interval_s)
 
-    async def users(self, after: str, limit: int) -> UserPage:
+    async def users(self, after: str, limit: int, last: str | None = None) -> UserPage:
         """See `queries.users`. Raises `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
-                return await queries.users(connection, after, limit, self._interval_s)
+                return await queries.users(connection, after, limit, self._interval_s, last)
+
+    async def last_user(self, after: str, limit: int) -> str | None:
+        """See `queries.last_user`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.last_user(connection, after, limit)
 
     async def history(self, email: str, before: int | None, limit: int) -> HistoryPage:
         """See `queries.history`. Raises `StoreUnavailable`."""
         with _reading():
             async with self._pool.connection() as connection:
                 return await queries.history(connection, email, before, limit)
+
+    async def history_end(self, email: str, before: int, limit: int) -> HistoryEnd:
+        """See `queries.history_end`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await queries.history_end(connection, email, before, limit)
 
     async def events(self, after: int, limit: int) -> EventPage:
         """See `queries.events`. Raises `HistoryGone` and `StoreUnavailable`."""
