@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import http.client
 import json
 import os
@@ -11,8 +13,11 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg2
 import pytest
 
 from certs_gen.cli import main as certs_gen
@@ -23,11 +28,17 @@ from tests.support.harness import (
     StartServer,
     plain_environment,
     require,
+    rows,
     running_server,
     wait_until,
 )
+from tests.support.store import until
 from tests.support.users_command import run_users, told
 from tests.support.with_constants import PREVIOUS_TIMEOUT_S
+from tornado_status.runtime.backoff import Backoff
+from tornado_status.store.embedded import data_directory
+from tornado_status.store.embedded import postgres as postgres_module
+from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 pytestmark = pytest.mark.once
 
@@ -135,6 +146,189 @@ def test_a_killed_embedded_postgresql_is_started_again(start_server: StartServer
     events = server.request("GET", "/api/events", cert="operator").json["events"]
     assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
     assert len(events) >= 2
+
+
+def test_only_a_start_that_fails_backs_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database that served before it was killed is back at once, each time."""
+    pauses: list[float] = []
+
+    class Recorded(Backoff):
+        def next_s(self) -> float:
+            pauses.append(super().next_s())
+            return pauses[-1]
+
+    monkeypatch.setattr(postgres_module, "Backoff", Recorded)
+
+    async def main() -> None:
+        server = EmbeddedPostgres(tmp_path / "pg")
+        await server.start()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                for _ in range(5):
+                    before = await killed(server)
+                    await back(server, before)
+                    assert pauses[0] <= postgres_module.RESTART_MIN_S
+                settings = tmp_path / "pg" / "postgresql.auto.conf"
+                right = settings.read_text()
+                settings.write_text(f"{right}no_such_setting = on\n")
+                before = await killed(server)
+                await until(lambda: len(pauses) > 4)
+                settings.write_text(right)
+                assert pauses[3] > 2 * postgres_module.RESTART_MIN_S
+                await back(server, before)
+        finally:
+            await server.stop()
+
+    async def killed(server: EmbeddedPostgres) -> int:
+        pid = server.pid
+        assert pid is not None
+        pauses.clear()
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: pauses)
+        return pid
+
+    async def back(server: EmbeddedPostgres, before: int) -> None:
+        await until(lambda: server.pid != before and server._accepts())
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["in the data directory", "in /tmp"])
+def test_a_deleted_socket_is_made_again(
+    start_server: StartServer, tmp_path: Path, deep: bool
+) -> None:
+    """PostgreSQL does not notice it, and no connection could be made any more."""
+    data_dir = tmp_path / ("deep" * 20 if deep else "kept") / "postgresql"
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.request("POST", "/api/client").status == 204
+    directory = Path((data_dir / "postmaster.pid").read_text().splitlines()[4])
+    assert (directory == data_dir) is not deep
+    socket = directory / ".s.PGSQL.5432"
+    socket.unlink()
+    if deep:
+        shutil.rmtree(directory)
+    server.wait_event("embedded PostgreSQL lost its socket, restarting")
+    wait_until(socket.exists, "a socket")
+    wait_until(lambda: server.request("POST", "/api/client").status == 204, "a check-in")
+    assert server.request("GET", "/api/client").status == 200
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["left", "of an initdb that still runs"])
+def test_what_a_killed_first_start_has_left_is_removed(
+    start_server: StartServer, tmp_path: Path, locked: bool
+) -> None:
+    """Once no initdb works in it any more."""
+    data_dir = tmp_path / "kept" / "postgresql"
+    left = data_directory.fresh(data_dir)
+    (left / "base").mkdir(parents=True)
+    (left / "PG_VERSION").write_text("18")
+    lock = os.open(left, os.O_RDONLY)
+    if locked:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)}, wait=False)
+    if locked:
+        server.wait_event("creating the database")
+        assert (left / "base").exists()
+    os.close(lock)
+    wait_until(lambda: server.events("serving"), "a server")
+    assert [path.name for path in data_dir.parent.iterdir()] == ["postgresql"]
+
+
+def test_a_first_start_that_is_killed_leaves_nothing_to_the_next(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """Whatever its initdb is at."""
+    data_dir = tmp_path / "kept" / "postgresql"
+    for _ in range(3):
+        server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)}, wait=False)
+        server.wait_event("creating the database")
+        server.stop(signal.SIGKILL)
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.request("POST", "/api/client").status == 204
+    assert [path.name for path in data_dir.parent.iterdir()] == ["postgresql"]
+
+
+# ------------------------------------------------------------------------------------------ as root
+
+
+def open_embedded(data_dir: Path) -> str:
+    return f"postgresql://postgres@/tornado_status?host={data_dir}"
+
+
+@pytest.fixture
+def as_root() -> None:
+    require("root", os.geteuid() == 0, "run the tests as root: an ordinary user has less to lose")
+
+
+@pytest.fixture
+def open_dir() -> Iterator[Path]:
+    """A directory that every user may search, as pytest's are not."""
+    directory = Path(tempfile.mkdtemp(prefix="tornado_status-", dir="/tmp"))
+    directory.chmod(0o755)
+    yield directory
+    shutil.rmtree(directory)
+
+
+@pytest.mark.usefixtures("as_root")
+@pytest.mark.parametrize("closed", [False, True], ids=["open directories", "closed directories"])
+def test_its_superuser_is_not_root(
+    start_server: StartServer, tmp_path: Path, open_dir: Path, closed: bool
+) -> None:
+    """Files of root stay as they are, whatever is asked of the database."""
+    data_dir = (tmp_path if closed else open_dir) / "postgresql"
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.request("POST", "/api/client").status == 204
+    assert Path(f"/proc/{postmaster(server)}").stat().st_uid != 0
+    for victim in (open_dir / "victim", tmp_path / "victim"):
+        victim.write_text("of root\n")
+        with pytest.raises(psycopg2.Error, match="could not open file"):
+            rows(open_embedded(data_dir), f"COPY (SELECT 1) TO '{victim}'")
+        assert victim.read_text() == "of root\n"
+
+
+@pytest.mark.usefixtures("as_root")
+def test_a_link_in_its_directory_leads_root_nowhere(
+    start_server: StartServer, tmp_path: Path, open_dir: Path
+) -> None:
+    """The database's user may put one there; no start writes, or gives away, what it names."""
+    data_dir = tmp_path / "postgresql"
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.stop() == 0
+    victim = open_dir / "victim"
+    victim.write_text("of root\n")
+    for name in ("startup.log", "log/link", "link"):
+        (data_dir / name).unlink(missing_ok=True)
+        (data_dir / name).symlink_to(victim)
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.request("POST", "/api/client").status == 204
+    assert victim.read_text() == "of root\n"
+    assert victim.stat().st_uid == 0
+
+
+@pytest.mark.usefixtures("as_root")
+def test_data_of_root_is_handed_over_once(
+    start_server: StartServer, tmp_path: Path, open_dir: Path
+) -> None:
+    """A copy that root has made: whole, but for what its links name."""
+    data_dir = tmp_path / "postgresql"
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.request("POST", "/api/client").status == 204
+    assert server.stop() == 0
+    user = data_dir.stat().st_uid
+    victim = open_dir / "victim"
+    victim.write_text("of root\n")
+    (data_dir / "link").symlink_to(victim)
+    for path in (data_dir, *data_dir.rglob("*")):
+        os.chown(path, 0, 0, follow_symlinks=False)
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert server.request("POST", "/api/client").status == 204
+    assert {path.lstat().st_uid for path in (data_dir, *data_dir.rglob("*"))} == {user}
+    assert victim.stat().st_uid == 0
+    assert server.stop() == 0
+    # From now on it is that user's, who may have put anything there.
+    (data_dir / "of root").write_text("x")
+    server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)})
+    assert (data_dir / "of root").stat().st_uid == 0
 
 
 def test_it_starts_from_any_directory(

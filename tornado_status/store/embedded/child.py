@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -21,13 +21,20 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ERROR = re.compile(r"\b(?:FATAL|PANIC|ERROR|error):\s+(.+)")
 
 
-def spawn(command: list[str], run_as: RunAs, output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """Start a child. Call from the main thread: it ends with the thread that forked it."""
+def spawn(
+    command: list[str], run_as: RunAs, output: IO[bytes], held: Sequence[int] = ()
+) -> subprocess.Popen[bytes]:
+    """Start a child. Call from the main thread: it ends with the thread that forked it.
+
+    The child and its own children keep the descriptors `held` open.
+    """
+    uid, gid = (None, None) if run_as.prefix else (run_as.uid, run_as.gid)
     return subprocess.Popen(
         [*run_as.prefix, *command],
-        user=run_as.uid,
-        group=run_as.gid,
-        extra_groups=[] if run_as.uid is not None else None,
+        user=uid,
+        group=gid,
+        extra_groups=[] if uid is not None else None,
+        pass_fds=held,
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=output,

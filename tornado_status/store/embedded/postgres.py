@@ -26,7 +26,6 @@ from tornado_status.store.embedded import data_directory
 from tornado_status.store.embedded.binaries import find_binaries
 from tornado_status.store.embedded.child import (
     children,
-    ended,
     ends_within,
     error_in,
     parent_of,
@@ -43,8 +42,8 @@ PREVIOUS_TIMEOUT_S = 20.0  # how long the previous server of the same data may t
 STOP_TIMEOUT_S = 20.0  # a fast shutdown writes a checkpoint
 KILL_TIMEOUT_S = 0.5  # a killed process ends at once, unless the kernel holds it; the loop waits
 FAST_SHARE, IMMEDIATE_SHARE = 0.7, 0.15  # of the time to stop
-RESTART_MIN_S, RESTART_MAX_S = 0.1, 5.0
-STABLE_S = 60.0  # after so long a run the next restart is quick again
+RESTART_MIN_S, RESTART_MAX_S = 0.1, 5.0  # between attempts that fail before PostgreSQL accepts
+CHECK_SOCKET_S = 1.0  # PostgreSQL does not notice that its socket file was deleted
 
 
 class EmbeddedPostgres:
@@ -77,7 +76,8 @@ class EmbeddedPostgres:
         """
         self._bin, major = find_binaries()
         try:
-            self._run_as = choose_user(self._data_dir, self._bin)
+            needed = [self._data_dir, data_directory.fresh(self._data_dir)]
+            self._run_as = choose_user(needed, self._bin)
             data_directory.check(self._data_dir, major)
             if not (self._data_dir / "PG_VERSION").exists():
                 await data_directory.create(self._data_dir, self._bin, self._run_as)
@@ -119,19 +119,23 @@ class EmbeddedPostgres:
             self._supervisor.cancel()
             await asyncio.gather(self._supervisor, return_exceptions=True)
             self._supervisor = None
-        process = self._process
-        if process is not None and process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            if not await ends_within(process, timeout_s * FAST_SHARE):
-                self._log.warning("embedded PostgreSQL stops slowly, now without a checkpoint")
-                process.send_signal(signal.SIGQUIT)
-                if not await ends_within(process, timeout_s * IMMEDIATE_SHARE):
-                    self._log.warning("embedded PostgreSQL does not stop, killed")
-                    self.kill()
+        if self._process is not None:
+            await self._end(self._process, timeout_s)
         self._process = None
         if self._own_socket_dir is not None:
             shutil.rmtree(self._own_socket_dir, ignore_errors=True)
             self._own_socket_dir = None
+
+    async def _end(self, process: subprocess.Popen[bytes], timeout_s: float) -> None:
+        if process.poll() is not None:
+            return
+        process.send_signal(signal.SIGINT)
+        if not await ends_within(process, timeout_s * FAST_SHARE):
+            self._log.warning("embedded PostgreSQL stops slowly, now without a checkpoint")
+            process.send_signal(signal.SIGQUIT)
+            if not await ends_within(process, timeout_s * IMMEDIATE_SHARE):
+                self._log.warning("embedded PostgreSQL does not stop, killed")
+                self.kill()
 
     def kill(self) -> None:
         """End PostgreSQL and its processes at once, paused ones too.
@@ -187,7 +191,6 @@ class EmbeddedPostgres:
         return pid if b"postgres" in command else None
 
     async def _launch(self) -> None:
-        startup_log = self._data_dir / "startup.log"
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self._socket_dir),
@@ -205,9 +208,13 @@ class EmbeddedPostgres:
         command = [str(self._bin / "postgres"), "-D", str(self._data_dir)]
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
-        with startup_log.open("wb") as output:
-            self._run_as.own(startup_log)
+        self._keep_socket_dir()
+        # Without a name: in a directory of another user, that user may have put a link there.
+        with tempfile.TemporaryFile() as output:
             self._process = self._spawn(command, output)
+            await self._wait_accepts(self._process, output)
+
+    async def _wait_accepts(self, process: subprocess.Popen[bytes], output: IO[bytes]) -> None:
         loop = asyncio.get_running_loop()
         logged = False
         try:
@@ -218,10 +225,11 @@ class EmbeddedPostgres:
                         if not logged:
                             self._log.info("recovering the database from its archive")
                             logged = True
-                    if self._process.poll() is not None:
+                    if process.poll() is not None:
+                        output.seek(0)
                         raise ConfigError(
                             "database: the embedded PostgreSQL does not start: "
-                            f"{error_in(startup_log.read_bytes())} (see {self._data_dir}/log)"
+                            f"{error_in(output.read())} (see {self._data_dir}/log)"
                         )
                     await asyncio.sleep(0.02)
         except TimeoutError as error:
@@ -264,17 +272,9 @@ class EmbeddedPostgres:
             ) from error
 
     async def _supervise(self) -> None:
-        backoff = Backoff(RESTART_MIN_S, RESTART_MAX_S)
-        loop = asyncio.get_running_loop()
-        while True:
-            process = self._process
-            if process is None:
-                return
-            started = loop.time()
-            status = await ended(process)
-            self._log.error("embedded PostgreSQL died, restarting", status=status)
-            if loop.time() - started > STABLE_S:
-                backoff.reset()
+        while (process := self._process) is not None:
+            await self._wait_died(process)
+            backoff = Backoff(RESTART_MIN_S, RESTART_MAX_S)  # anew: it has served
             while True:
                 await asyncio.sleep(backoff.next_s())
                 try:
@@ -283,6 +283,28 @@ class EmbeddedPostgres:
                     break
                 except (ConfigError, OSError) as error:
                     self._log.error("embedded PostgreSQL does not restart", reason=str(error))
+
+    async def _wait_died(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until PostgreSQL ends. End it if its socket file is gone: it makes no other."""
+        socket = self._socket_dir / ".s.PGSQL.5432"
+        while not await ends_within(process, CHECK_SOCKET_S):
+            if not os.path.lexists(socket):
+                self._log.error("embedded PostgreSQL lost its socket, restarting")
+                await self._end(process, STOP_TIMEOUT_S)
+                return
+        self._log.error("embedded PostgreSQL died, restarting", status=process.returncode)
+
+    def _keep_socket_dir(self) -> None:
+        """Make the directory of the socket again, if a cleaner of /tmp has removed it."""
+        directory = self._own_socket_dir
+        if directory is None:
+            return
+        if not os.path.lexists(directory):
+            directory.mkdir(mode=0o700)
+            self._run_as.own(directory)
+        owner = os.geteuid() if self._run_as.uid is None else self._run_as.uid
+        if directory.lstat().st_uid != owner:
+            raise ConfigError(f"database: {directory}, for the socket, belongs to another user")
 
 
 def _owner(pid: int) -> str:
