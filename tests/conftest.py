@@ -92,12 +92,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def own_postgres(tmp_path: Path) -> Iterator[Postgres]:
-    """A PostgreSQL that a test may stop and start."""
-    server = Postgres(tmp_path / "own_postgresql")
+def own_postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that a test may stop and start.
+
+    It does not run as root, who may search pytest's directories alone: others reach its socket.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="status-tests-"))
+    directory.chmod(0o755)
+    server = Postgres(directory / "own_postgresql")
     server.start()
     yield server
     server.stop()
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -160,11 +160,13 @@ def test_a_copy_of_the_files_brings_the_embedded_database_back(
 
 
 def test_the_server_goes_on_with_a_promoted_standby_by_itself(
-    start_server: StartServer, own_postgres: Postgres, tmp_path: Path
+    start_server: StartServer, own_postgres: Postgres
 ) -> None:
     """Both are in its URL; what the standby had is kept, and a new stream begins."""
     variables = {"PGUSER": "postgres", "PGDATABASE": "postgres"}
-    operator = Operator(tmp_path / "here", PGHOST=str(own_postgres.directory), **variables)
+    operator = Operator(
+        own_postgres.directory.parent / "here", PGHOST=str(own_postgres.directory), **variables
+    )
     operator.types(TOOLS, STANDBY)
     for socket in (operator.here / "standby").glob(".s.PGSQL.*"):
         socket.unlink()  # the primary's, which is in its data directory here
@@ -188,7 +190,9 @@ def test_the_server_goes_on_with_a_promoted_standby_by_itself(
 
         wait_until(caught_up, "the standby to follow")
         own_postgres.stop()
-        second_operator = Operator(tmp_path / "there", PGHOST=str(second), **variables)
+        second_operator = Operator(
+            own_postgres.directory.parent / "there", PGHOST=str(second), **variables
+        )
         second_operator.types(TOOLS, PROMOTE)
         wait_until(lambda: server.request("POST", "/api/client").status == 204, "check-ins")
         assert recorded(server) == [1, 2, 3, 4]
@@ -329,15 +333,23 @@ def recover(when: str | None) -> str:
     return re.sub(r"(?m)^recovery_target_time.*\n", "", RECOVER)
 
 
+def give_archive(operator: Operator, data_dir: Path) -> None:
+    """Give it to the user that PostgreSQL runs as, which is another one if this is root."""
+    owner = data_dir.stat()
+    os.chown(operator.here / "archive", owner.st_uid, owner.st_gid)
+
+
 def test_the_embedded_database_is_recovered_to_a_point_in_time(
     start_server: StartServer, operator: Operator
 ) -> None:
     """The moment before two that are unwanted: a copy, the archive behind it, a new stream."""
     with embedded(start_server, operator):
         operator.types(TOOLS, EMBEDDED, ARCHIVE)
+        give_archive(operator, operator.here / "var" / "postgresql")
     with embedded(start_server, operator) as server:
         check_in(server, 3)
         operator.types(TOOLS, EMBEDDED, BASE)
+        assert list((operator.here / "archive").iterdir())
         check_in(server, 2)
         saved = events(server)
         url = f"postgresql://postgres@/tornado_status?host={operator.here}/var/postgresql"
@@ -358,11 +370,12 @@ def test_the_embedded_database_is_recovered_to_a_point_in_time(
 
 
 def test_a_database_of_ones_own_is_recovered_to_its_end_after_a_crash(
-    start_server: StartServer, own_postgres: Postgres, tmp_path: Path
+    start_server: StartServer, own_postgres: Postgres
 ) -> None:
     """All that was acknowledged, also what was not archived yet; a listener shows one gap."""
-    operator = owning(own_postgres, tmp_path / "here")
+    operator = owning(own_postgres, own_postgres.directory.parent / "here")
     operator.types(TOOLS, ARCHIVE)
+    give_archive(operator, own_postgres.directory)
     own_postgres.stop()
     own_postgres.start()
     with serving(start_server, operator, own_postgres.url) as server:
@@ -377,6 +390,7 @@ def test_a_database_of_ones_own_is_recovered_to_its_end_after_a_crash(
             listener.wait_for_seq(8)
             own_postgres.kill()
             server.stop()
+            assert list((operator.here / "archive").iterdir())
             operator.types(TOOLS, recover(None))
             own_postgres.start()
             ready = "SELECT NOT pg_is_in_recovery()"
@@ -418,6 +432,7 @@ def test_a_recovery_may_take_longer_than_a_start(
     """Not so anything else that keeps the embedded PostgreSQL from starting."""
     with embedded(start_server, operator):
         operator.types(TOOLS, EMBEDDED, ARCHIVE)
+        give_archive(operator, operator.here / "var" / "postgresql")
     with embedded(start_server, operator) as server:
         operator.types(TOOLS, EMBEDDED, BASE)
         check_in(server, 3)

@@ -237,7 +237,7 @@ def test_what_a_killed_first_start_has_left_is_removed(
 def test_a_first_start_that_is_killed_leaves_nothing_to_the_next(
     start_server: StartServer, tmp_path: Path
 ) -> None:
-    """Whatever its initdb is at."""
+    """At any step of its initdb."""
     data_dir = tmp_path / "kept" / "postgresql"
     for _ in range(3):
         server = start_server(url=EMBEDDED, database={"data_dir": str(data_dir)}, wait=False)

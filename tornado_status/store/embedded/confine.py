@@ -1,9 +1,9 @@
 """Run a command as another user who may not search the directories above its files.
 
-`python -I confine.py UID GID PATH... -- COMMAND...`, as root. In a mount namespace of its own, each
-closed directory above a PATH is replaced by an empty one that holds only the next step to the PATH.
-The rest of it is out of reach, as before. A script of its own: it is started between fork and exec,
-where the server's threads would be in the way.
+`python -I confine.py UID GID PATH... -- COMMAND...`, as root. It has a mount namespace of its own.
+There each closed directory above a PATH is an empty one that holds only the next step to the PATH.
+The rest stays out of reach. This is a script of its own because the server has threads, and may run
+next to nothing between fork and exec.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def fresh(data_dir: Path) -> Path:
 async def create(data_dir: Path, binaries: Path, run_as: RunAs) -> None:
     """Run initdb beside the data directory, then rename: a half-made one is never used.
 
-    What a killed start has left there is removed.
+    Files that a killed start has left there are removed.
     """
     structlog.get_logger().info("creating the database", data_dir=str(data_dir))
     try:
