@@ -305,6 +305,26 @@ def test_a_link_in_its_directory_leads_root_nowhere(
     assert victim.stat().st_uid == 0
 
 
+def test_the_root_of_a_user_namespace_is_an_ordinary_user() -> None:
+    """There are no other users in it, and its files are that user's."""
+    require("root, to become an ordinary user", os.geteuid() == 0, "run as root, or see the others")
+    user = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    inside = (*user, "unshare", "--user", "--map-root-user")
+    possible = subprocess.run([*inside, "true"], check=False, capture_output=True).returncode == 0
+    require("user namespaces of ordinary users", possible, "allow them in the kernel")
+    script = (
+        "from pathlib import Path; from tornado_status.store.embedded import run_as;"
+        "chosen = run_as.choose_user([Path('/none')], Path('/none'));"
+        "print(chosen.uid, *chosen.prefix[1:])"
+    )
+    done = subprocess.run(
+        [*inside, sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    if "ModuleNotFoundError" in done.stderr or "Permission denied" in done.stderr:
+        pytest.skip(f"needs a Python that others may run: {sys.executable} is not")
+    assert done.stdout.split() == ["None", "--user", "--map-user=1", "--map-group=1"], done.stderr
+
+
 @pytest.mark.usefixtures("as_root")
 def test_data_of_root_is_handed_over_once(
     start_server: StartServer, tmp_path: Path, open_dir: Path

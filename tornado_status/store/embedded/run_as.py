@@ -40,12 +40,13 @@ def choose_user(paths: Sequence[Path], binaries: Path) -> RunAs:
 
     `paths` are those that it must reach: the first is its data directory.
     """
-    if os.geteuid() == 0:
+    if _is_root():
         return _other_user(paths, binaries)
-    if _has_name(os.geteuid()):
+    if os.geteuid() != 0 and _has_name(os.geteuid()):
         return RunAs()
-    # PostgreSQL also refuses a user without a name, such as the numeric one of many containers. In
-    # a user namespace it is user 1, and the files stay ours.
+    # PostgreSQL also refuses a user without a name, such as the numeric one of many containers, and
+    # the root of a user namespace, who is an ordinary user outside. In a user namespace of its own
+    # it is user 1, and the files stay ours.
     unshare = shutil.which("unshare")
     if unshare is not None:
         prefix = (unshare, "--user", "--map-user=1", "--map-group=1")
@@ -55,6 +56,17 @@ def choose_user(paths: Sequence[Path], binaries: Path) -> RunAs:
         f"database.url: embedded needs a user with a name, and {os.geteuid()} has none, nor "
         "can it make a user namespace: add one to /etc/passwd, or use another PostgreSQL"
     )
+
+
+def _is_root() -> bool:
+    """Return whether we are the root of the machine, and not only that of a user namespace."""
+    if os.geteuid() != 0:
+        return False
+    try:
+        _, outside, _ = Path("/proc/self/uid_map").read_text().splitlines()[0].split()
+    except (OSError, IndexError):
+        return True
+    return outside == "0"
 
 
 def _has_name(uid: int) -> bool:
@@ -132,7 +144,12 @@ def _hand_over(data_dir: Path, run_as: RunAs) -> None:
     uid, gid = run_as.uid, run_as.gid
     if uid is None or gid is None:
         return
-    for _, directories, files, descriptor in os.fwalk(data_dir, topdown=False):
-        for name in (*directories, *files):
-            os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
-    os.chown(data_dir, uid, gid)
+    try:
+        for _, directories, files, descriptor in os.fwalk(data_dir, topdown=False):
+            for name in (*directories, *files):
+                os.chown(name, uid, gid, dir_fd=descriptor, follow_symlinks=False)
+        os.chown(data_dir, uid, gid)
+    except OSError as error:
+        raise ConfigError(
+            f"database.data_dir: cannot give {data_dir} to user {uid}: {error.strerror}"
+        ) from error
