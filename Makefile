@@ -41,7 +41,7 @@ check: test check-rest
 
 check-rest: $(VENV)/.dev
 	$(BIN)/python -m tests.support.run_tests $(PYTEST_FLAGS) \
-		tests/network tests/system tests/docs tests/faults
+		tests/network tests/system tests/docs tests/faults tests/abuse
 
 bench: $(VENV)/.run
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)

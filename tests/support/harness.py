@@ -183,8 +183,8 @@ class Server:
     def client_context(self, cert: str | None = "client") -> ssl.SSLContext:
         return client_context(self.certs, cert)
 
-    def management(self, path: str) -> Answer:
-        connection = http.client.HTTPConnection(LOOPBACK, self.management_port, timeout=PATIENCE_S)
+    def management(self, path: str, timeout_s: float = PATIENCE_S) -> Answer:
+        connection = http.client.HTTPConnection(LOOPBACK, self.management_port, timeout=timeout_s)
         try:
             return exchange(connection, "GET", path)
         finally:

@@ -1,0 +1,1 @@
+"""Attackers, each beside an honest population that must not notice them."""
