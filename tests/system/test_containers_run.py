@@ -262,7 +262,7 @@ def blocks() -> list[str]:
     """Return the commands of docs/deploy.md on containers, block by block."""
     page = (ROOT / "docs" / "deploy.md").read_text()
     section = page.partition("## Run containers on one machine")[2].partition(
-        "### Client addresses"
+        "### Record client addresses"
     )[0]
     return [block.commands for block in commands("docs/deploy.md", section)]
 
