@@ -295,7 +295,7 @@ def documented() -> dict[str, float]:
         assert key not in found
         assert all(cell.strip(" |") for cell in row)
         assert bool(default[2]) == key.lower().endswith(
-            ("_s", "_bytes", "_head", "_body", "_rest", "_ignored")
+            ("_s", "_bytes", "_head", "_body", "_rest", "_ignored", "_waiting")
         ), row
         found[key] = float(default[1])
     return found
