@@ -651,6 +651,30 @@ def test_a_new_log_sets_the_times_of_the_future_back(
     assert moments[-1] < datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)
 
 
+def test_a_clock_that_ran_ahead_delays_no_alert(database_url: str) -> None:
+    """Neither its messages nor, if its server is killed meanwhile, the one that takes over."""
+    clock = MovableClock(database_url)
+    one, two = uuid.uuid4(), uuid.uuid4()
+
+    async def body(store: Store) -> None:
+        await store.alerts.register(["plant"])
+        clock.set(FUTURE)
+        assert await store.alerts.lease("plant", one, 20)
+        event = await store.record(check_in("a"))
+        clock.set(0)
+        cursor = await store.alerts.cursor("plant", two, 10)
+        assert cursor.free
+        assert not (await store.alerts.cursor("plant", one, 10)).held
+        assert await store.alerts.lease("plant", two, 20)
+        assert not await store.alerts.lease("plant", one, 20)
+        log_id = cursor.log_id
+        assert await store.alerts.advance("plant", two, log_id, 1, [event], 0) == 0
+        [message] = await store.alerts.due("plant", 10)
+        assert message.event.seq == event.seq
+
+    run(database_url, [], body)
+
+
 # ------------------------------------------------------------------- connections of the sweep's own
 
 

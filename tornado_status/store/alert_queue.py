@@ -15,6 +15,8 @@ from tornado_status.store.database import Pool, Row, StatementFailed
 from tornado_status.store.queries import ENTRY, entry
 
 FORGOTTEN_DAYS = 30  # an alert that no server has run for so long is in no configuration
+# A lease that ends later was taken while the database's clock was ahead, and is worth nothing.
+LONGEST_LEASE_S = 3600
 
 
 class AlertQueue:
@@ -41,11 +43,18 @@ class AlertQueue:
         """Return an alert's cursor. `held` only if the lease lasts `renew_s` more seconds."""
         rows = await self._execute(
             "SELECT a.stream, a.seq, h.stream, h.seq,"
-            " a.holder = %(holder)s AND a.leased_until > now() + %(renew)s * interval '1 second',"
-            " a.holder IS NULL OR a.holder = %(holder)s OR a.leased_until < now(),"
+            " a.holder = %(holder)s AND a.leased_until > now() + %(renew)s * interval '1 second'"
+            " AND a.leased_until < now() + %(longest)s * interval '1 second',"
+            " a.holder IS NULL OR a.holder = %(holder)s OR a.leased_until < now()"
+            " OR a.leased_until > now() + %(longest)s * interval '1 second',"
             " EXISTS (SELECT FROM alert_message m WHERE m.name = a.name AND m.next_at <= now())"
             " FROM alert a, head h WHERE a.name = %(name)s",
-            {"name": name, "holder": str(holder), "renew": renew_s},
+            {
+                "name": name,
+                "holder": str(holder),
+                "renew": renew_s,
+                "longest": LONGEST_LEASE_S,
+            },
         )
         if not rows:
             raise StoreUnavailable(f"alert {name} is not in the database")
@@ -59,8 +68,14 @@ class AlertQueue:
         rows = await self._execute(
             "UPDATE alert SET holder = %(holder)s,"
             " leased_until = now() + %(seconds)s * interval '1 second' WHERE name = %(name)s"
-            " AND (holder IS NULL OR holder = %(holder)s OR leased_until < now()) RETURNING 1",
-            {"name": name, "holder": str(holder), "seconds": seconds},
+            " AND (holder IS NULL OR holder = %(holder)s OR leased_until < now()"
+            " OR leased_until > now() + %(longest)s * interval '1 second') RETURNING 1",
+            {
+                "name": name,
+                "holder": str(holder),
+                "seconds": seconds,
+                "longest": LONGEST_LEASE_S,
+            },
         )
         return bool(rows)
 
@@ -119,7 +134,9 @@ class AlertQueue:
             " (name, stream, seq, event, email, at, last_seen, client_ip, client_port,"
             " due_at, next_at)"
             " SELECT %(name)s, %(log_id)s, e.seq, e.event, e.email, e.at,"
-            " nullif(e.last_seen, e.at), e.ip, e.port, d.at, d.at"
+            # The log may be ahead of the clock; a message waits no longer for that.
+            " nullif(e.last_seen, e.at), e.ip, e.port, d.at,"
+            " least(d.at, now() + %(quiet)s * interval '1 second')"
             " FROM mine, unnest(%(seqs)s::bigint[], %(kinds)s::text[], %(emails)s::text[],"
             " %(ats)s::timestamptz[], %(seen)s::timestamptz[], %(ips)s::inet[],"
             " %(ports)s::integer[])"

@@ -44,9 +44,9 @@ def choose_user(paths: Sequence[Path], binaries: Path) -> RunAs:
         return _other_user(paths, binaries)
     if os.geteuid() != 0 and _has_name(os.geteuid()):
         return RunAs()
-    # PostgreSQL also refuses a user without a name, such as the numeric one of many containers, and
-    # the root of a user namespace, who is an ordinary user outside. In a user namespace of its own
-    # it is user 1, and the files stay ours.
+    # PostgreSQL also refuses a user without a name, such as the numeric one of many containers. It
+    # refuses the root of a user namespace, too, who is an ordinary user outside. In a user
+    # namespace of its own it is user 1, and the files stay ours.
     unshare = shutil.which("unshare")
     if unshare is not None:
         prefix = (unshare, "--user", "--map-user=1", "--map-group=1")
