@@ -19,7 +19,7 @@ import pytest
 
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, free_port, wait_until
 from tests.support.metrics import metric
-from tests.support.with_constants import MAX_WAITING
+from tests.support.with_constants import MAX_WAITING_BYTES
 
 DROPPED = "log_lines_dropped_total"
 
@@ -131,7 +131,7 @@ def is_writing(pid: int) -> bool:
 
 def test_dropped_lines_are_counted(start_server: StartServer, unread: Unread) -> None:
     """In a metric, and in the log once it is read again; the lines before are whole."""
-    server = start(start_server, unread, constants={MAX_WAITING: 1000})
+    server = start(start_server, unread, constants={MAX_WAITING_BYTES: 1000})
     wait_until(lambda: is_up(server), "readiness")
     assert metric(server, DROPPED) == 0
     cause_lines(server, 3)

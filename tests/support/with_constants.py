@@ -32,7 +32,7 @@ MAX_UNREAD_BYTES = "tornado_status.api.live.subscription.MAX_UNREAD_BYTES"
 PREVIOUS_TIMEOUT_S = "tornado_status.store.embedded.postgres.PREVIOUS_TIMEOUT_S"
 MIN_LATE_S = "tornado_status.store.presence_sweep.MIN_LATE_S"
 STAGGER_S = "tornado_status.store.failover.STAGGER_S"
-MAX_WAITING = "tornado_status.runtime.background_output.MAX_WAITING"
+MAX_WAITING_BYTES = "tornado_status.runtime.background_output.MAX_WAITING_BYTES"
 MAX_QUEUED = "tornado_status.announce.nats_sink.MAX_QUEUED"
 LOCAL = "tornado_status.store.remote_database.LOCAL"  # []: loopback counts as another machine
 

@@ -30,7 +30,7 @@ def run(code: str, stderr: int = subprocess.STDOUT) -> subprocess.CompletedProce
 def test_both_streams_of_one_file_keep_their_order() -> None:
     """Many lines, a traceback at the end, and nothing is lost at the exit."""
     done = run(f"""
-output.MAX_WAITING = 1 << 30
+output.MAX_WAITING_BYTES = 1 << 30
 output.start()
 for number in range({LINES}):
     print(number, file=sys.stderr if number % 2 else sys.stdout)
@@ -74,7 +74,7 @@ def test_what_waits_is_bounded() -> None:
 output.start()
 for number in range(100_000):
     print("x" * 99, file=sys.stderr)
-assert output._outputs[0]._size <= output.MAX_WAITING
+assert output._outputs[0]._size <= output.MAX_WAITING_BYTES
 print(output.dropped() > 80_000)
 """,
         stderr=writing,

@@ -1201,7 +1201,7 @@ def test_help_says_that_force_makes_a_new_ca(capsys: pytest.CaptureFixture[str])
     assert exit_.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: status-certs" in text
-    assert "--force replace a whole set: also its CA" in text
+    assert "--force without a command, replace the whole set and its CA" in text
 
 
 def test_a_path_that_would_play_with_the_terminal_is_escaped(run: Run, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TextIO, cast
 
 import structlog
 
-MAX_WAITING = 1024 * 1024  # bytes: some thousand lines, with a few tracebacks
+MAX_WAITING_BYTES = 1024 * 1024  # bytes: some thousand lines, with a few tracebacks
 FLUSH_S = 1.0  # at the end of the process: a reader that is there takes milliseconds
 
 _outputs: list[_Output] = []
@@ -78,7 +78,7 @@ class _Output(io.RawIOBase):
         """Queue `data`, or drop it if too much waits already."""
         data = bytes(data)
         with self._changed:
-            if self._size + len(data) > MAX_WAITING:
+            if self._size + len(data) > MAX_WAITING_BYTES:
                 self.dropped += data.count(b"\n")
             else:
                 self._waiting.append(data)
