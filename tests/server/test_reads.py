@@ -22,6 +22,7 @@ from tests.support.with_constants import (
     PIECE,
     READ_WAIT_S,
 )
+from tornado_status.api.live.subscription import MAX_UNREAD_BYTES
 from tornado_status.api.users import MAX_OWN_HISTORY
 from tornado_status.runtime.fair_semaphore import FairSemaphore
 
@@ -202,6 +203,15 @@ def test_the_kernel_holds_little_of_an_answer(start_server: StartServer, bounded
     with unread(server, 1) as (connection,):
         held = settled(lambda: in_kernel(server, connection))
     assert (held < 4 * 65_536) == bounded, held
+
+
+def test_the_kernel_holds_little_of_a_live_stream(server: Server) -> None:
+    """More than of a page, because events come by themselves."""
+    fill_history(server, VALID, 20_000)
+    request = f"GET /api/stream?email={VALID}&after=0 HTTP/1.1\r\n".encode() + HOST + b"\r\n"
+    with ask(server, request, "client") as connection:
+        held = settled(lambda: in_kernel(server, connection))
+    assert held < MAX_UNREAD_BYTES + 2 * 65_536
 
 
 def test_a_place_of_one_key_is_no_place_of_another() -> None:

@@ -21,7 +21,7 @@ from tornado_status.api.live.event_filter import (
     parse_filter,
 )
 from tornado_status.api.live.framing import RETRY_MS, EventStream, WebSocketFrames
-from tornado_status.api.live.subscription import Subscription
+from tornado_status.api.live.subscription import MAX_UNREAD_BYTES, Subscription
 from tornado_status.api.live.subscription_limit import Slot
 from tornado_status.api.live.subscriptions import Subscriptions
 from tornado_status.api.problem import Problem
@@ -63,6 +63,8 @@ class SubscribeHandler(ReadHandler):
 
     def subscribe(self, slot: Slot, say_goodbye: Callable[[int, str], None]) -> Subscription:
         """Begin to deliver events over this connection."""
+        # A round of events at once, within its share of the processor, and not by and by.
+        self.iostream.keep_unsent(MAX_UNREAD_BYTES)
         subscription = Subscription(
             slot,
             self.iostream,
