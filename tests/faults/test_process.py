@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -186,20 +188,28 @@ def test_twenty_times_kill_dash_nine(
     shutil.rmtree(data_dir)
 
 
+@pytest.fixture
+def readable() -> Iterator[Path]:
+    """A directory that PostgreSQL's user can read, too."""
+    with tempfile.TemporaryDirectory(prefix="status-tests-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
 @pytest.mark.parametrize("wrong", [None, "follow_the_clock"])
 def test_the_clock_is_set_back(
     make_postgres: MakePostgres,
     start_trial: StartTrial,
-    tmp_path: Path,
+    readable: Path,
     wrong: str | None,
 ) -> None:
     """Of the server and of its database, twice, under load: last_seen stands still at worst."""
     libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
     require("libfaketime", bool(libraries), "Debian: faketime")
-    clock = tmp_path / "clock"
+    clock = readable / "clock"
 
     def set_clock(offset: str) -> None:
-        fresh = tmp_path / "clock.new"
+        fresh = readable / "clock.new"
         fresh.write_text(offset)
         fresh.replace(clock)
 
