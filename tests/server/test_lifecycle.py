@@ -99,7 +99,8 @@ def test_the_log_says_which_database_is_away_and_when_it_is_back(
         wait_until(lambda: len(server.events("database is back")) == times, "the line")
 
     own_postgres.stop()
-    server = start_server(url=own_postgres.url.replace("@", ":s3cret@", 1), wait=False)
+    url = own_postgres.url.replace("@", ":s3cret@", 1)
+    server = start_server(url=url, wait=False, server={"port": free_port()})
     away = server.wait_event("database away, trying again")
     socket_path = own_postgres.directory / ".s.PGSQL.5432"
     assert away["reason"].startswith(f"{socket_path}, database postgres: No such file")
@@ -112,6 +113,7 @@ def test_the_log_says_which_database_is_away_and_when_it_is_back(
         told(times)
         assert server.events("database is back")[-1]["away_s"] > 0
         own_postgres.stop()
+        assert server.request("POST", "/api/client").status == 503  # it notices now, not at a sweep
         wait_until(lambda: server.management("/readyz").status == 503, "the outage")
     assert server.stop() == 0
     assert "s3cret" not in server.log.wait_end()
