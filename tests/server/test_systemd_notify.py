@@ -93,7 +93,8 @@ def test_a_server_without_its_database_is_not_ready_and_not_killed(
     messages = [manager.one() for _ in range(10)]
     assert all("EXTEND_TIMEOUT_USEC" in message for message in messages)
     assert not any("READY" in message for message in messages)
-    assert messages[0]["STATUS"] == "not connected yet"
+    [first, *_] = [message["STATUS"] for message in messages if "STATUS" in message]
+    assert first == "not connected yet"
     own_postgres.start()
     ready = manager.wait_for(lambda message: message.get("READY") == "1")
     assert ready["STATUS"] == "recording check-ins"  # at once, for who waited for the start
