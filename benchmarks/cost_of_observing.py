@@ -18,7 +18,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
 
-from tornado_status.config import TracingSettings
+from tornado_status.config.settings import TracingSettings
 from tornado_status.model.records import CheckIn, CommittedBatch
 from tornado_status.observe import counters
 from tornado_status.observe.counters import SECONDS, Batch, CheckIns

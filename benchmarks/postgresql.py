@@ -15,7 +15,7 @@ from typing import Any
 import psycopg2
 
 from benchmarks.programs import BenchmarkError
-from tornado_status.config import DatabaseSettings, LoggingSettings
+from tornado_status.config.settings import DatabaseSettings, LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.store import Store
 from tornado_status.store.embedded.postgres import EmbeddedPostgres

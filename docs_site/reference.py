@@ -14,7 +14,8 @@ import certs_gen.cli
 import clients.cli
 import listeners.options
 import tornado_status.cli
-from tornado_status.config import ENVIRONMENT_PREFIX, PLATFORM_VARIABLES, Settings
+from tornado_status.config.loader import PLATFORM_VARIABLES
+from tornado_status.config.settings import ENVIRONMENT_PREFIX, Settings
 
 # Each program by the name of its console script, with its module.
 PROGRAMS = {

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from tornado_status import config
 from tornado_status.commands import (
     EXIT_FAILED,
     EXIT_USAGE,
@@ -24,6 +23,8 @@ from tornado_status.commands import (
     version,
 )
 from tornado_status.commands.config_option import add_config
+from tornado_status.config import loader
+from tornado_status.config.settings import keys_named, variable
 from tornado_status.errors import ConfigError, StatusError, StoreError
 
 
@@ -70,7 +71,7 @@ OTHER_SYSTEM = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 failed, 2 usage or configuration."""
     options = make_parser().parse_args(arguments)
-    options.config = config.find_file(options.config)
+    options.config = loader.find_file(options.config)
     command = next(each for each in COMMANDS if each.name == (options.command or "serve"))
     try:
         if sys.platform != "linux" and command.run not in RUN_ANYWHERE:
@@ -107,7 +108,7 @@ class _Parser(argparse.ArgumentParser):
             name, has_value, value = given.partition("=")
             if not name.startswith("--") or any(each.startswith(name) for each in known):
                 continue
-            if keys := config.keys_named(name[2:]):
+            if keys := keys_named(name[2:]):
                 value = value if has_value else following
                 message = f"{name} is no option: set {_ways(keys, value)}"
                 break
@@ -125,8 +126,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 def _ways(keys: Sequence[str], value: str) -> str:
     value = value if value and not value.startswith("-") else "..."
     ways = (
-        f"{key} in config.yaml, or the environment variable {config.variable(key)}={value}"
-        for key in keys
+        f"{key} in config.yaml, or the environment variable {variable(key)}={value}" for key in keys
     )
     return "; or ".join(ways)
 

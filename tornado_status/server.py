@@ -27,7 +27,7 @@ from tornado_status.api import (
     make_application,
     problem_answer,
 )
-from tornado_status.config import Settings, TracingSettings, without_effect
+from tornado_status.config.settings import Settings, TracingSettings, without_effect
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.ingress import CheckInPort, Trust, bind
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import structlog
 
-from tornado_status.config import EMBEDDED, Settings
+from tornado_status.config.settings import EMBEDDED, Settings
 
 
 def announce_serving(settings: Settings, port: int) -> None:

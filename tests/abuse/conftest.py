@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from certs_gen.authority import Authority
+from tests.support.crowd import with_clients
 from tests.support.harness import Server
 from tests.support.population import Population, StartPopulation
 
@@ -19,13 +18,8 @@ NAMES = tuple(f"honest{number}" for number in range(200))
 @pytest.fixture(scope="session")
 def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The development set, and a certificate for each of `NAMES`."""
-    directory = Path(shutil.copytree(certs, tmp_path_factory.mktemp("honest") / "certs"))
-    authority = Authority.load(directory)
-    for name in NAMES:
-        credential = authority.issue_client(f"{name}@example.com")
-        (directory / f"{name}.key").write_bytes(credential.key_pem())
-        (directory / f"{name}.crt").write_bytes(credential.certificate_pem())
-    return directory
+    emails = {name: f"{name}@example.com" for name in NAMES}
+    return with_clients(certs, tmp_path_factory.mktemp("honest") / "certs", emails)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,17 +17,17 @@ from typing import Any
 
 import pytest
 import yaml
-from playwright.sync_api import sync_playwright
 from pydantic import BaseModel
 
 from docs_site import api, links, reference
+from tests.support.browser import chromium
 from tests.support.describing import operations
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, wait_until
 from tests.support.namespaces import network_of_its_own
 from tests.support.pages import commands, copy_of_the_checkout, pattern, reader
-from tornado_status import config
 from tornado_status.api.openapi import load_document
-from tornado_status.config import AlertSettings, NatsTarget, Settings, UdpTarget
+from tornado_status.config import loader
+from tornado_status.config.settings import AlertSettings, NatsTarget, Settings, UdpTarget
 
 pytestmark = pytest.mark.once
 
@@ -119,7 +118,7 @@ def test_the_settings_page_names_every_environment_variable_once() -> None:
 
 def origin_of(variable: str) -> str:
     """Return the key that a variable sets."""
-    [key] = config.origins(None, {variable: "x"})
+    [key] = loader.origins(None, {variable: "x"})
     return key
 
 
@@ -264,18 +263,13 @@ def test_a_search_finds_every_term_of_the_glossary(site: Path) -> None:
 @pytest.mark.network
 def test_the_settings_can_be_read_on_a_phone(site: Path) -> None:
     """In a window of 390 pixels neither the page nor a table is wider than it."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    require("a browser", chromium is not None, "Debian: chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+    with chromium() as browser:
         page = browser.new_page(viewport={"width": 390, "height": 844})
         page.goto((site / "reference" / "config.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         wide = "tables => tables.filter(table => table.scrollWidth > 390).length"
         assert page.locator("table").count() > 10
         assert page.locator("table").evaluate_all(wide) == 0
-        browser.close()
 
 
 @pytest.mark.network

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from certs_gen.authority import Authority
+from tests.support.crowd import with_clients
 from tests.support.faults.judge import Listener
 from tests.support.faults.ledger import Load
 from tests.support.faults.trial import NAMES, MakePostgres, StartTrial, Trial
@@ -23,13 +23,8 @@ _numbers = itertools.count()
 @pytest.fixture(scope="session")
 def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The development set, and a certificate for each of `NAMES`."""
-    directory = Path(shutil.copytree(certs, tmp_path_factory.mktemp("crowd") / "certs"))
-    authority = Authority.load(directory)
-    for name in NAMES:
-        credential = authority.issue_client(f"{name.partition('_')[0]}@example.com")
-        (directory / f"{name}.key").write_bytes(credential.key_pem())
-        (directory / f"{name}.crt").write_bytes(credential.certificate_pem())
-    return directory
+    emails = {name: f"{name.partition('_')[0]}@example.com" for name in NAMES}
+    return with_clients(certs, tmp_path_factory.mktemp("crowd") / "certs", emails)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.own_connections import break_connections
-from tornado_status.config import DatabaseSettings
+from tornado_status.config.settings import DatabaseSettings
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.model.records import CheckIn, CommittedBatch, Event
 from tornado_status.store import Store

@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment
-from tornado_status import config
 from tornado_status.commands import config_dump
+from tornado_status.config import loader
+from tornado_status.config.settings import Settings
 
 URL = "postgresql://somebody:s3cr3t@one.example,two.example:5433/name?sslmode=require"
 
@@ -67,7 +68,7 @@ def test_every_setting_says_where_it_comes_from(tmp_path: Path) -> None:
 def test_every_setting_is_shown() -> None:
     """Of all sections, with the shipped file's values."""
     found = shown(ROOT / "config.yaml")
-    for section, value in config.Settings():
+    for section, value in Settings():
         names = (
             [f"{section}.{key}" for key, _ in value] if hasattr(value, "model_dump") else [section]
         )
@@ -81,7 +82,7 @@ def test_what_is_shown_is_a_configuration(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     copy = tmp_path / "config.yaml"
     copy.write_text(done.stdout)
-    assert config.load(copy, {}) == config.load(ROOT / "config.yaml", {})
+    assert loader.load(copy, {}) == loader.load(ROOT / "config.yaml", {})
     assert "# config.yaml" in done.stdout
     copy.write_text("")
     assert "# default" in run("config", "--config", str(copy)).stdout
@@ -159,7 +160,7 @@ def test_a_password_in_any_url_setting_is_masked() -> None:
             return "scheme://user:s3cr3t@host/path?password=s3cr3t&n=1"
         return value
 
-    settings = config.load(ROOT / "config.yaml", {}).model_dump()
+    settings = loader.load(ROOT / "config.yaml", {}).model_dump()
     shown = config_dump._plain("", with_urls(settings))
     assert replaced > 10
     assert "s3cr3t" not in repr(shown)
@@ -206,5 +207,5 @@ def test_a_reader_that_has_gone_is_no_traceback(command: tuple[str, ...]) -> Non
 
 def test_yaml_of_the_shown_settings_keeps_types() -> None:
     """Text stays text, though it looks like a number."""
-    text = config_dump.as_yaml(config.load(ROOT / "config.yaml", {}), {})
+    text = config_dump.as_yaml(loader.load(ROOT / "config.yaml", {}), {})
     assert yaml.safe_load(text)["tls"]["minimum_version"] == "1.3"

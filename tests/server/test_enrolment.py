@@ -30,7 +30,7 @@ from tests.support.store import check_in, run, until
 from tests.support.users_command import run_users, told
 from tornado_status.api import Access
 from tornado_status.commands.users import changes
-from tornado_status.config import DatabaseSettings, PresenceSettings
+from tornado_status.config.settings import DatabaseSettings, PresenceSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.records import ERASED_EMAIL, Event
 from tornado_status.store import Store

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment
 from tests.support.pages import copy_of_the_checkout
-from tornado_status import config
+from tornado_status.config import loader
 
 ORIGINALS = {
     "config.yaml": ROOT / "config.yaml",
@@ -43,7 +43,7 @@ def test_init_writes_what_is_shipped(tmp_path: Path, words: tuple[str, ...]) -> 
     assert {path.name for path in directory.iterdir()} == set(ORIGINALS)
     for name, original in ORIGINALS.items():
         assert (directory / name).read_bytes() == original.read_bytes()
-    config.load(directory / "config.yaml", {})
+    loader.load(directory / "config.yaml", {})
 
 
 @pytest.mark.parametrize("name", ORIGINALS)

@@ -12,7 +12,7 @@ import pytest
 from tests.support.certs_tool import openssl
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, require
 from tornado_status.commands.doctor import check_key_exchange
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 
 HYBRID = "X25519MLKEM768"
 

@@ -32,7 +32,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.hostile_requests import CHECK_IN
-from tornado_status.config import AlertSettings, NatsTarget, Settings
+from tornado_status.config.settings import AlertSettings, NatsTarget, Settings
 from tornado_status.errors import TooFrequent
 from tornado_status.model.check_in_rate_limit import BURST_S, MAX_REMEMBERED, CheckInRateLimit
 from tornado_status.observe.management import MAX_CONNECTIONS

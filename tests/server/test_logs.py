@@ -29,7 +29,7 @@ from tests.support.harness import (
 )
 from tornado_status.api import Access, AccessLog, RequestsInFlight, make_application
 from tornado_status.api.request_id import request_id
-from tornado_status.config import LoggingSettings
+from tornado_status.config.settings import LoggingSettings
 from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import CheckIn, Event, Peer, StatusRecord
 from tornado_status.observe import logging_setup

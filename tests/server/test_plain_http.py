@@ -107,7 +107,6 @@ def test_a_sender_of_plain_http_costs_no_more_than_a_failed_handshake(
     server = start_server(server={"handshake_timeout_s": 1})
     began = time.monotonic()
     assert exchange(server, b"GET") == b""
-    assert 0.5 < time.monotonic() - began < PATIENCE_S / 2
     assert server.wait_event("handshake failed")["kind"] == "timeout"
 
     with connect(server) as connection:

@@ -38,7 +38,7 @@ from tests.support.own_connections import break_connections
 from tests.support.store import HOURLY, check_in, run, until
 from tests.support.with_constants import MIN_LATE_S
 from tornado_status.api.event_log import csv_lines, csv_row
-from tornado_status.config import DatabaseSettings, HistorySettings, PresenceSettings
+from tornado_status.config.settings import DatabaseSettings, HistorySettings, PresenceSettings
 from tornado_status.errors import HistoryGone, StoreUnavailable, UserUnknown
 from tornado_status.model import presence
 from tornado_status.model.presence import State

@@ -22,7 +22,7 @@ from tests.support.harness import (
 from tests.support.posing_postgres import PosingPostgres, TlsPostgres
 from tests.support.with_constants import LOCAL
 from tornado_status.commands.doctor.check_database import examine
-from tornado_status.config import DatabaseSettings, Settings
+from tornado_status.config.settings import DatabaseSettings, Settings
 from tornado_status.store import remote_database
 from tornado_status.store.remote_database import authenticated, is_local
 

@@ -25,7 +25,7 @@ from tests.support.with_constants import (
     MAX_UNANSWERED,
     STALLED_S,
 )
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 from tornado_status.ingress.check_in_acceptor import site
 from tornado_status.model.check_in_rate_limit import BURST_S
 from tornado_status.model.records import CheckIn

@@ -32,7 +32,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.trust_site import DAY, POST, Site, now, replace, revocation_list
-from tornado_status.config import TlsSettings
+from tornado_status.config.settings import TlsSettings
 from tornado_status.errors import ConfigError, CRLError
 from tornado_status.ingress.trust import Trust
 from tornado_status.pki.chain_paths import REVOKED

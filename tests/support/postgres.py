@@ -12,7 +12,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from tornado_status.config import LoggingSettings
+from tornado_status.config.settings import LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.store.embedded import postgres
 from tornado_status.store.embedded.postgres import EmbeddedPostgres

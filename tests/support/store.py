@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.support.harness import PATIENCE_S
-from tornado_status.config import DatabaseSettings, PresenceSettings
+from tornado_status.config.settings import DatabaseSettings, PresenceSettings
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.store import Store
 

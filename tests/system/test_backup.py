@@ -411,7 +411,7 @@ def test_a_database_of_ones_own_is_recovered_to_its_end_after_a_crash(
 # As the server starts it, but with less patience, and an archive that is slow to answer.
 IMPATIENT = """
 import asyncio, pathlib, sys
-from tornado_status.config import LoggingSettings
+from tornado_status.config.settings import LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.store.embedded import postgres
 

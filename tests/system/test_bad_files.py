@@ -39,8 +39,8 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.trust_site import replace
-from tornado_status import config
-from tornado_status.config import Settings
+from tornado_status.config import loader
+from tornado_status.config.settings import Settings
 from tornado_status.errors import ConfigError
 from tornado_status.pki import tls_contexts
 from tornado_status.pki.credentials import credential_files, load_credentials
@@ -221,7 +221,7 @@ CASES = [
 def settings_of(certs: Path) -> Settings:
     file = certs.parent / "config.yaml"
     file.write_text(yaml.safe_dump(all_settings(certs)))
-    return config.load(file, {})
+    return loader.load(file, {})
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ from tests.support.harness import (
 from tests.support.hostile_requests import CORPUS, HOST
 from tests.support.proxies import haproxy, program, running
 from tests.support.trust_site import Site, replace
-from tornado_status.config import IngressSettings
+from tornado_status.config.settings import IngressSettings
 from tornado_status.errors import ForwardedError
 from tornado_status.ingress import Trust
 from tornado_status.ingress.behind_proxy.forwarded_headers import (

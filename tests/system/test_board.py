@@ -7,7 +7,6 @@ import http.server
 import os
 import random
 import re
-import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,30 +16,19 @@ from urllib.parse import quote
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect
 
-from tests.support.harness import LOOPBACK, Server, StartServer, free_port, require
+from tests.support.harness import LOOPBACK, Server, StartServer, free_port
 from tests.support.users_command import run_users
 
 pytestmark = pytest.mark.once  # a browser, not our Python
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 15_000
 EVIL = "<img src=x onerror=alert(1)>@example.com"
 Visit = Callable[..., Page]
 
 # To make the pictures of the documentation: STATUS_TESTS_SCREENSHOTS=docs/images
 SCREENSHOTS = os.environ.get("STATUS_TESTS_SCREENSHOTS")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    require("a browser", CHROMIUM is not None, "Debian: chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

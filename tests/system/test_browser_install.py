@@ -16,12 +16,12 @@ import pytest
 from playwright.sync_api import BrowserContext, sync_playwright
 
 from certs_gen.cli import main
+from tests.support.browser import CHROMIUM
 from tests.support.certs_tool import ROOT, Result
 from tests.support.harness import Server, StartServer, require
 
 pytestmark = pytest.mark.once  # a browser, not our Python
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PATIENCE_MS = 15_000
 PASSWORD = "eight-letters"  # noqa: S105 -- of a file that lives for one test
 EMAIL = "operator@example.com"

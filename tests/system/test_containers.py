@@ -35,8 +35,8 @@ from tests.support.namespaces import (
     running,
 )
 from tests.support.pages import shown
-from tornado_status import config
-from tornado_status.config import Settings, UdpTarget
+from tornado_status.config import loader
+from tornado_status.config.settings import Settings, UdpTarget
 from tornado_status.runtime.shutdown import REMAINDER_S
 
 pytestmark = pytest.mark.once
@@ -83,7 +83,7 @@ def compose(compose_config: ComposeConfig) -> Compose:
 
 def server_settings(compose: Compose) -> Settings:
     environment = {"PATH": "/bin", **compose["services"]["server"]["environment"]}
-    return config.load(ROOT / "config.yaml", environment)
+    return loader.load(ROOT / "config.yaml", environment)
 
 
 def ours(compose: Compose) -> dict[str, Any]:
@@ -390,7 +390,7 @@ def test_the_image_starts_the_server_as_an_ordinary_user_and_without_a_shell() -
 
 
 def test_the_image_asks_for_health_where_the_shipped_settings_serve_it() -> None:
-    settings = config.load(ROOT / "config.yaml", {})
+    settings = loader.load(ROOT / "config.yaml", {})
     program = healthcheck()[-1]
     assert f"'{settings.management.host}', {settings.management.port}" in program
     assert "/readyz" in program

@@ -18,7 +18,7 @@ import yaml
 
 from tests.support.harness import PATIENCE_S, ROOT, require
 from tests.support.pages import commands
-from tornado_status import config
+from tornado_status.config import loader
 from tornado_status.runtime.shutdown import REMAINDER_S
 
 pytestmark = pytest.mark.once
@@ -73,7 +73,7 @@ def test_the_unit_waits_for_what_the_server_does() -> None:
     unit.optionxform = str  # type: ignore[assignment,method-assign]
     unit.read(UNIT)
     service = unit["Service"]
-    settings = config.load(ROOT / "config.yaml", {})
+    settings = loader.load(ROOT / "config.yaml", {})
     assert service["Type"] == "notify-reload"
     assert float(service["WatchdogSec"].removesuffix("s")) > 0
     assert (
@@ -121,7 +121,7 @@ def test_the_manifests_are_valid(tmp_path: Path) -> None:
 def test_the_manifests_settings_are_settings() -> None:
     """The server takes what the ConfigMap sets."""
     found = manifests()["ConfigMap"]["data"]
-    settings = config.load(ROOT / "config.yaml", {**found, "DATABASE_URL": "postgresql://db/x"})
+    settings = loader.load(ROOT / "config.yaml", {**found, "DATABASE_URL": "postgresql://db/x"})
     assert settings.announce.targets == ()
     assert settings.logging.format == "json"
     [port] = container()["ports"]
@@ -142,7 +142,7 @@ def test_the_probes_ask_what_the_image_asks() -> None:
 def test_a_pod_has_time_to_drain() -> None:
     pod = manifests()["Deployment"]["spec"]["template"]["spec"]
     pause = int(container()["lifecycle"]["preStop"]["exec"]["command"][1])
-    settings = config.load(ROOT / "config.yaml", {})
+    settings = loader.load(ROOT / "config.yaml", {})
     assert (
         pod["terminationGracePeriodSeconds"] > pause + settings.server.drain_timeout_s + REMAINDER_S
     )

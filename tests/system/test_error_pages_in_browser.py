@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Error, expect, sync_playwright
+from playwright.sync_api import Browser, Error, expect
 
-from tests.support.harness import Server, StartServer, require
+from tests.support.harness import Server, StartServer
 
 pytestmark = pytest.mark.once  # a browser, not our Python
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BACKGROUNDS = {"light": "rgb(246, 247, 249)", "dark": "rgb(15, 18, 22)"}  # --back in board.css
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    require("a browser", CHROMIUM is not None, "Debian: chromium")
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

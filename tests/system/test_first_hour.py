@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import PATIENCE_S, ROOT, plain_environment, require, running_server
-from tornado_status import config, startup_banner
+from tornado_status import startup_banner
+from tornado_status.config import loader
 
 pytestmark = pytest.mark.once
 
@@ -107,7 +108,7 @@ def test_the_banner_shows_a_command_that_can_be_pasted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a checkout by its path: the second terminal may have another PATH. Else by its name."""
-    settings = config.load(ROOT / "config.yaml", {})
+    settings = loader.load(ROOT / "config.yaml", {})
     url = "https://localhost:8443"
     scripts = tmp_path / ".venv" / "bin"
     scripts.mkdir(parents=True)

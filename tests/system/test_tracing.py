@@ -35,8 +35,9 @@ from tests.support.harness import (
     rows,
     wait_until,
 )
-from tornado_status import config
 from tornado_status.commands.doctor import report
+from tornado_status.config import loader
+from tornado_status.config.settings import LoggingSettings, TracingSettings
 from tornado_status.errors import ConfigError
 from tornado_status.observe import logging_setup
 from tornado_status.observe.tracing import Tracing
@@ -372,7 +373,7 @@ def test_the_last_spans_are_waited_for_within_bounds(collector: Collector) -> No
         return [each for each in threading.enumerate() if each.name == "last spans"]
 
     async def one(endpoint: str, timeout_s: float) -> None:
-        settings = config.TracingSettings(endpoint=endpoint, sample_ratio=1)
+        settings = TracingSettings(endpoint=endpoint, sample_ratio=1)
         assert settings.endpoint is not None
         tracing = Tracing(settings, settings.endpoint)
         tracing.start()
@@ -396,7 +397,7 @@ def test_every_logger_of_the_library_is_limited() -> None:
     """Each message once a minute, wherever below its name; other loggers say what they like."""
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
-    logging_setup.configure(config.LoggingSettings(format="json"))
+    logging_setup.configure(LoggingSettings(format="json"))
     written: list[str] = []
     [handler] = root.handlers
     handler.emit = lambda record: written.append(record.name)  # type: ignore[method-assign]
@@ -405,7 +406,7 @@ def test_every_logger_of_the_library_is_limited() -> None:
             for number in range(3):
                 logging.getLogger(name).warning("cannot send %s to %d", name, number)
     finally:
-        logging_setup.configure(config.LoggingSettings())
+        logging_setup.configure(LoggingSettings())
         root.handlers[:] = before
         root.setLevel(level)
     assert written == ["opentelemetry.sdk.new"] + ["some.other"] * 3
@@ -491,7 +492,7 @@ def test_an_endpoint_may_leave_out_the_usual_path(tmp_path: Path, given: str, us
     """As in OTEL_EXPORTER_OTLP_ENDPOINT."""
     path = tmp_path / "config.yaml"
     path.write_text(f"tracing: {{endpoint: '{given}'}}\n")
-    assert config.load(path, {}).tracing.endpoint == used
+    assert loader.load(path, {}).tracing.endpoint == used
 
 
 @pytest.mark.parametrize(
@@ -509,6 +510,6 @@ def test_a_wrong_setting_names_its_key(tmp_path: Path, section: str, said: str) 
     path = tmp_path / "config.yaml"
     path.write_text(f"tracing: {{{section}}}\n")
     with pytest.raises(ConfigError) as caught:
-        config.load(path, {})
+        loader.load(path, {})
     assert said in str(caught.value)
     assert "s3cret" not in str(caught.value)

@@ -13,17 +13,24 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.support.harness import ROOT
-from tornado_status import config
+from tornado_status.config import loader
+from tornado_status.config.settings import (
+    AlertSettings,
+    NatsTarget,
+    Settings,
+    UdpTarget,
+    without_effect,
+)
 from tornado_status.errors import ConfigError
 from tornado_status.pki.trust_anchors import Anchors, crl_file
 
 SHIPPED = ROOT / "config.yaml"
 
 
-def load(tmp_path: Path, text: str = "", **environment: str) -> config.Settings:
+def load(tmp_path: Path, text: str = "", **environment: str) -> Settings:
     path = tmp_path / "config.yaml"
     path.write_text(text)
-    return config.load(path, environment)
+    return loader.load(path, environment)
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
@@ -37,7 +44,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("key", keys(config.Settings))
+@pytest.mark.parametrize("key", keys(Settings))
 def test_every_key_is_documented_where_it_stands(key: str) -> None:
     """config.yaml shows it with a comment in its line."""
     text = SHIPPED.read_text()
@@ -61,9 +68,9 @@ def shown_entry(begin: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("begin", "model"),
     [
-        ("#   - name: plant", config.AlertSettings),
-        ("#   - kind: multicast", config.UdpTarget),
-        ("#   - kind: nats", config.NatsTarget),
+        ("#   - name: plant", AlertSettings),
+        ("#   - kind: multicast", UdpTarget),
+        ("#   - kind: nats", NatsTarget),
     ],
 )
 def test_an_entry_of_a_list_is_shown_with_its_keys_and_defaults(
@@ -107,7 +114,7 @@ def test_a_wrong_alert_is_told_without_its_secrets(
             assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("key", keys(config.Settings))
+@pytest.mark.parametrize("key", keys(Settings))
 def test_the_shipped_file_says_the_default(tmp_path: Path, key: str) -> None:
     """Leaving a key out changes nothing, nor does a server without the file."""
     shipped = load(tmp_path, SHIPPED.read_text()).model_dump()
@@ -122,14 +129,14 @@ def test_without_a_file_paths_are_relative_to_the_current_folder(
 ) -> None:
     """As with a config.yaml there that is empty."""
     monkeypatch.chdir(tmp_path)
-    assert config.find_file(None) is None
-    assert config.find_file(Path("a.yaml")) == Path("a.yaml")
-    default = config.load(None, {})
-    assert config.origins(None, {"PORT": "1"}) == {"server.port": "PORT"}
+    assert loader.find_file(None) is None
+    assert loader.find_file(Path("a.yaml")) == Path("a.yaml")
+    default = loader.load(None, {})
+    assert loader.origins(None, {"PORT": "1"}) == {"server.port": "PORT"}
     assert default == load(tmp_path)
-    assert config.find_file(None) == Path("config.yaml")
+    assert loader.find_file(None) == Path("config.yaml")
     with pytest.raises(ConfigError, match=r"^PORT: server\.port: expected a whole number"):
-        config.load(None, {"PORT": "x"})
+        loader.load(None, {"PORT": "x"})
 
 
 def test_the_list_beside_the_ca_is_used_by_default(tmp_path: Path) -> None:
@@ -314,10 +321,10 @@ ODD: list[Any] = [None, True, 1, -1, 1.5, float("inf"), float("nan"), 10**400, "
 ODD += [[], [1], [None], {}, {"a": 1}, [[]], [{}], "9" * 5000]
 
 
-@pytest.mark.parametrize("section", config.Settings.model_fields)
+@pytest.mark.parametrize("section", Settings.model_fields)
 def test_whatever_is_wrong_is_said_in_our_words(tmp_path: Path, section: str) -> None:
     """Each key with odd values: nothing of the library's own words, and no endless line."""
-    for key in keys(config.Settings):
+    for key in keys(Settings):
         if not key.startswith(f"{section}."):
             continue
         for value in ODD:
@@ -404,9 +411,9 @@ def test_a_password_never_appears_in_an_error(tmp_path: Path) -> None:
 
 def test_keys_without_effect_are_told(tmp_path: Path) -> None:
     """They are accepted, and the operator learns that they do nothing."""
-    assert config.without_effect(load(tmp_path)) == []
+    assert without_effect(load(tmp_path)) == []
     settings = load(tmp_path, "ingress: {trusted_proxies: [10.0.0.1]}")
-    assert config.without_effect(settings) == ["ingress.trusted_proxies"]
+    assert without_effect(settings) == ["ingress.trusted_proxies"]
 
 
 def test_three_missed_intervals_are_offline_unless_told_otherwise(tmp_path: Path) -> None:
@@ -427,7 +434,7 @@ _values: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from([*config.Settings.model_fields, "x"]), _values, max_size=4))
+@given(st.dictionaries(st.sampled_from([*Settings.model_fields, "x"]), _values, max_size=4))
 def test_any_yaml_is_settings_or_errors_in_our_words(
     tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]
 ) -> None:
@@ -435,7 +442,7 @@ def test_any_yaml_is_settings_or_errors_in_our_words(
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(yaml.safe_dump(values))
     try:
-        config.load(path, {})
+        loader.load(path, {})
     except ConfigError as error:
         lines = str(error).splitlines()
         assert len(set(lines)) == len(lines) > 0

@@ -17,7 +17,7 @@ from tests.support.harness import PATIENCE_S, ROOT, require
 from tornado_status.announce.errno_hints import HINTS, hint
 from tornado_status.announce.interfaces import Network, read_interfaces
 from tornado_status.announce.udp_sink import UdpSink
-from tornado_status.config import UdpTarget
+from tornado_status.config.settings import UdpTarget
 from tornado_status.errors import ConfigError
 
 TARGETS_PAGE = (ROOT / "docs" / "target-reference.md").read_text("utf-8")

@@ -110,7 +110,7 @@ def loaded_by(*modules: str) -> set[str]:
         ("model.records", DATABASE | NETWORK | LIBRARIES),
         ("wire.datagram", DATABASE | NETWORK | LIBRARIES),
         ("pki.identity", DATABASE | NETWORK - {"socket"} | {"pydantic", "yaml"}),
-        ("config", DATABASE | NETWORK - {"socket"} | {"cryptography", "email_validator"}),
+        ("config.loader", DATABASE | NETWORK - {"socket"} | {"cryptography", "email_validator"}),
     ],
 )
 def test_a_pure_module_loads_no_network_and_no_driver(module: str, unwanted: set[str]) -> None:

@@ -18,7 +18,7 @@ from tornado_status.api.live.event_filter import EventFilter, FilterError, parse
 from tornado_status.api.live.framing import EventStream
 from tornado_status.api.live.subscription import Subscription
 from tornado_status.api.live.subscriptions import Subscriptions
-from tornado_status.config import LiveSettings
+from tornado_status.config.settings import LiveSettings
 from tornado_status.model.email_patterns import any_of
 from tornado_status.model.records import Event
 from tornado_status.runtime.http_timeouts import TimeoutStream

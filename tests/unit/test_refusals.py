@@ -21,7 +21,7 @@ import clients
 import listeners
 import tornado_status
 from certs_gen.authority import Authority, Credential
-from tornado_status.config import IngressSettings
+from tornado_status.config.settings import IngressSettings
 from tornado_status.errors import IdentityError
 from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
 from tornado_status.ingress.refusals import Refusals

@@ -24,7 +24,7 @@ from prometheus_client.core import Metric
 from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.webhook import NotDelivered, Webhook
 from tornado_status.alerts.webhook_signature import parse_secrets, sign
-from tornado_status.config import AlertSettings
+from tornado_status.config.settings import AlertSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.alert import AlertCursor, AlertMessage, UserReturn, committed_at
 from tornado_status.model.records import Event, timestamp

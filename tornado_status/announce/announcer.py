@@ -21,7 +21,7 @@ from tornado_status.announce.interface_monitor import InterfaceMonitor
 from tornado_status.announce.nats_sink import NatsSink
 from tornado_status.announce.sink import Sink
 from tornado_status.announce.udp_sink import udp_sinks
-from tornado_status.config import AnnounceSettings
+from tornado_status.config.settings import AnnounceSettings
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.records import CommittedBatch
 from tornado_status.observe import metrics

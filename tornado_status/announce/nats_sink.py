@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tornado_status.announce.sink import SendError, Sink
-from tornado_status.config import NatsTarget
+from tornado_status.config.settings import NatsTarget
 from tornado_status.errors import BrokerError
 from tornado_status.wire.nats_connection import (
     MAX_REASON,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tornado_status.announce.interfaces import Address, Interface, Interfaces, Network
-from tornado_status.config import AUTO, UdpTarget
+from tornado_status.config.settings import AUTO, UdpTarget
 from tornado_status.errors import ConfigError
 
 _LOOPBACK = "127.0.0.1"  # for a multicast group without `interfaces`

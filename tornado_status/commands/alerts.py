@@ -7,8 +7,8 @@ import asyncio
 import os
 import sys
 
-from tornado_status import config
 from tornado_status.commands import EXIT_FAILED
+from tornado_status.config import loader
 from tornado_status.errors import ConfigError
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Send a test message to an alert's receiver, in the form of an event's message."""
-    settings = config.load(options.config, os.environ)
+    settings = loader.load(options.config, os.environ)
     from tornado_status.alerts import NotDelivered, load_senders
     from tornado_status.pki.tls_contexts import webhook_contexts
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from tornado_status import config
-from tornado_status.config import Settings
+from tornado_status.config import loader
+from tornado_status.config.settings import Settings
 
 MASK = "********"
 
@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the settings in effect and where each comes from, without secrets."""
-    settings = config.load(options.config, os.environ)
+    settings = loader.load(options.config, os.environ)
     format_of = as_json if options.format == "json" else as_yaml
-    print(format_of(settings, config.origins(options.config, os.environ)), end="")
+    print(format_of(settings, loader.origins(options.config, os.environ)), end="")
     return 0
 
 
@@ -45,11 +45,11 @@ def as_yaml(settings: Settings, origins: Mapping[str, str]) -> str:
     lines = []
     for section, value in masked(settings).items():
         if not isinstance(value, dict):
-            lines.append(f"{section}: {_one_line(value)}  # {origins.get(section, config.DEFAULT)}")
+            lines.append(f"{section}: {_one_line(value)}  # {origins.get(section, loader.DEFAULT)}")
             continue
         lines.append(f"{section}:")
         for key, inner in value.items():
-            origin = origins.get(f"{section}.{key}", config.DEFAULT)
+            origin = origins.get(f"{section}.{key}", loader.DEFAULT)
             lines.append(f"  {key}: {_one_line(inner)}  # {origin}")
     return "\n".join(lines) + "\n"
 
@@ -62,7 +62,7 @@ def as_json(settings: Settings, origins: Mapping[str, str]) -> str:
             {f"{section}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {}
         )
         for name, inner in (keys or {section: value}).items():
-            found[name] = {"value": inner, "origin": origins.get(name, config.DEFAULT)}
+            found[name] = {"value": inner, "origin": origins.get(name, loader.DEFAULT)}
     return json.dumps(found, indent=2) + "\n"
 
 

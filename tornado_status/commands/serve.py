@@ -7,12 +7,12 @@ import asyncio
 import os
 from pathlib import Path
 
-from tornado_status import config
+from tornado_status.config import loader
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the server until SIGTERM or Ctrl-C."""
-    settings = config.load(options.config, os.environ)
+    settings = loader.load(options.config, os.environ)
     import structlog
 
     from tornado_status import server

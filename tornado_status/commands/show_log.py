@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 
-from tornado_status import config
+from tornado_status.config import loader
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
     A new log also sets times that are ahead of the database's clock to the present.
     """
-    settings = config.load(options.config, os.environ)
+    settings = loader.load(options.config, os.environ)
     from tornado_status.model.records import timestamp
     from tornado_status.observe import logging_setup
     from tornado_status.store import log_id

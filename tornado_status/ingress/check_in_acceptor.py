@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from tornado.netutil import bind_sockets
 
-from tornado_status.config import ServerSettings
+from tornado_status.config.settings import ServerSettings
 from tornado_status.errors import ConfigError
 from tornado_status.ingress.lingering import Lingering
 from tornado_status.ingress.refusals import Refusals

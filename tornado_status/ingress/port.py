@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
 
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 from tornado_status.errors import StatusError, StoreError
 from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.behind_proxy.plain_acceptor import PlainAcceptor

@@ -15,7 +15,7 @@ from typing import Any
 
 from tornado.httpserver import HTTPServer
 
-from tornado_status.config import ServerSettings
+from tornado_status.config.settings import ServerSettings
 from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress import plain_http
 from tornado_status.ingress.authentication import ConnectionAuthenticator

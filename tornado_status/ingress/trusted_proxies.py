@@ -6,7 +6,7 @@ import functools
 import ipaddress
 from collections.abc import Sequence
 
-from tornado_status.config import Network
+from tornado_status.config.settings import Network
 from tornado_status.model.records import normalise_ip
 
 

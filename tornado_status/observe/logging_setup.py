@@ -13,7 +13,7 @@ from typing import Any, TextIO
 
 import structlog
 
-from tornado_status.config import LoggingSettings
+from tornado_status.config.settings import LoggingSettings
 from tornado_status.runtime.rate_limit import RateLimit
 
 # Loggers of libraries whose lines a peer can cause.

@@ -16,7 +16,7 @@ from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import bind_sockets
 from tornado.web import Application, RequestHandler
 
-from tornado_status.config import ManagementSettings
+from tornado_status.config.settings import ManagementSettings
 from tornado_status.errors import ConfigError
 from tornado_status.observe.health import Check
 from tornado_status.runtime import http_timeouts

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client.core import Metric
 
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 from tornado_status.observe import health, metrics
 from tornado_status.pki.certificates import ca_id
 from tornado_status.pki.credentials import Credentials

@@ -27,7 +27,7 @@ from prometheus_client.core import Metric
 from tornado.httputil import HTTPServerRequest
 
 from tornado_status import __version__
-from tornado_status.config import TracingSettings
+from tornado_status.config.settings import TracingSettings
 from tornado_status.model.records import CheckIn, CommittedBatch
 from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 from tornado_status.pki.certificates import ca_id
 from tornado_status.pki.crl import CRLMark
 from tornado_status.pki.datagram_signing import Signing, load_signing

@@ -10,7 +10,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-from tornado_status.config import AnnounceSettings
+from tornado_status.config.settings import AnnounceSettings
 from tornado_status.errors import AnnouncerError, ConfigError
 from tornado_status.pki import announcer_keys
 from tornado_status.pki.files import check_key, read, read_certificates

@@ -9,7 +9,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from tornado_status.config import AlertSettings, ManagementSettings, TlsSettings
+from tornado_status.config.settings import AlertSettings, ManagementSettings, TlsSettings
 from tornado_status.errors import ConfigError
 from tornado_status.pki.certificates import UNREADABLE
 from tornado_status.pki.files import check_file, check_key, read_certificates

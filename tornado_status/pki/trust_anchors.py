@@ -11,7 +11,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from tornado_status.config import TlsSettings
+from tornado_status.config.settings import TlsSettings
 from tornado_status.errors import ConfigError, CRLError, IdentityError
 from tornado_status.pki.authorities import read_authority
 from tornado_status.pki.crl import CRL, CRLMark, read_crls, replace_crls

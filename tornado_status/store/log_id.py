@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tornado_status.config import EMBEDDED, DatabaseSettings
+from tornado_status.config.settings import EMBEDDED, DatabaseSettings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store.database import Connection, StatementFailed, Values, parse_url
 from tornado_status.store.embedded.postgres import EmbeddedPostgres

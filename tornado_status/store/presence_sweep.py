@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import structlog
 from prometheus_client.core import Metric
 
-from tornado_status.config import PresenceSettings
+from tornado_status.config.settings import PresenceSettings
 from tornado_status.errors import StoreError
 from tornado_status.model import presence
 from tornado_status.model.records import Event, EventKind

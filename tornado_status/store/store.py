@@ -14,7 +14,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import structlog
 from prometheus_client.core import Metric
 
-from tornado_status.config import EMBEDDED, DatabaseSettings, HistorySettings, PresenceSettings
+from tornado_status.config.settings import (
+    EMBEDDED,
+    DatabaseSettings,
+    HistorySettings,
+    PresenceSettings,
+)
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.model import presence
 from tornado_status.model.records import (

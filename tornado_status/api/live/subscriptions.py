@@ -22,7 +22,7 @@ from tornado_status.api.live.delivery import Delivery
 from tornado_status.api.live.live_group import LiveGroup
 from tornado_status.api.live.subscription import Subscription
 from tornado_status.api.live.subscription_limit import Slot, Slots
-from tornado_status.config import LiveSettings
+from tornado_status.config.settings import LiveSettings
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event
 from tornado_status.observe import metrics

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from tornado_status.commands import EXIT_FAILED
-from tornado_status.config import LoggingSettings
+from tornado_status.config.settings import LoggingSettings
 
 
 def run(options: argparse.Namespace) -> int:

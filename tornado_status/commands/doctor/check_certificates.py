@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 from tornado_status.errors import ConfigError
 from tornado_status.pki.authorities import NOT_A_CA, read_authority
 from tornado_status.pki.certificates import issued_by

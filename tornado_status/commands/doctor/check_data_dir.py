@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
-from tornado_status.config import EMBEDDED, Settings
+from tornado_status.config.settings import EMBEDDED, Settings
 
 TOPIC = "database"
 FULL = 100_000_000  # bytes; a new database needs 40 MB, and its log of transactions more

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
-from tornado_status.config import EMBEDDED, Settings
+from tornado_status.config.settings import EMBEDDED, Settings
 from tornado_status.errors import ConfigError, StoreError
 from tornado_status.store import diagnostics as ask
 from tornado_status.store.diagnostics import Diagnosis

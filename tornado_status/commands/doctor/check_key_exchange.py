@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Iterator
 
 from tornado_status.commands.doctor.finding import Finding, note, ok
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 
 TOPIC = "tls"
 HYBRID = "X25519MLKEM768"

@@ -20,7 +20,7 @@ from tornado_status.announce.errno_hints import hint
 from tornado_status.announce.interfaces import Interfaces, read_interfaces
 from tornado_status.announce.udp_sink import UdpSink, udp_sinks
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
-from tornado_status.config import NatsTarget, Settings, UdpTarget
+from tornado_status.config.settings import NatsTarget, Settings, UdpTarget
 from tornado_status.errors import BrokerError, ConfigError
 from tornado_status.runtime.listening import explain, holder
 from tornado_status.wire.nats_connection import check_files, connected

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from tornado_status.commands.doctor.finding import Finding, note, ok
-from tornado_status.config import IngressSettings, Settings
+from tornado_status.config.settings import IngressSettings, Settings
 
 TOPIC = "proxies"
 WIDE = 256  # addresses; no site has as many proxies

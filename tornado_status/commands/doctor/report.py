@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from tornado_status import config
 from tornado_status.commands.doctor import (
     check_certificates,
     check_data_dir,
@@ -18,7 +17,8 @@ from tornado_status.commands.doctor import (
     check_proxies,
 )
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
-from tornado_status.config import Settings
+from tornado_status.config import loader
+from tornado_status.config.settings import Settings, without_effect
 from tornado_status.errors import ConfigError
 
 MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
@@ -32,7 +32,7 @@ def examine(path: Path | None, environment: Mapping[str, str]) -> list[Finding]:
     if path is not None and not path.exists():
         raise ConfigError(f"{path}: no such file")
     try:
-        settings = config.load(path, environment)
+        settings = loader.load(path, environment)
     except ConfigError as error:
         advice = "Nothing else can be looked at before that."
         return [problem("config", line, advice) for line in str(error).splitlines()]
@@ -71,7 +71,7 @@ def _settings(path: Path | None, settings: Settings) -> list[Finding]:
         ok("config", f"{path} is valid" if path else "no config.yaml here: the defaults apply"),
         *(
             note("config", f"{key} has no effect with the others", "Take it out.")
-            for key in config.without_effect(settings)
+            for key in without_effect(settings)
         ),
     ]
     if settings.tracing.endpoint is not None and importlib.util.find_spec("opentelemetry") is None:

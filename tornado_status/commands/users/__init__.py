@@ -11,9 +11,9 @@ import asyncio
 import os
 import sys
 
-from tornado_status import config
 from tornado_status.commands import EXIT_FAILED
 from tornado_status.commands.config_option import add_config
+from tornado_status.config import loader
 from tornado_status.model.presence import State
 
 
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     A running server announces the changes. `erase` removes users and blanks their e-mail,
     addresses and certificates in the log, which keeps its sequence numbers. See docs/people.md.
     """
-    settings = config.load(options.config, os.environ)
+    settings = loader.load(options.config, os.environ)
     from tornado_status.commands.users import changes, listing
     from tornado_status.observe import logging_setup
 

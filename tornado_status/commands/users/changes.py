@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 from tornado_status.errors import ConfigError
 from tornado_status.model.email_address import parse_email
 from tornado_status.store.enrolment import OfflineEnrolment

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 from tornado_status.api.users import record_json
-from tornado_status.config import Settings
+from tornado_status.config.settings import Settings
 from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.model.presence import State
 from tornado_status.model.records import StatusRecord

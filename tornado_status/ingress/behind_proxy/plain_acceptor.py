@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import Callable
 
-from tornado_status.config import ServerSettings
+from tornado_status.config.settings import ServerSettings
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.peer_stream import READ_CHUNK, PlainStream
 from tornado_status.ingress.refusals import Refusals

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from tornado.httputil import HTTPServerRequest
 
-from tornado_status.config import IngressSettings
+from tornado_status.config.settings import IngressSettings
 from tornado_status.errors import ForwardedError, IdentityError, Refusal
 from tornado_status.ingress.authentication import InFlightCounting
 from tornado_status.ingress.behind_proxy.forwarded_headers import (

@@ -1,0 +1,1 @@
+"""config.yaml and the environment to frozen settings: the model, and the loader."""
