@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import LOOPBACK, StartServer, free_port, wait_until
+from tests.support.harness import LOOPBACK, StartServer, wait_until
 from tests.support.population import ATTACK_S, StartPopulation
+from tests.support.unread_log import fill_pipe, is_ready, pipe_at, start_logging_to
 
 pytestmark = pytest.mark.once
-
-
-@pytest.fixture
-def pipe(tmp_path: Path) -> Iterator[tuple[str, int]]:
-    """The path of an unread pipe, and its writing end."""
-    path = tmp_path / "log"
-    os.mkfifo(path)
-    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    try:
-        yield str(path), writing
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 def cause_lines(port: int, seconds: float) -> None:
@@ -47,33 +32,21 @@ def cause_lines(port: int, seconds: float) -> None:
 def test_a_stranger_who_causes_log_lines(
     start_server: StartServer,
     start_population: StartPopulation,
-    pipe: tuple[str, int],
+    tmp_path: Path,
     wrong: str | None,
 ) -> None:
-    """One line is enough where the event loop writes it."""
-    path, writing = pipe
+    """One line is enough if the event loop writes it."""
+    path = tmp_path / "log"
     module = ("tornado_status",) if wrong is None else ("tests.support.faults.wrong_server", wrong)
-    server = start_server(
-        prefix=("sh", "-c", 'exec "$@" >"$0" 2>&1', path),
-        module=module,
-        wait=False,
-        server={"port": free_port()},
-    )
-
-    def is_ready() -> bool:
-        with contextlib.suppress(OSError):
-            return server.management("/readyz").status == 200
-        return False
-
-    wait_until(is_ready, "readiness")
-    honest = start_population(server)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(writing, b"\n")  # one by one: until not a byte of room is left
-    cause_lines(server.port, ATTACK_S)
-    complaints = honest.complaints()
-    if wrong is None:
-        assert complaints == []
-    else:
-        assert any("answered None" in each for each in complaints), complaints
-        server.process.kill()
+    with pipe_at(path) as (_, writing):
+        server = start_logging_to(start_server, str(path), module=module)
+        wait_until(lambda: is_ready(server), "readiness")
+        honest = start_population(server)
+        fill_pipe(writing)
+        cause_lines(server.port, ATTACK_S)
+        complaints = honest.complaints()
+        if wrong is None:
+            assert complaints == []
+        else:
+            assert any("answered None" in each for each in complaints), complaints
+            server.process.kill()

@@ -16,8 +16,8 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from tests.support.faults.judge import peak_memory_kb
 from tests.support.faults.ledger import REQUEST
+from tests.support.faults.samples import peak_memory_kb
 from tests.support.faults.tcp_relay import Relay
 from tests.support.faults.trial import NAMES, MakePostgres, StartTrial, Trial
 from tests.support.harness import (

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.faults.samples import peak_memory_kb
 from tests.support.harness import PATIENCE_S, Server, StartServer, rows, running_server, wait_until
 from tests.support.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
@@ -314,9 +315,7 @@ def test_who_never_reads_answers_costs_a_bounded_amount(
         # The kernel's buffers hold what is on the way; the process holds 4 KiB of it.
         assert recorded < sent / len(PLAIN)
         assert server.request("POST", "/api/client").status == 204
-        memory = Path(f"/proc/{server.process.pid}/status").read_text()
-        peak_kib = int(re.findall(r"VmHWM:\s+(\d+)", memory)[0])
-        assert peak_kib < 300_000
+        assert peak_memory_kb(server.process.pid) < 300_000
 
 
 def test_mute_peers_do_not_delay_a_real_one(start_server: StartServer) -> None:

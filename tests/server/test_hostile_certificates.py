@@ -9,7 +9,6 @@ from __future__ import annotations
 import datetime
 import http.client
 import json
-import re
 import socket
 import ssl
 import warnings
@@ -45,6 +44,8 @@ from tests.support.harness import (
     running_server,
     wait_until,
 )
+from tests.support.metrics import refused
+from tests.support.with_constants import LINGER_S
 
 SENTENCE = "CN must be a valid email address"
 VALID = "valid_user@example.com"
@@ -218,17 +219,6 @@ def log_length(server: Server) -> int:
     [(count,)] = server.rows("SELECT count(*) FROM check_in")
     assert isinstance(count, int)
     return count
-
-
-def refused(server: Server, reason: str) -> int:
-    """Return how often the server says that it refused a client for this."""
-    text = server.management("/metrics").body.decode()
-    match = re.search(
-        rf'^tornado_status_connections_refused_total{{reason="{reason}"}} (\S+)$',
-        text,
-        re.MULTILINE,
-    )
-    return int(float(match[1])) if match else 0
 
 
 def logged(server: Server, event: str, **fields: str) -> None:
@@ -493,8 +483,11 @@ def test_no_certificate_at_all_fails_with_a_readable_alert(server: Server) -> No
     logged(server, "handshake failed", kind=kind, client_ip=LOOPBACK)
 
 
-def test_the_end_of_the_connection_leaves_time_to_read_the_alert(server: Server) -> None:
+def test_the_end_of_the_connection_leaves_time_to_read_the_alert(
+    start_server: StartServer,
+) -> None:
     """Chromium shows a network error in its place if the end comes with it."""
+    server = start_server(constants={LINGER_S: 5})
     secure = server.connect_raw(None)
     with pytest.raises(ssl.SSLError, match="certificate required"):
         secure.recv(1)

@@ -22,7 +22,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from certs_gen.authority import Authority
-from tests.support.faults.judge import peak_memory_kb
+from tests.support.faults.samples import peak_memory_kb
 from tests.support.harness import PATIENCE_S, Postgres, Server, StartServer, exchange, wait_until
 from tests.support.log_events import fill
 from tests.support.metrics import metric

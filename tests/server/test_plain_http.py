@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import time
 
 import pytest
 
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, wait_until
+from tests.support.metrics import refused
 from tests.support.raw_http import STATUS
 from tornado_status.ingress.plain_http import SENTENCE
 from tornado_status.ingress.proxy_protocol.header import SIGNATURE
@@ -51,12 +51,6 @@ def is_the_answer(said: bytes) -> None:
     assert b"\r\nConnection: close" in head
     assert f"\r\nContent-Length: {len(SENTENCE)}\r\n".encode() in head
     assert body.decode() == SENTENCE
-
-
-def refused(server: Server, kind: str) -> int:
-    metrics = server.management("/metrics").body.decode()
-    found = re.search(rf'connections_refused_total{{reason="{kind}"}} (\d+)', metrics)
-    return int(found[1]) if found else 0
 
 
 @pytest.mark.parametrize(

@@ -496,6 +496,7 @@ def test_a_clock_that_is_set_makes_nobody_silent(database_url: str, by_s: float)
         [line] = logs
         assert line["event"] == "database clock was set"
         assert line["by_s"] == pytest.approx(by_s, abs=PATIENCE_S)
+        assert (line["by_s"] > 0) == (by_s > 0)
         rows(database_url, "UPDATE head SET watched_ms = watched_ms + 100000")
         assert await store.sweeper.sweep() == 1
 
@@ -548,7 +549,7 @@ def test_a_mark_of_another_server_counts_by_the_databases_clock(database_url: st
         restarted(store, away="20 s")
         await store.sweeper.mark()
         [(restart,)] = rows(database_url, watched_ms)
-        assert 20_000 <= restart - after < 30_000
+        assert 20_000 <= restart - after < 20_000 + PATIENCE_S * 1000
         restarted(store, away="-1 hour")
         await store.sweeper.mark()
         assert rows(database_url, watched_ms) == [(restart,)]

@@ -27,6 +27,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.hostile_requests import CHECK_IN
+from tests.support.metrics import refused
 from tests.support.proxies import haproxy
 from tests.support.with_constants import MAX_HANDSHAKES
 from tornado_status.errors import ProxyHeaderError
@@ -87,15 +88,8 @@ def check_in(server: Server, raw: socket.socket) -> bytes:
         return secure.recv(4096)
 
 
-def refusals(server: Server, kind: str) -> int:
-    """How many connections were refused for a reason so far."""
-    metrics = server.management("/metrics").body.decode()
-    found = re.search(rf'connections_refused_total{{reason="{kind}"}} (\d+)', metrics)
-    return int(found[1]) if found else 0
-
-
 def refused_as(server: Server, kind: str) -> None:
-    wait_until(lambda: refusals(server, kind), f"a refusal as {kind}")
+    wait_until(lambda: refused(server, kind), f"a refusal as {kind}")
 
 
 def is_closed(raw: socket.socket) -> bool:
@@ -189,11 +183,11 @@ def test_what_is_no_header_of_a_client_is_refused_and_told(
     shared: Server, first: bytes, kind: str
 ) -> None:
     """At once, by name, and the next connection of the same proxy is served."""
-    before = refusals(shared, kind)
+    before = refused(shared, kind)
     with connect(shared, PROXY_IP) as raw:
         raw.sendall(first)
         assert is_closed(raw)
-    assert refusals(shared, kind) == before + 1
+    assert refused(shared, kind) == before + 1
     shared.log.wait_for(lambda line: f'"{kind}"' in line and f'"{PROXY_IP}"' in line, kind)
     raw = connect(shared, PROXY_IP)
     raw.sendall(header("10.1.2.3", 51514))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
 import socket
 import ssl
 import time
@@ -17,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, wait_until
+from tests.support.metrics import metric, refused
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
 from tests.support.with_constants import (
     MAX_BATCH,
@@ -76,12 +76,6 @@ def commits_blocked(server: Server) -> Iterator[None]:
         yield
     finally:
         blocker.close()
-
-
-def refused(server: Server, reason: str) -> float:
-    metrics = server.management("/metrics").body.decode()
-    name = f'tornado_status_connections_refused_total{{reason="{reason}"}} '
-    return sum(float(x.removeprefix(name)) for x in metrics.splitlines() if x.startswith(name))
 
 
 # ------------------------------------------------------------------------------------ handshakes
@@ -276,12 +270,6 @@ def test_an_identity_writes_so_many_rows(start_server: StartServer) -> None:
         assert rows[0][0] <= rate * (BURST_S + time.monotonic() - begun) + 1
 
 
-def queued(server: Server) -> int:
-    metrics = server.management("/metrics").body.decode()
-    [value] = re.findall(r"(?m)^tornado_status_commit_queue_length (\S+)$", metrics)
-    return int(float(value))
-
-
 @pytest.mark.parametrize("limit", [64, 100_000], ids=["limited", "without the limit"])
 def test_an_identity_has_so_many_unanswered_check_ins(
     start_server: StartServer, limit: int
@@ -295,11 +283,11 @@ def test_an_identity_has_so_many_unanswered_check_ins(
             for connection in greedy:
                 connection.sendall(PLAIN * 150)
             if limit > 64:
-                wait_until(lambda: queued(server) > 500, "all to be queued")
+                wait_until(lambda: metric(server, "commit_queue_length") > 500, "all to be queued")
             else:
-                wait_until(lambda: queued(server) > 32, "many to be queued")
+                wait_until(lambda: metric(server, "commit_queue_length") > 32, "many to be queued")
                 for _ in range(20):
-                    assert queued(server) <= 64
+                    assert metric(server, "commit_queue_length") <= 64
         for connection in greedy:
             assert STATUS.findall(read_answers(connection, 150)) == [b"204"] * 150
     assert server.rows("SELECT count(*) FROM check_in") == [(600,)]
@@ -311,9 +299,9 @@ def test_commits_take_turns_by_identity(start_server: StartServer) -> None:
     with server.connect_raw() as greedy, server.connect_raw("operator") as honest:
         with commits_blocked(server):
             greedy.sendall(PLAIN * 60)
-            wait_until(lambda: queued(server) > 50, "many to be queued")
+            wait_until(lambda: metric(server, "commit_queue_length") > 50, "many to be queued")
             honest.sendall(PLAIN)
-            wait_until(lambda: queued(server) > 56, "the other one, too")
+            wait_until(lambda: metric(server, "commit_queue_length") > 56, "the other one, too")
         assert STATUS.findall(read_answers(honest, 1)) == [b"204"]
         assert STATUS.findall(read_answers(greedy, 60)) == [b"204"] * 60
     [(seq,)] = server.rows("SELECT seq FROM check_in WHERE email = 'operator@example.com'")

@@ -31,6 +31,7 @@ from tests.support.harness import (
     exchange,
     wait_until,
 )
+from tests.support.metrics import refused
 from tests.support.trust_site import DAY, POST, Site, now, replace, revocation_list
 from tornado_status.config.settings import TlsSettings
 from tornado_status.errors import ConfigError, CRLError
@@ -119,12 +120,6 @@ def test_all_connections_of_a_revoked_certificate_are_refused(site: Site) -> Non
     assert [exchange(connection, *POST).status for connection in connections] == [403] * 3
 
 
-def refusals(server: Server, reason: str) -> int:
-    metrics = server.management("/metrics").body.decode()
-    found = re.search(rf'connections_refused_total{{reason="{reason}"}} (\S+)', metrics)
-    return int(float(found[1])) if found else 0
-
-
 def test_refusals_on_open_connections_are_counted_and_told(site: Site) -> None:
     """By their reason, once a connection, with whose they are: like those at the start."""
     site.start()
@@ -141,23 +136,23 @@ def test_refusals_on_open_connections_are_counted_and_told(site: Site) -> None:
     with stream:
         while stream.recv(4096):
             pass
-    assert refusals(site.server, "revoked") == 1
+    assert refused(site.server, "revoked") == 1
     assert exchange(plain, *POST).status == 403
-    assert refusals(site.server, "revoked") == 2
+    assert refused(site.server, "revoked") == 2
     assert exchange(ordinary, *GET).status == 403
-    assert refusals(site.server, "revoked") == 3
+    assert refused(site.server, "revoked") == 3
     site.server.wait_event("identity refused")
     told = site.server.events("identity refused")
     assert [(line["reason"], line["email"], line["client_ip"]) for line in told] == [
         ("revoked", "valid_user@example.com", LOOPBACK)
     ]
     assert site.request().status == 403  # when it connects: the log names no user
-    assert refusals(site.server, "revoked") == 4
+    assert refused(site.server, "revoked") == 4
     wait_until(lambda: len(site.server.events("identity refused")) > 1, "the second line")
     assert "email" not in site.server.events("identity refused")[1]
     assert exchange(idle, *POST).status == 403
     assert site.request("operator").status == 204
-    assert refusals(site.server, "revoked") == 5
+    assert refused(site.server, "revoked") == 5
 
 
 def test_who_is_not_revoked_notices_nothing(site: Site) -> None:
@@ -342,15 +337,15 @@ def test_an_expired_certificate_is_refused_on_an_open_connection(site: Site) -> 
     connection = site.server.connect("brief")
     last: list[Answer] = []
 
-    def refused() -> bool:
+    def is_refused() -> bool:
         last.append(exchange(connection, *POST))
         return last[-1].status != 204
 
-    wait_until(refused, "the certificate to expire")
+    wait_until(is_refused, "the certificate to expire")
     assert len(last) > 1
     assert last[-1].detail == "The certificate has expired"
     assert connection.sock is None
-    assert refusals(site.server, "expired") == 1
+    assert refused(site.server, "expired") == 1
 
 
 # ---------------------------------------------------------------------------------------- reload

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, free_port, wait_until
+from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, wait_until
 from tests.support.metrics import metric
+from tests.support.unread_log import fill_pipe, is_ready, pipe_at, start_logging_to
 from tests.support.with_constants import MAX_WAITING_BYTES
 
 DROPPED = "log_lines_dropped_total"
@@ -43,18 +44,10 @@ class Unread:
 
 @contextlib.contextmanager
 def full_pipe(path: Path) -> Iterator[Unread]:
-    os.mkfifo(path)
-    reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
-    try:
+    with pipe_at(path) as (reading, writing):
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(writing, b"\n" * 4096)
+        fill_pipe(writing)
         yield Unread(str(path), reading, lambda: None)
-    finally:
-        os.close(reading)
-        os.close(writing)
 
 
 @contextlib.contextmanager
@@ -74,18 +67,6 @@ def unread(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Unread]:
         yield unread
 
 
-def start(start_server: StartServer, unread: Unread, **more: object) -> Server:
-    """Start a server whose standard output and error are `unread`."""
-    prefix = ("sh", "-c", 'exec "$@" >"$0" 2>&1', unread.path)
-    return start_server(prefix=prefix, wait=False, server={"port": free_port()}, **more)
-
-
-def is_up(server: Server) -> bool:
-    with contextlib.suppress(OSError):
-        return server.management("/readyz").status == 200
-    return False
-
-
 def cause_lines(server: Server, kinds: int) -> None:
     """Have the server log lines of different kinds, so that no rate limit joins them."""
     for number in range(kinds):
@@ -102,8 +83,8 @@ def test_a_log_that_nobody_reads_holds_up_nothing(
     start_server: StartServer, unread: Unread, format_: str
 ) -> None:
     """The start, check-ins, probes and SIGTERM. Each of them logs, and so may any stranger."""
-    server = start(start_server, unread, logging={"format": format_})
-    wait_until(lambda: is_up(server), "readiness")
+    server = start_logging_to(start_server, unread.path, logging={"format": format_})
+    wait_until(lambda: is_ready(server), "readiness")
     cause_lines(server, 1)
     assert server.request("POST", "/api/client").status == 204
     assert server.management("/healthz").status == 200
@@ -115,7 +96,7 @@ def test_a_log_that_is_written_in_the_loop_holds_up_everything(
 ) -> None:
     """The control: what the test above is there to find."""
     module = ("tests.support.faults.wrong_server", "log_in_the_loop")
-    server = start(start_server, unread, module=module)
+    server = start_logging_to(start_server, unread.path, module=module)
     wait_until(lambda: is_writing(server.process.pid), "the event loop to write")
     server.process.send_signal(signal.SIGTERM)  # whose handler interrupts the call for a moment
     wait_until(lambda: is_writing(server.process.pid), "the event loop to write on")
@@ -131,8 +112,8 @@ def is_writing(pid: int) -> bool:
 
 def test_dropped_lines_are_counted(start_server: StartServer, unread: Unread) -> None:
     """In a metric, and in the log once it is read again; the lines before are whole."""
-    server = start(start_server, unread, constants={MAX_WAITING_BYTES: 1000})
-    wait_until(lambda: is_up(server), "readiness")
+    server = start_logging_to(start_server, unread.path, constants={MAX_WAITING_BYTES: 1000})
+    wait_until(lambda: is_ready(server), "readiness")
     assert metric(server, DROPPED) == 0
     cause_lines(server, 3)
     dropped = metric(server, DROPPED)

@@ -14,3 +14,8 @@ def metric(server: Server, name: str) -> float:
         re.MULTILINE,
     )
     return float(found[1]) if found else 0.0
+
+
+def refused(server: Server, reason: str) -> float:
+    """Return how many connections the server refused for a reason."""
+    return metric(server, f'connections_refused_total{{reason="{reason}"}}')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import ssl
 from collections.abc import Callable
@@ -29,12 +28,6 @@ def ask(
     if answered:
         assert connection.recv(12).startswith(b"HTTP/1.1 ")
     return connection
-
-
-def memory(server: Server) -> int:
-    """The most that the server has had, in bytes."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0]) * 1024
 
 
 def in_kernel(server: Server, connection: ssl.SSLSocket) -> int:

@@ -7,11 +7,11 @@ import re
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import pytest
 
 from tests.support.announcing import OTHER, Announcing
+from tests.support.faults.samples import peak_memory_kb
 from tests.support.harness import (
     GROUP,
     Server,
@@ -42,15 +42,6 @@ while sent < int(count):
 
 
 MEMORY_ALLOWED_KB = 32 * 1024  # beside 4,096 datagrams and 20,000 updates that may wait
-
-
-def peak_memory_kb(pid: int) -> int:
-    [line] = [
-        each
-        for each in Path(f"/proc/{pid}/status").read_text().splitlines()
-        if each.startswith("VmHWM:")
-    ]
-    return int(line.split()[1])
 
 
 @pytest.mark.parametrize("sources", [1, 40])

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Sequence
 from urllib.parse import urlencode
 
 from tornado_status.api.problem import Problem
-from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler
+from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler, next_piece
 from tornado_status.api.users import history_json
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import EventPage, HistoryEntry, timestamp
@@ -50,7 +50,7 @@ class EventsHandler(ReadHandler):
 
     async def _send_page(self, after: int, limit: int) -> None:
         try:
-            page = await self.store.events(after, self.piece(limit))
+            page = await self.store.events(after, next_piece(limit))
         except HistoryGone as error:
             raise Problem(410, f"{error}; start again from /api/users") from error
         last = min(after + limit, page.head)  # numbers have no gaps
@@ -69,7 +69,7 @@ class EventsHandler(ReadHandler):
         """Yield the events after `page`, up to the number `last`."""
         log_id, after = page.log_id, page.events[-1].seq
         while after < last:
-            page = await self.store.events(after, self.piece(last - after))
+            page = await self.store.events(after, next_piece(last - after))
             if page.log_id != log_id:
                 raise StoreError("a new log has begun")
             yield _updates(page)
@@ -134,13 +134,13 @@ class EventsExportHandler(ExportHandler):
             await self.export("events", form, self._pages(after))
 
     async def _pages(self, after: int | None) -> AsyncIterator[list[HistoryEntry]]:
-        end, entries = await self.store.log(after, self.piece(MAX_EVENTS))
+        end, entries = await self.store.log(after, next_piece())
         while entries:
             yield entries
             after = entries[-1].event.seq
             if after >= end:
                 return
-            _, entries = await self.store.log(after, self.piece(end - after))
+            _, entries = await self.store.log(after, next_piece(end - after))
 
 
 class HistoryExportHandler(ExportHandler):
@@ -154,7 +154,7 @@ class HistoryExportHandler(ExportHandler):
     async def _pages(self, email: str) -> AsyncIterator[list[HistoryEntry]]:
         before = None
         while True:
-            page = await self.store.history(email, before, self.piece(MAX_EVENTS))
+            page = await self.store.history(email, before, next_piece())
             yield page.entries
             before = page.before
             if before is None:

@@ -18,6 +18,11 @@ DEFAULT_LIMIT = 1000  # entries of a page
 PIECE = 250  # entries read and sent at once: less than 100 KB, and some milliseconds
 
 
+def next_piece(left: int | None = None) -> int:
+    """Return how many entries to read next: a piece, of `left` if their number is known."""
+    return PIECE if left is None else min(left, PIECE)
+
+
 class ReadHandler(Handler):
     """Base of handlers whose answers depend on `access`."""
 
@@ -78,10 +83,6 @@ class ReadHandler(Handler):
             yield closing
 
         await self.send_pieces(pieces())
-
-    def piece(self, left: int) -> int:
-        """Return how many of the `left` entries to read next."""
-        return min(left, PIECE)
 
     def is_unchanged(self, tag: str) -> bool:
         """Set this ETag. Return True, and set the status 304, if the client has it already."""

@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 from tornado_status.api.error_page.render import Advice
 from tornado_status.api.problem import Problem
-from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler
+from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler, next_piece
 from tornado_status.errors import StoreError
 from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import HistoryEntry, StatusRecord, UserPage, timestamp
@@ -67,7 +67,7 @@ class UsersHandler(ReadHandler):
             span = await self.store.log_span()
             if self.is_unchanged(_etag(span.log_id, span.head)):
                 return
-        page = await self.store.users(after, self.piece(limit))
+        page = await self.store.users(after, next_piece(limit))
         self.set_header("ETag", _etag(page.log_id, page.head))
         rest, last = None, page.following
         if page.following is not None and limit > len(page.users):
@@ -89,7 +89,7 @@ class UsersHandler(ReadHandler):
         """Yield the records after `page`, up to the user `last` or to the last of all."""
         log_id = page.log_id
         while page.following is not None:
-            page = await self.store.users(page.following, self.piece(limit), last)
+            page = await self.store.users(page.following, next_piece(limit), last)
             if page.log_id != log_id:
                 raise StoreError("a new log has begun")
             yield _records(page)
@@ -125,7 +125,7 @@ class HistoryHandler(ReadHandler):
             await self._send_page(email, before, limit)
 
     async def _send_page(self, email: str, before: int | None, limit: int) -> None:
-        page = await self.store.history(email, before, self.piece(limit))
+        page = await self.store.history(email, before, next_piece(limit))
         first = [history_json(entry) for entry in page.entries]
         rest, following = None, page.before
         left = limit - len(first)
@@ -149,7 +149,7 @@ class HistoryHandler(ReadHandler):
         """Yield up to `left` entries from before the event `before`."""
         following: int | None = before
         while left and following is not None:
-            page = await self.store.history(email, following, self.piece(left))
+            page = await self.store.history(email, following, next_piece(left))
             yield [history_json(entry) for entry in page.entries]
             left, following = left - len(page.entries), page.before
 

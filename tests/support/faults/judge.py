@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import itertools
 import json
@@ -312,12 +311,3 @@ def _as_announced(row: Row) -> dict[str, Any]:
         "client_ip": row.client_ip,
         "client_port": row.client_port,
     }
-
-
-def peak_memory_kb(pid: int) -> int:
-    """The most physical memory that a process ever had."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1])
-    raise AssertionError(f"no process {pid}")

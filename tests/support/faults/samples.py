@@ -108,3 +108,12 @@ def growth(samples: Sequence[Sample]) -> Growth:
     late = statistics.median(s.pss_kb for s in life[-quarter:])
     descriptors = max(s.descriptors for s in life) - life[0].descriptors
     return Growth(len(life), round(late - early), descriptors)
+
+
+def peak_memory_kb(pid: int) -> int:
+    """The most physical memory that a process ever had."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1])
+    raise AssertionError(f"no process {pid}")
