@@ -171,7 +171,11 @@ def run_child(code: str, stderr: int | None = None) -> subprocess.Popen[bytes]:
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr
     )
     assert child.stdout is not None
-    assert child.stdout.readline() == b"up\n"
+    said = child.stdout.readline()
+    if said != b"up\n":
+        with child:
+            child.kill()
+        raise AssertionError(f"the child said {said!r}")
     return child
 
 
@@ -179,7 +183,7 @@ def test_a_log_that_nobody_reads_holds_up_no_end() -> None:
     """Not even the overdue end of a loop that logs without a pause."""
     code = """
 import asyncio, signal, structlog
-from tornado_status import config
+from tornado_status.config.settings import LoggingSettings
 from tornado_status.observe import logging_setup
 from tornado_status.runtime import background_output
 from tornado_status.runtime.shutdown import ShutdownSignals
@@ -195,7 +199,7 @@ async def main():
         await asyncio.sleep(0)
 
 background_output.start()
-logging_setup.configure(config.LoggingSettings())
+logging_setup.configure(LoggingSettings())
 asyncio.run(main())
 """
     with run_child(code, subprocess.PIPE) as child:
