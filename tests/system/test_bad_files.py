@@ -338,6 +338,12 @@ def request(own: Path) -> bytes:
     return asked.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
 
 
+def openssh(_: Path) -> bytes:
+    return new_key("ec").private_bytes(
+        Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+    )
+
+
 @pytest.mark.parametrize(
     ("file", "make", "said"),
     [
@@ -351,6 +357,8 @@ def request(own: Path) -> bytes:
         ("server.key", encrypted, "is an encrypted key, and the server cannot ask"),
         ("server.crt", request, "holds a certificate request, which a CA has yet to sign, not"),
         ("server.crt", lambda own: (own / "ca.crl").read_bytes(), "certificate revocation list"),
+        ("server.crt", openssh, "holds an OpenSSH key, not a certificate in PEM"),
+        ("server.key", openssh, "holds an OpenSSH key, not a private key in PEM"),
         ("server.crt", lambda own: b"", "holds nothing, not a certificate in PEM"),
         ("server.key", lambda own: b"", "holds nothing, not a private key in PEM"),
         ("server.key", lambda own: (own / "client.key").read_bytes(), "is not the key of"),
@@ -378,6 +386,16 @@ def test_each_wrong_kind_of_a_file_has_its_own_words(
         if file == "announcer.key":
             return  # the key of server.crt
         load_credentials(settings, None)
+
+
+@pytest.mark.parametrize("file", CERTIFICATES.values())
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_a_request_beside_a_certificate_is_ignored(own: Path, file: str, first: bool) -> None:
+    """OpenSSL ignores it, too."""
+    path = own / file
+    parts = (request(own), path.read_bytes())
+    replace(path, b"".join(parts if first else reversed(parts)))
+    load_credentials(settings_of(own), None)
 
 
 def test_a_clients_certificate_is_refused_for_a_server(own: Path) -> None:

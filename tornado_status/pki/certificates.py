@@ -23,6 +23,8 @@ from cryptography.x509.oid import SignatureAlgorithmOID
 MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
 MIN_EC_BITS = 224  # the same, as OpenSSL's security level 2 asks in a handshake
 
+PEM_BEGIN = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")  # as OpenSSL reads it
+
 # The exceptions of `cryptography` for certificates and CRLs that it cannot read, some of them only
 # when a part is read. Each was found by a test.
 UNREADABLE = (
@@ -36,7 +38,6 @@ UNREADABLE = (
 
 # Warning filters belong to the process: two threads that change them at once would mix them up.
 _filters = threading.Lock()
-_BEGINS = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
 
 
 @contextlib.contextmanager
@@ -57,7 +58,7 @@ def read_pem(pem: bytes) -> tuple[x509.Certificate, ...]:
     Raises `ValueError`, with the reason as a sentence, if one is cut off or unreadable: the file
     must not be taken for a shorter one.
     """
-    begins = [found.start() for found in _BEGINS.finditer(pem)]
+    begins = [found.start() for found in PEM_BEGIN.finditer(pem)]
     if not begins:
         raise ValueError("it holds no certificate in PEM")
     blocks = (pem[start:end] for start, end in pairwise([*begins, len(pem)]))

@@ -9,9 +9,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
+from tornado_status.pki.certificates import PEM_BEGIN
+
 # A sequence of version 3 and another sequence: RFC 7292, 4. `.` and (?s): the length, of 0-3 bytes.
 _PKCS12 = re.compile(rb"(?s)\x30(?:[\x00-\x80]|\x81.|\x82..|\x83...)\x02\x01\x03\x30")
-_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----")
+_PRIVATE_KEY = re.compile(rb"-----BEGIN (?:(?!OPENSSH )[A-Z]+ )?PRIVATE KEY-----")
 _ENCRYPTED = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: 4,ENCRYPTED", re.M)
 _OTHERS = {
     b"X509 CRL": "a certificate revocation list",
@@ -25,7 +27,7 @@ _OTHERS = {
 
 def not_a_certificate(path: Path, content: bytes) -> str | None:
     """Return what is in a file that should hold certificates in PEM; None if one is in it."""
-    if b"CERTIFICATE-----" in content and b"-----BEGIN CERTIFICATE REQUEST" not in content:
+    if PEM_BEGIN.search(content):
         return None
     out = path.with_suffix(".pem")
     if _PRIVATE_KEY.search(content) or _ENCRYPTED.search(content):
