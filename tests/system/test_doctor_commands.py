@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from certs_gen.authority import Authority
 from certs_gen.cli import main as certs_gen
 from listeners.options import make_parser as listener_parser
 from tests.support.doctor_setup import DoctorSetup
@@ -116,7 +117,7 @@ Way = Callable[[str, Path], None]
 WAYS: dict[str, Way] = {
     r"status-certs( .*)?": by_certs_gen,
     # Made of parts: run by test_the_printed_commands_of_status_certs_are_run.
-    r"\{_server_command\(.*\)\}|\{_command\(.*\)\}|\{command\}": tried_elsewhere,
+    r"\{_command\(.*\)\}|\{command\}": tried_elsewhere,
     r"status-listener \{options\}": lambda command, path: by_listener_parser(
         "status-listener", path
     ),
@@ -192,3 +193,67 @@ def test_the_printed_commands_of_status_certs_are_run(
     assert "status-certs" not in site.ask().stdout
     said = site.ask(tls={"crl": None}).stdout
     assert f"Make one with `status-certs crl {out}`, and name it in tls.crl." in said
+
+
+def test_the_key_that_an_announcer_was_rotated_to_is_renewed(
+    tmp_path: Path, certs: Path, database_url: str
+) -> None:
+    """The command writes the files of that key, and no others."""
+    site = DoctorSetup(tmp_path, certs, database_url)
+    then = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=360)
+    site.put("announcer-2", site.authority.issue_announcer("announcer-2", now=then))
+    site.settings["announce"]["signing_key"] = "certs/announcer-2.key"
+    [command] = re.findall(r"`(status-certs announcer[^`]+)`", site.ask().stdout)
+    assert command == f"status-certs announcer --name announcer-2 --force --out {site.certs}"
+    before = (site.certs / "announcer.key").read_bytes()
+    assert certs_gen(shlex.split(command)[1:]) == 0
+    assert (site.certs / "announcer.key").read_bytes() == before
+    assert "status-certs announcer" not in site.ask().stdout
+
+
+def server_of_another_ca(site: DoctorSetup, then: datetime.datetime) -> None:
+    site.put("server", Authority.create(name="public").issue_server(["localhost"], now=then))
+
+
+def announcer_of_another_ca(site: DoctorSetup, then: datetime.datetime) -> None:
+    site.put("announcer", Authority.create(name="another").issue_announcer(now=then))
+
+
+def server_in_another_file(site: DoctorSetup, then: datetime.datetime) -> None:
+    site.put("tls", site.authority.issue_server(["localhost"], now=then))
+    site.settings["tls"] |= {"certificate": "certs/tls.crt", "private_key": "certs/tls.key"}
+
+
+def server_key_in_another_file(site: DoctorSetup, then: datetime.datetime) -> None:
+    site.put("server", site.authority.issue_server(["localhost"], now=then))
+    (site.certs / "server.key").rename(site.certs / "tls.key")
+    site.settings["tls"]["private_key"] = "certs/tls.key"
+
+
+def announcer_key_in_another_file(site: DoctorSetup, then: datetime.datetime) -> None:
+    site.put("announcer", site.authority.issue_announcer(now=then))
+    (site.certs / "announcer.key").rename(site.certs / "announcer.pem")
+    site.settings["announce"]["signing_key"] = "certs/announcer.pem"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(server_of_another_ca, server_in_another_file, server_key_in_another_file),
+        *(announcer_of_another_ca, announcer_key_in_another_file),
+    ],
+    ids=lambda make: make.__name__,
+)
+def test_a_certificate_that_status_certs_cannot_renew_has_no_command(
+    tmp_path: Path,
+    certs: Path,
+    database_url: str,
+    make: Callable[[DoctorSetup, datetime.datetime], None],
+) -> None:
+    """It is of another CA, or the command would write other files."""
+    site = DoctorSetup(tmp_path, certs, database_url)
+    make(site, datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=360))
+    said = site.ask().stdout
+    assert "expires in 5 days" in said
+    assert "Put a new one in its place. " in said
+    assert "status-certs" not in said

@@ -89,22 +89,40 @@ def _terms(settings: Settings) -> Iterator[Finding]:
 
 
 def _renewal(settings: Settings, term: Validity) -> str:
-    """Return how to renew a certificate: by which command, if it is of the development CA."""
+    """Return how to renew a certificate: by a command, if `status-certs` can renew it."""
+    command = None
     if term.setting == "tls.certificate":
-        names = read_certificates("tls.certificate", settings.tls.certificate)[0]
-        return f"Renew it: `{_server_command(settings, names)}` does so with its CA. {AT_ONCE}"
-    if term.setting == "announce.signing_key" and settings.announce.signing_key is not None:
-        command = _command("announcer --force", settings.announce.signing_key)
-        return f"Renew it: `{command}` does so with its CA. {AT_ONCE}"
-    return f"Put a new one in its place. {AT_ONCE}"
+        command = _server_command(settings)
+    elif term.setting == "announce.signing_key" and settings.announce.signing_key is not None:
+        command = _announcer_command(settings, settings.announce.signing_key)
+    if command is None:
+        return f"Put a new one in its place. {AT_ONCE}"
+    return f"Renew it: `{command}` does so with its CA. {AT_ONCE}"
 
 
-def _server_command(settings: Settings, certificate: x509.Certificate | None = None) -> str:
-    """Return the command that makes a server's certificate, with the names of the old one."""
-    names = _names(certificate) if certificate is not None else []
-    words = [f"--ip {name}" if _is_ip(name) else f"--name {name}" for name in names]
-    names_or_name = " ".join(words or ["--name NAME"])
-    return _command(f"server {names_or_name} --force", settings.tls.certificate)
+def _server_command(settings: Settings) -> str | None:
+    """Return the command that renews the server's certificate, with its names; None if none can."""
+    file, key = settings.tls.certificate, settings.tls.private_key
+    if (file.name, key) != ("server.crt", file.with_name("server.key")):
+        return None  # the command writes these two
+    leaf = read_certificates("tls.certificate", file)[0]
+    if not _is_of_client_ca(settings, leaf):
+        return None
+    words = [f"--ip {name}" if _is_ip(name) else f"--name {name}" for name in _names(leaf)]
+    return _command(f"server {' '.join(words or ['--name NAME'])} --force", file)
+
+
+def _announcer_command(settings: Settings, key: Path) -> str | None:
+    """Return the command that renews the announcer's key and certificate; None if none can."""
+    leaf = read_certificates("announce.signing_key", key.with_suffix(".crt"))[0]
+    if key.suffix != ".key" or not _is_of_client_ca(settings, leaf):
+        return None
+    name = "" if key.stem == "announcer" else f" --name {key.stem}"
+    return _command(f"announcer{name} --force", key)
+
+
+def _is_of_client_ca(settings: Settings, certificate: x509.Certificate) -> bool:
+    return any(issued_by(certificate, ca) for ca in load_anchors(settings.tls).cas)
 
 
 def _command(words: str, beside: Path) -> str:
