@@ -18,10 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tornado_status.errors import AnnouncerError, IdentityError
-from tornado_status.pki.authorities import find, read_authority
+from tornado_status.pki.authorities import read_authority
 from tornado_status.pki.certificates import UNREADABLE
 from tornado_status.pki.chain_paths import MAX_CAS, CertificationPath, find_paths
 from tornado_status.pki.crl import CRL
+from tornado_status.pki.extensions import find_extension
 
 # The purpose "signs status datagrams" (extended key usage). With it, an announcer key cannot be
 # used for a TLS server, a TLS client or mail. A listener can tell its certificate from all others
@@ -98,9 +99,9 @@ def verify_announcer(
     if not isinstance(key, Ed25519PublicKey):
         raise AnnouncerError("not an Ed25519 key")
     try:
-        usages = find(certificate.extensions, x509.ExtendedKeyUsage)
-        constraints = find(certificate.extensions, x509.BasicConstraints)
-        usage = find(certificate.extensions, x509.KeyUsage)
+        usages = find_extension(certificate.extensions, x509.ExtendedKeyUsage)
+        constraints = find_extension(certificate.extensions, x509.BasicConstraints)
+        usage = find_extension(certificate.extensions, x509.KeyUsage)
     except UNREADABLE as error:
         raise AnnouncerError("not meant for announcing") from error
     if usages is None or PURPOSE not in usages or constraints is None or constraints.ca:

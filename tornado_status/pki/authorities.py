@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.x509.oid import ExtensionOID
 
 from tornado_status.errors import IdentityError, Refusal
 from tornado_status.pki.certificates import (
@@ -19,6 +17,7 @@ from tornado_status.pki.certificates import (
     weak_key,
     weak_signature,
 )
+from tornado_status.pki.extensions import find_extension, unknown_extension
 from tornado_status.pki.name_constraints import Constraints, Name, names_of, read_constraints
 
 CA_UNREADABLE = Refusal(403, "ca-unreadable", "The certificate of a CA above cannot be read")
@@ -27,24 +26,6 @@ NOT_A_CA = Refusal(
 )
 POLICY_CONSTRAINTS = Refusal(
     403, "policy-constraints", "A CA above demands certificate policies, which are not checked here"
-)
-
-_Extension = TypeVar("_Extension", bound=x509.ExtensionType)
-
-# Critical extensions that are checked, or that cannot make a difference: policies have no effect
-# without policy constraints, and CRLs come from a file.
-UNDERSTOOD = frozenset(
-    {
-        ExtensionOID.BASIC_CONSTRAINTS,
-        ExtensionOID.KEY_USAGE,
-        ExtensionOID.EXTENDED_KEY_USAGE,
-        ExtensionOID.SUBJECT_ALTERNATIVE_NAME,
-        ExtensionOID.NAME_CONSTRAINTS,
-        ExtensionOID.CERTIFICATE_POLICIES,
-        ExtensionOID.POLICY_MAPPINGS,
-        ExtensionOID.INHIBIT_ANY_POLICY,
-        ExtensionOID.CRL_DISTRIBUTION_POINTS,
-    }
 )
 
 
@@ -86,9 +67,9 @@ def read_authority(der: bytes) -> CertificateAuthority:
 
 def _read(certificate: x509.Certificate, der: bytes) -> CertificateAuthority:
     extensions, is_root = certificate.extensions, self_signed(certificate)
-    basic = find(extensions, x509.BasicConstraints)
-    usages = find(extensions, x509.ExtendedKeyUsage)
-    identifier = find(extensions, x509.SubjectKeyIdentifier)
+    basic = find_extension(extensions, x509.BasicConstraints)
+    usages = find_extension(extensions, x509.ExtendedKeyUsage)
+    identifier = find_extension(extensions, x509.SubjectKeyIdentifier)
     subject = repr(canonical_name(certificate.subject))
     return CertificateAuthority(
         certificate=certificate,
@@ -109,25 +90,6 @@ def _read(certificate: x509.Certificate, der: bytes) -> CertificateAuthority:
     )
 
 
-def unknown_extension(extensions: x509.Extensions) -> Refusal | None:
-    """Return why a certificate is refused that has a critical extension of unknown meaning."""
-    for extension in extensions:
-        if extension.critical and extension.oid not in UNDERSTOOD:
-            name = extension.oid.dotted_string
-            return Refusal(
-                403, "unknown-extension", f"The critical extension {name} is not understood"
-            )
-    return None
-
-
-def find(extensions: x509.Extensions, kind: type[_Extension]) -> _Extension | None:
-    """Return an extension, None if it is not there."""
-    try:
-        return extensions.get_extension_for_class(kind).value
-    except x509.ExtensionNotFound:
-        return None
-
-
 def _flaw(certificate: x509.Certificate, *, is_root: bool) -> Refusal | None:
     weak = weak_key(certificate)
     # A root's signature of itself proves nothing: a root is trusted because it is in the file. Its
@@ -140,12 +102,15 @@ def _flaw(certificate: x509.Certificate, *, is_root: bool) -> Refusal | None:
     if weak is not None:
         return Refusal(403, "weak-ca", f"A CA of the certificate is too weak: {weak}")
     extensions = certificate.extensions
-    basic, usage = find(extensions, x509.BasicConstraints), find(extensions, x509.KeyUsage)
+    basic, usage = (
+        find_extension(extensions, x509.BasicConstraints),
+        find_extension(extensions, x509.KeyUsage),
+    )
     if basic is None or not basic.ca or (usage is not None and not usage.key_cert_sign):
         return NOT_A_CA
     if not certificate.subject.rdns:  # RFC 5280, 4.1.2.6
         return NOT_A_CA
     # Also one that is not critical, as it must be (RFC 5280, 4.2.1.11): it demands the same.
-    if find(extensions, x509.PolicyConstraints) is not None:
+    if find_extension(extensions, x509.PolicyConstraints) is not None:
         return POLICY_CONSTRAINTS
     return unknown_extension(extensions)

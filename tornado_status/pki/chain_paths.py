@@ -14,9 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from tornado_status.errors import IdentityError, Refusal
-from tornado_status.pki.authorities import CertificateAuthority, find, unknown_extension
+from tornado_status.pki.authorities import CertificateAuthority
 from tornado_status.pki.certificates import canonical_name, issued_by, quietly, same_name
 from tornado_status.pki.crl import CRL
+from tornado_status.pki.extensions import find_extension, unknown_extension
 from tornado_status.pki.name_constraints import Constraints, Name, names_of
 
 MAX_PATHS = 16  # tried, because CAs may have signed each other; more than one is rare
@@ -170,7 +171,7 @@ def _paths_above(
 
 def _has_issued(ca: CertificateAuthority, certificate: x509.Certificate) -> bool:
     """Return whether a certificate's authority key identifier and its signature say so."""
-    hint = find(certificate.extensions, x509.AuthorityKeyIdentifier)
+    hint = find_extension(certificate.extensions, x509.AuthorityKeyIdentifier)
     if hint is not None:
         ours, theirs = ca.key_identifier, hint.key_identifier
         if ours is not None and theirs is not None and ours != theirs:
@@ -220,7 +221,7 @@ def _hides_a_choice(certificate: x509.Certificate, anchors: Sequence[Certificate
     """Return whether several anchors have the issuer's name, and nothing says which it is."""
     if len(anchors) == 1:
         return False
-    hint = find(certificate.extensions, x509.AuthorityKeyIdentifier)
+    hint = find_extension(certificate.extensions, x509.AuthorityKeyIdentifier)
     if hint is not None and (hint.key_identifier or hint.authority_cert_serial_number is not None):
         return False
     issuer = repr(canonical_name(certificate.issuer))

@@ -18,6 +18,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from tornado_status.errors import CRLError
 from tornado_status.pki.certificates import UNREADABLE, ca_id, quietly, same_name
+from tornado_status.pki.extensions import find_extension
 
 CLOCK_SKEW_S = 300.0  # a CRL may be from so far in our clock's future
 
@@ -141,10 +142,8 @@ def _verify(
     this_update = crl.last_update_utc.timestamp()
     if this_update > now + CLOCK_SKEW_S:
         raise CRLError("from the future: is this machine's clock right?")
-    try:
-        number = crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
-    except x509.ExtensionNotFound:
-        number = 0
+    numbered = find_extension(crl.extensions, x509.CRLNumber)
+    number = 0 if numbered is None else numbered.crl_number
     entries = hashlib.sha256(repr(sorted(serials)).encode()).digest()
     mark = CRLMark(ca_id(signers[0]), name, number, this_update, entries)
     return CRL(mark, _epoch(crl.next_update_utc), serials)
@@ -166,12 +165,9 @@ def _rank(crl: CRL) -> tuple[int, float]:
 
 
 def _signed_by(crl: x509.CertificateRevocationList, ca: x509.Certificate) -> bool:
-    try:
-        usage = ca.extensions.get_extension_for_class(x509.KeyUsage).value
-        if not usage.crl_sign:
-            return False
-    except x509.ExtensionNotFound:
-        pass  # any use
+    usage = find_extension(ca.extensions, x509.KeyUsage)
+    if usage is not None and not usage.crl_sign:
+        return False
     try:
         return crl.is_signature_valid(ca.public_key())  # type: ignore[arg-type] # or TypeError
     except (TypeError, InvalidSignature, UnsupportedAlgorithm):

@@ -27,6 +27,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from tornado_status.errors import IdentityError
 from tornado_status.model.email_address import parse_email
 from tornado_status.pki.certificates import UNREADABLE, quietly, weak_key, weak_signature
+from tornado_status.pki.extensions import find_extension
 
 CN_SENTENCE = "CN must be a valid email address"
 
@@ -107,9 +108,8 @@ def _common_name_email(subject: x509.Name) -> str:
 
 
 def _check_alternative_name(extensions: x509.Extensions, email: str) -> None:
-    try:
-        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    names = find_extension(extensions, x509.SubjectAlternativeName)
+    if names is None:
         return
     for address in names.get_values_for_type(x509.RFC822Name):
         try:
@@ -123,31 +123,18 @@ def _check_alternative_name(extensions: x509.Extensions, email: str) -> None:
 
 
 def _check_purpose(extensions: x509.Extensions) -> None:
-    try:
-        constraints = extensions.get_extension_for_class(x509.BasicConstraints).value
-    except x509.ExtensionNotFound:
-        pass
-    else:
-        if constraints.ca:
-            raise IdentityError(403, "is-ca", "A CA certificate is not accepted as a client")
-    try:
-        usage = extensions.get_extension_for_class(x509.KeyUsage).value
-    except x509.ExtensionNotFound:
-        pass
-    else:
-        if usage.key_cert_sign:
-            raise IdentityError(403, "is-ca", "A CA certificate is not accepted as a client")
-        if not usage.digital_signature:
-            raise IdentityError(
-                403,
-                "not-for-clients",
-                "The certificate's key may not sign (keyUsage digitalSignature)",
-            )
-    try:
-        usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE])
-    if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
+    constraints = find_extension(extensions, x509.BasicConstraints)
+    usage = find_extension(extensions, x509.KeyUsage)
+    usages = find_extension(extensions, x509.ExtendedKeyUsage)
+    if (constraints is not None and constraints.ca) or (usage is not None and usage.key_cert_sign):
+        raise IdentityError(403, "is-ca", "A CA certificate is not accepted as a client")
+    if usage is not None and not usage.digital_signature:
+        raise IdentityError(
+            403,
+            "not-for-clients",
+            "The certificate's key may not sign (keyUsage digitalSignature)",
+        )
+    if usages is None or ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
         raise IdentityError(
             403,
             "not-for-clients",

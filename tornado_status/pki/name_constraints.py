@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from tornado_status.pki.certificates import canonical_name
+from tornado_status.pki.extensions import find_extension
 
 MAX_COMPARISONS = 65_536  # of names with constraints, some milliseconds; OpenSSL has such a bound
 
@@ -53,9 +54,8 @@ def email_name(address: str) -> Name:
 
 def read_constraints(extensions: x509.Extensions) -> Constraints:
     """Return the constraints of a CA's certificate."""
-    try:
-        found = extensions.get_extension_for_class(x509.NameConstraints).value
-    except x509.ExtensionNotFound:
+    found = find_extension(extensions, x509.NameConstraints)
+    if found is None:
         return Constraints()
     return Constraints(
         tuple(map(_name, found.permitted_subtrees or ())),
@@ -70,15 +70,8 @@ def names_of(subject: x509.Name, extensions: x509.Extensions) -> tuple[Name, ...
         names.append((x509.DirectoryName, canonical_name(subject)))
     for attribute in subject.get_attributes_for_oid(NameOID.EMAIL_ADDRESS):
         names.append(email_name(str(attribute.value)))
-    try:
-        alternative = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return tuple(names)
-    return (*names, *_names(alternative))
-
-
-def _names(names: Iterable[x509.GeneralName]) -> Iterable[Name]:
-    return map(_name, names)
+    alternative = find_extension(extensions, x509.SubjectAlternativeName)
+    return (*names, *map(_name, alternative or ()))
 
 
 def _name(name: x509.GeneralName) -> Name:

@@ -12,6 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from tornado_status.config.settings import AlertSettings, ManagementSettings, TlsSettings
 from tornado_status.errors import ConfigError
 from tornado_status.pki.certificates import UNREADABLE
+from tornado_status.pki.extensions import find_extension
 from tornado_status.pki.files import check_file, check_key, read_certificates
 
 # TLS 1.2 with authenticated encryption and forward secrecy only: OpenSSL still offers CBC, with its
@@ -143,12 +144,13 @@ def _check_purpose(path: Path, certificate: x509.Certificate) -> None:
     error and is not ready. A renewed file then needs no restart, and /readyz says why.
     """
     try:
-        usage = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except (x509.ExtensionNotFound, *UNREADABLE):
+        usage = find_extension(certificate.extensions, x509.ExtendedKeyUsage)
+    except UNREADABLE:
         return
-    if {ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE}.isdisjoint(
-        usage
-    ):
+    if usage is not None and {
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE,
+    }.isdisjoint(usage):
         raise ConfigError(
             f"tls.certificate: {path} is not for a server (its extended key usage has no "
             "serverAuth), and clients refuse it: name the server's certificate, or make one with "
