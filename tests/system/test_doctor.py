@@ -16,8 +16,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from certs_gen.authority import Authority, Credential, common_name
+from certs_gen.authority import Authority, Credential, common_name, leaf_extensions, new_key
 from tests.support.doctor_setup import DoctorSetup
 from tests.support.harness import (
     LOOPBACK,
@@ -282,6 +283,25 @@ def test_a_clients_certificate_is_no_servers(site: DoctorSetup) -> None:
     """The server refuses it."""
     site.put("server", site.authority.issue_client("server@example.com"))
     site.wrong("server.crt is not for a server (its extended key usage has no serverAuth)")
+
+
+def test_a_certificate_for_any_purpose_is_a_problem(site: DoctorSetup) -> None:
+    """The server accepts it, but OpenSSL's clients want serverAuth."""
+    key = new_key("ec")
+    then = datetime.datetime.now(datetime.UTC)
+    certificate = site.authority.certify(
+        key.public_key(),
+        common_name("any"),
+        leaf_extensions([ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE], [x509.DNSName("localhost")]),
+        not_before=then - DAY,
+        not_after=then + 300 * DAY,
+    )
+    site.put("server", Credential(certificate, key))
+    site.wrong("its extended key usage has anyExtendedKeyUsage without serverAuth")
+    command = ["openssl", "verify", "-purpose", "sslserver", "-CAfile"]
+    command += [str(site.certs / file) for file in ("ca.crt", "server.crt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "unsuitable certificate purpose" in done.stderr
 
 
 def test_a_certificate_of_another_ca_is_noted(site: DoctorSetup) -> None:

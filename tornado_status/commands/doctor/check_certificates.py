@@ -21,6 +21,7 @@ from tornado_status.pki.certificates import issued_by
 from tornado_status.pki.credentials import load_credentials
 from tornado_status.pki.datagram_signing import load_signing
 from tornado_status.pki.expiry import Validity, distinct_names, name_of
+from tornado_status.pki.extensions import find_extension
 from tornado_status.pki.files import read_certificates
 from tornado_status.pki.tls_contexts import (
     management_context,
@@ -172,15 +173,14 @@ def _server_certificate(settings: Settings) -> Iterator[Finding]:
             "nowhere else",
             "Make one with the names that clients use: `status-certs server --name NAME --force`.",
         )
-    try:
-        usage = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    except x509.ExtensionNotFound:
-        usage = None
+    usage = find_extension(leaf.extensions, x509.ExtendedKeyUsage)
     if usage is not None and ExtendedKeyUsageOID.SERVER_AUTH not in usage:
+        # The server refuses all others: see `tls_contexts`.
         yield problem(
             TOPIC,
-            f"tls.certificate: {path} is not meant for a server (its extended key usage)",
-            "Clients refuse it. Is it a client's certificate?",
+            f"tls.certificate: {path}: its extended key usage has anyExtendedKeyUsage without "
+            "serverAuth",
+            "Clients that use OpenSSL refuse it. Put one with serverAuth in its place.",
         )
     yield from _chain(settings, chain)
 
@@ -238,9 +238,8 @@ def _permissions(settings: Settings) -> Iterator[Finding]:
 
 
 def _names(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
+    names = find_extension(certificate.extensions, x509.SubjectAlternativeName)
+    if names is None:
         return []
     return [
         *names.get_values_for_type(x509.DNSName),
