@@ -110,12 +110,12 @@ class CertificationPath:
 
 def find_paths(
     certificate: x509.Certificate,
-    others: Collection[CertificateAuthority],
+    untrusted: Collection[CertificateAuthority],
     anchors: Sequence[CertificateAuthority],
     purpose: x509.ObjectIdentifier,
     names: Sequence[Name] = (),
 ) -> tuple[CertificationPath, ...]:
-    """Return the paths from a certificate, over `others`, to the `anchors`. Raises `UNREADABLE`.
+    """Return the paths from a certificate, over `untrusted`, to the `anchors`. Raises `UNREADABLE`.
 
     `names` are the certificate's names beside those in its subject and subjectAltName. Signatures
     are verified here.
@@ -125,7 +125,7 @@ def find_paths(
         serial = certificate.serial_number
         not_before = certificate.not_valid_before_utc.timestamp()
         not_after = certificate.not_valid_after_utc.timestamp()
-        found = list(islice(_paths_above(certificate, (), others, anchors), MAX_PATHS))
+        found = list(islice(_paths_above(certificate, (), untrusted, anchors), MAX_PATHS))
         if not found and certificate.public_bytes(Encoding.DER) in {ca.der for ca in anchors}:
             found = [()]  # a trust anchor itself; a known CA above it may have revoked it
         return tuple(
@@ -143,7 +143,7 @@ def find_paths(
 def _paths_above(
     certificate: x509.Certificate,
     below: tuple[CertificateAuthority, ...],
-    others: Collection[CertificateAuthority],
+    untrusted: Collection[CertificateAuthority],
     anchors: Sequence[CertificateAuthority],
 ) -> Iterator[tuple[CertificateAuthority, ...]]:
     """Yield the paths above a certificate, without the CAs of `below`."""
@@ -152,12 +152,12 @@ def _paths_above(
     issuer = repr(canonical_name(certificate.issuer))
     used = {ca.id for ca in below}
     trusted = {anchor.der for anchor in anchors}
-    candidates = (*anchors, *(ca for ca in others if ca.der not in trusted))
+    candidates = (*anchors, *(ca for ca in untrusted if ca.der not in trusted))
     for ca in candidates:
         if ca.subject != issuer or ca.id in used or not _has_issued(ca, certificate):
             continue
         if ca.der not in trusted:
-            for path in _paths_above(ca.certificate, (*below, ca), others, anchors):
+            for path in _paths_above(ca.certificate, (*below, ca), untrusted, anchors):
                 yield (ca, *path)
             continue
         higher = False
@@ -208,7 +208,7 @@ def _flaw(
             return WRONG_PURPOSE
         if not ca.constraints.permits(names):
             return NOT_PERMITTED
-        if _hides_a_choice(certificate, anchors):
+        if _has_ambiguous_issuer(certificate, anchors):
             return AMBIGUOUS_ISSUER
         if not ca.self_issued:
             intermediates += 1
@@ -217,7 +217,9 @@ def _flaw(
     return None
 
 
-def _hides_a_choice(certificate: x509.Certificate, anchors: Sequence[CertificateAuthority]) -> bool:
+def _has_ambiguous_issuer(
+    certificate: x509.Certificate, anchors: Sequence[CertificateAuthority]
+) -> bool:
     """Return whether several anchors have the issuer's name, and nothing says which it is."""
     if len(anchors) == 1:
         return False
