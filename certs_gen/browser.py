@@ -1,4 +1,4 @@
-"""A .p12 file into the certificate store of Chromium and Chrome on Linux: an NSS database.
+"""Install a .p12 file in the certificate store of Chromium and Chrome on Linux, an NSS database.
 
 Runs pk12util and certutil, which know the database's format. Other systems and browsers have stores
 of their own, and `STEPS` for their users.
@@ -47,7 +47,7 @@ class Bundle:
 
 
 def check_system() -> list[str]:
-    """Return the paths of `TOOLS`. Raises `ConfigError` where they are not to be had."""
+    """Return the paths of `TOOLS`. Raises `ConfigError` if this system does not have them."""
     steps = STEPS.get(sys.platform)
     if steps is not None:
         raise ConfigError(f"install is for Chromium and Chrome on Linux; {steps}")
@@ -114,12 +114,9 @@ def install(bundle: Bundle, directory: Path, tools: Sequence[str], *, trust_root
     if trust_roots:
         for root in bundle.roots:
             pem = root.public_bytes(serialization.Encoding.PEM)
-            _run([certutil, "-A", "-d", database, "-n", name_of(root), "-t", "C,,", "-a"], pem)
-
-
-def name_of(certificate: x509.Certificate) -> str:
-    """Return the name that a browser shows for a CA."""
-    return certificate.subject.rfc4514_string().removeprefix("CN=")
+            # The whole name: NSS refuses one nickname for two CAs, and two may share a common name.
+            nickname = root.subject.rfc4514_string()
+            _run([certutil, "-A", "-d", database, "-n", nickname, "-t", "C,,", "-a"], pem)
 
 
 def _run(command: Sequence[str], text: bytes = b"") -> None:

@@ -34,6 +34,7 @@ from certs_gen.key_files import NewFile
 from tornado_status import __version__
 from tornado_status.errors import ConfigError
 from tornado_status.model.email_address import parse_email
+from tornado_status.pki.expiry import name_of
 
 Parsed = TypeVar("Parsed")
 
@@ -258,7 +259,7 @@ def _install(options: _Options) -> None:
         _say(f"{bundle.email}: installed for Chromium and Chrome, in {directory}")
     for root in bundle.roots if options.trust_roots else ():
         _say(
-            f'They now trust web sites with a certificate of "{browser.name_of(root)}". '
+            f'They now trust web sites with a certificate of "{name_of(root.subject)}". '
             "A program that has its key can pose as any web site to them."
         )
     _say("Close all windows of the browser, start it again, and open the server's page.")

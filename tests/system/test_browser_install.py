@@ -13,11 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.x509.oid import NameOID
 from playwright.sync_api import BrowserContext, sync_playwright
 
+from certs_gen.authority import Authority
 from certs_gen.cli import main
 from tests.support.browser import CHROMIUM
 from tests.support.certs_tool import ROOT, Result
+from tests.support.chains import root
 from tests.support.harness import Server, StartServer, require
 
 pytestmark = pytest.mark.once  # a browser, not our Python
@@ -138,6 +142,34 @@ def test_a_snap_has_a_store_of_its_own(certs: Path, home: Path, tmp_path: Path) 
         ).stdout
         assert re.search(rf"{EMAIL} +u,u,u", listed)
         assert re.search(r"tornado_status development CA +C,,", listed)
+
+
+def test_two_cas_of_one_common_name_are_both_trusted(home: Path, tmp_path: Path) -> None:
+    """Each by its whole name; the user reads the common name."""
+    require("certutil", shutil.which("certutil") is not None, "Debian: libnss3-tools")
+    roots = [root(name=named("Root", organisation)) for organisation in ("A", "Bar, Inc")]
+    client = Authority.create().issue_client(EMAIL)
+    bundle = tmp_path / "two.p12"
+    bundle.write_bytes(client.pkcs12(EMAIL, PASSWORD, [each.certificate for each in roots]))
+    done = install(home, bundle)
+    assert (done.status, done.err) == (0, "")
+    assert done.out.count('They now trust web sites with a certificate of "Root". ') == 2
+    listed = subprocess.run(
+        ["certutil", "-L", "-d", f"sql:{home / '.pki/nssdb'}"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout
+    assert listed.count("C,,") == 2
+
+
+def named(common_name: str, organisation: str) -> x509.Name:
+    return x509.Name(
+        [
+            x509.NameAttribute(NameOID.ORGANIZATION_NAME, organisation),
+            x509.NameAttribute(NameOID.COMMON_NAME, common_name),
+        ]
+    )
 
 
 def test_a_file_that_cannot_be_installed_is_one_sentence(
