@@ -1,12 +1,15 @@
-"""The small parts of runtime: back-off, bounded caches, waiting with a time-out."""
+"""The small parts of runtime: back-off, bounded caches, waiting, accepting connections."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
+from typing import Any
 
 import pytest
 
 from tornado_status.runtime.backoff import Backoff
+from tornado_status.runtime.base_acceptor import Acceptor
 from tornado_status.runtime.bounded_dict import BoundedDict
 from tornado_status.runtime.waiting import wait_set
 
@@ -40,3 +43,48 @@ def test_waiting_ends_with_the_event_or_the_time_out() -> None:
         return late, await wait_set(event, 60)
 
     assert asyncio.run(run()) == (False, True)
+
+
+def test_a_full_acceptor_has_one_retry_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often it is full anew; and none once it has stopped accepting."""
+    monkeypatch.setattr("tornado_status.runtime.base_acceptor.RETRY_S", 3600)
+    times = 10
+
+    async def run() -> list[int]:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+        timers: list[asyncio.TimerHandle] = []
+        full = asyncio.Event()
+
+        def note(*arguments: Any) -> asyncio.TimerHandle:
+            timers.append(call_later(*arguments))
+            full.set()
+            return timers[-1]
+
+        def pending() -> int:
+            return sum(not timer.cancelled() for timer in timers)
+
+        def take(connection: socket.socket, _: object) -> None:
+            acceptor.count_open(1)
+            connection.close()
+
+        acceptor = Acceptor(1, take, lambda: False)
+        monkeypatch.setattr(loop, "call_later", note)
+        listening = socket.create_server(("127.0.0.1", 0))
+        listening.setblocking(False)
+        address = listening.getsockname()
+        clients = [socket.create_connection(address) for _ in range(times + 1)]
+        acceptor.listen([listening])
+        found = []
+        for _ in range(times):
+            await full.wait()
+            full.clear()
+            found.append(pending())
+            if len(found) < times:
+                acceptor.count_open(-1)
+        acceptor.stop_accepting()
+        for client in clients:
+            client.close()
+        return [*found, pending()]
+
+    assert asyncio.run(run()) == [1] * times + [0]

@@ -15,9 +15,8 @@ from tornado_status.runtime.waiting import wait_set
 Address = tuple[str, int]
 
 ACCEPTS_A_TURN = 64  # then connections that are open already have their turn
-MAX_UNSENT_BYTES = (
-    65_536  # bytes in the kernel for a client whose window is shut; by default megabytes
-)
+# Without it the kernel holds megabytes for a client whose window is shut.
+MAX_UNSENT_BYTES = 65_536
 PAUSE_S = 0.1  # after running out of descriptors: open connections go on, new ones wait
 RETRY_S = 0.5  # while it is full: a connection that was busy may be idle by then
 
@@ -51,6 +50,7 @@ class Acceptor:
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._full = False
+        self._retry: asyncio.TimerHandle | None = None  # while it is full
 
     @property
     def connections(self) -> int:
@@ -71,6 +71,7 @@ class Acceptor:
             self.loop.remove_reader(sock)
             sock.close()
         self._listening = []
+        self._cancel_retry()
 
     async def wait_closed(self, timeout_s: float) -> bool:
         """Wait until all connections are closed; return False if that takes longer."""
@@ -102,13 +103,13 @@ class Acceptor:
     def resume_if_room(self) -> None:
         """Accept again if the acceptor was full and is not any more."""
         if self._full and not self.is_full():
-            self._full = False
-            self._watch()
+            self.try_again()
 
     def try_again(self) -> None:
         """Accept again if the acceptor was full, as there may be a connection to close by now."""
         if self._full:
             self._full = False
+            self._cancel_retry()
             self._watch()
 
     def _watch(self) -> None:
@@ -138,7 +139,12 @@ class Acceptor:
         self._full = True
         for sock in self._listening:
             self.loop.remove_reader(sock)
-        self.loop.call_later(RETRY_S, self.try_again)
+        self._retry = self.loop.call_later(RETRY_S, self.try_again)
+
+    def _cancel_retry(self) -> None:
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
 
     def _pause(self, listening: socket.socket, error: OSError) -> None:
         # The connection stays in the backlog and the socket readable: without a pause the loop

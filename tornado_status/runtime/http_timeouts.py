@@ -96,8 +96,11 @@ class TimeoutStream(IOStream):
         if overdue is not None or self.is_stalled(now):
             self.close()  # what the kernel does not take at once is lost
 
-    def keep_unsent(self, size: int) -> None:
-        """Let the kernel hold so many bytes that it has not sent: see `MAX_UNSENT_BYTES`."""
+    def limit_unsent(self, size: int) -> None:
+        """Limit the unsent bytes that the kernel holds for the peer.
+
+        See `base_acceptor.MAX_UNSENT_BYTES`.
+        """
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
 
     def is_stalled(self, now: float) -> bool:

@@ -64,7 +64,7 @@ class SubscribeHandler(ReadHandler):
     def subscribe(self, slot: Slot, say_goodbye: Callable[[int, str], None]) -> Subscription:
         """Begin to deliver events over this connection."""
         # A round of events at once, within its share of the processor, and not by and by.
-        self.iostream.keep_unsent(MAX_UNREAD_BYTES)
+        self.iostream.limit_unsent(MAX_UNREAD_BYTES)
         subscription = Subscription(
             slot,
             self.iostream,
