@@ -265,6 +265,55 @@ def test_two_servers_declare_each_user_offline_once(database_url: str) -> None:
     assert sorted((e.seq, str(e.event), e.email) for e in heard + others) == log
 
 
+def test_a_sweep_that_loses_the_cursor_is_complete_too(database_url: str) -> None:
+    """Two servers in phase: the one that is always second must not report a late sweep."""
+
+    async def body(store: Store) -> None:
+        await store.record(check_in("a"))
+        time_passes(database_url)
+        sweeper = store.sweeper
+        look = sweeper._find_silent
+
+        async def look_and_be_overtaken(connection: Any) -> Any:
+            silent = await look(connection)
+            sweeper._find_silent = look  # type: ignore[method-assign]
+            await sweeper._commit.write(sweeper._work(silent))  # as the other server does it
+            return silent
+
+        sweeper._find_silent = look_and_be_overtaken  # type: ignore[method-assign]
+        sweeper._swept_at = None
+        assert await sweeper.sweep() == 0
+        assert rows(database_url, "SELECT event FROM check_in WHERE seq = 2") == [("offline",)]
+        assert sweeper.swept_ago_s is not None
+
+    run(database_url, [], body)
+
+
+def test_one_outage_is_told_for_each_step(database_url: str) -> None:
+    """The reason of a late sweep is the sweep's own."""
+
+    async def body(store: Store) -> None:
+        sweeper = store.sweeper
+
+        async def mark() -> None:
+            raise StoreUnavailable("no mark")
+
+        with structlog.testing.capture_logs() as lines:
+            repeating = asyncio.create_task(sweeper._repeat(mark))
+            await until(lambda: lines)
+            repeating.cancel()
+        [line] = lines
+        assert (line["event"], line["step"], line["reason"]) == (
+            "presence work postponed",
+            "mark",
+            "no mark",
+        )
+        sweeper._swept_at = time.monotonic() - 24 * 3600
+        assert "no mark" not in sweeper.warnings()["late"]
+
+    run(database_url, [], body)
+
+
 def test_after_an_absence_there_is_a_grace_and_no_storm(database_url: str) -> None:
     """No user could check in without a server; a user who does so now was never offline."""
     heard: list[Event] = []

@@ -33,8 +33,10 @@ from tornado_status.store.group_commit import GroupCommit, Work
 SCAN = 5000  # entries scanned at a time: some 30 ms of CPU of a reading connection
 MAX_OFFLINE = 512  # users a commit: no more than a batch of check-ins, which may wait behind it
 PRUNE = 2000  # entries deleted at a time
-_EVER_S = 10 * 365 * 86400.0  # since the last mark, before the first
 PAUSE_S = 0.02  # between two of them: the disk is for check-ins first
+_EVER_S = 10 * 365 * 86400.0  # since the last mark, before the first
+LATE_AFTER_SWEEPS, MIN_LATE_S = 4, 20.0  # one sweep that fails is no reason to warn
+AHEAD_S = 5.0  # NTP steps a clock by less
 
 # Plans that follow the keys, whatever the statistics say of a young database.
 _BY_KEY = (
@@ -149,10 +151,6 @@ WITH slice AS MATERIALIZED (
 SELECT count(*), max(seq) FROM deleted"""
 
 
-LATE_AFTER_SWEEPS, MIN_LATE_S = 4, 20.0  # one sweep that fails is no reason to warn
-AHEAD_S = 5.0  # NTP steps a clock by less
-
-
 @dataclass(frozen=True, slots=True)
 class _Silent:
     """Users whose newest entry is old, found in a scan up to the sequence number `to`."""
@@ -189,7 +187,7 @@ class PresenceSweep:
         self._retention_s = retention_s
         self._swept_at: float | None = None
         self._waiting_since = time.monotonic()
-        self._reason = ""
+        self._reason = ""  # of the last sweep, if it failed
         self._marked: tuple[int, float] | None = None  # the last one: `watched_ms`, and our clock
         self._ahead_s: float | None = None
         self.clock = DatabaseClock(when.offline_after_s)
@@ -254,10 +252,9 @@ class PresenceSweep:
                 await work()
                 reported = ""
             except StoreError as error:
-                self._reason = str(error)
-                if self._reason != reported:
-                    reported = self._reason
-                    self._log.warning("presence sweep postponed", reason=reported)
+                if (reason := str(error)) != reported:
+                    reported = reason
+                    self._log.warning("presence work postponed", step=work.__name__, reason=reason)
             await asyncio.sleep(self._every_s)
 
     async def mark(self) -> None:
@@ -294,6 +291,16 @@ class PresenceSweep:
         Raises `StoreError` if the database cannot do it now; the next sweep does the rest,
         because the commit that decides also moves the cursor.
         """
+        try:
+            count = await self._sweep()
+        except StoreError as error:
+            self._reason = str(error)
+            raise
+        self._swept_at = time.monotonic()
+        self._reason = ""
+        return count
+
+    async def _sweep(self) -> int:
         count = 0
         while True:
             async with self._pool.connection() as connection:
@@ -303,10 +310,9 @@ class PresenceSweep:
                 count += len(emails)
                 self.gone_offline += len(emails)
                 if not due:
-                    return count  # another server has done it, and does the rest
+                    await asyncio.sleep(PAUSE_S)
+                    continue  # another server has moved the cursor: look from there
             if not silent.more:
-                self._swept_at = time.monotonic()
-                self._reason = ""
                 return count
             await asyncio.sleep(PAUSE_S)
 
