@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -43,6 +43,7 @@ from tornado_status.observe.readiness import (
     readiness_checks,
 )
 from tornado_status.pki.credentials import Credentials, credential_files, load_credentials
+from tornado_status.pki.crl import CRLMark
 from tornado_status.pki.crl_register import CRLRegister
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime import background_output
@@ -149,9 +150,7 @@ class Server:
         self._start_readers()
         self._accept_connections()
         await self._store.wait_connected()
-        if self._settings.tls.crl is not None:
-            await self._crl_register.check(self._trust.anchors)
-            self._in_background(self._crl_register.run(), "CRL register")
+        self._record_crls()
         self._announcer.start(self._log_position)
         await self._alerts.register()
         announce_serving(self._settings, self._sockets[0].getsockname()[1])
@@ -214,7 +213,7 @@ class Server:
         self._at_stop("store", lambda: self._store.stop(self._deadline.left(STORE)))
         await self._store.start()
         if self._tracing is not None:
-            self._tracing.start()  # not before: PostgreSQL is forked off, and this has a thread
+            self._tracing.start()
 
     def _start_readers(self) -> None:
         self._subscriptions.start()
@@ -223,6 +222,11 @@ class Server:
     def _accept_connections(self) -> None:
         self._at_stop("drain", self._drain)
         self._port.listen(self._sockets)
+
+    def _record_crls(self) -> None:
+        # The store has compared them with those of other servers: see `CRLRegister.check`.
+        if self._settings.tls.crl is not None:
+            self._in_background(self._crl_register.run(), "CRL register")
 
     async def _drain(self) -> None:
         """Answer what was read, say goodbye to live streams, then close every connection."""
@@ -262,6 +266,7 @@ class Server:
             when=settings.presence,
             history=settings.history,
             on_batch=None if tracing is None else tracing.batch,
+            check_crls=self._check_crls,
         )
 
     def _make_port(self) -> CheckInPort:
@@ -326,6 +331,11 @@ class Server:
     def _log_position(self) -> tuple[UUID, int] | None:
         """Return the log id and the head for heartbeats; None while the database is away."""
         return None if self._store.problem else (self._store.log_id, self._store.head)
+
+    def _check_crls(self, marks: Sequence[CRLMark]) -> None:
+        """Raises `ConfigError` if a CRL is older than one that was in force."""
+        if self._settings.tls.crl is not None:
+            self._crl_register.check(marks)
 
     def _refusal(self, error: StatusError) -> bytes:
         """Count a check-in that failed, and return its whole response."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import http.client
 import re
@@ -13,6 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import psycopg2
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -199,6 +201,25 @@ def test_a_restart_forgets_no_revocation(site: Site, kind: str) -> None:
     site.put_list([], 8)
     assert site.start().rows(mark) != []
     assert site.request().status == 204
+
+
+def test_an_older_list_records_no_check_in_at_a_restart(site: Site) -> None:
+    """The server compares it with the database's before it records the first check-in."""
+    site.start()
+    site.revoke("client", number=7)
+    mark = "SELECT number::text FROM crl"
+    wait_until(lambda: len(site.server.rows(mark)) == 1, "the list to be recorded")
+    assert site.server.stop() == 0
+    site.put_list([], 6)
+    waits = "SELECT pid FROM pg_locks WHERE relation = 'crl'::regclass AND NOT granted"
+    with contextlib.closing(psycopg2.connect(site.server.database_url)) as blocker:
+        blocker.cursor().execute("LOCK crl")  # a database that takes its time with this table
+        again = site.start(wait=False)
+        wait_until(lambda: again.rows(waits), "the server to ask for the newest list")
+        assert site.request().status == 503
+        blocker.rollback()
+    assert again.process.wait(PATIENCE_S) == 2
+    assert again.rows("SELECT email FROM check_in") == []
 
 
 def test_a_ca_renewed_with_a_new_key_keeps_both_lists_in_force(site: Site) -> None:
@@ -733,7 +754,9 @@ def test_a_newer_list_of_another_server_counts(authority: Authority, tmp_path: P
     assert asyncio.run(look(4)) == asyncio.run(look(5)) == []
     assert recorded == [*marks(lists[3]), *marks(lists[4]), *marks(lists[5])]
     with pytest.raises(ConfigError, match="number 3 is older than 4"):
-        asyncio.run(CRLRegister(record).check(anchors[3]))
+        older = CRLRegister(record)
+        older.use(anchors[3])
+        older.check(marks(lists[4]))
 
     (tmp_path / "ca.crt").write_bytes(authority.certificate_pem())
     (tmp_path / "ca.crl").write_bytes(revocation_list(authority, number=3))

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from certs_gen.authority import Authority, Credential, new_key
-from tests.support.harness import Answer, Server, wait_until
+from tests.support.harness import Answer, Server, free_port, wait_until
 
 DAY = datetime.timedelta(days=1)
 
@@ -80,6 +80,7 @@ class Site:
         self.server = self._start(
             tls={**{key: str(self.certs / name) for key, name in files.items()}, **tls},
             announce={"signing_key": str(self.certs / "announcer.key")},
+            server={"port": 0 if wait else free_port()},  # it tells its port once it serves
             wait=wait,
         )
         return self.server

@@ -21,8 +21,8 @@ Record = Callable[[Sequence[CRLMark]], Awaitable[list[CRLMark]]]
 class CRLRegister:
     """Compares the CRLs in force with the newest that any server of the database had.
 
-    `record` writes the marks of newer CRLs, and returns those of all. `marks` are the ones that it
-    returned last.
+    `record` writes the marks of newer CRLs, and returns those of all. `marks` are the ones that
+    the database had last.
     """
 
     def __init__(self, record: Record) -> None:
@@ -37,18 +37,15 @@ class CRLRegister:
         self._anchors = anchors
         self._changed.set()
 
-    async def check(self, anchors: Anchors) -> None:
-        """Raise `ConfigError` if a CRL of `anchors` is older than one that was in force.
+    def check(self, marks: Sequence[CRLMark]) -> None:
+        """Compare the CRLs in use with `marks`, those of the database.
 
-        Waits for the database.
+        Raises `ConfigError` if a CRL is older than one that was in force. Call before the first
+        check-in is recorded.
         """
-        while True:
-            try:
-                self.marks = tuple(await self._record(()))
-                break
-            except StoreError:
-                await asyncio.sleep(RETRY_S)  # the store logs it
-        _compare(self.marks, anchors)
+        self.marks = tuple(marks)
+        if self._anchors is not None:
+            _compare(self.marks, self._anchors)
 
     async def run(self) -> None:
         """Record until cancelled. If another server has a newer CRL, a warning says so."""

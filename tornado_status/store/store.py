@@ -60,7 +60,7 @@ from tornado_status.store.user_counts import UserCounts
 READERS = 6  # half for requests, half for followers
 SWEEPERS = 1  # the presence sweep
 ALERTERS = 2  # the workers of alerts, which take turns
-KEEPERS = 1  # commands' entries, user counts and announcer keys
+KEEPERS = 1  # commands' entries, user counts, announcer keys and CRL marks
 READ_WAIT_S = 3.0  # how long one waits for a connection of its kind
 
 _PRESENCE, _HISTORY = PresenceSettings(), HistorySettings()  # as shipped
@@ -121,7 +121,8 @@ class Store:
     """Records check-ins and answers questions about them.
 
     It hands every committed batch to `subscribers` in their order, then to its own feed and notify
-    channel: see `GroupCommit`, also for `on_batch`.
+    channel: see `GroupCommit`, also for `on_batch`. `check_crls` gets the newest CRL of
+    each CA before the store records or reads a check-in. It may raise `ConfigError`.
     """
 
     def __init__(
@@ -133,8 +134,10 @@ class Store:
         when: PresenceSettings = _PRESENCE,
         history: HistorySettings = _HISTORY,
         on_batch: Callable[[Batch], None] | None = None,
+        check_crls: Callable[[Sequence[CRLMark]], None] | None = None,
     ) -> None:
         self._settings = settings
+        self._check_crls = check_crls
         self._when = when
         self._interval_s = when.interval_s
         self._log = structlog.get_logger()
@@ -413,6 +416,8 @@ class Store:
             await self._prepare(connection)
             # Again, behind the lock on the head: a newer version may have migrated meanwhile.
             migrate.check(await migrate.current(connection))
+            if self._check_crls is not None and not self._connected_before:
+                self._check_crls(await queries.record_crls(connection, ()))
         except StatementFailed as error:
             await connection.close()
             raise StoreUnavailable(
