@@ -1,6 +1,6 @@
 """The server with other constants: `python -m tests.support.with_constants JSON ARGUMENT...`.
 
-JSON maps full names, as `tornado_status.ingress.check_in_acceptor.MAX_HANDSHAKES`, to values. It is
+JSON maps full names, as `tornado_status.ingress.tls_acceptor.MAX_HANDSHAKES`, to values. It is
 for limits that no setting changes and that a test cannot reach otherwise.
 """
 
@@ -12,7 +12,7 @@ import sys
 
 from tornado_status.cli import main
 
-MAX_HANDSHAKES = "tornado_status.ingress.check_in_acceptor.MAX_HANDSHAKES"
+MAX_HANDSHAKES = "tornado_status.ingress.tls_acceptor.MAX_HANDSHAKES"
 MAX_MUTE = "tornado_status.ingress.tls_acceptor.MAX_MUTE"
 LINGER_S = "tornado_status.ingress.lingering.LINGER_S"
 STALLED_S = "tornado_status.ingress.tls_acceptor.STALLED_S"

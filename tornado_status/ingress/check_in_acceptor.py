@@ -22,7 +22,6 @@ from tornado_status.runtime.base_acceptor import Acceptor, Address
 from tornado_status.runtime.listening import error_text
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
-MAX_HANDSHAKES = 1000  # at work at once; the next ones wait in the kernel's backlog
 DEFER_S = 1  # a client that has sent nothing by then is accepted all the same
 RESERVED = 64  # descriptors for the database, announcements, files and the management port
 
@@ -59,23 +58,6 @@ class CheckInAcceptor(Acceptor, ABC):
     def handshakes(self) -> int:
         """The number of connections that have not come to their first request."""
 
-    @property
-    @abstractmethod
-    def at_work(self) -> int:
-        """The number of handshakes, without those whose client has sent no whole ClientHello."""
-
-    @abstractmethod
-    def drop_mute(self) -> bool:
-        """End the oldest handshake without a ClientHello; return False if there is none."""
-
-    @abstractmethod
-    def has_newcomers(self) -> bool:
-        """Return whether a handshake has made no step yet: it may turn out to be mute."""
-
-    @abstractmethod
-    def drop_stalled(self) -> bool:
-        """End the oldest handshake whose client is late; return False if there is none."""
-
     @abstractmethod
     def _begin(self, connection: socket.socket, address: Address) -> None:
         """Take a new connection. Count it with `opened`, and with `closed` at its end."""
@@ -104,16 +86,8 @@ class CheckInAcceptor(Acceptor, ABC):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, DEFER_S)
         super().listen(sockets)
 
-    def is_full(self) -> bool:
-        """See `Acceptor.is_full`."""
-        return self.at_work >= MAX_HANDSHAKES or super().is_full()
-
     def _make_room(self) -> bool:
-        if self.at_work >= MAX_HANDSHAKES:
-            return self.drop_stalled()
-        if self.drop_mute():
-            return True
-        if self.has_newcomers() or not self.close_longest_idle():
+        if not self.close_longest_idle():
             return False
         self.refusals.count("crowded-out")
         return True

@@ -12,7 +12,7 @@ SENTENCE = "This port speaks HTTPS: write https:// instead of http:// in the add
 
 
 def answer(connection: socket.socket) -> None:
-    """Send the 400, as far as the socket takes it at once, and the end; the caller closes."""
+    """Send the 400, as far as the socket takes it at once; the caller closes."""
     body = SENTENCE.encode()
     lines = (
         "HTTP/1.1 400 Bad Request",
@@ -26,4 +26,3 @@ def answer(connection: socket.socket) -> None:
     )
     with contextlib.suppress(OSError):
         connection.send("\r\n".join(lines).encode() + body)
-        connection.shutdown(socket.SHUT_WR)

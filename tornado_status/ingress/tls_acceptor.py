@@ -31,6 +31,7 @@ from tornado_status.model.records import CheckIn, Peer
 from tornado_status.runtime.base_acceptor import Address
 
 HANDSHAKE_THREADS = 2  # more would only compete for the same cores
+MAX_HANDSHAKES = 1000  # at work at once; the next ones wait in the kernel's backlog
 MAX_MUTE = 1000  # handshakes without a whole ClientHello; for the next one the oldest is dropped
 REFUSED_S = 2.0  # for the request of a connection beyond its identity's share, to answer it
 STALLED_S = 3.0  # a handshake may wait so long for its client while others need its place
@@ -76,22 +77,22 @@ class TlsAcceptor(CheckInAcceptor):
 
     @property
     def at_work(self) -> int:
-        """See `CheckInAcceptor.at_work`."""
+        """The number of handshakes, without those whose client has sent no whole ClientHello."""
         return self.handshakes - len(self._mute)
 
     def drop_mute(self) -> bool:
-        """See `CheckInAcceptor.drop_mute`."""
+        """End the oldest handshake without a ClientHello; return False if there is none."""
         if not self._mute:
             return False
         self._mute.pop(next(iter(self._mute))).expire()
         return True
 
     def has_newcomers(self) -> bool:
-        """See `CheckInAcceptor.has_newcomers`."""
+        """Return whether a handshake has made no step yet: it may turn out to be mute."""
         return any(not h.has_hello and not h.awaits_client for h in self._handshakes.values())
 
     def drop_stalled(self) -> bool:
-        """See `CheckInAcceptor.drop_stalled`."""
+        """End the oldest handshake whose client is late; return False if there is none."""
         latest = self.loop.time() - STALLED_S
         for handshake in self._handshakes.values():
             if handshake.began > latest:
@@ -100,6 +101,15 @@ class TlsAcceptor(CheckInAcceptor):
                 handshake.expire()
                 return True
         return False
+
+    def is_full(self) -> bool:
+        """See `Acceptor.is_full`."""
+        return self.at_work >= MAX_HANDSHAKES or super().is_full()
+
+    def _make_room(self) -> bool:
+        if self.at_work >= MAX_HANDSHAKES:
+            return self.drop_stalled()
+        return self.drop_mute() or (not self.has_newcomers() and super()._make_room())
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and drop connections without a first request."""
@@ -281,11 +291,12 @@ class TlsAcceptor(CheckInAcceptor):
         if (meaning := hint(kind)) is not None:
             fields["hint"] = meaning
         self.refusals.count(kind, "handshake failed", **fields)
-        if kind in plain_http.KINDS:
+        plain = kind in plain_http.KINDS
+        if plain:
             plain_http.answer(connection)
         if isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError):
             closed = functools.partial(self.closed, address[0])
-            self.linger(connection, closed, half_close=False)
+            self.linger(connection, closed, half_close=plain)
         else:
             connection.close()
             self.closed(address[0])

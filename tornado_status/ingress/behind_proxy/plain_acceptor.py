@@ -20,7 +20,7 @@ MAX_BUFFER = 128 * 1024  # per connection: heads carry certificates, and proxies
 class PlainAcceptor(CheckInAcceptor):
     """Passes connections of `proxies` to `on_stream`; closes others unread."""
 
-    handshakes = at_work = 0  # nothing happens before the first request
+    handshakes = 0  # nothing happens before the first request
 
     def __init__(
         self,
@@ -32,18 +32,6 @@ class PlainAcceptor(CheckInAcceptor):
         super().__init__(settings, refusals)
         self._proxies = proxies
         self._on_stream = on_stream
-
-    def drop_mute(self) -> bool:
-        """See `CheckInAcceptor.drop_mute`."""
-        return False
-
-    def has_newcomers(self) -> bool:
-        """See `CheckInAcceptor.has_newcomers`."""
-        return False
-
-    def drop_stalled(self) -> bool:
-        """See `CheckInAcceptor.drop_stalled`."""
-        return False
 
     def _begin(self, connection: socket.socket, address: Address) -> None:
         if address[0] not in self._proxies:
