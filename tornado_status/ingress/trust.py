@@ -97,6 +97,7 @@ class Trust:
     def _put_in_force(self, anchors: Anchors) -> None:
         self.anchors = anchors
         self._roots = tuple(read_authority(der(ca)) for ca in anchors.cas)
+        self._roots_der = frozenset(root.der for root in self._roots)
 
     def authenticate(
         self, certificate: bytes, chain: Callable[[], Sequence[bytes]], bundle: int
@@ -126,9 +127,8 @@ class Trust:
         that the connection began with, by default the one in force. The caller may keep the result
         while `chain_holds`, and calls `check` before each use.
         """
-        anchors = {root.der for root in self._roots}
         below = list(chain)
-        while len(below) > 1 and below[-1] in anchors:
+        while len(below) > 1 and below[-1] in self._roots_der:
             below.pop()
         bundle = self.bundle if bundle is None else bundle
         auth = AuthResult(tuple(below), bundle, resumed=resumed)
@@ -200,9 +200,8 @@ class Trust:
             for ca in sent:
                 if ca.flaw is not None:  # a signature with SHA-1 is not even verified
                     raise IdentityError(*ca.flaw)
-        anchors = {root.der for root in self._roots}
         for ca in (ca for path in paths if path.flaw is None for ca in path.cas):
-            if ca.der not in anchors:
+            if ca.der not in self._roots_der:
                 self._intermediates[ca.der] = ca
         return ChainPaths(self.bundle, paths)
 
