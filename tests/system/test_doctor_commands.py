@@ -30,7 +30,7 @@ MODULES = [
         ROOT / "tornado_status" / "pki" / name
         for name in ("datagram_signing.py", "trust_anchors.py")
     ),
-    ROOT / "tornado_status" / "runtime" / "listening.py",
+    *(ROOT / "tornado_status" / "runtime" / name for name in ("listening.py", "program_names.py")),
     ROOT / "tornado_status" / "store" / "log_id.py",
 ]
 COMMAND = re.compile(

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from pathlib import Path
 
-PROC = Path("/proc")
-OURS = ("tornado-status", "tornado_status")  # the script, and the module of `python -m`
+from tornado_status.runtime.program_names import PROC, program
+
 PRIVILEGED = 1024  # Linux's default of ip_unprivileged_port_start
 
 
@@ -42,7 +41,7 @@ def holder(port: int, protocol: str = "tcp") -> str:
     for directory in PROC.glob("[0-9]*") if sockets else ():
         with contextlib.suppress(OSError):  # ended meanwhile, or another user's
             if any(str(each.readlink()) in sockets for each in (directory / "fd").iterdir()):
-                return f"{_name(directory)}, process {directory.name}"
+                return program(int(directory.name))
     option = "u" if protocol == "udp" else "t"
     return f"another program (as root `ss -l{option}np` shows it)"
 
@@ -59,15 +58,3 @@ def _sockets(port: int, protocol: str) -> set[str]:
                 if listens and int(fields[1].rpartition(":")[2], 16) == port:
                     found.add(f"socket:[{fields[9]}]")
     return found
-
-
-def program(pid: int) -> str:
-    """Return which program a process is. Raises `OSError` if it has ended."""
-    return f"{_name(PROC / str(pid))}, process {pid}"
-
-
-def _name(directory: Path) -> str:
-    command = (directory / "cmdline").read_bytes().decode(errors="replace").split("\0")
-    if any(Path(word).name in OURS for word in command[:8]):
-        return "another tornado-status server"
-    return (directory / "comm").read_text().strip()

@@ -21,7 +21,7 @@ import structlog
 
 from tornado_status.errors import ConfigError
 from tornado_status.runtime.backoff import Backoff
-from tornado_status.runtime.listening import program
+from tornado_status.runtime.program_names import program
 from tornado_status.store.embedded import data_directory
 from tornado_status.store.embedded.binaries import find_binaries
 from tornado_status.store.embedded.child import (
