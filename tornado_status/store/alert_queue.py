@@ -17,6 +17,11 @@ from tornado_status.store.queries import ENTRY, entry
 FORGOTTEN_DAYS = 30  # an alert that no server has run for so long is in no configuration
 # A lease that ends later was taken while the database's clock was ahead, and is worth nothing.
 LONGEST_LEASE_S = 3600
+# Whether `holder` may take the lease of an alert a.
+_FREE = (
+    "(a.holder IS NULL OR a.holder = %(holder)s OR a.leased_until < now()"
+    " OR a.leased_until > now() + %(longest)s * interval '1 second')"
+)
 
 
 class AlertQueue:
@@ -42,11 +47,10 @@ class AlertQueue:
     async def cursor(self, name: str, holder: uuid.UUID, renew_s: float) -> AlertCursor:
         """Return an alert's cursor. `held` only if the lease lasts `renew_s` more seconds."""
         rows = await self._execute(
-            "SELECT a.stream, a.seq, h.stream, h.seq,"
+            "SELECT a.stream, a.seq, h.stream, h.seq,"  # noqa: S608
             " a.holder = %(holder)s AND a.leased_until > now() + %(renew)s * interval '1 second'"
             " AND a.leased_until < now() + %(longest)s * interval '1 second',"
-            " a.holder IS NULL OR a.holder = %(holder)s OR a.leased_until < now()"
-            " OR a.leased_until > now() + %(longest)s * interval '1 second',"
+            f" {_FREE},"
             " EXISTS (SELECT FROM alert_message m WHERE m.name = a.name AND m.next_at <= now())"
             " FROM alert a, head h WHERE a.name = %(name)s",
             {
@@ -66,10 +70,9 @@ class AlertQueue:
     async def lease(self, name: str, holder: uuid.UUID, seconds: float) -> bool:
         """Take or renew the lease. Return False if another server holds it."""
         rows = await self._execute(
-            "UPDATE alert SET holder = %(holder)s,"
-            " leased_until = now() + %(seconds)s * interval '1 second' WHERE name = %(name)s"
-            " AND (holder IS NULL OR holder = %(holder)s OR leased_until < now()"
-            " OR leased_until > now() + %(longest)s * interval '1 second') RETURNING 1",
+            "UPDATE alert a SET holder = %(holder)s,"  # noqa: S608
+            " leased_until = now() + %(seconds)s * interval '1 second' WHERE a.name = %(name)s"
+            f" AND {_FREE} RETURNING 1",
             {
                 "name": name,
                 "holder": str(holder),
