@@ -1,1 +1,4 @@
-"""The process: shutdown, blocking calls, DNS, HTTP time-outs, systemd, rate-limited logs."""
+"""The process: shutdown, systemd, blocking calls, DNS, log output, rate-limited logs.
+
+Also accepting connections, listening errors and HTTP time-outs.
+"""

@@ -20,7 +20,10 @@ MAX_BESIDE_PAYLOAD_BYTES = 1024
 
 
 class BoundedClient(Client):
-    """A client that closes the connection at a limit. `refused` says which one, or is None."""
+    """A client that closes the connection at a limit, and drops headers that are too long.
+
+    `refused` says which limit, or is None.
+    """
 
     def __init__(self) -> None:
         super().__init__()
