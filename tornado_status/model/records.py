@@ -80,6 +80,15 @@ class CommittedBatch:
     events: Sequence[Event]
 
 
+@dataclass(frozen=True, slots=True)
+class LogStep:
+    """Where a log goes on from another: it has the entries of `parent` up to the number `fork`."""
+
+    log_id: uuid.UUID
+    parent: uuid.UUID
+    fork: int
+
+
 class Device(NamedTuple):
     """One certificate that a user checks in with, and the newest check-in with it."""
 
