@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import LOOPBACK, StartServer, wait_until
-from tests.support.population import ATTACK_S, StartPopulation
+from tests.support.attackers import attacking
+from tests.support.harness import LOOPBACK, StartServer, free_port, wait_until
+from tests.support.population import StartPopulation, as_shipped
 from tests.support.unread_log import fill_pipe, is_ready, pipe_at, start_logging_to
 
 pytestmark = pytest.mark.once
 
 
-def cause_lines(port: int, seconds: float) -> None:
+def cause_lines(port: int) -> None:
     """Speak plain HTTP to the TLS port, as fast as it goes."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    while True:
         with (
             contextlib.suppress(OSError),
             socket.create_connection((LOOPBACK, port), timeout=1) as stranger,
@@ -39,12 +38,13 @@ def test_a_stranger_who_causes_log_lines(
     path = tmp_path / "log"
     module = ("tornado_status",) if wrong is None else ("tests.support.faults.wrong_server", wrong)
     with pipe_at(path) as (_, writing):
-        server = start_logging_to(start_server, str(path), module=module)
+        shipped = as_shipped(port=free_port())
+        server = start_logging_to(start_server, str(path), module=module, **shipped)
         wait_until(lambda: is_ready(server), "readiness")
         honest = start_population(server)
         fill_pipe(writing)
-        cause_lines(server.port, ATTACK_S)
-        complaints = honest.complaints()
+        with attacking(cause_lines, server.port):
+            complaints = honest.complaints()
         if wrong is None:
             assert complaints == []
         else:

@@ -1,4 +1,7 @@
-"""An honest population: clients that check in every second over connections that they keep."""
+"""An honest population: clients that check in every second, most over connections that they keep.
+
+Half way through an attack some of it stop. The server must declare them, and nobody else, offline.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,50 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, client_context
+from tornado_status.config.settings import ServerSettings
 
 REQUEST = b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ATTACK_S = float(os.environ.get("ABUSE_SECONDS", "10"))  # of each attacker; 60 for a thorough run
 INTERVAL_S = 1.0
 GRACE_S = 15.0  # for the last answers: a slow machine is no attack
+OFFLINE_AFTER_S = 8.0  # an honest client may wait so long for an answer
+LEAVERS = 5  # of the population, half way through the attack
+NEWCOMERS = 20  # of the population connect anew for each check-in
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+def as_shipped(**server: Any) -> dict[str, Any]:
+    """Return settings with the shipped limits, which `running_server` raises, but for `server`.
+
+    Users go offline soon enough for a test.
+    """
+    return {
+        "server": ServerSettings(**{"host": LOOPBACK, "port": 0, **server}).model_dump(),
+        "presence": {"interval_s": INTERVAL_S, "offline_after_s": OFFLINE_AFTER_S},
+    }
 
 
 class Population:
     """Clients of one asyncio process, each with its own certificate, in a thread of their own.
 
-    A client that is cut off comes back, and the check-in counts as unanswered.
+    A client that is cut off, or cannot connect, comes back: its check-in counts as unanswered.
     """
 
     def __init__(self, server: Server, certs: Path, names: Sequence[str]) -> None:
-        self.statuses: Counter[int | None] = Counter()  # None: no answer came
+        self.statuses: Counter[int | None] = Counter()  # of check-ins; None: no answer came
         self.not_ready: list[str] = []
         self._server = server
         self._contexts = [client_context(certs, name) for name in names]
-        self._emails = {f"{name}@example.com" for name in names}
+        self._emails = [f"{name}@example.com" for name in names]
+        self._leavers = set(self._emails[-LEAVERS:])
         self._met = 0
         self._changed = threading.Condition()
+        self._unserved = threading.Event()
+        self._leaving = threading.Event()
         self._stopping = threading.Event()
         self._threads = [
             threading.Thread(target=lambda: asyncio.run(self._live())),
@@ -68,7 +92,19 @@ class Population:
             assert not thread.is_alive()
 
     def complaints(self) -> list[str]:
-        """Stop, and return what the honest saw that they should not; empty if all was well."""
+        """Return what the honest saw during an attack that they should not; empty if all was well.
+
+        Call it while the attack goes on. Watches for `ATTACK_S` and until those who left are
+        offline, or until an honest client is not served. Stops the population.
+        """
+        self._unserved.wait(ATTACK_S / 2)
+        self._leaving.set()
+        self._unserved.wait(ATTACK_S / 2)
+        until = time.monotonic() + OFFLINE_AFTER_S + GRACE_S
+        while self._offline() != self._leavers and time.monotonic() < until:
+            if self._unserved.wait(INTERVAL_S / 10):
+                break
+        offline = self._offline()
         self.stop()
         found = [
             f"{count} check-ins were answered {status}"
@@ -77,56 +113,63 @@ class Population:
         ]
         if self.not_ready:
             found.append(f"not ready: {self.not_ready[0]}")
-        present = {
-            email
-            for email, offline in self._server.rows("SELECT email, offline FROM user_status")
-            if not offline
-        }
-        if absent := self._emails - present:
-            found.append(f"{len(absent)} users are not present")
+        if wrong := offline - self._leavers:
+            found.append(f"{len(wrong)} users who were there were declared offline")
+        if (missed := self._leavers - offline) and not self._unserved.is_set():
+            found.append(f"{len(missed)} users who had left were not declared offline")
+        if (recorded := self._recorded()) != self.statuses[204]:
+            found.append(f"{recorded} check-ins in the log, {self.statuses[204]} acknowledged")
         return found
 
-    async def _live(self) -> None:
-        await asyncio.gather(*(self._check_in_on(context) for context in self._contexts))
+    def _offline(self) -> set[str]:
+        """Return who was declared offline so far."""
+        sql = "SELECT DISTINCT email FROM check_in WHERE event = 'offline' AND email = ANY(%s)"
+        return {email for [email] in self._server.rows(sql, self._emails)}
 
-    async def _check_in_on(self, context: ssl.SSLContext) -> None:
-        first = True
-        while not self._stopping.is_set():
+    def _recorded(self) -> int:
+        sql = "SELECT count(*) FROM check_in WHERE event <> 'offline' AND email = ANY(%s)"
+        [(count,)] = self._server.rows(sql, self._emails)
+        return int(count)
+
+    async def _live(self) -> None:
+        await asyncio.gather(*(self._live_as(number) for number in range(len(self._emails))))
+
+    async def _live_as(self, number: int) -> None:
+        leaves = self._emails[number] in self._leavers
+        streams: Streams | None = None
+        met = False
+        while not self._stopping.is_set() and not (leaves and self._leaving.is_set()):
+            began = time.monotonic()
+            status = None
             with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
                 async with asyncio.timeout(GRACE_S):
-                    reading, writing = await asyncio.open_connection(
-                        LOOPBACK, self._server.port, ssl=context, server_hostname="localhost"
-                    )
-                try:
-                    while not self._stopping.is_set():
-                        began = time.monotonic()
-                        await self._check_in(reading, writing)
-                        if first:
-                            first = False
-                            with self._changed:
-                                self._met += 1
-                                self._changed.notify_all()
-                        await self._rest(began + INTERVAL_S)
-                finally:
-                    writing.transport.abort()
-            await asyncio.sleep(INTERVAL_S / 10)
-
-    async def _rest(self, until: float) -> None:
-        for _ in range(10):  # a stop does not wait for the next check-in
-            if not self._stopping.is_set() and time.monotonic() < until:
-                await asyncio.sleep(INTERVAL_S / 10)
-
-    async def _check_in(self, reading: asyncio.StreamReader, writing: asyncio.StreamWriter) -> None:
-        status = None
-        try:
-            writing.write(REQUEST)
-            async with asyncio.timeout(GRACE_S):
-                head = await reading.readuntil(b"\r\n\r\n")
-            status = int(head.split(b" ", 2)[1])
-        finally:
+                    if streams is None:
+                        streams = await self._connect(self._contexts[number])
+                    status = await _check_in(*streams)
             self.statuses[status] += 1
-        if status != 204:  # its body is not read
-            raise ConnectionResetError
+            if status != 204:
+                self._unserved.set()
+            elif not met:
+                met = True
+                self._count_met()
+            if streams is not None and (status != 204 or number < NEWCOMERS):
+                streams[1].transport.abort()
+                streams = None
+            for _ in range(10):  # a stop does not wait for the next check-in
+                if not self._stopping.is_set() and time.monotonic() < began + INTERVAL_S:
+                    await asyncio.sleep(INTERVAL_S / 10)
+        if streams is not None:
+            streams[1].transport.abort()
+
+    async def _connect(self, context: ssl.SSLContext) -> Streams:
+        return await asyncio.open_connection(
+            LOOPBACK, self._server.port, ssl=context, server_hostname="localhost"
+        )
+
+    def _count_met(self) -> None:
+        with self._changed:
+            self._met += 1
+            self._changed.notify_all()
 
     def _probe(self) -> None:
         while not self._stopping.wait(INTERVAL_S):
@@ -137,6 +180,13 @@ class Population:
                 continue
             if answer.status != 200:
                 self.not_ready.append(answer.body.decode())
+
+
+async def _check_in(reading: asyncio.StreamReader, writing: asyncio.StreamWriter) -> int:
+    """Return the status of the answer. Its body, if it has one, is not read."""
+    writing.write(REQUEST)
+    head = await reading.readuntil(b"\r\n\r\n")
+    return int(head.split(b" ", 2)[1])
 
 
 StartPopulation = Callable[[Server], Population]  # the fixture `start_population`

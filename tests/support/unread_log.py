@@ -33,7 +33,8 @@ def fill_pipe(writing: int) -> None:
 def start_logging_to(start_server: StartServer, path: str, **more: object) -> Server:
     """Start a server whose standard output and error are `path`; do not wait for it."""
     prefix = ("sh", "-c", 'exec "$@" >"$0" 2>&1', path)
-    return start_server(prefix=prefix, wait=False, server={"port": free_port()}, **more)
+    settings: dict[str, object] = {"server": {"port": free_port()}, **more}
+    return start_server(prefix=prefix, wait=False, **settings)
 
 
 def is_ready(server: Server) -> bool:
