@@ -74,25 +74,25 @@ def text_block(
 def json_line(
     update: Event | BinaryUpdate, *, verified: bool = True, state: str | None = None
 ) -> str:
-    """Return one flat JSON object on a line of its own. A value that the update lacks is null.
+    """Return one flat JSON object on a line of its own, without what the update lacks.
 
     An event that is no check-in has `at`, a snapshot has `state`.
     """
-    members: dict[str, object] = {
-        "seq": update.seq if isinstance(update, Event) else None,
-        "event": update.event if isinstance(update, Event) else None,
+    event = update if isinstance(update, Event) else None
+    at = None if event is None else event.at
+    members = {
+        "seq": None if event is None else event.seq,
+        "event": None if event is None else event.event,
         "email": update.email,
         "last_seen": None if update.last_seen is None else _rfc_3339(update.last_seen),
         "client_ip": update.client_ip,
         "client_port": update.client_port,
+        "at": None if at is None else _rfc_3339(at),
+        "state": state,
+        "verified": None if verified else False,
     }
-    if isinstance(update, Event) and update.at is not None:
-        members["at"] = _rfc_3339(update.at)
-    if state is not None:
-        members["state"] = state
-    if not verified:
-        members["verified"] = False
-    return json.dumps(members, separators=(",", ":")) + "\n"
+    present = {name: value for name, value in members.items() if value is not None}
+    return json.dumps(present, separators=(",", ":")) + "\n"
 
 
 def _gap_block(gap: Gap) -> str:

@@ -19,7 +19,7 @@ from tornado_status.ingress.refusals import Refusals
 from tornado_status.model.records import normalise_ip
 from tornado_status.observe.counters import SECONDS, Histogram
 from tornado_status.runtime.base_acceptor import Acceptor, Address
-from tornado_status.runtime.listening import error_text
+from tornado_status.runtime.listening import bind_address, error_text
 
 BACKLOG = 1024  # connections that the kernel completes while we are busy; it caps it by somaxconn
 DEFER_S = 1  # a client that has sent nothing by then is accepted all the same
@@ -31,7 +31,7 @@ def bind(settings: ServerSettings) -> list[socket.socket]:
     try:
         return bind_sockets(
             settings.port,
-            address=settings.host,
+            address=bind_address(settings.host),
             backlog=BACKLOG,
             reuse_port=settings.reuse_port,
         )

@@ -22,7 +22,7 @@ from tornado_status.observe.health import Check
 from tornado_status.runtime import http_timeouts
 from tornado_status.runtime.base_acceptor import Acceptor, Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts, TimeoutStream
-from tornado_status.runtime.listening import error_text
+from tornado_status.runtime.listening import bind_address, error_text
 
 MAX_CONNECTIONS = 32  # scrapers and probes are few; they must not use up all descriptors
 MAX_HEAD = 8192  # browsers and scrapers send far less
@@ -73,10 +73,10 @@ class ManagementServer:
 
     def listen(self) -> None:
         """Bind the port and start to accept. Raises `ConfigError` if it is taken."""
+        settings = self._settings
         try:
-            sockets = bind_sockets(self._settings.port, address=self._settings.host)
+            sockets = bind_sockets(settings.port, address=bind_address(settings.host))
         except OSError as error:
-            settings = self._settings
             message = error_text("management", settings.host, settings.port, error)
             raise ConfigError(message) from error
         self._acceptor.listen(sockets)

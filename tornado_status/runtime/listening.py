@@ -1,4 +1,4 @@
-"""Errors of listening on a port, with what to do: who has it, or how a user may have it."""
+"""Listening on a port: which addresses, and errors with what to do about them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import errno
 from tornado_status.runtime.program_names import PROC, program
 
 PRIVILEGED = 1024  # Linux's default of ip_unprivileged_port_start
+
+
+def bind_address(host: str) -> str | None:
+    """Return the address to bind; None for `::`, which means all of IPv6 and of IPv4.
+
+    With sockets of their own, so that an IPv4 client is not `::ffff:…`.
+    """
+    return None if host in ("", "::") else host
 
 
 def error_text(section: str, host: str, port: int, error: OSError) -> str:

@@ -22,7 +22,7 @@ from tornado_status.announce.udp_sink import UdpSink, udp_sinks
 from tornado_status.commands.doctor.finding import Finding, note, ok, problem
 from tornado_status.config.settings import NatsTarget, Settings, UdpTarget
 from tornado_status.errors import BrokerError, ConfigError
-from tornado_status.runtime.listening import explain, holder
+from tornado_status.runtime.listening import bind_address, explain, holder
 from tornado_status.wire.nats_connection import check_files, connected
 
 PORTS, INTERFACES, ROUTES = "ports", "interfaces", "routes"
@@ -64,7 +64,9 @@ def _ports(settings: Settings) -> Iterator[Finding]:
 
 def _cannot_listen(host: str, port: int, reuse_port: bool) -> OSError | None:
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=_PASSIVE)
+        found = socket.getaddrinfo(
+            bind_address(host), port, type=socket.SOCK_STREAM, flags=_PASSIVE
+        )
         for family, kind, protocol, _, address in found:
             with socket.socket(family, kind, protocol) as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
