@@ -120,8 +120,11 @@ def _announced(sock: socket.socket, expected: int | None, timeout_s: float) -> C
         while expected is None or heard.total() < expected:
             try:
                 message = json.loads(sock.recv(65536))
-                for update in message.get("updates", [message]):  # one check-in, or many
-                    heard[update["email"], update["client_ip"], update["client_port"]] += 1
+                for entry in message.get("events", [message]):  # one check-in, or many
+                    if isinstance(entry, dict):
+                        entry = entry["email"], entry["client_ip"], entry["client_port"]
+                    email, client_ip, client_port = entry
+                    heard[email, client_ip, client_port] += 1
             except (ValueError, AttributeError, KeyError, TypeError) as error:
                 raise GateRefused(
                     "refused by the gate: an announcement of another format"

@@ -30,11 +30,13 @@ from benchmarks.programs import BenchmarkError, Child
 from benchmarks.results import Numbers
 from benchmarks.rig import Bench
 from benchmarks.scaling_tables import ALONE
+from tornado_status.config.settings import AnnounceSettings
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import Signer
-from tornado_status.wire.datagram import encode_json
+from tornado_status.wire.datagram import DatagramEncoder
 
-BURST = 20_000  # updates at once, 2,900 datagrams: what a receive buffer of 4 MiB takes
+BURST = 20_000  # updates at once, 800 datagrams: what a receive buffer of 4 MiB takes
+REPEAT = AnnounceSettings().repeat
 FETCHED = 20_000  # updates that are not announced
 FULL = 512  # check-ins in a commit under load: datagrams are full
 
@@ -46,7 +48,7 @@ POLL_S = 0.02
 _SUMMARY = re.compile(
     r"Heard (?P<datagrams>\d+) datagrams: (?P<shown>\d+) updates shown, \d+ duplicates, "
     r"(?P<refused>\d+) refused.*?(?:, (?P<dropped>\d+) dropped in a flood)?, "
-    r"\d+ of the other encoding, (?P<repaired>\d+) repaired, (?P<missed>\d+) missed, "
+    r"\d+ of the other encoding, \d+ healed, (?P<repaired>\d+) repaired, (?P<missed>\d+) missed, "
 )
 
 _ANOTHER_SERVERS = """\
@@ -102,7 +104,9 @@ class LoadedListener:
         listener refuses something, or does not get everything.
         """
         before = self._counts()
-        datagrams = self._datagrams(updates, batch)
+        # What is withheld must be fetched, not repeated.
+        encoder = DatagramEncoder(REPEAT if withheld is None else 0)
+        datagrams = self._datagrams(updates, batch, encoder)
         if withheld is not None:
             del datagrams[withheld]
         drops, used_s = self._kernel_drops(), cpu_s([self._child.pid])
@@ -144,7 +148,7 @@ class LoadedListener:
         counts: Counter[str] = self._child.wait("summary", ANSWER_TIMEOUT_S)["counts"]
         return counts
 
-    def _datagrams(self, updates: int, batch: int) -> list[bytes]:
+    def _datagrams(self, updates: int, batch: int, encoder: DatagramEncoder) -> list[bytes]:
         """Commit entries of the log, of users who are there; return their datagrams."""
         site = self._bench.site
         rows = site.postgres.execute(site.database, _ANOTHER_SERVERS, updates)
@@ -156,7 +160,8 @@ class LoadedListener:
         found: list[bytes] = []
         for first in range(0, len(events), batch):
             committed = events[first : first + batch]
-            found += encode_json(self._log_id, now, committed[-1].seq, committed, self._signer)
+            head = committed[-1].seq
+            found += encoder.encode(self._log_id, now, head, committed, self._signer)
         return found
 
     def _send(self, datagrams: Sequence[bytes], seconds: float) -> None:

@@ -185,6 +185,7 @@ def _summary(counts: ListenerCounts, shown: int) -> str:
         f"{counts.duplicates} duplicates",
         f"{counts.refused.total()} refused{f' ({refused})' if refused else ''}",
         f"{counts.ignored} of the other encoding",
+        f"{counts.healed} healed",
         f"{counts.repaired} repaired",
         f"{counts.missed} missed",
         f"lag {_lag(counts)}",

@@ -94,6 +94,7 @@ class ListenerCounts:
     refused: Counter[str]  # datagrams, by reason
     ignored: int  # of the encoding that was not asked for
     dropped: int  # no room, before they were verified
+    healed: int  # updates that a later datagram repeated
     repaired: int  # updates that were fetched
     missed: int  # numbers reported in gaps
     # Numbers that are known to exist and not delivered yet. None: datagrams are refused for their
@@ -339,6 +340,7 @@ class Listener:
             refused=received.refused,
             ignored=received.ignored + unverified.ignored,
             dropped=received.dropped,
+            healed=ordered.healed + unverified.healed,
             repaired=ordered.repaired,
             missed=ordered.missed,
             lag=self._follower.sequence.lag if received.clock_is_right else None,

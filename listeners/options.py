@@ -24,7 +24,7 @@ from listeners.verify.verifier import MAX_SKEW_S
 from tornado_status import __version__
 from tornado_status.errors import ConfigError
 from tornado_status.model.duration import EXPECTED, parse_duration
-from tornado_status.wire.datagram import MAX_SEQ
+from tornado_status.wire.json_members import MAX_SEQ
 from tornado_status.wire.nats_broker import (
     SUBJECT,
     Broker,

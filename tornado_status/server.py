@@ -9,7 +9,6 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import structlog
 from prometheus_client import CollectorRegistry
@@ -31,6 +30,7 @@ from tornado_status.config.settings import Settings, TracingSettings, without_ef
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.ingress import CheckInPort, Trust, bind
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit
+from tornado_status.model.records import CommittedBatch
 from tornado_status.observe import metrics
 from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
@@ -328,9 +328,11 @@ class Server:
 
     # ------------------------------------------------------------------ what the parts ask for
 
-    def _log_position(self) -> tuple[UUID, int] | None:
-        """Return the log id and the head for heartbeats; None while the database is away."""
-        return None if self._store.problem else (self._store.log_id, self._store.head)
+    def _log_position(self) -> CommittedBatch | None:
+        """Return the log for heartbeats, without events; None while the database is away."""
+        if self._store.problem:
+            return None
+        return CommittedBatch(self._store.log_id, self._store.head, ())
 
     def _check_crls(self, marks: Sequence[CRLMark]) -> None:
         """Raises `ConfigError` if a CRL is older than one that was in force."""

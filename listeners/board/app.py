@@ -361,6 +361,8 @@ def condition_line(condition: Condition, counts: ListenerCounts) -> Text:
     if not condition.repairs:
         text.append(" (no repair: no reader's certificate)", "yellow")
     lag = "unknown" if counts.lag is None else counts.lag
-    text.append(f"  lag {lag}, {counts.repaired} repaired, {counts.missed} missed")
+    text.append(
+        f"  lag {lag}, {counts.healed} healed, {counts.repaired} repaired, {counts.missed} missed"
+    )
     text.append(f", {counts.refused.total()} refused", _BAD if counts.refused else "")
     return text

@@ -94,7 +94,7 @@ class LogFollower:
                 self._follow_announced(datagram, first, now)
             case LogStatus.FOLLOWED:
                 pass
-        self.sequence.receive(datagram.head, datagram.updates, source, now)
+        self.sequence.receive(datagram.head, datagram.updates, source, now, datagram.repeated)
 
     def _follow_announced(self, datagram: Datagram, first: int, now: float) -> None:
         """Follow a log because its announcer signed it, or because the operator pinned it."""

@@ -56,6 +56,7 @@ class SequenceCounts:
     """Updates of one `EventSequence`, by their fate."""
 
     duplicates: int = 0
+    healed: int = 0  # updates that a later datagram repeated
     repaired: int = 0  # updates that were fetched
     missed: int = 0  # numbers reported in gaps
 
@@ -146,10 +147,21 @@ class EventSequence:
 
     # -------------------------------------------------------------------------------------- input
 
-    def receive(self, head: int, events: Iterable[Event], source: Source, now: float) -> None:
+    def receive(
+        self,
+        head: int,
+        events: Iterable[Event],
+        source: Source,
+        now: float,
+        repeated: Iterable[Event] = (),
+    ) -> None:
         """Add the events of a verified datagram of the log that is followed."""
         for event in events:
             self._add(event, source)
+            self.head = max(self.head, event.seq)
+        for event in repeated:
+            if self._add(event, source, repeated=True):
+                self.counts.healed += 1
             self.head = max(self.head, event.seq)
         self.head = max(self.head, head)
         self._advance(now)
@@ -262,10 +274,10 @@ class EventSequence:
 
     # ---------------------------------------------------------------------------------- internals
 
-    def _add(self, event: Event, source: Source | None) -> bool:
+    def _add(self, event: Event, source: Source | None, *, repeated: bool = False) -> bool:
         seq = event.seq
         if seq <= self._complete_to or seq in self._pending:
-            self.counts.duplicates += source is not None
+            self.counts.duplicates += source is not None and not repeated
             return False
         # Fetched events close the gap that the others wait for: a page of room is kept for them.
         reserved = 0 if source is None else self._page

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from listeners.order.sequence import Position
 from tornado_status.errors import ConfigError
-from tornado_status.wire.datagram import MAX_SEQ
+from tornado_status.wire.json_members import MAX_SEQ
 
 MAX_SIZE = 4096  # bytes: a longer file is not a state file
 SAVE_INTERVAL_S = 1.0  # a crash repeats at most this much; one write a second costs a disk little

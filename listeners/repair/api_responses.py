@@ -14,7 +14,8 @@ import uuid
 from tornado_status.errors import DatagramError
 from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import EventPage, StatusRecord, UserPage
-from tornado_status.wire.datagram import MAX_SEQ, decode_update
+from tornado_status.wire.event_object import decode_update
+from tornado_status.wire.json_members import MAX_SEQ
 
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
 

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from listeners.order.bounded_set import DEFAULT_SIZE, BoundedSet
 from tornado_status.model.records import Event
+from tornado_status.runtime.bounded_dict import BoundedDict
 from tornado_status.wire.datagram import BinaryUpdate, Datagram, decode
+
+MAX_LOGS = 64  # log ids of which the first number is kept
 
 
 class Encoding(enum.StrEnum):
@@ -24,6 +27,7 @@ class UnverifiedCounts:
     """Updates and datagrams that were not returned."""
 
     duplicates: int = 0  # updates
+    healed: int = 0  # updates that came only as a repetition
     ignored: int = 0  # well-formed datagrams of the encoding that was not asked for
 
 
@@ -41,6 +45,8 @@ class UnverifiedReader:
         # One set each, so that a flood of one format cannot push out what the other remembers.
         self._numbers = BoundedSet[tuple[int, int]](window_size)
         self._payloads = BoundedSet[bytes](window_size)
+        # By log id, the number that its first datagram began with: older repetitions are no news.
+        self._first = BoundedDict[int, int](MAX_LOGS)
 
     def receive(self, payload: bytes) -> Sequence[Event | BinaryUpdate]:
         """Return the new updates of one datagram, in its order; none for a heartbeat.
@@ -48,16 +54,16 @@ class UnverifiedReader:
         Raises `DatagramError` for bytes that are no status datagram.
         """
         datagram = decode(payload)
-        updates: Sequence[Event | BinaryUpdate]
+        updates: list[Event | BinaryUpdate]
         if isinstance(datagram, Datagram):
             if self._encoding is Encoding.BINARY:
                 self.counts.ignored += 1
                 return ()
-            log_id = datagram.log_id.int
-            updates = [
-                event for event in datagram.updates if self._numbers.add((log_id, event.seq))
-            ]
-            self.counts.duplicates += len(datagram.updates) - len(updates)
+            healed = self._healed(datagram)
+            self.counts.healed += len(healed)
+            new = [event for event in datagram.updates if self._is_new(datagram, event)]
+            self.counts.duplicates += len(datagram.updates) - len(new)
+            updates = [*healed, *new]
         else:
             if self._encoding is Encoding.JSON:
                 self.counts.ignored += 1
@@ -65,3 +71,18 @@ class UnverifiedReader:
             updates = [datagram] if self._payloads.add(payload) else []
             self.counts.duplicates += 1 - len(updates)
         return updates
+
+    def _healed(self, datagram: Datagram) -> list[Event]:
+        log_id = datagram.log_id.int
+        if log_id not in self._first:
+            first = datagram.updates[0].seq if datagram.updates else datagram.head + 1
+            self._first[log_id] = first
+        first = self._first[log_id]
+        return [
+            event
+            for event in reversed(datagram.repeated)
+            if event.seq >= first and self._is_new(datagram, event)
+        ]
+
+    def _is_new(self, datagram: Datagram, event: Event) -> bool:
+        return self._numbers.add((datagram.log_id.int, event.seq))

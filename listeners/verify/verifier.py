@@ -16,11 +16,13 @@ from tornado_status.errors import DatagramError
 from tornado_status.pki.announcer_keys import AnnouncerKey
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
-    MAX_SEQ,
+    VERSION_1,
     Datagram,
     decode_json,
     split_signature,
+    version_1,
 )
+from tornado_status.wire.json_members import MAX_SEQ
 
 MAX_SKEW_S = 60.0
 # These reasons leave open whether a datagram is right: --insecure shows it, marked as not verified.
@@ -35,8 +37,8 @@ REMEMBERED = 16_384
 
 # How the shipped server begins a datagram. Another order is no error, only checked later.
 _OPENING = re.compile(
-    rb'\{"v":1,"log":"([0-9a-f-]{36})",'
-    rb'"sent":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)","head":(\d{1,19}),"updates":\['
+    rb'\{"v":2,"log":"([0-9a-f-]{36})",'
+    rb'"sent":"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)","head":(\d{1,19}),"'
 )
 
 
@@ -62,6 +64,8 @@ class Verifier:
         """
         if len(payload) > MAX_DATAGRAM:
             raise DatagramError("too-long", f"more than {MAX_DATAGRAM} bytes")
+        if payload.startswith(VERSION_1):
+            raise version_1()
         parts = split_signature(payload)
         if parts is None:
             raise DatagramError("unsigned", "it has no signature")

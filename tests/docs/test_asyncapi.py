@@ -22,7 +22,7 @@ DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "asyncapi.yaml").read
 MESSAGES = DOCUMENT["components"]["messages"]
 VECTORS = {
     path.stem: json.loads(path.read_text())
-    for path in sorted((ROOT / "tests" / "vectors").glob("*-v1-*.json"))
+    for path in sorted((ROOT / "tests" / "vectors").glob("*-v2-*.json"))
 }
 LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
 
@@ -33,8 +33,8 @@ def check(kind: str, message: Any) -> None:
 
 
 def kind_of(message: dict[str, Any]) -> str:
-    if "updates" in message:
-        return "updates" if message["updates"] else "heartbeat"
+    if "events" in message:
+        return "announcement" if message["events"] else "heartbeat"
     return message["event"] if message["event"] in ("position", "gap") else "event"
 
 
@@ -69,20 +69,24 @@ def test_each_golden_datagram_is_as_described(name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"v": 2}, "1 was expected"),
+        ({"v": 1}, "2 was expected"),
         ({"head": -1}, "less than the minimum"),
         ({"sent": "2026-01-02 03:04:05"}, "does not match|is not a 'date-time'"),
         ({"log": "seven"}, "is not a 'uuid'"),
         ({"kid": "3881fda889fccb77"}, "'sig' is a dependency"),
         ({"height": 7}, "unexpected"),
-        ({"updates": [{"seq": 1}]}, "required property"),
-        ({"updates": []}, "non-empty"),
+        ({"first": 0}, "less than the minimum"),
+        ({"events": [{"event": "new"}]}, "not valid under any"),
+        ({"events": [["a@example.com", "10.0.0.7"]]}, "not valid under any"),
+        ({"events": [["a@example.com", "10.0.0.7", 1, 2]]}, "not valid under any"),
+        ({"events": []}, "non-empty"),
+        ({"repeat": [[1, "2026-01-02T03:04:05.678901Z"]]}, "too short"),
     ],
 )
 def test_a_datagram_that_is_not_as_described_is_found(change: dict[str, Any], said: str) -> None:
-    message = json.loads(VECTORS["json-v1-one-update"]["text"])
+    message = json.loads(VECTORS["json-v2-one-check-in"]["text"])
     with pytest.raises(ValidationError, match=said):
-        check("updates", {**message, **change})
+        check("announcement", {**message, **change})
 
 
 def test_every_kind_of_message_is_as_described(start_server: StartServer) -> None:
@@ -91,7 +95,7 @@ def test_every_kind_of_message_is_as_described(start_server: StartServer) -> Non
     found: set[str] = set()
     with Heard(server.announce_port) as group, Subscriber(server) as subscriber:
         assert server.request("POST", "/api/client").status == 204
-        while not found >= {"updates", "heartbeat"}:
+        while not found >= {"announcement", "heartbeat"}:
             message = json.loads(group.one()[0])
             check(kind_of(message), message)
             found.add(kind_of(message))

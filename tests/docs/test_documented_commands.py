@@ -571,7 +571,7 @@ def test_each_listener_of_the_page_listens(page: str, tmp_path: Path) -> None:
                     end = listener.err.wait_end().splitlines()[-1]
                 assert re.fullmatch(
                     r"Heard \d+ datagrams: \d+ updates? shown, \d+ duplicates?, \d+ refused.*, "
-                    r"\d+ of the other encoding, \d+ repaired, \d+ missed, lag \d+\.",
+                    r"\d+ of the other encoding, \d+ healed, \d+ repaired, \d+ missed, lag \d+\.",
                     end,
                 ), end
 

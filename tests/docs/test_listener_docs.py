@@ -6,6 +6,7 @@ import ast
 import datetime
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,15 @@ from certs_gen.cli import main as certs_gen
 from listeners.cli import main
 from listeners.receive import udp_receiver
 from listeners.verify import verifier
-from tests.support.harness import PATIENCE_S, ROOT, Heard, Lines, Server, plain_environment
+from tests.support.harness import (
+    PATIENCE_S,
+    ROOT,
+    Heard,
+    Lines,
+    Server,
+    plain_environment,
+    require,
+)
 from tornado_status.pki.announcer_keys import PURPOSE
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
@@ -26,8 +35,11 @@ REFERENCE = (ROOT / "docs" / "listener-reference.md").read_text("utf-8")
 LISTENERS = (ROOT / "docs" / "listeners.md").read_text("utf-8") + REFERENCE
 
 
-def python_in(page: str) -> str:
-    [program] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+MAX_LINES = 30  # of a verifier
+
+
+def program_in(page: str, language: str = "python") -> str:
+    [program] = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
     assert isinstance(program, str)
     return program
 
@@ -36,8 +48,8 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
     server: Server, heard: Heard
 ) -> None:
     """It needs nothing but `cryptography`, and knows nothing of this project's code."""
-    program = python_in(PROTOCOL)
-    assert len(program.splitlines()) <= 30
+    program = program_in(PROTOCOL)
+    assert len(program.splitlines()) <= MAX_LINES
     imported = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(program))
@@ -60,7 +72,7 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
     key = defined["announcer_key"](announcer, ca, now)
     message = defined["verify"](datagram, key, now)
     assert message == json.loads(datagram)
-    assert message["updates"][0]["email"] == "valid_user@example.com"
+    assert message["events"][0]["email"] == "valid_user@example.com"
     changed = datagram.replace(b"valid_user", b"other_user")
     for wrong, moment in (
         (changed, now),
@@ -75,16 +87,86 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
             defined["announcer_key"]((certs / name).read_bytes(), ca, now)
 
 
+DRIVER = """\
+import { readFileSync } from 'node:fs'
+import { announcerKey, verify } from './verifier.mjs'
+
+for (const line of readFileSync(0, 'utf8').trim().split('\\n')) {
+  const { announcer, ca, datagram, now } = JSON.parse(line)
+  try {
+    const key = announcerKey(announcer, ca, new Date(now))
+    console.log(JSON.stringify(verify(Buffer.from(datagram, 'hex'), key, new Date(now))))
+  } catch (error) {
+    console.log(JSON.stringify(error.message))
+  }
+}
+"""
+
+
+def test_the_pages_verifier_in_javascript_does_the_same(
+    server: Server, heard: Heard, tmp_path: Path
+) -> None:
+    """It needs nothing but Node.js."""
+    require("node", shutil.which("node") is not None, "install nodejs")
+    program = program_in(PROTOCOL, "javascript")
+    assert len(program.splitlines()) <= MAX_LINES
+    assert re.findall(r"from '(.*)'", program) == ["node:crypto"]
+    (tmp_path / "verifier.mjs").write_text(program)
+    (tmp_path / "driver.mjs").write_text(DRIVER)
+    assert server.request("POST", "/api/client").status == 204
+    datagram, _ = heard.one()
+    now = datetime.datetime.now(datetime.UTC)
+    late = now + datetime.timedelta(seconds=100)
+    other = tmp_path / "other"
+    assert certs_gen(["--out", str(other)]) == 0
+    names = ("announcer.crt", "ca.crt", "client.crt", "server.crt")
+    announcer, ca, *wrong = ((server.certs / name).read_text() for name in names)
+    stranger = (other / "ca.crt").read_text()
+    cases = [
+        (announcer, ca, datagram, now),
+        (announcer, ca, datagram.replace(b"valid_user", b"other_user"), now),
+        (announcer, ca, datagram[:-1], now),
+        (announcer, ca, datagram + b" ", now),
+        (announcer, ca, datagram, late),
+        (announcer, stranger, datagram, now),
+        *((certificate, ca, datagram, now) for certificate in wrong),
+    ]
+    given = [
+        json.dumps({"announcer": a, "ca": c, "datagram": d.hex(), "now": moment.isoformat()})
+        for a, c, d, moment in cases
+    ]
+    ran = subprocess.run(
+        ["node", "driver.mjs"],
+        cwd=tmp_path,
+        input="\n".join(given),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ran.returncode == 0, ran.stderr
+    said = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert said == [
+        json.loads(datagram),
+        "another signature",
+        "not signed by this key",
+        "not signed by this key",
+        "not now",
+        "not issued by this CA",
+        "not meant for announcing",
+        "not meant for announcing",
+    ]
+
+
 def test_the_page_names_the_purpose_and_shows_a_vector() -> None:
     """The test vectors for a receiver in another language."""
-    vector = json.loads((ROOT / "tests/vectors/signed-v1-one-update.json").read_text())
-    assert PROTOCOL.count(PURPOSE.dotted_string) == 2
+    vector = json.loads((ROOT / "tests/vectors/signed-v2-one-check-in.json").read_text())
+    assert PROTOCOL.count(PURPOSE.dotted_string) == 3
     assert f"```\n{vector['text']}\n```" in PROTOCOL
 
 
 def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:
     """As it stands, but for the ports of this test's server."""
-    program = python_in(REFERENCE)
+    program = program_in(REFERENCE)
     url = 'url="https://localhost:8443",'
     assert program.count(url) == 1
     (tmp_path / "certs").symlink_to(server.certs)

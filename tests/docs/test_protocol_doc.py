@@ -7,16 +7,22 @@ import ipaddress
 import json
 import re
 import struct
+from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.harness import ROOT, Heard, StartServer, free_port, targets
+from tests.support.vectors import encoded
 from tornado_status.api.users import record_json
 from tornado_status.model.presence import State
 from tornado_status.model.records import EventKind, StatusRecord
-from tornado_status.wire.datagram import decode_json, decode_update, encode_json, encode_update
+from tornado_status.wire.datagram import decode_json
+from tornado_status.wire.event_object import decode_update, encode_update
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 
+VECTORS = ROOT / "tests" / "vectors"
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 
 
@@ -49,11 +55,28 @@ def test_the_pages_binary_example_decodes_by_its_table() -> None:
 
 
 def test_the_pages_json_example_is_what_the_codec_writes() -> None:
-    """To the byte."""
-    [example] = re.findall(r'```json\n(\{"v":1.*\})\n```', PROTOCOL)
-    datagram = decode_json(example.encode())
-    [written] = encode_json(datagram.log_id, datagram.sent, datagram.head, datagram.updates)
-    assert written == example.encode()
+    """To the byte: an announcement, one of other events, and a heartbeat."""
+    examples = re.findall(r'^\{"v":2.*\}$', PROTOCOL, re.MULTILINE)
+    unsigned = [example.encode() for example in examples if '"sig":' not in example]
+    assert [encoded(decode_json(example)) for example in unsigned] == [[each] for each in unsigned]
+    assert len(unsigned) == 3
+    [signed] = set(examples) - {example.decode() for example in unsigned}
+    assert signed == json.loads((VECTORS / "signed-v2-one-check-in.json").read_text())["text"]
+
+
+@pytest.mark.parametrize("path", sorted(VECTORS.glob("*-v2-*.json")), ids=lambda path: path.stem)
+def test_the_table_of_the_first_bytes_is_true_of_every_vector(path: Path) -> None:
+    """A receiver may look at these positions before it knows the signature."""
+    text = json.loads(path.read_text())["text"]
+    table = re.findall(r"^\| (\d+) to (\d+) \| (.*) \|$", PROTOCOL, re.MULTILINE)
+    forward = [row for row in table if int(row[0]) < int(row[1])]
+    assert len(forward) == 5
+    message = json.loads(text)
+    said = {"the log id": message["log"], "the sender's clock": message["sent"]}
+    for first, last, content in forward:
+        expected = said.get(content, content.strip("`"))
+        assert text[int(first) : int(last) + 1] == expected
+    assert re.match(r'\d{1,19},"', text[96:])
 
 
 def test_real_binary_datagrams_decode_by_the_page(start_server: StartServer) -> None:
@@ -82,5 +105,7 @@ def test_the_page_tells_every_event_and_error_sentence() -> None:
     members = json.loads(re.findall(r'```json\n(\{"email".*\})\n```', PROTOCOL)[0])
     record = StatusRecord(1, "a@example.com", MOMENT, "10.0.0.7", 1, State.ONLINE, MOMENT)
     assert list(members) == list(json.loads(record_json(record)))
-    [offline] = re.findall(r'```json\n(\{"seq".*"event":"offline".*\})\n```', PROTOCOL)
-    assert encode_update(decode_update(json.loads(offline))) == offline.encode()
+    events = re.findall(r'^\{"seq".*\}$', PROTOCOL, re.MULTILINE)
+    assert len(events) == 5
+    for event in events:
+        assert encode_update(decode_update(json.loads(event))) == event.encode()

@@ -40,7 +40,8 @@ def credential(authority: Authority) -> Credential:
 
 def signed(count: int = 1, key: Ed25519PrivateKey | None = None) -> tuple[list[bytes], Signer]:
     signer = Signer(key or Ed25519PrivateKey.generate())
-    return list(encode_json(STREAM, NOW, 42, [EVENT] * count, signer)), signer
+    events = [EVENT._replace(seq=42 + number) for number in range(count)]
+    return list(encode_json(STREAM, NOW, 42, events, signer)), signer
 
 
 def verifies(payload: bytes, announcer: announcer_keys.AnnouncerKey) -> bool:
@@ -48,15 +49,15 @@ def verifies(payload: bytes, announcer: announcer_keys.AnnouncerKey) -> bool:
     return parts is not None and announcer.verify(parts[2], parts[1])
 
 
-def test_one_signature_covers_a_datagram_of_about_seven(
+def test_one_signature_covers_a_datagram_of_more_than_twenty(
     authority: Authority, credential: Credential
 ) -> None:
     """Each datagram is whole JSON, ends in its signature, and fits in a frame."""
     assert isinstance(credential.key, Ed25519PrivateKey)
-    payloads, signer = signed(20, credential.key)
+    payloads, signer = signed(60, credential.key)
     announcer = verify_announcer([credential.certificate], [authority.certificate])
     assert announcer.kid == signer.kid
-    assert [len(decode_json(payload).updates) for payload in payloads] == [7, 7, 6]
+    assert [len(decode_json(payload).updates) for payload in payloads] == [25, 25, 10]
     for payload in payloads:
         assert len(payload) <= MAX_DATAGRAM
         assert decode_json(payload).kid == signer.kid

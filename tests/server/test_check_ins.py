@@ -140,7 +140,7 @@ def test_every_target_hears_in_its_own_encoding(start_server: StartServer) -> No
         assert server.request("POST", "/api/client").status == 204
         for listener in (group, broadcast):
             first, second = listener.one()[0], listener.one()[0]
-            assert first.startswith(b'{"v":1,"log":"')
+            assert first.startswith(b'{"v":2,"log":"')
             assert second.startswith(b"\x16valid_user@example.com")
 
 
@@ -158,7 +158,7 @@ def test_heartbeats_carry_the_head_in_silence(start_server: StartServer) -> None
         assert server.request("POST", "/api/client").status == 204
         listener.updates(1)
         payload, _ = listener.one()
-    assert b'"head":1,"updates":[]' in payload
+    assert b'"head":1,"events":[]' in payload
 
 
 # ---------------------------------------------------------------------- two servers, one database

@@ -40,6 +40,7 @@ from tornado_status.runtime.rate_limit import MAX_KINDS, RateLimit
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
     BinaryUpdate,
+    DatagramEncoder,
     decode_binary,
     encode_binary,
     encode_json,
@@ -180,7 +181,7 @@ def test_an_update_heard_by_multicast_and_by_broadcast_is_shown_once(
     ]
     assert remarks[1:] == [
         "Heard 4 datagrams: 2 updates shown, 2 duplicates, 0 refused, 0 of the other encoding, "
-        "0 repaired, 0 missed, lag 0."
+        "0 healed, 0 repaired, 0 missed, lag 0."
     ]
 
 
@@ -569,10 +570,24 @@ def test_an_update_is_known_by_its_stream_and_number(heard: list[tuple[uuid.UUID
 
 def test_an_update_repeated_inside_a_datagram_is_shown_once() -> None:
     """It does not matter how the copies arrive."""
-    assert list(UnverifiedReader().receive(as_json(check_in(1), check_in(2), check_in(1)))) == [
-        check_in(1),
-        check_in(2),
-    ]
+    payload = as_json(check_in(1), check_in(2))
+    twice = payload[:-1] + b',"repeat":[[1,"2026-01-02T03:04:05.678901Z",["a@b","::1",1]]]}'
+    assert list(UnverifiedReader().receive(twice)) == [check_in(1), check_in(2)]
+
+
+def test_what_was_lost_is_shown_when_it_is_repeated_and_nothing_from_before() -> None:
+    """In order within a datagram; the first one of a log says where the listener began."""
+    encoder = DatagramEncoder(8)
+    first, second, third, fourth, fifth = (
+        next(encoder.encode(LOG_ID, MOMENT, number, [check_in(number)])) for number in range(1, 6)
+    )
+    reader = UnverifiedReader()
+    assert list(reader.receive(second)) == [check_in(2)]
+    assert list(reader.receive(fifth)) == [check_in(3), check_in(4), check_in(5)]
+    assert (reader.counts.healed, reader.counts.duplicates) == (2, 0)
+    assert [reader.receive(late) for late in (third, fourth)] == [[], []]
+    assert (reader.counts.healed, reader.counts.duplicates) == (2, 2)
+    assert list(reader.receive(first)) == [check_in(1)]  # new, and late
 
 
 def test_binary_updates_are_known_by_all_their_bytes() -> None:

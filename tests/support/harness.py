@@ -25,6 +25,7 @@ import psycopg2.extensions
 import pytest
 import yaml
 
+from tests.support.announced import updates_in
 from tests.support.forked_server import ForkedServer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -484,6 +485,6 @@ class Heard:
         """Return the next `count` updates of JSON datagrams."""
         found: list[dict[str, Any]] = []
         while len(found) < count:
-            found += json.loads(self.one()[0])["updates"]
+            found += updates_in(self.one()[0])
         assert len(found) == count
         return found

@@ -72,7 +72,9 @@ while True:
             said["destination"] = socket.inet_ntop(sock.family, where)
         else:
             (said["ttl"],) = struct.unpack("@i", body)
-    said["seqs"] = [update["seq"] for update in json.loads(payload)["updates"]]
+    datagram = json.loads(payload)
+    first = datagram.get("first", 1)
+    said["seqs"] = list(range(first, first + len(datagram["events"])))
     print(json.dumps(said), flush=True)
 """
 

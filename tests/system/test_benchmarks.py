@@ -512,12 +512,12 @@ def test_a_listener_hears_and_repairs_what_is_announced_to_it(bench: Bench) -> N
     [
         (
             "Heard 35 datagrams: 20 updates shown, 12 duplicates, 3 refused (signature 3), "
-            "0 of the other encoding, 2 repaired, 1 missed, lag 4.",
+            "0 of the other encoding, 0 healed, 2 repaired, 1 missed, lag 4.",
             (35, 20, 3, 0, 2, 1),
         ),
         (
             "Heard 9 datagrams: 2 updates shown, 0 duplicates, 0 refused, 7 dropped in a flood, "
-            "0 of the other encoding, 0 repaired, 0 missed, lag 0.",
+            "0 of the other encoding, 0 healed, 0 repaired, 0 missed, lag 0.",
             (9, 2, 0, 7, 0, 0),
         ),
     ],

@@ -36,7 +36,7 @@ from tornado_status.api.openapi import load_document
 from tornado_status.model.presence import State
 from tornado_status.model.records import EventKind
 from tornado_status.runtime.http_timeouts import MAX_BODY
-from tornado_status.wire import datagram
+from tornado_status.wire import json_members
 
 VALID = "valid_user@example.com"
 DOCUMENT = load_document()
@@ -171,7 +171,7 @@ def test_its_limits_are_those_of_the_code() -> None:
         "EmailPatterns/schema/items": event_filter.MAX_PATTERN,
         "EventKinds/schema/maxItems": event_filter.MAX_TERMS,
         "EventKinds/schema/items": event_filter.MAX_KIND,
-        "schemas/Email": datagram.MAX_EMAIL,
+        "schemas/Email": json_members.MAX_EMAIL,
         "/client_port": 65535,
         "Problem/properties/status": 599,
         "RequestID": 128,
@@ -179,7 +179,7 @@ def test_its_limits_are_those_of_the_code() -> None:
     unused = set(known)
     for where, value in upper_bounds(DOCUMENT["components"]):
         found = [name for name in known if name in where]
-        assert value == (known[found[0]] if found else datagram.MAX_SEQ), where
+        assert value == (known[found[0]] if found else json_members.MAX_SEQ), where
         unused -= set(found)
     assert not unused
     assert list(upper_bounds(DOCUMENT["paths"])) == []

@@ -12,6 +12,7 @@ import psycopg2
 import pytest
 import yaml
 
+from tests.support.announced import updates_in
 from tests.support.harness import (
     Heard,
     Postgres,
@@ -191,7 +192,7 @@ def test_a_server_that_runs_follows_a_new_stream(start_server: StartServer, tmp_
         while 6 not in seqs:
             payload, _ = heard.one()
             message = yaml.safe_load(payload)
-            seqs += [update["seq"] for update in message["updates"]]
+            seqs += [update["seq"] for update in updates_in(payload)]
             streams.append(message["log"])
         assert set(streams[:-1]) == {old}
         assert streams[-1] == new

@@ -400,7 +400,7 @@ def test_the_board_begins_with_everybody_and_stays_live(
     assert server.request("POST", "/api/client", cert="operator").status == 204
     board.wait(r"● online +operator@example\.com +\d+ s ago .* new")
     board.wait(r"● 2 online +◐ 0 late +○ 0 offline +◇ 0 never +of 2\n")
-    board.wait(r"\nlive +lag 0, \d+ repaired, 0 missed, 0 refused\n")
+    board.wait(r"\nlive +lag 0, \d+ healed, \d+ repaired, 0 missed, 0 refused\n")
     assert re.search(r"valid_user@example\.com +[2-9] s ago", board.wait(r"user.* [2-9] s ago"))
     board.type("/oper\r")
     board.wait(r"of 2, 1 shown")
@@ -476,7 +476,7 @@ def test_the_board_is_complete_by_repair_and_tells_when_it_is_not(
         board = terminal("-m", "listeners", "--board", *reading(server, port=port), "--group", "")
         board.wait("of 0")
         check_in(server, 40)
-        board.wait(r"(?s)valid_user.*live +lag 0, [1-9]\d* repaired, 0 missed")
+        board.wait(r"(?s)valid_user.*live +lag 0, \d+ healed, [1-9]\d* repaired, 0 missed")
         [(stream,)] = server.rows("SELECT stream::text FROM head")
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(PATIENCE_S)

@@ -6,29 +6,31 @@ import datetime
 import ipaddress
 import json
 import uuid
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.support.vectors import written_event
+from tests.support.vectors import encoded, written_datagram
 from tornado_status.errors import DatagramError
-from tornado_status.model.records import Event, normalise_ip
+from tornado_status.model.records import Event, LogStep, normalise_ip, timestamp
 from tornado_status.wire.datagram import (
     MAX_DATAGRAM,
-    MAX_SEQ,
     SIGNATURE_ROOM,
     BinaryUpdate,
     Datagram,
+    DatagramEncoder,
     decode,
     decode_binary,
     decode_json,
-    decode_update,
     encode_binary,
     encode_json,
-    encode_update,
 )
+from tornado_status.wire.event_object import decode_update, encode_update
+from tornado_status.wire.json_members import MAX_SEQ
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
@@ -90,21 +92,14 @@ def vectors(name: str) -> list[Path]:
     return found
 
 
-@pytest.mark.parametrize("path", vectors("json-v1"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", vectors("json-v2"), ids=lambda path: path.stem)
 def test_json_vectors_encode_to_and_decode_from_the_written_bytes(path: Path) -> None:
     """The JSON format is what the vectors say, byte for byte, in both directions."""
     vector = json.loads(path.read_text("utf-8"))
     payload = vector["text"].encode("ascii")
-    fields = vector["fields"]
-    datagram = Datagram(
-        log_id=uuid.UUID(fields["log"]),
-        sent=datetime.datetime.fromisoformat(fields["sent"]),
-        head=fields["head"],
-        updates=tuple(written_event(update) for update in fields["updates"]),
-    )
+    datagram = written_datagram(vector["fields"])
     assert decode(payload) == datagram
-    encoded = encode_json(datagram.log_id, datagram.sent, datagram.head, datagram.updates)
-    assert list(encoded) == [payload]
+    assert encoded(datagram) == [payload]
 
 
 @pytest.mark.parametrize("path", vectors("binary-v0"), ids=lambda path: path.stem)
@@ -170,16 +165,156 @@ def test_two_of_the_longest_updates_fit_in_one_datagram() -> None:
         last_seen=MOMENT,
         client_ip=str(ipaddress.IPv6Address(2**128 - 1)),
         client_port=65535,
-        at=MOMENT,
     )
-    assert len(list(encode_json(LOG_ID, MOMENT, MAX_SEQ, [longest] * 2))) == 1
-    assert len(list(encode_json(LOG_ID, MOMENT, MAX_SEQ, [longest] * 3))) == 2
+    events = [longest._replace(seq=MAX_SEQ - number) for number in (2, 1, 0)]
+    assert len(list(encode_json(LOG_ID, MOMENT, MAX_SEQ, events[:2]))) == 1
+    assert len(list(encode_json(LOG_ID, MOMENT, MAX_SEQ, events))) == 2
+
+
+def commit(first: int, count: int, later_s: float = 0.0) -> list[Event]:
+    at = MOMENT + datetime.timedelta(seconds=later_s)
+    return [
+        CHECK_IN._replace(seq=first + number, email=f"user{first + number}@example.com")._replace(
+            last_seen=at
+        )
+        for number in range(count)
+    ]
 
 
 def test_a_datagram_is_filled_before_the_next_is_begun() -> None:
-    """A burst costs as few datagrams as it can: about seven ordinary check-ins fit in one."""
-    payloads = list(encode_json(LOG_ID, MOMENT, 42, [CHECK_IN] * 15))
-    assert [len(decode_json(payload).updates) for payload in payloads] == [7, 7, 1]
+    """A commit costs as few datagrams as it can: more than 20 ordinary check-ins fit in one."""
+    payloads = list(encode_json(LOG_ID, MOMENT, 100, commit(1, 60)))
+    counts = [len(decode_json(payload).updates) for payload in payloads]
+    assert counts == [28, 28, 4]
+    ordinary = [
+        event._replace(email="jane.roe.1234@example.com", client_ip="192.168.100.77")
+        for event in commit(9_000_000_000, 20)
+    ]
+    assert len(list(encode_json(LOG_ID, MOMENT, 9_000_000_020, ordinary))) == 1
+
+
+def test_a_datagram_is_one_run_of_numbers_of_one_time() -> None:
+    """Number and time are said once: where either does not continue, the next datagram begins."""
+    for sent_events in (
+        commit(1, 2) + commit(4, 1),
+        commit(1, 2) + commit(3, 1, later_s=1),
+        [
+            *commit(1, 2),
+            CHECK_IN._replace(
+                seq=3,
+                client_ip=None,
+                client_port=None,
+                at=MOMENT + datetime.timedelta(seconds=1),
+                event="offline",
+            ),
+        ],
+    ):
+        first, second = encode_json(LOG_ID, MOMENT, 9, sent_events)
+        assert [*decode_json(first).updates] == sent_events[:2]
+        assert [*decode_json(second).updates] == sent_events[2:]
+
+
+# ------------------------------------------------------------------------------------ repetitions
+
+
+def numbers(repeated: Iterable[Event]) -> list[int]:
+    return [event.seq for event in repeated]
+
+
+def test_a_datagram_repeats_the_last_events_newest_first() -> None:
+    """At a low rate each heals the loss of the ones before it."""
+    encoder = DatagramEncoder(3)
+    for number in range(1, 8):
+        [payload] = encoder.encode(LOG_ID, MOMENT, number, commit(number, 1, later_s=number))
+        datagram = decode_json(payload)
+        assert list(datagram.updates) == commit(number, 1, later_s=number)
+        assert numbers(datagram.repeated) == list(range(number - 1, max(0, number - 4), -1))
+        for event in datagram.repeated:
+            assert [event] == commit(event.seq, 1, later_s=event.seq)
+
+
+def test_each_event_rides_along_in_so_many_datagrams_and_no_more() -> None:
+    """Heartbeats count, so no address is repeated for ever."""
+    encoder = DatagramEncoder(3)
+    list(encoder.encode(LOG_ID, MOMENT, 2, commit(1, 2)))
+    found = [
+        numbers(decode_json(payload).repeated)
+        for _ in range(5)
+        for payload in encoder.encode(LOG_ID, MOMENT, 2, [])
+    ]
+    assert found == [[2, 1]] * 3 + [[]] * 2
+
+
+def test_full_datagrams_repeat_nothing_and_the_last_of_a_commit_the_ones_before() -> None:
+    """Repetitions never push out what is new, nor cost a datagram."""
+    encoder = DatagramEncoder(8)
+    payloads = [*encoder.encode(LOG_ID, MOMENT, 60, commit(1, 60))]
+    datagrams = [decode_json(payload) for payload in payloads]
+    assert [len(datagram.updates) for datagram in datagrams] == [28, 28, 4]
+    assert [numbers(datagram.repeated) for datagram in datagrams[:2]] == [[], []]
+    assert numbers(datagrams[2].repeated) == [56, 55, 54, 53, 52, 51, 50, 49]
+    assert all(len(payload) <= MAX_DATAGRAM - SIGNATURE_ROOM for payload in payloads)
+    [crowded] = encoder.encode(LOG_ID, MOMENT, 80, commit(61, 20))
+    assert numbers(decode_json(crowded).repeated) == [60, 59, 58, 57]  # as many as fit
+
+
+def test_what_was_of_another_log_is_not_repeated() -> None:
+    """Its numbers mean nothing there."""
+    encoder = DatagramEncoder(3)
+    list(encoder.encode(LOG_ID, MOMENT, 1, commit(1, 1)))
+    another = uuid.uuid4()
+    for log_id in (another, LOG_ID):
+        [payload] = encoder.encode(log_id, MOMENT, 1, commit(1, 1))
+        assert decode_json(payload).repeated == ()
+
+
+def test_nothing_is_repeated_if_nothing_is_to_be() -> None:
+    encoder = DatagramEncoder(0)
+    for number in (1, 2):
+        [payload] = encoder.encode(LOG_ID, MOMENT, number, commit(number, 1))
+        assert b"repeat" not in payload
+
+
+@no_deadline
+@given(
+    st.integers(0, 64),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 40), st.integers(1, 60)), max_size=12),
+)
+def test_any_repetition_is_of_what_was_announced(
+    repeat: int, commits: list[tuple[int, int, int]]
+) -> None:
+    """True to number, time and content; new to no datagram twice; and each fits in a frame."""
+    encoder, seq = DatagramEncoder(repeat), 0
+    announced: dict[int, Event] = {}
+    rides = Counter[int]()
+    for gap, count, width in commits:
+        sent_events = [
+            event._replace(email=f"{'x' * width}@example.com")
+            for event in commit(seq + gap + 1, count, later_s=seq)
+        ]
+        seq += gap + count
+        found: list[Event] = []
+        for payload in encoder.encode(LOG_ID, MOMENT, seq, sent_events):
+            assert len(payload) <= MAX_DATAGRAM - SIGNATURE_ROOM
+            datagram = decode_json(payload)
+            assert len(datagram.repeated) <= repeat
+            assert numbers(datagram.repeated) == sorted(numbers(datagram.repeated), reverse=True)
+            for event in datagram.repeated:
+                assert announced[event.seq] == event
+                rides[event.seq] += 1
+            found += datagram.updates
+            announced |= {event.seq: event for event in datagram.updates}
+        assert found == sent_events
+    assert all(count <= repeat for count in rides.values())
+
+
+def test_a_heartbeat_says_how_its_log_began() -> None:
+    """A datagram with events has no room to spare for it."""
+    step = LogStep(LOG_ID, uuid.uuid4(), 40)
+    [heartbeat] = encode_json(LOG_ID, MOMENT, 42, [], parent=step)
+    [update] = encode_json(LOG_ID, MOMENT, 42, [CHECK_IN], parent=step)
+    assert decode_json(heartbeat).parent == step
+    assert decode_json(update).parent is None
 
 
 # ---------------------------------------------------------------------------------- what is refused
@@ -197,7 +332,7 @@ def reason(payload: bytes) -> str:
 @example(b"{")
 @example(b'{"')
 @example(b"\xff" * (MAX_DATAGRAM + 1))
-@example(b'{"v":1,"updates":[\xff]}')
+@example(b'{"v":2,"events":[\xff]}')
 def test_any_bytes_decode_or_are_refused(payload: bytes) -> None:
     """Nothing that a stranger sends breaks a listener."""
     try:
@@ -231,10 +366,26 @@ def test_a_damaged_datagram_decodes_or_is_refused(
 
 
 @no_deadline
-@given(st.dictionaries(st.sampled_from(["v", "log", "sent", "head", "updates"]), json_values))
+@given(
+    st.dictionaries(
+        st.sampled_from(["v", "log", "sent", "head", "at", "first", "events", "repeat", "parent"]),
+        json_values,
+    )
+)
 def test_any_json_object_decodes_or_is_refused(members: dict[str, object]) -> None:
     """Members of any type and shape are judged, not trusted."""
-    payload = json.dumps({"v": 1, "log": str(LOG_ID), **members}).encode()
+    payload = json.dumps(
+        {
+            "v": 2,
+            "log": str(LOG_ID),
+            "sent": timestamp(MOMENT),
+            "head": 1,
+            "at": timestamp(MOMENT),
+            "first": 1,
+            "events": [["a@b", "::1", 1]],
+            **members,
+        }
+    ).encode()
     try:
         decode_json(payload)
     except DatagramError as error:
@@ -274,16 +425,16 @@ def test_any_update_decodes_or_is_refused(member: str, value: object) -> None:
 def test_huge_and_nested_values_are_refused(updates: bytes) -> None:
     """A datagram cannot exhaust the stack, and its refusal fits on one short line."""
     with pytest.raises(DatagramError) as refusal:
-        decode(b'{"v":1,"updates":' + updates + b"}")
+        decode(b'{"v":2,"events":' + updates + b"}")
     assert len(str(refusal.value)) < 120
 
 
 @pytest.mark.parametrize(
     "payload",
     [
-        b'{"v":1,"v":1,"updates":[]}',
-        b'{"v":1,"updates":[{"seq":1,"seq":2}]}',
-        b'{"v":1,"unknown":{"a":1,"a":2},"updates":[]}',
+        b'{"v":2,"v":2,"events":[]}',
+        b'{"v":2,"events":[{"event":"new","event":"back"}]}',
+        b'{"v":2,"unknown":{"a":1,"a":2},"events":[]}',
     ],
 )
 def test_a_member_that_occurs_twice_is_refused(payload: bytes) -> None:
@@ -291,23 +442,29 @@ def test_a_member_that_occurs_twice_is_refused(payload: bytes) -> None:
     assert reason(payload) == "not-json"
 
 
-@pytest.mark.parametrize("version", [b"2", b"true", b"1.0", b'"1"', b"null", b"[]"])
+@pytest.mark.parametrize("version", [b"3", b"true", b"2.0", b'"2"', b"null", b"[]"])
 def test_another_version_is_refused_as_that(version: bytes) -> None:
     """A datagram of a later version is told apart from a broken one."""
-    assert reason(b'{"v":' + version + b',"updates":[]}') == "version"
+    assert reason(b'{"v":' + version + b',"events":[]}') == "version"
+
+
+def test_the_version_before_is_refused_as_that() -> None:
+    """An operator who updates one of two sides learns which one is left."""
+    assert reason(b'{"v":1,"log":"%b","updates":[]}' % str(LOG_ID).encode()) == "version-1"
 
 
 def test_more_than_a_frame_is_refused() -> None:
     """Bigger than the limit is refused before anything is parsed."""
-    assert reason(b'{"v":1,"x":"' + b"x" * MAX_DATAGRAM + b'"}') == "too-long"
+    assert reason(b'{"v":2,"x":"' + b"x" * MAX_DATAGRAM + b'"}') == "too-long"
 
 
 def test_unknown_members_are_ignored() -> None:
     """A later version may add members without becoming unreadable."""
-    payload = next(encode_json(LOG_ID, MOMENT, 42, [CHECK_IN]))
-    longer = payload.replace(b'{"v":1,', b'{"v":1,"colour":"blue",').replace(
-        b'{"seq":42,', b'{"seq":42,"note":[1,{"a":null}],'
+    payload = next(encode_json(LOG_ID, MOMENT, 42, [CHECK_IN._replace(event="new")]))
+    longer = payload.replace(b'{"v":2,', b'{"v":2,"colour":"blue",').replace(
+        b'{"event":"new",', b'{"event":"new","note":[1,{"a":null}],'
     )
+    assert len(longer) > len(payload) + 30
     assert decode(longer) == decode(payload)
 
 

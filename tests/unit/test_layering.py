@@ -109,6 +109,7 @@ def loaded_by(*modules: str) -> set[str]:
         ("errors", DATABASE | NETWORK | LIBRARIES),
         ("model.records", DATABASE | NETWORK | LIBRARIES),
         ("wire.datagram", DATABASE | NETWORK | LIBRARIES),
+        ("wire.event_object", DATABASE | NETWORK | LIBRARIES),
         ("pki.identity", DATABASE | NETWORK - {"socket"} | {"pydantic", "yaml"}),
         ("config.loader", DATABASE | NETWORK - {"socket"} | {"cryptography", "email_validator"}),
     ],

@@ -552,7 +552,7 @@ def following(
 
 def announced(log_id: uuid.UUID, *numbers: int, later_s: float = 0.0) -> Datagram:
     sent = MOMENT + datetime.timedelta(seconds=later_s)
-    return Datagram(log_id, sent, max(numbers), tuple(event(n) for n in numbers), "kid")
+    return Datagram(log_id, sent, max(numbers), tuple(event(n) for n in numbers), kid="kid")
 
 
 def test_an_update_that_came_before_the_server_confirmed_its_log_is_fetched() -> None:

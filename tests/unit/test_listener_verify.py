@@ -24,14 +24,15 @@ from listeners.order.state_file import StateFile
 from listeners.repair import api_responses
 from listeners.verify.known_announcers import MAX_PUBLISHED, KnownAnnouncers
 from listeners.verify.verifier import UNVERIFIED_REASONS, DuplicateDatagram, Verifier
-from tests.support.vectors import written_event
+from tests.support.vectors import encoded, written_datagram
 from tornado_status.errors import ConfigError, DatagramError
 from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import Event
 from tornado_status.pki.announcer_keys import AnnouncerKey, Signer
-from tornado_status.wire.datagram import Datagram, encode_json, encode_update
+from tornado_status.wire.datagram import encode_json
+from tornado_status.wire.event_object import encode_update
 
-VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("signed-v1-*.json"))
+VECTORS = sorted((Path(__file__).parents[1] / "vectors").glob("signed-v2-*.json"))
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 LOG_ID = uuid.UUID("0b0e7a52-4c1f-4f57-9d8e-2f6a3c5b1d90")
 TEST_ONLY_KEY = Ed25519PrivateKey.from_private_bytes(b"tornado_status tests only, never")
@@ -87,19 +88,15 @@ def test_signed_vectors_encode_to_and_verify_from_the_written_bytes(path: Path) 
     assert load_pem_public_key(vector["public_key"].encode()) == key.public_key()
     signer = Signer(key)
     assert signer.kid == vector["kid"]
-    fields = vector["fields"]
-    sent = datetime.datetime.fromisoformat(fields["sent"])
-    events = [written_event(update) for update in fields["updates"]]
+    datagram = written_datagram(vector["fields"], signer.kid)
     payload = vector["text"].encode("ascii")
-    log_id = uuid.UUID(fields["log"])
-    assert list(encode_json(log_id, sent, fields["head"], events, signer)) == [payload]
-    announcer = AnnouncerKey(signer.kid, key.public_key(), ((sent, sent),))
-    expected = Datagram(log_id, sent, fields["head"], tuple(events), signer.kid)
-    assert verifier(announcer).verify(payload, sent) == expected
+    assert encoded(datagram, signer) == [payload]
+    announcer = AnnouncerKey(signer.kid, key.public_key(), ((datagram.sent, datagram.sent),))
+    assert verifier(announcer).verify(payload, datagram.sent) == datagram
 
 
 def test_there_are_signed_vectors() -> None:
-    assert len(VECTORS) == 5
+    assert len(VECTORS) == 7
 
 
 # ------------------------------------------------------------------------------------- properties
@@ -117,7 +114,7 @@ def test_any_bytes_are_refused(payload: bytes) -> None:
 def test_any_bytes_that_are_signed_decode_or_are_refused(text: bytes) -> None:
     """Even an announcer cannot break a listener."""
     ending = b',"kid":"' + SIGNER.kid.encode() + b'"'
-    for payload in (signed(text + ending), signed(b'{"v":1,' + text + ending)):
+    for payload in (signed(text + ending), signed(b'{"v":2,' + text + ending)):
         with contextlib.suppress(DatagramError, DuplicateDatagram):
             verifier().verify(payload, NOW)
 
@@ -184,9 +181,12 @@ def test_any_answer_is_a_page_or_an_error(body: bytes) -> None:
         (datagram(event(), sent=NOW + seconds(61)), "skew"),
         (datagram(sent=NOW - seconds(61)), "skew"),
         (b"x" * 1401, "too-long"),
-        (signed(b'{"v":2,"kid":"%b"' % SIGNER.kid.encode()), "version"),
-        (signed(b'{"v":1,"kid":"%b"' % SIGNER.kid.encode()), "malformed"),
-        (signed(b'{"v":1,,"kid":"%b"' % SIGNER.kid.encode()), "not-json"),
+        (signed(b'{"v":3,"kid":"%b"' % SIGNER.kid.encode()), "version"),
+        (signed(b'{"v":2,"kid":"%b"' % SIGNER.kid.encode()), "malformed"),
+        (signed(b'{"v":2,,"kid":"%b"' % SIGNER.kid.encode()), "not-json"),
+        (signed(b'{"v":1,"log":"","kid":"%b"' % SIGNER.kid.encode()), "version-1"),
+        (signed(b'{"log":"","v":1,"kid":"%b"' % SIGNER.kid.encode()), "version-1"),
+        (b'{"v":1,"log":"', "version-1"),
     ],
 )
 def test_each_refusal_has_its_reason(payload: bytes, expected: str) -> None:
@@ -199,6 +199,7 @@ def test_only_want_of_proof_can_be_overlooked() -> None:
     assert not UNVERIFIED_REASONS & {
         "skew",
         "version",
+        "version-1",
         "malformed",
         "too-long",
         "log",
@@ -208,12 +209,10 @@ def test_only_want_of_proof_can_be_overlooked() -> None:
 
 def test_members_in_another_order_are_no_reason() -> None:
     """A member in its usual place is checked early, one elsewhere late."""
-    update = encode_update(event())
-    rest = b'"log":"%b","v":1,"head":42,"updates":[%b],"kid":"%b"' % (
-        str(LOG_ID).encode(),
-        update,
-        SIGNER.kid.encode(),
-    )
+    rest = (
+        b'"log":"%b","v":2,"head":42,"first":42,"at":"2026-01-02T03:04:05.678901Z",'
+        b'"events":[["valid_user@example.com","10.0.0.7",51514]],"kid":"%b"'
+    ) % (str(LOG_ID).encode(), SIGNER.kid.encode())
     payload = signed(b'{"sent":"2026-01-02T03:04:05.000000Z",' + rest)
     assert verifier().verify(payload, NOW).updates == (event(),)
     assert reason(signed(b'{"sent":"2026-01-02T03:05:06.000000Z",' + rest)) == "skew"

@@ -30,7 +30,7 @@ from tornado_status.model.alert import AlertCursor, AlertMessage, UserReturn, co
 from tornado_status.model.records import Event, timestamp
 from tornado_status.observe import metrics
 from tornado_status.runtime.backoff import Backoff
-from tornado_status.wire.datagram import encode_update
+from tornado_status.wire.event_object import encode_update
 
 if TYPE_CHECKING:
     from tornado_status.store.alert_queue import AlertQueue

@@ -7,6 +7,7 @@ sink of a broker queues datagrams, up to a limit.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import errno
 import uuid
@@ -33,8 +34,10 @@ from tornado_status.wire import datagram
 # address where no program listens, every second datagram seems to be sent.
 FAILING_S = 60.0
 
+# How often the log id is compared. Listeners hold a new log's datagrams until they know its parent.
+LOG_CHECK_S = 0.5
 
-LogPosition = Callable[[], tuple[uuid.UUID, int] | None]
+LogPosition = Callable[[], CommittedBatch | None]
 
 
 class Announcer:
@@ -61,6 +64,8 @@ class Announcer:
         self._sinks: list[Sink] = [*udp, *self._brokers]
         self._json = [sink for sink in self._sinks if sink.encoding == "json"]
         self._binary = [sink for sink in self._sinks if sink.encoding == "binary"]
+        self._encoder = datagram.DatagramEncoder(settings.repeat)
+        self._log_id: uuid.UUID | None = None  # of the last announcement
         self._last_sent = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         # With every target from the start, so that a rate over the first datagram is right.
@@ -92,7 +97,8 @@ class Announcer:
     def start(self, log_position: LogPosition) -> None:
         """Watch the interfaces, and send a heartbeat after `heartbeat_s` without an announcement.
 
-        `log_position` returns its log id and head, or None while they are unknown.
+        `log_position` returns the log as a batch without events, or None while it is unknown. If it
+        is another log than before, a heartbeat is sent at once.
         """
         watching = self._interface_monitor.run()
         self._tasks.append(asyncio.create_task(watching, name="interface monitor"))
@@ -108,25 +114,36 @@ class Announcer:
 
     def announce(self, batch: CommittedBatch) -> None:
         """Send the events of a committed batch, in order; a heartbeat if there are none."""
-        events = batch.events
         if self._json:
-            now = datetime.datetime.now(datetime.UTC)
-            try:
-                for payload in datagram.encode_json(
-                    batch.log_id, now, batch.head, events, self.signer
-                ):
-                    self._send(self._json, payload)
-            except DatagramError as error:
-                self._count_failure("encoding", "all", "", error.reason, str(error))
-            self._last_sent = asyncio.get_running_loop().time()
+            if batch.log_id != self._log_id:
+                self._begin_log(batch)
+            self._announce_json(batch)
         if self._binary:
-            for event in events:
+            for event in batch.events:
                 if event.client_ip is None:
                     continue  # the format has check-ins only
                 try:
                     self._send(self._binary, datagram.encode_binary(event))
                 except DatagramError as error:
                     self._count_failure("encoding", "binary", "", error.reason, str(error))
+
+    def _begin_log(self, batch: CommittedBatch) -> None:
+        another = self._log_id is not None
+        self._log_id = batch.log_id
+        if another and batch.events and self._settings.heartbeat_s:
+            # First how the log began, which only heartbeats say.
+            self._announce_json(dataclasses.replace(batch, events=()))
+
+    def _announce_json(self, batch: CommittedBatch) -> None:
+        now = datetime.datetime.now(datetime.UTC)
+        try:
+            for payload in self._encoder.encode(
+                batch.log_id, now, batch.head, batch.events, self.signer, batch.parent
+            ):
+                self._send(self._json, payload)
+        except DatagramError as error:
+            self._count_failure("encoding", "all", "", error.reason, str(error))
+        self._last_sent = asyncio.get_running_loop().time()
 
     def failing(self) -> dict[str, str]:
         """Return, by target, why it cannot be reached now, or could not within `FAILING_S`."""
@@ -194,16 +211,12 @@ class Announcer:
         loop = asyncio.get_running_loop()
         interval_s = self._settings.heartbeat_s
         while True:
-            silence = loop.time() - self._last_sent
-            if silence < interval_s:
-                await asyncio.sleep(interval_s - silence)
-                continue
             position = log_position()
-            if position is None:
-                self._last_sent = loop.time()  # try again in `heartbeat_s`
-                continue
-            log_id, head = position
-            self.announce(CommittedBatch(log_id, head, ()))
+            due_s = self._last_sent + interval_s - loop.time()
+            if position is not None and (due_s <= 0 or position.log_id != self._log_id):
+                self.announce(position)
+                due_s = interval_s
+            await asyncio.sleep(min(due_s, LOG_CHECK_S) if due_s > 0 else LOG_CHECK_S)
 
     def _close_sinks(self) -> None:
         for sink in self._sinks:

@@ -20,7 +20,8 @@ from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import EventPage, HistoryEntry, timestamp
 from tornado_status.pki.announcer_keys import is_revoked
 from tornado_status.pki.certificates import read_pem
-from tornado_status.wire import datagram
+from tornado_status.wire.event_object import encode_update
+from tornado_status.wire.json_members import MAX_SEQ
 
 MAX_EVENTS = 100_000  # a page of about 20 MB
 
@@ -43,7 +44,7 @@ class EventsHandler(ReadHandler):
 
     async def get(self) -> None:
         self.require_reader()
-        after = self.integer("after", 0, 0, datagram.MAX_SEQ)
+        after = self.integer("after", 0, 0, MAX_SEQ)
         limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_EVENTS)
         async with self.turn():
             await self._send_page(after, limit)
@@ -77,7 +78,7 @@ class EventsHandler(ReadHandler):
 
 
 def _updates(page: EventPage) -> list[bytes]:
-    return [datagram.encode_update(event) for event in page.events]
+    return [encode_update(event) for event in page.events]
 
 
 class AnnouncersHandler(ReadHandler):
@@ -129,7 +130,7 @@ class EventsExportHandler(ExportHandler):
 
     async def get(self, form: str) -> None:
         self.require_reader()
-        after = self.integer("after", 0, 0, datagram.MAX_SEQ) if self.has("after") else None
+        after = self.integer("after", 0, 0, MAX_SEQ) if self.has("after") else None
         async with self.turn():
             await self.export("events", form, self._pages(after))
 

@@ -16,7 +16,8 @@ from tornado_status.api.read_handler import DEFAULT_LIMIT, ReadHandler, next_pie
 from tornado_status.errors import StoreError
 from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import HistoryEntry, StatusRecord, UserPage, timestamp
-from tornado_status.wire import datagram
+from tornado_status.wire.event_object import encode_update
+from tornado_status.wire.json_members import MAX_SEQ
 
 MAX_USERS = 10_000  # a page of about 1.5 MB
 MAX_HISTORY = 10_000  # a page of about 3 MB, for readers
@@ -118,7 +119,7 @@ class HistoryHandler(ReadHandler):
     async def get(self, text: str) -> None:
         email = self.readable_email(text)
         limit = self.integer("limit", DEFAULT_LIMIT, 1, MAX_HISTORY)
-        before = self.integer("before", 0, 1, datagram.MAX_SEQ) if self.has("before") else None
+        before = self.integer("before", 0, 1, MAX_SEQ) if self.has("before") else None
         if limit > MAX_OWN_HISTORY and not self.access.may_read_all(self.check_in.email):
             self.forbid(f"Only readers may have pages above {MAX_OWN_HISTORY}", Advice.READERS)
         async with self.turn():
@@ -175,7 +176,7 @@ def record_json(record: StatusRecord) -> bytes:
 
 def history_json(entry: HistoryEntry) -> bytes:
     """Return an event as a JSON object, with the certificate if it is a check-in."""
-    event = datagram.encode_update(entry.event)
+    event = encode_update(entry.event)
     if entry.serial is None:
         return event
     device = json.dumps({"issuer": entry.issuer, "serial": entry.serial}, separators=(",", ":"))

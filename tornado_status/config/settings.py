@@ -346,6 +346,7 @@ class AnnounceSettings(Section):
     signing_key: FilePath | None = Path("certs/announcer.key")
     next_certificate: FilePath | None = None
     heartbeat_s: SecondsOrOff = 5.0
+    repeat: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=64)] = 8
     targets: tuple[AnyTarget, ...] = LOOPBACK_TARGETS
 
     @property

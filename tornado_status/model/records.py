@@ -68,25 +68,26 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class LogStep:
+    """The beginning of a log that has the entries of `parent` up to the number `fork`."""
+
+    log_id: uuid.UUID
+    parent: uuid.UUID
+    fork: int
+
+
+@dataclass(frozen=True, slots=True)
 class CommittedBatch:
     """The events that one commit added to the log, in order; possibly none.
 
     `head` is the largest number known to be committed. It may be beyond the last event, because
-    other servers write to the same log.
+    other servers write to the same log. `parent` is how the log began, if it went on from another.
     """
 
     log_id: uuid.UUID
     head: int
     events: Sequence[Event]
-
-
-@dataclass(frozen=True, slots=True)
-class LogStep:
-    """Where a log goes on from another: it has the entries of `parent` up to the number `fork`."""
-
-    log_id: uuid.UUID
-    parent: uuid.UUID
-    fork: int
+    parent: LogStep | None = None
 
 
 class Device(NamedTuple):

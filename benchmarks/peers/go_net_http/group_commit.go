@@ -24,6 +24,7 @@ import (
 const (
 	maxBatch    = 512
 	maxDatagram = 1400
+	maxRepeated = 8
 	// `,"kid":"…16…"` and `,"sig":"…86…"}`
 	signatureRoom = 121
 	timestamp     = "2006-01-02T15:04:05.000000Z"
@@ -69,6 +70,7 @@ type writer struct {
 	connection *pgconn.PgConn
 	logID      string
 	announcer  announcer
+	announced  []string // the newest events, as they are repeated
 	signer     signer
 }
 
@@ -115,30 +117,57 @@ func (w *writer) commit(batch []*checkIn) error {
 	return nil
 }
 
-// announce sends as many updates a datagram as fit, as docs/protocol.md says.
-func (w *writer) announce(batch []*checkIn, base int64, lastSeen string, events map[string]string) {
-	sent := time.Now().UTC().Format(timestamp)
-	envelope := fmt.Sprintf(`{"v":1,"log":"%s","sent":"%s","head":%d,"updates":[`,
-		w.logID, sent, base+int64(len(batch)))
-	datagram := append(make([]byte, 0, maxDatagram), envelope...)
+// announce sends as many events a datagram as fit, and repeats the last ones before it, as
+// docs/protocol.md says.
+func (w *writer) announce(batch []*checkIn, base int64, at string, events map[string]string) {
+	opening := fmt.Sprintf(`{"v":2,"log":"%s","sent":"%s","head":%d,"at":"%s","first":`,
+		w.logID, time.Now().UTC().Format(timestamp), base+int64(len(batch)), at)
+	entries := make([]string, len(batch))
 	for number, c := range batch {
-		event := "check-in"
-		if special, found := events[strconv.Itoa(number+1)]; found {
-			event = special
+		if event, special := events[strconv.Itoa(number+1)]; special {
+			entries[number] = fmt.Sprintf(`{"event":"%s","email":"%s","client_ip":"%s","client_port":%d}`,
+				event, c.email, c.ip, c.port)
+		} else {
+			entries[number] = fmt.Sprintf(`["%s","%s",%d]`, c.email, c.ip, c.port)
 		}
-		update := fmt.Sprintf(`{"seq":%d,"event":"%s","email":"%s","last_seen":"%s",`+
-			`"client_ip":"%s","client_port":%d}`,
-			base+int64(number)+1, event, c.email, lastSeen, c.ip, c.port)
-		if len(datagram)+1+len(update)+2 > maxDatagram-signatureRoom {
-			w.announcer.send(w.signer.close(datagram))
-			datagram = datagram[:len(envelope)]
-		}
-		if len(datagram) > len(envelope) {
-			datagram = append(datagram, ',')
-		}
-		datagram = append(datagram, update...)
 	}
-	w.announcer.send(w.signer.close(datagram))
+	for begin := 0; begin < len(entries); {
+		first := base + int64(begin) + 1
+		datagram := append(make([]byte, 0, maxDatagram), opening...)
+		datagram = fmt.Appendf(datagram, `%d,"events":[%s`, first, entries[begin])
+		end := begin + 1
+		for end < len(entries) && len(datagram)+1+len(entries[end])+2 <= maxDatagram-signatureRoom {
+			datagram = append(append(datagram, ','), entries[end]...)
+			end++
+		}
+		w.announcer.send(w.signer.close(w.repeat(append(datagram, ']'))))
+		for number := max(begin, end-maxRepeated); number < end; number++ {
+			w.remember(fmt.Sprintf(`[%d,"%s",%s]`, base+int64(number)+1, at, entries[number]))
+		}
+		begin = end
+	}
+}
+
+// remember keeps the newest announced events, the newest first. Without heartbeats, each is in no
+// more than the next maxRepeated datagrams by itself.
+func (w *writer) remember(event string) {
+	w.announced = append([]string{event}, w.announced[:min(len(w.announced), maxRepeated-1)]...)
+}
+
+// repeat adds as many of the events announced before as fit.
+func (w *writer) repeat(datagram []byte) []byte {
+	room := maxDatagram - signatureRoom - len(datagram) - len(`,"repeat":[]}`)
+	fitting := 0
+	for _, event := range w.announced {
+		if room -= len(event) + 1; room < -1 {
+			break
+		}
+		fitting++
+	}
+	if fitting == 0 {
+		return datagram
+	}
+	return fmt.Appendf(datagram, `,"repeat":[%s]`, strings.Join(w.announced[:fitting], ","))
 }
 
 type signer struct {
@@ -159,9 +188,9 @@ func newSigner() signer {
 	return signer{key, hex.EncodeToString(digest[:8])}
 }
 
-// close ends the updates, and signs all that is before the signature.
+// close signs all that is before the signature.
 func (s signer) close(datagram []byte) []byte {
-	signed := fmt.Appendf(datagram, `],"kid":"%s"`, s.kid)
+	signed := fmt.Appendf(datagram, `,"kid":"%s"`, s.kid)
 	signature := base64.RawURLEncoding.EncodeToString(ed25519.Sign(s.key, signed))
 	return fmt.Appendf(signed, `,"sig":"%s"}`, signature)
 }

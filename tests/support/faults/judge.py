@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import itertools
-import json
 import os
 import socket
 import threading
@@ -17,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.x509 import load_pem_x509_certificate
 
+from tests.support.announced import repeated_in, updates_in
 from tests.support.faults.ledger import Certificate, Key, Ledger, Tally
 from tests.support.harness import GROUP, PATIENCE_S, Heard, rows
 from tornado_status.wire.datagram import decode_json, split_signature
@@ -75,6 +75,7 @@ class Listener:
             assert isinstance(key, Ed25519PublicKey)
             self._key = key
         self.updates: list[tuple[str, dict[str, Any]]] = []  # with their stream
+        self.repeated: list[dict[str, Any]] = []
         self.heads: Counter[str] = Counter()
         self._heard = Heard(port, group=group)
         if os.geteuid() == 0:
@@ -118,12 +119,12 @@ class Listener:
         payloads = self._payloads[:]
         del self._payloads[: len(payloads)]
         for payload in payloads:
-            decode_json(payload)  # what others refuse is no announcement
+            datagram = decode_json(payload)  # what others refuse is no announcement
             self.unsigned += not self._is_signed(payload)
-            datagram = json.loads(payload)
-            stream = datagram["log"]
-            self.heads[stream] = max(self.heads[stream], datagram["head"])
-            self.updates += [(stream, update) for update in datagram["updates"]]
+            stream = str(datagram.log_id)
+            self.heads[stream] = max(self.heads[stream], datagram.head)
+            self.updates += [(stream, update) for update in updates_in(payload)]
+            self.repeated += repeated_in(payload)
 
     def _is_signed(self, payload: bytes) -> bool:
         if self._key is None:
@@ -287,6 +288,10 @@ def _announced(ledger: Ledger, log: list[Row], listener: Listener) -> list[str]:
                 found.append(f"announced and not recorded: {update}")
             continue
         heard[row.key].add(seq)
+    for update in listener.repeated:
+        row = recorded.get(update["seq"])
+        if (row is None or _as_announced(row) != update) and len(found) < 5:
+            found.append(f"repeated and not recorded: {update}")
     for stream, head in listener.heads.items():
         if head > len(log):
             found.append(f"announced head {head} of {stream} is above {len(log)}")

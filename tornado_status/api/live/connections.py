@@ -29,7 +29,7 @@ from tornado_status.api.read_handler import ReadHandler
 from tornado_status.api.request_id import HEADER as REQUEST_ID
 from tornado_status.errors import StoreError
 from tornado_status.runtime.http_timeouts import TimeoutStream
-from tornado_status.wire import datagram
+from tornado_status.wire.json_members import MAX_SEQ
 
 MAX_IGNORED = 4096  # bytes from a client, which has nothing to say once it is subscribed
 
@@ -96,8 +96,8 @@ class SubscribeHandler(ReadHandler):
         if not last:
             if not self.get_query_arguments("after"):
                 return None
-            return self.integer("after", 0, 0, datagram.MAX_SEQ)
-        if last.isascii() and last.isdecimal() and int(last[:20]) <= datagram.MAX_SEQ:
+            return self.integer("after", 0, 0, MAX_SEQ)
+        if last.isascii() and last.isdecimal() and int(last[:20]) <= MAX_SEQ:
             return int(last[:20])
         raise Problem(400, "Last-Event-ID: expected the number of an event")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tornado_status.model.records import Event
-from tornado_status.wire import datagram
+from tornado_status.wire.event_object import encode_update
 
 RETRY_MS = 1000  # the least that a browser waits before it reconnects
 
@@ -30,7 +30,7 @@ class LiveMessage:
 
 def event_message(event: Event) -> LiveMessage:
     """Return an event of the log as a message."""
-    return LiveMessage(event.seq, event.event, datagram.encode_update(event))
+    return LiveMessage(event.seq, event.event, encode_update(event))
 
 
 def position_message(log_id: uuid.UUID, seq: int) -> LiveMessage:
