@@ -104,7 +104,7 @@ class LoadedListener:
         listener refuses something, or does not get everything.
         """
         before = self._counts()
-        # What is withheld must be fetched, not repeated.
+        # Withheld updates must be fetched, so none is repeated.
         encoder = DatagramEncoder(REPEAT if withheld is None else 0)
         datagrams = self._datagrams(updates, batch, encoder)
         if withheld is not None:

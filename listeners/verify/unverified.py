@@ -49,7 +49,7 @@ class UnverifiedReader:
         self._first = BoundedDict[int, int](MAX_LOGS)
 
     def receive(self, payload: bytes) -> Sequence[Event | BinaryUpdate]:
-        """Return the new updates of one datagram, in its order; none for a heartbeat.
+        """Return the new updates of one datagram in order, those that it repeats first.
 
         Raises `DatagramError` for bytes that are no status datagram.
         """
@@ -59,10 +59,10 @@ class UnverifiedReader:
             if self._encoding is Encoding.BINARY:
                 self.counts.ignored += 1
                 return ()
-            healed = self._healed(datagram)
-            self.counts.healed += len(healed)
             new = [event for event in datagram.updates if self._is_new(datagram, event)]
             self.counts.duplicates += len(datagram.updates) - len(new)
+            healed = self._healed(datagram)
+            self.counts.healed += len(healed)
             updates = [*healed, *new]
         else:
             if self._encoding is Encoding.JSON:

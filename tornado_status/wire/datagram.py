@@ -137,9 +137,10 @@ class DatagramEncoder:
             room -= len(entry) + 1
             if room < 0 or seq != following or (moment is not at and moment != at):
                 if entries:
-                    yield self._close(beginning + ",".join(entries), signer)
+                    payload = self._close(beginning + ",".join(entries), signer)
                     self._remember(entries, first, at_text)
                     entries = []
+                    yield payload
                 if moment is not at:
                     at, at_text = moment, _time(moment)
                 first = seq
@@ -150,8 +151,9 @@ class DatagramEncoder:
                     raise DatagramError("too-long", f"an event of {size} bytes fits in no datagram")
             entries.append(entry)
             following = seq + 1
-        yield self._close(beginning + ",".join(entries), signer)
+        payload = self._close(beginning + ",".join(entries), signer)
         self._remember(entries, first, at_text)
+        yield payload
 
     def _close(self, text: str, signer: Signs | None) -> bytes:
         self._count += 1
