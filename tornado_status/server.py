@@ -48,6 +48,7 @@ from tornado_status.pki.crl_register import CRLRegister
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime import background_output
 from tornado_status.runtime.daemon_executor import DaemonExecutor
+from tornado_status.runtime.read_watch import ReadWatch
 from tornado_status.runtime.shutdown import ShutdownDeadline, ShutdownSignals
 from tornado_status.runtime.systemd import SystemdNotifier
 from tornado_status.startup_banner import announce_serving
@@ -140,6 +141,7 @@ class Server:
 
         Raises `ConfigError` if a port, an interface, a file or the database cannot be used.
         """
+        self._stops.callback(ReadWatch().close)
         self._warn_of_settings()
         self._bind()
         self._open_announcer()

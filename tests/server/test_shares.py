@@ -244,6 +244,17 @@ def test_an_identity_has_so_many_connections(start_server: StartServer) -> None:
         )
 
 
+def test_a_refused_certificate_holds_no_connection(start_server: StartServer) -> None:
+    """No identity counts it, so it may be silent for as long as its one request takes."""
+    server = start_server(server=ENDLESS)
+    with server.connect_raw("bad_client") as connection:
+        assert connection.recv(4096) == b""
+    with server.connect_raw("bad_client") as connection:
+        connection.sendall(PLAIN[:-2])  # its head never ends
+        assert connection.recv(4096) == b""
+    assert server.request("POST", "/api/client", cert="bad_client").status == 400
+
+
 def test_an_identity_writes_so_many_rows(start_server: StartServer) -> None:
     """Pipelining over many connections gains nothing, and delays no other client; by default."""
     default = Settings().server

@@ -35,6 +35,8 @@ MIN_LATE_S = "tornado_status.store.presence_sweep.MIN_LATE_S"
 STAGGER_S = "tornado_status.store.failover.STAGGER_S"
 MAX_WAITING_BYTES = "tornado_status.runtime.background_output.MAX_WAITING_BYTES"
 MAX_QUEUED = "tornado_status.announce.nats_sink.MAX_QUEUED"
+LONG_READ_S = "tornado_status.ingress.peer_stream.LONG_READ_S"
+LONGEST_READ_S = "tornado_status.runtime.read_watch.LONGEST_READ_S"
 LOCAL = "tornado_status.store.remote_database.LOCAL"  # []: loopback counts as another machine
 
 

@@ -7,11 +7,17 @@ it; `quick_stream_class` returns it only for a Tornado version that it was writt
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import hashlib
 import inspect
+import os
 import re
 import socket
 import ssl
+import sys
+import termios
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,12 +31,21 @@ from tornado_status.runtime.http_timeouts import TimeoutStream, trailing_line_en
 
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read
 
+# OpenSSL handles KeyUpdate and the like within a read: a read that took long may have been of
+# thousands. They are as many bytes of TLS without data. A record of one byte has 23 of TLS, but a
+# read of it is short.
+LONG_READ_S = 0.001  # of one read, which takes some 20 microseconds
+MAX_WITHOUT_DATA_BYTES = 4096  # bytes since the handshake: some 150 messages, a millisecond
+MAX_EXPANSION = 4  # bytes of TLS for each byte of data, which count as such
+
 # Fingerprints of Tornado's source that `QuickPeerStream` was written for, and their versions.
 KNOWN_SOURCES = {
     "d4d3def1885b": "6.6-6.6.1",
 }
 
 HAS_BODY = re.compile(rb"(?i)\n(?:content-length:[ \t]*[1-9]|transfer-encoding:)")
+
+TCP_INFO_RECEIVED = slice(128, 136)  # tcpi_bytes_received of struct tcp_info (linux/tcp.h), a u64
 
 OnData = Callable[[bytes], None]
 
@@ -123,11 +138,33 @@ class PushbackStream(TimeoutStream):
 
 
 class PeerStream(PushbackStream, SSLIOStream):
-    """A TLS stream that knows its peer."""
+    """A TLS stream that knows its peer. `on_flood` is called when it sends TLS without data."""
 
     peer: Peer  # set, with its result, when the handshake is done
     auth: AuthResult | None
     share: Share  # of the peer, if it has an identity
+    on_flood: Callable[[], None] | None = None
+    of_handshake = 0  # bytes
+
+    def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
+        """See `BaseIOStream.read_from_fd`."""
+        began = time.perf_counter()
+        try:
+            return super().read_from_fd(buf)
+        finally:
+            if time.perf_counter() - began > LONG_READ_S:
+                self.check_flood()
+
+    def check_flood(self) -> None:
+        """Raise `ConnectionResetError` if the peer has sent more TLS without data than it may."""
+        data = self._received + self.socket.pending()
+        if (
+            bytes_read(self.socket) - self.of_handshake - MAX_EXPANSION * data
+            > MAX_WITHOUT_DATA_BYTES
+        ):
+            if self.on_flood is not None:
+                self.on_flood()
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     def reply(self, data: bytes) -> asyncio.Future[None] | None:
         """Send `data`. Return a future if it is still on its way to the kernel.
@@ -201,8 +238,15 @@ class QuickPeerStream(PeerStream):
             self._receive_now()
 
     def _receive_now(self) -> None:
+        began = time.perf_counter()
         try:
-            data = self.socket.recv(READ_CHUNK)
+            try:
+                data = self.socket.recv(READ_CHUNK)
+                self._received += len(data)
+                self._taken += len(data)
+            finally:
+                if time.perf_counter() - began > LONG_READ_S:
+                    self.check_flood()
         except ssl.SSLWantReadError:
             return  # half of a record
         except OSError as error:
@@ -212,10 +256,17 @@ class QuickPeerStream(PeerStream):
             self.close()
             return
         on_data, self._on_data = self._on_data, None
-        self._received += len(data)
-        self._taken += len(data)
         if on_data is not None:
             on_data(data)
+
+
+def bytes_read(connection: socket.socket) -> int:
+    """Return how many bytes were read from a TCP socket so far, by OpenSSL too."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_RECEIVED.stop)
+    unread = fcntl.ioctl(connection, termios.FIONREAD, bytes(4))
+    return int.from_bytes(info[TCP_INFO_RECEIVED], sys.byteorder) - int.from_bytes(
+        unread, sys.byteorder
+    )
 
 
 def quick_stream_class() -> type[PeerStream] | None:

@@ -23,17 +23,20 @@ from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.handshake import Handshake, HandshakeThreads
 from tornado_status.ingress.handshake_hints import hint
 from tornado_status.ingress.identity_shares import TOO_MANY_CONNECTIONS, Shares
-from tornado_status.ingress.peer_stream import READ_CHUNK, PeerStream
+from tornado_status.ingress.peer_stream import READ_CHUNK, PeerStream, bytes_read
 from tornado_status.ingress.proxy_protocol.header_reader import ProxyHeaderReader, looks_proxied
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.model.records import CheckIn, Peer
 from tornado_status.runtime.base_acceptor import Address
+from tornado_status.runtime.bounded_dict import BoundedDict
 
 HANDSHAKE_THREADS = 2  # more would only compete for the same cores
 MAX_HANDSHAKES = 1000  # at work at once; the next ones wait in the kernel's backlog
 MAX_MUTE = 1000  # handshakes without a whole ClientHello; for the next one the oldest is dropped
-REFUSED_S = 2.0  # for the request of a connection beyond its identity's share, to answer it
+REFUSED_S = 2.0  # for the request of a connection that is refused, to answer it
+FLOODED_S = 60.0  # a certificate gets no connection for so long after a flood of TLS without data
+MAX_FLOODED = 4096  # certificates that are remembered for it
 STALLED_S = 3.0  # a handshake may wait so long for its client while others need its place
 
 MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of their own
@@ -67,6 +70,8 @@ class TlsAcceptor(CheckInAcceptor):
         self._proxies = proxies
         self._threads = HandshakeThreads(self.loop, HANDSHAKE_THREADS)
         self._proxy_headers: set[ProxyHeaderReader] = set()
+        self._streams: set[PeerStream] = set()  # of finished handshakes
+        self._flooded: BoundedDict[bytes, float] = BoundedDict(MAX_FLOODED)  # certificates, since
         self._handshakes: dict[ssl.SSLSocket, Handshake] = {}  # the oldest first
         self._mute: dict[ssl.SSLSocket, Handshake] = {}  # of these, those without a ClientHello
 
@@ -238,7 +243,8 @@ class TlsAcceptor(CheckInAcceptor):
         if stream.closed():
             self.closed(address[0])  # the peer was gone when it was made
             return
-        stream.on_closed = functools.partial(self.closed, address[0])
+        self._streams.add(stream)
+        stream.on_closed = functools.partial(self._gone, stream, address)
         stream.linger = self.linger
         try:
             # A stream whose peer was gone when it was made waits for nothing and never closes.
@@ -246,11 +252,17 @@ class TlsAcceptor(CheckInAcceptor):
             stream.peer, stream.auth = self._authenticator.authenticate(
                 stream, address, handshake.bundle
             )
+            stream.of_handshake = bytes_read(secure)
         except (OSError, ValueError):
             stream.close()  # the peer has gone in between
             return
+        if self._has_flooded(stream):
+            stream.close()
+            return
+        stream.on_flood = functools.partial(self._end_flood, stream)
         if stream.peer.refusal is not None:
             self.refusals.at_the_start(stream.peer.refusal, stream.peer.client_ip)
+            self.loop.call_later(REFUSED_S, stream.close)
         elif stream.peer.check_in is not None:
             self._take_share(stream, stream.peer.check_in, address)
 
@@ -275,11 +287,40 @@ class TlsAcceptor(CheckInAcceptor):
 
         def closed() -> None:
             share.connections -= 1
-            self.closed(address[0])
+            self._gone(stream, address)
 
         share.connections += 1
         stream.share = share
         stream.on_closed = closed
+
+    def _gone(self, stream: PeerStream, address: Address) -> None:
+        self._streams.discard(stream)
+        self.closed(address[0])
+
+    def _has_flooded(self, stream: PeerStream) -> bool:
+        since = self._flooded.get(_certificate(stream))
+        return since is not None and self.loop.time() - since < FLOODED_S
+
+    def _end_flood(self, stream: PeerStream) -> None:
+        """Close the other connections of a stream's certificate; the stream closes itself.
+
+        They may be as costly: each read takes the loop's time.
+        """
+        certificate, peer = _certificate(stream), stream.peer
+        self._flooded[certificate] = self.loop.time()
+        email = {} if peer.check_in is None else {"email": peer.check_in.email}
+        self.refusals.count(
+            "tls-flood",
+            "connections of a certificate closed",
+            per=certificate,
+            level=logging.WARNING,
+            reason="it sent TLS messages without data",
+            client_ip=peer.client_ip,
+            **email,
+        )
+        for other in [each for each in self._streams if _certificate(each) == certificate]:
+            if other is not stream:
+                other.close()
 
     def failed(self, secure: ssl.SSLSocket, address: Address, error: OSError) -> None:
         """Count a failed handshake, and close its connection once the alert or 400 is read."""
@@ -306,6 +347,11 @@ class TlsAcceptor(CheckInAcceptor):
         self._forget(secure)
         secure.close()
         self.closed(address[0])
+
+
+def _certificate(stream: PeerStream) -> bytes:
+    """Return the peer's certificate in DER."""
+    return b"" if stream.auth is None else stream.auth.chain[0]
 
 
 def _kind(error: OSError) -> str:

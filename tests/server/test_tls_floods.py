@@ -1,0 +1,89 @@
+"""A client that sends TLS messages without data: OpenSSL handles them all within one read."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+from tests.support.harness import Server, StartServer
+from tests.support.metrics import refused
+from tests.support.raw_http import GET, PLAIN
+from tests.support.tls_messages import MessageClient
+from tests.support.with_constants import LONG_READ_S, LONGEST_READ_S
+
+MANY = 10_000  # a tenth of a second of the server's CPU
+NO_LIMITS = {LONG_READ_S: 3600, LONGEST_READ_S: 3600}
+
+
+def send(client: MessageClient, data: bytes) -> None:
+    with contextlib.suppress(OSError):  # cut off
+        client.socket.sendall(data)
+
+
+def test_few_key_updates_are_served(start_server: StartServer, tmp_path: Path) -> None:
+    """As a client may update its keys: as often as it likes, between requests."""
+    with MessageClient(start_server(), tmp_path) as client:
+        for _ in range(20):
+            send(client, client.key_updates(20))
+            assert client.exchange(PLAIN).startswith(b"HTTP/1.1 204")
+
+
+def flooded(server: Server, directory: Path, cert: str) -> tuple[bytes, bytes]:
+    """Flood over one connection. Return what it, and another of the certificate, answer then."""
+    with (
+        MessageClient(server, directory, cert) as other,
+        MessageClient(server, directory, cert) as client,
+    ):
+        send(client, client.key_updates(MANY))
+        return client.exchange(PLAIN), other.exchange(PLAIN)
+
+
+def test_a_flood_closes_the_connections_of_its_certificate(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """For a minute, also for new ones; other clients notice nothing."""
+    server = start_server()
+    assert flooded(server, tmp_path, "client") == (b"", b"")
+    assert refused(server, "tls-flood") == 1
+    with contextlib.suppress(OSError), server.connect_raw("client") as connection:
+        connection.sendall(PLAIN)
+        assert connection.recv(4096) == b""
+    assert server.request("POST", "/api/client", cert="operator").status == 204
+    (line,) = server.events("connections of a certificate closed")
+    assert line["email"] == "valid_user@example.com"
+
+
+def test_so_does_that_of_a_refused_certificate(start_server: StartServer, tmp_path: Path) -> None:
+    """Its requests get 400, so nothing but the handshake has accepted it."""
+    server = start_server()
+    assert flooded(server, tmp_path, "bad_client") == (b"", b"")
+    assert refused(server, "tls-flood") == 1
+
+
+def test_through_ordinary_http_too(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server()
+    with MessageClient(server, tmp_path) as client:
+        assert client.exchange(GET).startswith(b"HTTP/1.1 404")
+        send(client, client.key_updates(MANY))
+        assert client.exchange(PLAIN) == b""
+    assert refused(server, "tls-flood") == 1
+
+
+def test_a_flood_without_end_is_ended(start_server: StartServer, tmp_path: Path) -> None:
+    """One read would take as long as it comes: the watch ends it from another thread."""
+    server = start_server(constants={LONG_READ_S: 3600})
+    with MessageClient(server, tmp_path) as client:
+        data = client.key_updates(10 * MANY)
+        sending = threading.Thread(target=send, args=(client, data))
+        sending.start()
+        assert server.request("POST", "/api/client", cert="operator").status == 204
+        sending.join()
+        assert client.exchange(PLAIN) == b""
+
+
+def test_without_the_limits_it_would_be_served(start_server: StartServer, tmp_path: Path) -> None:
+    server = start_server(constants=NO_LIMITS)
+    answers = flooded(server, tmp_path, "client")
+    assert all(answer.startswith(b"HTTP/1.1 204") for answer in answers)
+    assert refused(server, "tls-flood") == 0
