@@ -8,6 +8,7 @@ alone is *flaky*: it is printed and counted. The run fails if a test fails twice
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -17,13 +18,15 @@ import pytest
 
 MAX_FLAKY = 3
 SIDE_BY_SIDE = ("-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder")
+# Hundreds of programs are started: without bytecode, each compiles all its modules.
+ENVIRONMENT = {n: v for n, v in os.environ.items() if n != "PYTHONDONTWRITEBYTECODE"}
 ALONE = ("-n", "0", "--last-failed", "--last-failed-no-failures", "none")
 
 
 def run(cache: Path, *arguments: str) -> tuple[int, set[str]]:
     """Run pytest; return its exit status and what has failed and not passed since."""
     status = subprocess.call(
-        [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache}", *arguments]
+        [sys.executable, "-m", "pytest", "-o", f"cache_dir={cache}", *arguments], env=ENVIRONMENT
     )
     try:
         return status, set(json.loads((cache / "v/cache/lastfailed").read_text()))
