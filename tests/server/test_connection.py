@@ -23,7 +23,7 @@ from tests.support.with_constants import KNOWN_SOURCES, MAX_PENDING
 from tornado_status.ingress import peer_stream as stream_module
 from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
-AT_ONCE = 8  # connections of the corpus
+AT_ONCE = 16  # connections of the corpus
 PROBE = b"GET /api/client HTTP/1.1\r\n" + HOST + b"X-Request-ID: probe\r\n\r\n"
 
 

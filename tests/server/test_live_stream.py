@@ -286,15 +286,15 @@ def test_a_slow_client_catches_up_at_its_own_pace(server: Server) -> None:
 
 def test_a_reader_that_pauses_stays_subscribed(start_server: StartServer) -> None:
     """Its kernel acknowledges with a closed window. When it reads again, it gets everything."""
-    server = start_server(constants={KEEP_ALIVE_S: 0.5, MAX_UNREAD_BYTES: 100_000_000})
+    server = start_server(constants={KEEP_ALIVE_S: 0.1, MAX_UNREAD_BYTES: 100_000_000})
     with Subscriber(server, receive_buffer=4096) as subscriber:
         assert subscriber.expect("position").id == 0
         head = fill(server, 5_000)
         check_in(server)
         paused = time.monotonic()
-        while time.monotonic() - paused < 5:
+        while time.monotonic() - paused < 1:
             assert metric(server, "streams") == 1
-            time.sleep(0.5)
+            time.sleep(0.1)
         assert [e["seq"] for e in subscriber.until(head + 1)] == list(range(1, head + 2))
 
 
@@ -686,7 +686,7 @@ def test_a_web_socket_carries_the_same_messages(server: Server) -> None:
 def test_a_web_socket_is_kept_alive_and_refused_like_the_stream(start_server: StartServer) -> None:
     """Pings for the client library, positions for scripts, which see no pings."""
     server = start_server(
-        server={"idle_timeout_s": 0.5}, live={"max_streams": 1}, constants={KEEP_ALIVE_S: 3}
+        server={"idle_timeout_s": 0.5}, live={"max_streams": 1}, constants={KEEP_ALIVE_S: 1.5}
     )
 
     async def talk() -> None:

@@ -18,8 +18,8 @@ from tests.support.hostile_requests import CHECK_IN, HOST
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
 from tests.support.with_constants import BODY_TIMEOUT_S, KNOWN_SOURCES
 
-PAUSE_S = 0.1  # between two bytes
-TIMEOUT_S = 1.0
+PAUSE_S = 0.05  # between two bytes
+TIMEOUT_S = 0.5
 
 LONG_HEADER = b"X-Padding: " + b"a" * 1200 + b"\r\n"  # more than the check-in path reads by itself
 
@@ -340,7 +340,7 @@ def test_a_handshake_has_to_be_done_in_time(start_server: StartServer) -> None:
     with Records(server) as client:
         hello = client.hello()
         client.socket.sendall(hello[:1])
-        # At this pace it would last a minute.
+        # At this pace it would last half a minute.
         assert len(hello) * PAUSE_S > 10 * TIMEOUT_S
         drip(client.socket, hello[1:])
     assert server.wait_event("handshake failed")["kind"] == "timeout"
@@ -349,14 +349,19 @@ def test_a_handshake_has_to_be_done_in_time(start_server: StartServer) -> None:
 def test_a_record_that_is_never_whole_is_as_good_as_nothing(start_server: StartServer) -> None:
     """No byte of a request has come: the connection is idle, and closed as idle ones are."""
     server = start_server(server={"idle_timeout_s": 1, "header_timeout_s": ENDLESS})
-    for before in (PLAIN, GET):
-        for sent in (1, 5, 30):  # in the record's header, just behind it, in its middle
-            with Records(server) as client:
-                client.shake_hands()
-                assert client.ask(before).startswith(b"HTTP/1.1 ")
-                record = client.sealed(CHECK_IN + LONG_HEADER * 4 + b"\r\n")
-                client.socket.sendall(record[:sent])
-                drip(client.socket, record[sent:])
+
+    def send(before: bytes, sent: int) -> None:
+        with Records(server) as client:
+            client.shake_hands()
+            assert client.ask(before).startswith(b"HTTP/1.1 ")
+            record = client.sealed(CHECK_IN + LONG_HEADER * 4 + b"\r\n")
+            client.socket.sendall(record[:sent])
+            drip(client.socket, record[sent:])
+
+    places = (1, 5, 30)  # in the record's header, just behind it, in its middle
+    cases = list(itertools.product((PLAIN, GET), places))
+    with ThreadPoolExecutor(len(cases)) as pool:
+        assert list(pool.map(send, *zip(*cases, strict=True))) == [None] * len(cases)
     assert server.request("POST", "/api/client").status == 204
 
 

@@ -37,6 +37,8 @@ MAX_WAITING_BYTES = "tornado_status.runtime.background_output.MAX_WAITING_BYTES"
 MAX_QUEUED = "tornado_status.announce.nats_sink.MAX_QUEUED"
 LONG_READ_S = "tornado_status.ingress.peer_stream.LONG_READ_S"
 LONGEST_READ_S = "tornado_status.runtime.read_watch.LONGEST_READ_S"
+ALERT_POLL_S = "tornado_status.alerts.worker.POLL_S"
+ALERT_BACK_OFF_S = "tornado_status.alerts.worker.BACK_OFF_S"
 LOCAL = "tornado_status.store.remote_database.LOCAL"  # []: loopback counts as another machine
 
 
