@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -27,6 +27,9 @@ from tests.support.harness import (
     running_server,
 )
 from tests.support.trust_site import Site
+from tornado_status.store.embedded import data_directory
+from tornado_status.store.embedded.binaries import find_binaries
+from tornado_status.store.embedded.run_as import choose_user
 
 # No time limits as assertions: test machines are slow and shared.
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
@@ -78,32 +81,43 @@ def certs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def database_directory() -> Path:
+    """Return a new directory, in memory if there is enough.
+
+    PostgreSQL does not run as root, who may search pytest's directories alone.
+    """
+    memory = os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED
+    directory = Path(tempfile.mkdtemp(prefix="status-tests-", dir=MEMORY if memory else None))
+    directory.chmod(0o755)
+    return directory
+
+
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def template() -> Iterator[Path]:
+    """The data directory of a PostgreSQL that was made and never started, to be copied."""
+    directory = database_directory() / "data"
+    binaries, _ = find_binaries()
+    asyncio.run(data_directory.create(directory, binaries, choose_user([directory], binaries)))
+    yield directory
+    shutil.rmtree(directory.parent)
+
+
+@pytest.fixture(scope="session")
+def postgres(template: Path) -> Iterator[str]:
     """The URL of a real PostgreSQL, one for all tests; each makes a database of its own in it."""
-    directory = tmp_path_factory.mktemp("pg")
-    if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_NEEDED:
-        directory = Path(tempfile.mkdtemp(prefix="status-tests-", dir=MEMORY))
-    server = Postgres(directory / "data")
+    server = Postgres(shutil.copytree(template, database_directory() / "data"))
     server.start()
     yield server.url
-    server.kill(signal.SIGQUIT)  # at once: a checkpoint of thrown-away data takes seconds
-    shutil.rmtree(directory)
+    server.discard()
 
 
 @pytest.fixture
-def own_postgres() -> Iterator[Postgres]:
-    """A PostgreSQL that a test may stop and start.
-
-    It does not run as root, who may search pytest's directories alone: others reach its socket.
-    """
-    directory = Path(tempfile.mkdtemp(prefix="status-tests-"))
-    directory.chmod(0o755)
-    server = Postgres(directory / "own_postgresql")
+def own_postgres(template: Path) -> Iterator[Postgres]:
+    """A PostgreSQL that a test may stop and start."""
+    server = Postgres(shutil.copytree(template, database_directory() / "own_postgresql"))
     server.start()
     yield server
-    server.stop()
-    shutil.rmtree(directory)
+    server.discard()
 
 
 @pytest.fixture

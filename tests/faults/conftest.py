@@ -27,16 +27,6 @@ def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_clients(certs, tmp_path_factory.mktemp("crowd") / "certs", emails)
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data directory of a PostgreSQL that was made and stopped."""
-    directory = tmp_path_factory.mktemp("template") / "data"
-    postgres = Postgres(directory)
-    postgres.start()
-    postgres.stop()
-    return directory
-
-
 @pytest.fixture
 def make_postgres(
     template: Path, tmp_path_factory: pytest.TempPathFactory

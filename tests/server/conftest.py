@@ -1,27 +1,34 @@
-"""Servers that start quickly: forked from one that is imported, on a database that is migrated."""
+"""Programs that start quickly: forked from one that is imported, on a database that is migrated."""
 
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Iterator
 
 import psycopg2.extensions
 import pytest
 
-from tests.support.forked_server import forking
+from tests.support.forked_program import forking
 from tests.support.harness import FORKS, drop_database, rows
 from tornado_status.store import migrate
 
 _numbers = itertools.count()
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[socket.socket]:
+    """The socket for requests. It outlives the programs of the session, which are forked, too."""
+    with forking() as requests:
+        yield requests
+
+
 @pytest.fixture(scope="package", autouse=True)
-def forked_servers() -> Iterator[None]:
-    """Fork the servers of these tests, unless a test wants another program or environment."""
-    with forking() as forks:
-        FORKS.append(forks)
-        yield
-        FORKS.remove(forks)
+def forked_programs(forks: socket.socket) -> Iterator[None]:
+    """Fork the programs of these tests, unless a test wants another interpreter."""
+    FORKS.append(forks)
+    yield
+    FORKS.remove(forks)
 
 
 @pytest.fixture(scope="session")

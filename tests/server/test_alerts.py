@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 import datetime
+import functools
 import json
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,18 +24,18 @@ from tests.support import pages
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
-    ROOT,
     Postgres,
     Server,
     StartServer,
     free_port,
-    plain_environment,
     rows,
+    run_command,
     wait_until,
 )
 from tests.support.metrics import metric
 from tests.support.trust_site import replace
 from tests.support.webhook_receiver import SECRET, Receiver, adopted, alert, log, waiting
+from tests.support.with_constants import ALERT_BACK_OFF_S, ALERT_POLL_S
 from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.webhook_signature import parse_secrets, sign
 from tornado_status.api import Access
@@ -49,6 +49,14 @@ BLOCKS = pages.blocks("docs/alerts.md")
 _defined: dict[str, Any] = {}
 exec(VERIFIER, _defined)  # noqa: S102 - the page's own
 verify: Callable[[str, Any, bytes], None] = _defined["verify"]
+
+
+@pytest.fixture
+def start_server(start_server: StartServer) -> StartServer:
+    """Start servers that look for work, and try again, ten times as often as others."""
+    return functools.partial(
+        start_server, constants={ALERT_POLL_S: 0.1, ALERT_BACK_OFF_S: [0.2, 300]}
+    )
 
 
 # ------------------------------------------------------------------------------- what is sent
@@ -436,15 +444,7 @@ def test_what_was_pruned_before_it_was_read_is_told_to_the_operator(
 
 
 def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "tornado_status", "alerts", "test", *arguments],
-        cwd=directory,
-        env={**plain_environment(), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    return run_command("alerts", "test", *arguments, cwd=directory)
 
 
 def test_an_alert_can_be_tried(tmp_path: Path) -> None:

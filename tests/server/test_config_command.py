@@ -14,7 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tests.support.harness import PATIENCE_S, ROOT, plain_environment, run_command
 from tornado_status.commands import config_dump
 from tornado_status.config import loader
 from tornado_status.config.settings import Settings
@@ -23,15 +23,7 @@ URL = "postgresql://somebody:s3cr3t@one.example,two.example:5433/name?sslmode=re
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tornado_status", *arguments],
-        cwd=ROOT,
-        env={**plain_environment(), **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    return run_command(*arguments, environment=environment)
 
 
 def shown(path: Path, **environment: str) -> dict[str, tuple[object, str]]:

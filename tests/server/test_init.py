@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE_S, ROOT, plain_environment
+from tests.support.harness import PATIENCE_S, ROOT, run_command
 from tests.support.pages import copy_of_the_checkout
 from tornado_status.config import loader
 
@@ -20,15 +20,7 @@ ORIGINALS = {
 
 
 def init(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tornado_status", "init", *words],
-        cwd=directory,
-        env=plain_environment(),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    return run_command("init", *words, cwd=directory)
 
 
 @pytest.mark.parametrize("words", [(), ("new/site",)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,16 @@ import pytest
 from tests.support.harness import (
     LOOPBACK,
     PATIENCE_S,
-    ROOT,
     Postgres,
     StartServer,
     exchange,
     free_port,
-    plain_environment,
     require,
     rows,
+    run_command,
     wait_until,
 )
 from tornado_status import __version__
-
-
-def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m tornado_status` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "tornado_status", *arguments],
-        cwd=cwd,
-        env={**plain_environment(), **environment},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
 
 
 def one_line_error(result: subprocess.CompletedProcess[str]) -> str:
@@ -183,14 +168,14 @@ def test_a_wrong_setting_is_one_line_and_exit_2(
         base[section] = {**base.get(section, {}), **values}
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(base))
-    line = one_line_error(run("--config", str(config)))
+    line = one_line_error(run_command("--config", str(config)))
     assert message in line
     assert "secret" not in line
 
 
 def test_a_missing_configuration_is_one_line_and_exit_2(tmp_path: Path) -> None:
     """It names the file."""
-    line = one_line_error(run("--config", str(tmp_path / "nowhere.yaml")))
+    line = one_line_error(run_command("--config", str(tmp_path / "nowhere.yaml")))
     assert "nowhere.yaml: cannot read the configuration: No such file or directory" in line
 
 
@@ -222,7 +207,7 @@ def test_a_taken_port_is_one_line_and_exit_2(start_server: StartServer) -> None:
 
 def test_a_second_server_names_the_first(start_server: StartServer) -> None:
     """Rather than "another program": it runs in another terminal."""
-    first = start_server(environment={})  # not forked: it is known by its command line
+    first = start_server(prefix=("env",))  # not forked: it is known by its command line
     second = start_server(wait=False, server={"port": first.port})
     assert second.process.wait(PATIENCE_S) == 2
     message = f"taken by another tornado-status server, process {first.process.pid}: stop it"
@@ -281,6 +266,6 @@ def test_a_database_of_a_newer_generation_is_refused(
 @pytest.mark.parametrize("word", ["version", "--version"])
 def test_version_is_printed(word: str) -> None:
     """As a command, and as the option that most programs have."""
-    result = run(word)
+    result = run_command(word)
     assert result.returncode == 0
     assert result.stdout == f"tornado-status {__version__}\n"

@@ -8,6 +8,7 @@ import http.client
 import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -25,8 +26,9 @@ import psycopg2.extensions
 import pytest
 import yaml
 
+from tests.support import forked_program
 from tests.support.announced import updates_in
-from tests.support.forked_server import ForkedServer
+from tests.support.forked_program import ForkedProgram
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0  # a bound on every wait, generous because test machines are slow and shared
@@ -126,7 +128,7 @@ class Lines:
 class Server:
     """A running `python -m tornado_status`."""
 
-    process: subprocess.Popen[str] | ForkedServer
+    process: subprocess.Popen[str] | ForkedProgram
     log: Lines
     out: Lines
     certs: Path
@@ -264,7 +266,8 @@ def targets(port: int, *encodings: str) -> list[dict[str, Any]]:
 
 StartServer = Callable[..., "Server"]  # the fixture `start_server`
 SERVER = ("tornado_status",)
-FORKS: list[socket.socket] = []  # the socket of `forked_server.forking`, in tests/server
+FORKS: list[socket.socket] = []  # the socket of `forked_program.forking`, in tests/server
+READ_EARLY = ("PYTHON", "OPENSSL", "LD_")  # variables of which a forked program takes no notice
 
 
 @contextlib.contextmanager
@@ -311,12 +314,15 @@ def running_server(
     directory.mkdir(parents=True, exist_ok=True)
     config = directory / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
-    process: subprocess.Popen[str] | ForkedServer
-    plain = (prefix, environment, python, module) == ((), None, sys.executable, SERVER)
-    if FORKS and plain:
-        process = ForkedServer(
-            FORKS[-1], ["--config", str(config)], plain_environment(), constants or {}
+    process: subprocess.Popen[str] | ForkedProgram
+    given = {**plain_environment(), **(environment or {})}
+    plain = (prefix, python, module) == ((), sys.executable, SERVER)
+    if FORKS and plain and not any(name.startswith(READ_EARLY) for name in environment or ()):
+        arguments = ["--config", str(config)]
+        process = ForkedProgram(
+            FORKS[-1], forked_program.SERVER, arguments, given, constants=constants
         )
+        process.stdin.close()
     else:
         if constants:
             module = ("tests.support.with_constants", json.dumps(constants))
@@ -328,7 +334,7 @@ def running_server(
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**plain_environment(), **(environment or {})},
+            env=given,
         )
     server = Server(
         process=process,
@@ -361,21 +367,29 @@ def plain_environment() -> dict[str, str]:
     return {name: v for name, v in os.environ.items() if not name.startswith(unwanted)}
 
 
-def run_command(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    """Run `tornado-status` to its end, forked if it reads no input."""
-    if not FORKS or given:
+def run_command(
+    *arguments: str,
+    given: str = "",
+    cwd: Path = ROOT,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `tornado-status` to its end."""
+    variables = {**plain_environment(), **(environment or {})}
+    if not FORKS:
         return subprocess.run(
             [sys.executable, "-W", "error", "-m", *SERVER, *arguments],
-            cwd=ROOT,
-            env=plain_environment(),
+            cwd=cwd,
+            env={**variables, "PYTHONPATH": str(ROOT)},
             input=given,
             capture_output=True,
             text=True,
             check=False,
             timeout=2 * PATIENCE_S,
         )
-    process = ForkedServer(FORKS[-1], arguments, plain_environment(), {})
+    process = ForkedProgram(FORKS[-1], forked_program.SERVER, arguments, variables, cwd=cwd)
     streams = [Lines(process.stdout), Lines(process.stderr)]
+    with contextlib.suppress(BrokenPipeError), process.stdin:
+        process.stdin.write(given)
     status = process.wait(2 * PATIENCE_S)
     out, errors = ("".join(f"{line}\n" for line in stream.all()) for stream in streams)
     return subprocess.CompletedProcess(arguments, status, out, errors)
@@ -404,20 +418,27 @@ class Postgres:
         self.settings = dict(settings or {})  # read at each start
         self._binaries = binaries
         self._environment = environment or {}
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | ForkedProgram | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(
-            [*self._prefix, sys.executable, "-m", "tests.support.postgres", str(self.directory)]
-            + ([f"--binaries={self._binaries}"] if self._binaries is not None else [])
-            + [f"--set={name}={value}" for name, value in self.settings.items()],
-            cwd=ROOT,
-            env={**os.environ, **self._environment},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        arguments = [
+            str(self.directory),
+            *([f"--binaries={self._binaries}"] if self._binaries is not None else []),
+            *(f"--set={name}={value}" for name, value in self.settings.items()),
+        ]
+        if FORKS and not self._prefix and not self._environment:
+            self._process = ForkedProgram(FORKS[-1], forked_program.POSTGRES, arguments, os.environ)
+            Lines(self._process.stderr)  # else it would wait for a reader one day
+        else:
+            self._process = subprocess.Popen(
+                [*self._prefix, sys.executable, "-m", forked_program.POSTGRES, *arguments],
+                cwd=ROOT,
+                env={**os.environ, **self._environment},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
         assert self._process.stdout is not None
         self.url = self._process.stdout.readline().strip()
         assert self.url.startswith("postgresql://"), self.url
@@ -453,6 +474,11 @@ class Postgres:
         self._process.wait(PATIENCE_S)
         self._process.stdout.close()
         self._process = None
+
+    def discard(self) -> None:
+        """Stop it, if it runs, and delete its data and the directory around that."""
+        self.stop()
+        shutil.rmtree(self.directory.parent)
 
 
 class Heard:

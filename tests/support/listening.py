@@ -12,7 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tests.support import forked_program
+from tests.support.forked_program import ForkedProgram
 from tests.support.harness import (
+    FORKS,
     PATIENCE_S,
     ROOT,
     Lines,
@@ -29,16 +32,23 @@ class Listening:
     def __init__(
         self, *arguments: object, prefix: Sequence[str] = (), cwd: Path = ROOT, form: str = "json"
     ) -> None:
-        self.process = subprocess.Popen(
-            [*prefix, sys.executable, "-W", "error", "-m", "listeners", "--format", form]
-            + [str(argument) for argument in arguments],
-            cwd=cwd,
-            env={**plain_environment(), "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        given = ["--format", form, *(str(argument) for argument in arguments)]
+        self.process: subprocess.Popen[str] | ForkedProgram
+        if FORKS and not prefix:
+            self.process = ForkedProgram(
+                FORKS[-1], forked_program.LISTENER, given, plain_environment(), cwd=cwd
+            )
+            self.process.stdin.close()
+        else:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, "-W", "error", "-m", "listeners", *given],
+                cwd=cwd,
+                env={**plain_environment(), "PYTHONPATH": str(ROOT)},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         self.out = Lines(self.process.stdout)
         self.said = Lines(self.process.stderr)
 

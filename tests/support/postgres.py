@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tornado_status.config.settings import LoggingSettings
@@ -18,7 +19,7 @@ from tornado_status.store.embedded import postgres
 from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 
-async def main(directory: Path, binaries: Path | None, settings: list[str]) -> None:
+async def run(directory: Path, binaries: Path | None, settings: list[str]) -> None:
     logging_setup.configure(LoggingSettings(level="warning"))
     if binaries is not None:
         major = int(binaries.parent.name)
@@ -47,10 +48,15 @@ def _state(directory: Path, pid: int | None) -> str:
         return ""
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("--binaries", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
-    given = parser.parse_args()
-    asyncio.run(main(given.directory, given.binaries, given.set))
+    given = parser.parse_args(arguments)
+    asyncio.run(run(given.directory, given.binaries, given.set))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,8 +1,8 @@
-"""Servers that are forked from a process which has imported their modules: 0.25 s of CPU less each.
+"""Programs that are forked from a process which has imported them: 0.25 s of CPU less each.
 
-`python -W error -m tests.support.forked_server FD` forks a server for each request on socket FD,
-until the other end closes it. The server is a process like any other: it has its own session,
-arguments, environment and exit status.
+`python -W error -m tests.support.forked_program FD` forks a program for each request on socket FD,
+until the other end closes it. The program is a process like any other: it has its own session,
+arguments, environment, working directory and exit status.
 """
 
 from __future__ import annotations
@@ -24,29 +24,39 @@ from pathlib import Path
 from tests.support.with_constants import replace_constants
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = (
-    "tornado_status.cli",
+SERVER = "tornado_status.cli"
+LISTENER = "listeners.cli"
+POSTGRES = "tests.support.postgres"
+MODULES = (  # the programs, and what they import late
+    SERVER,
+    LISTENER,
+    POSTGRES,
     "tornado_status.server",
     "tornado_status.store",
     "tornado_status.observe.logging_setup",
 )
 
 
-class ForkedServer:
-    """A server, with what the tests use of `subprocess.Popen`."""
+class ForkedProgram:
+    """The function `main` of a module, with what the tests use of `subprocess.Popen`."""
 
     def __init__(
         self,
         forks: socket.socket,
+        module: str,
         arguments: Sequence[str],
         environment: Mapping[str, str],
-        constants: Mapping[str, object],
+        *,
+        constants: Mapping[str, object] | None = None,
+        cwd: Path = ROOT,
     ) -> None:
+        stdin, given = os.pipe()
         reading, writing = zip(*[os.pipe() for _ in range(3)], strict=True)
-        request = [list(arguments), dict(environment), dict(constants)]
-        socket.send_fds(forks, [json.dumps(request).encode()], writing)
-        for descriptor in writing:
+        request = [module, list(arguments), dict(environment), constants or {}, str(cwd)]
+        socket.send_fds(forks, [json.dumps(request).encode()], [stdin, *writing])
+        for descriptor in (stdin, *writing):
             os.close(descriptor)
+        self.stdin = os.fdopen(given, "w")
         self.stdout = os.fdopen(reading[0])
         self.stderr = os.fdopen(reading[1])
         self._news = os.fdopen(reading[2], "rb", buffering=0)  # its pid, later its exit status
@@ -63,14 +73,15 @@ class ForkedServer:
             ended = select.poll()
             ended.register(self._news, select.POLLIN)
             if not ended.poll(None if timeout is None else timeout * 1000):
-                raise subprocess.TimeoutExpired("a forked server", timeout or 0)
+                raise subprocess.TimeoutExpired("a forked program", timeout or 0)
             self.returncode = int(self._news.readline())
             self._news.close()
         return self.returncode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -81,7 +92,7 @@ class ForkedServer:
 
 @contextlib.contextmanager
 def forking() -> Iterator[socket.socket]:
-    """Run the process that forks servers; yield the socket for requests."""
+    """Run the process that forks programs; yield the socket for requests."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         number = theirs.fileno()
@@ -99,8 +110,11 @@ def forking() -> Iterator[socket.socket]:
         process.wait(60)
 
 
-def wait_for_request(requests: socket.socket) -> tuple[list[str], dict[str, object]] | None:
-    """Fork at each request. Return in the child its arguments and constants; None at the end."""
+def wait_for_request(requests: socket.socket) -> tuple[str, list[str], dict[str, object]] | None:
+    """Fork at each request. Return in the child its module, arguments and constants.
+
+    None at the end.
+    """
     running: dict[int, tuple[int, int]] = {}  # by the pidfd: the pid, and where to tell its status
     with requests, selectors.DefaultSelector() as waiting:
         waiting.register(requests, selectors.EVENT_READ)
@@ -115,37 +129,30 @@ def wait_for_request(requests: socket.socket) -> tuple[list[str], dict[str, obje
                         os.write(news, b"%d\n" % os.waitstatus_to_exitcode(status))
                     os.close(news)
                     continue
-                message, (out, errors, news), _, _ = _receive(requests)
+                message, descriptors, _, _ = socket.recv_fds(requests, 1 << 20, 4)
                 if not message:
                     return None
+                news = descriptors.pop()
                 pid = os.fork()
                 if pid == 0:
-                    _become(out, errors)
-                    for number in (out, errors, news, *running):
+                    os.setsid()
+                    for number, descriptor in enumerate(descriptors):
+                        os.dup2(descriptor, number)
+                    for number in (*descriptors, news, *running):
                         os.close(number)
                     for _, other in running.values():
                         os.close(other)
-                    arguments, environment, constants = json.loads(message)
+                    module, arguments, environment, constants, cwd = json.loads(message)
                     os.environ.clear()
                     os.environ.update(environment)
-                    return arguments, constants
-                os.close(out)
-                os.close(errors)
+                    os.chdir(cwd)
+                    return module, arguments, constants
+                for number in descriptors:
+                    os.close(number)
                 os.write(news, b"%d\n" % pid)
                 descriptor = os.pidfd_open(pid)
                 waiting.register(descriptor, selectors.EVENT_READ)
                 running[descriptor] = (pid, news)
-
-
-def _receive(requests: socket.socket) -> tuple[bytes, list[int], int, object]:
-    message, descriptors, flags, address = socket.recv_fds(requests, 1 << 20, 3)
-    return message, descriptors or [-1, -1, -1], flags, address
-
-
-def _become(out: int, errors: int) -> None:
-    os.setsid()
-    os.dup2(out, 1)
-    os.dup2(errors, 2)
 
 
 if __name__ == "__main__":
@@ -154,8 +161,7 @@ if __name__ == "__main__":
     gc.freeze()
     found = wait_for_request(socket.socket(fileno=int(sys.argv[1])))
     if found is not None:
-        from tornado_status.cli import main
-
-        replace_constants(found[1])
-        sys.argv = ["tornado-status", *found[0]]
-        sys.exit(main(found[0]))
+        module, arguments, constants = found
+        replace_constants(constants)
+        sys.argv = [module, *arguments]
+        sys.exit(sys.modules[module].main(arguments))
