@@ -37,9 +37,10 @@ from listeners.verify.verification import Verification, VerificationCallbacks
 from listeners.verify.verifier import MAX_SKEW_S, Verifier
 from tornado_status.errors import ConfigError
 from tornado_status.model.presence import PresenceTimes
-from tornado_status.wire.datagram import MAX_DATAGRAM, Datagram
+from tornado_status.wire.datagram import Datagram
 from tornado_status.wire.nats_broker import Broker
 from tornado_status.wire.nats_connection import check_files
+from tornado_status.wire.sealed_datagram import MAX_SEALED, Opener
 
 # The target in the shipped config.yaml.
 GROUP = "239.255.66.66"
@@ -149,17 +150,19 @@ class Listener:
             self._state.check()
         if settings.broker is not None:
             check_files(settings.broker)
+        self._opener = Opener() if server is not None else None
         self._verification = Verification(
             Verifier(lambda: self._keys.known, settings.max_skew_s) if self._verifies else None,
             VerificationCallbacks(
                 verified=self._order,
-                unknown_key=self._want_announcers,
+                unknown_key=self._want_keys,
                 progress=lambda: self._ready.set(),
                 call_soon=lambda turn: self._loop.call_soon(turn),
             ),
             self._warnings,
             encoding=settings.encoding,
             insecure=settings.insecure,
+            opener=self._opener,
         )
         self._follower = LogFollower(
             start=settings.start,
@@ -170,9 +173,14 @@ class Listener:
             warn=warn,
         )
         self._repair: Repair | None = None
-        if server is not None:
+        if server is not None and self._opener is not None:
             self._repair = Repair(
-                server, self._keys, self._follower, self._warnings, lambda: self._loop.time()
+                server,
+                self._keys,
+                self._opener,
+                self._follower,
+                self._warnings,
+                lambda: self._loop.time(),
             )
         self._acknowledged: Position | None = None
         self._received_at: float | None = None
@@ -227,7 +235,7 @@ class Listener:
                 raise ConfigError(f"{error}: give a reader's certificate with --cert") from error
             self._warnings.warn(f"{error}: gaps are reported, not repaired")
             self._repair.close()
-            self._repair = None
+            self._repair = self._verification.opener = None
             self._follower.give_up_repairs()
 
     async def _start_broker(self, broker: Broker) -> None:
@@ -259,7 +267,7 @@ class Listener:
         """Receive a datagram that can wait, once there is room to verify it."""
         while len(self._verification) >= MAX_UNREAD:  # noqa: ASYNC110 - the queue is worked off
             await asyncio.sleep(0)
-        self._verification.receive(payload[: MAX_DATAGRAM + 1], source)
+        self._verification.receive(payload[: MAX_SEALED + 1], source)
 
     # ----------------------------------------------------------------------------- order, repair
 
@@ -269,14 +277,14 @@ class Listener:
         try:
             self._follower.receive(datagram, source, now)
         except UnconfirmedLog:
-            self._want_announcers()
+            self._want_keys()
             raise
         if self._follower.sequence.wake_at() is not None:
             self._wake.set()
 
-    def _want_announcers(self) -> None:
+    def _want_keys(self) -> None:
         if self._repair is not None:
-            self._repair.want_announcers()
+            self._repair.want_keys()
             self._wake.set()
 
     async def _keep_up(self) -> None:

@@ -16,7 +16,7 @@ from prometheus_client.core import Metric
 from tornado.web import Application
 
 from tornado_status.alerts import Alerts, load_senders
-from tornado_status.announce import Announcer, Publication
+from tornado_status.announce import Announcer, GroupKeyKeeper, Publication, reader_hash
 from tornado_status.api import (
     Access,
     AccessLog,
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from tornado_status.ingress.behind_proxy.request_authentication import RequestAuthenticator
     from tornado_status.observe.tracing import Tracing
     from tornado_status.store import Store
+    from tornado_status.wire.sealed_datagram import Sealer
 
 # When each step of the stop must be over, as a share of server.drain_timeout_s. A step that needs
 # less leaves its time to the next one. The rest is for the last messages to a broker.
@@ -126,6 +127,7 @@ class Server:
         self._store = self._make_store()
         self._publication = Publication(self._store.publish_announcers)
         self._crl_register = CRLRegister(self._store.record_crls)
+        self._group_keys = GroupKeyKeeper(self._store.keep_group_keys, self._use_sealer)
         senders = load_senders(settings.alerts, self._credentials.webhook_contexts)
         self._alerts = Alerts(senders, self._store.alerts)
         self._subscriptions = Subscriptions(self._store.feed, settings.live)
@@ -153,6 +155,7 @@ class Server:
         self._accept_connections()
         await self._store.wait_connected()
         self._record_crls()
+        await self._keep_group_keys()
         self._announcer.start(self._log_position)
         await self._alerts.register()
         announce_serving(self._settings, self._sockets[0].getsockname()[1])
@@ -229,6 +232,10 @@ class Server:
         # The store has compared them with those of other servers: see `CRLRegister.check`.
         if self._settings.tls.crl is not None:
             self._in_background(self._crl_register.run(), "CRL register")
+
+    async def _keep_group_keys(self) -> None:
+        if self._settings.announce.has_sealed:
+            self._in_background(self._group_keys.run(), "group keys")
 
     async def _drain(self) -> None:
         """Answer what was read, say goodbye to live streams, then close every connection."""
@@ -336,6 +343,9 @@ class Server:
             return None
         return CommittedBatch(self._store.log_id, self._store.head, ())
 
+    def _use_sealer(self, sealer: Sealer) -> None:
+        self._announcer.sealer = sealer
+
     def _check_crls(self, marks: Sequence[CRLMark]) -> None:
         """Raises `ConfigError` if a CRL is older than one that was in force."""
         if self._settings.tls.crl is not None:
@@ -389,6 +399,10 @@ class Server:
         self._announcer.signer = signing.signer if signing is not None else None
         self._publication.use(signing)
         self._crl_register.use(credentials.anchors)
+        access = self._settings.access
+        self._group_keys.restrict_to(
+            reader_hash(access.readers, access.admins, credentials.anchors)
+        )
         self._management.use(credentials.management_context)
         self._alerts.use(credentials.webhook_contexts)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from listeners.operator_warnings import OperatorWarnings
 from listeners.receive.sockets import Sockets
-from tornado_status.wire.datagram import MAX_DATAGRAM
+from tornado_status.wire.sealed_datagram import MAX_SEALED
 
 DRAIN = 256  # datagrams read from a socket before the loop does anything else
 REJOIN_S = 3.0  # how often the memberships in groups are checked
@@ -62,7 +62,7 @@ class UdpReceiver:
         for _ in range(DRAIN):
             try:
                 # One byte more than the largest datagram shows that it was longer.
-                payload, source = sock.recvfrom(MAX_DATAGRAM + 1)
+                payload, source = sock.recvfrom(MAX_SEALED + 1)
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as error:  # of one datagram; the next may be read

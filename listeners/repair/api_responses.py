@@ -6,6 +6,7 @@ such as a page of events with a hole, is an error like any other.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -16,9 +17,13 @@ from tornado_status.model.presence import PresenceTimes
 from tornado_status.model.records import EventPage, StatusRecord, UserPage
 from tornado_status.wire.event_object import decode_update
 from tornado_status.wire.json_members import MAX_SEQ
+from tornado_status.wire.sealed_datagram import MAX_EPOCH, EpochSecret
 
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
 
+MAX_GROUP_KEYS = 8  # a server has two
+
+_GROUP_KEY = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")  # 256 bits: the last has 4
 _ANY_MOMENT = "1970-01-01T00:00:00.000000Z"
 _STATE = re.compile(r"[a-z][a-z-]{0,31}")
 
@@ -34,6 +39,23 @@ def announcers(body: bytes) -> tuple[uuid.UUID, list[str]]:
     if not isinstance(found, list) or not all(isinstance(pem, str) for pem in found):
         raise AnswerError("`announcers` is no list of certificates")
     return _log_id(members), found
+
+
+def group_keys(body: bytes) -> list[EpochSecret]:
+    """Return the keys of `GET /api/group-keys`."""
+    found = _object(body).get("keys")
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise AnswerError("`keys` is no list of keys")
+    return [_group_key(entry) for entry in found[:MAX_GROUP_KEYS]]
+
+
+def _group_key(members: dict[str, object]) -> EpochSecret:
+    epoch, key = members.get("epoch"), members.get("key")
+    if type(epoch) is not int or not 0 <= epoch <= MAX_EPOCH:
+        raise AnswerError("`epoch` is no number of an epoch")
+    if not isinstance(key, str) or not _GROUP_KEY.fullmatch(key):
+        raise AnswerError(f"the key of epoch {epoch} is none")
+    return EpochSecret(epoch, base64.urlsafe_b64decode(key + "="))
 
 
 def events(body: bytes, after: int) -> EventPage:

@@ -16,12 +16,15 @@ from listeners.repair.key_refresh import KeyRefresh
 from listeners.repair.server_api import Gone, ServerApi
 from listeners.verify.known_announcers import KnownAnnouncers
 from tornado_status.model.presence import PresenceTimes
+from tornado_status.wire.sealed_datagram import Opener
 
 FIRST_ANSWER_S = 5.0  # how long a server may delay the first datagram
 
 
 class Repair:
-    """Keeps `keys` and the log of `follower` complete, one request at a time. Close it.
+    """Keeps `keys`, those of `opener` and the log of `follower` complete. Close it.
+
+    It sends one request at a time.
 
     `clock` is the event loop's. `failure` is why the last request got no answer, else None.
     `presence` is as the server last said, None before its first answer.
@@ -31,6 +34,7 @@ class Repair:
         self,
         server: ServerApi,
         keys: KnownAnnouncers,
+        opener: Opener,
         follower: LogFollower,
         warnings: OperatorWarnings,
         clock: Callable[[], float],
@@ -39,6 +43,7 @@ class Repair:
         self.presence: PresenceTimes | None = None
         self._server = server
         self._keys = keys
+        self._opener = opener
         self._follower = follower
         self._warnings = warnings
         self._clock = clock
@@ -49,8 +54,8 @@ class Repair:
         """Close the connection to the server."""
         self._server.close()
 
-    def want_announcers(self) -> None:
-        """Ask soon who announces, and for which log: a datagram has an unknown key or log."""
+    def want_keys(self) -> None:
+        """Ask soon who announces, and with which keys: a datagram's key or log is unknown."""
         self._refresh.want(self._clock())
 
     async def start(self) -> None:
@@ -60,7 +65,7 @@ class Repair:
         """
         try:
             async with asyncio.timeout(FIRST_ANSWER_S):
-                await self._fetch_announcers()
+                await self._fetch_keys()
                 await self._locate_log()
         except TimeoutError:
             self._failed(Unreachable(f"No answer from {self._server.where} yet"))
@@ -80,7 +85,7 @@ class Repair:
         now = self._clock()
         try:
             if now >= self._refresh.due:
-                await self._fetch_announcers()
+                await self._fetch_keys()
             elif self._follower.sequence.log_id is None:
                 if now < self._locating.not_before:
                     return False
@@ -91,10 +96,11 @@ class Repair:
             self._failed(error)
         return True
 
-    async def _fetch_announcers(self) -> None:
+    async def _fetch_keys(self) -> None:
         known = set(self._keys.known)
         try:
             log_id, certificates = await self._server.announcers()
+            group_keys = await self._server.group_keys()
         except HttpsError as error:
             self._refresh.failed(self._clock(), _retry_after_s(error))
             raise
@@ -106,7 +112,7 @@ class Repair:
             and self._follower.allows(log_id)
             and self._follower.follow_confirmed(log_id, self._clock())
         )
-        changed = moved or set(self._keys.known) != known
+        changed = self._opener.use(group_keys) or moved or set(self._keys.known) != known
         self._refresh.answered(self._clock(), changed=changed)
 
     async def _locate_log(self) -> None:

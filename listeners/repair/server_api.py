@@ -29,6 +29,7 @@ from clients.https import (
 from listeners.repair import api_responses
 from tornado_status.errors import ConfigError
 from tornado_status.model.records import EventPage, UserPage
+from tornado_status.wire.sealed_datagram import EpochSecret
 
 T = TypeVar("T")
 
@@ -78,6 +79,10 @@ class ServerApi:
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """Return the log id and the announcers' certificates (PEM)."""
         return await self._get("/api/announcers", api_responses.announcers)
+
+    async def group_keys(self) -> list[EpochSecret]:
+        """Return the keys of sealed announcements."""
+        return await self._get("/api/group-keys", api_responses.group_keys)
 
     async def events(self, after: int, limit: int) -> EventPage:
         """Return a page of the log. Raises `Gone` if the server does not keep it."""

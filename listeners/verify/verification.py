@@ -19,6 +19,7 @@ from listeners.verify.unverified import Encoding, UnverifiedReader
 from listeners.verify.verifier import UNVERIFIED_REASONS, DuplicateDatagram, Verifier
 from tornado_status.errors import DatagramError
 from tornado_status.wire.datagram import Datagram, decode_binary
+from tornado_status.wire.sealed_datagram import OTHER_SECRET, Opener, is_sealed
 
 VERIFY = 32  # signatures checked in a row, some milliseconds: sockets are drained between
 MAX_UNVERIFIED = 4096  # unverified updates that wait for the reader, with `insecure`
@@ -55,7 +56,7 @@ class Verification:
     """Checks each datagram, and hands it on or counts why not.
 
     Without a `verifier` nothing is verified. With `insecure` updates without proof go to
-    `unverified`.
+    `unverified`. Without an `opener`, which may be taken away, sealed datagrams are refused.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Verification:
         *,
         encoding: Encoding,
         insecure: bool,
+        opener: Opener | None,
     ) -> None:
         self.counts = VerificationCounts()
         self.unverified: deque[Update] = deque()
@@ -75,6 +77,7 @@ class Verification:
         self._warnings = warnings
         self._encoding = encoding
         self._insecure = insecure
+        self.opener = opener
         self._queue = FairQueue()
         self._scheduled = False
         self._warned_of_binary = False
@@ -88,6 +91,8 @@ class Verification:
         self.counts.datagrams += 1
         source = (str(address[0]), int(str(address[1])))
         try:
+            if is_sealed(payload):
+                payload = self._open(payload)
             if not payload.startswith(b'{"'):
                 self._receive_binary(payload, source)
             elif self._encoding is Encoding.BINARY:
@@ -98,6 +103,19 @@ class Verification:
                 self._screen(self._verifier, payload, source)
         except DatagramError as error:
             self._refuse(source, error)
+
+    def _open(self, sealed: bytes) -> bytes:
+        """Return the datagram inside a sealed one. Raises `DatagramError`."""
+        if self.opener is None:
+            raise DatagramError(
+                "sealed", "it is sealed: only a reader's certificate (--cert, --key) can open it"
+            )
+        try:
+            return self.opener.open(sealed)
+        except DatagramError as error:
+            if error.reason in OTHER_SECRET:
+                self._callbacks.unknown_key()
+            raise
 
     def _screen(self, verifier: Verifier, payload: bytes, source: Source) -> None:
         try:

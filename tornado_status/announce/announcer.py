@@ -29,6 +29,7 @@ from tornado_status.observe import metrics
 from tornado_status.runtime.listening import holder
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.wire import datagram
+from tornado_status.wire.sealed_datagram import Sealer
 
 # How long a target counts as failing after an error. The next success is no proof: to a unicast
 # address where no program listens, every second datagram seems to be sent.
@@ -49,7 +50,9 @@ class Announcer:
 
     def __init__(self, settings: AnnounceSettings) -> None:
         self._settings = settings
-        self.signer: datagram.Signs | None = None  # may change at any time
+        # Both may change at any time. Without a sealer nothing goes to sealed targets.
+        self.signer: datagram.Signs | None = None
+        self.sealer: Sealer | None = None
         self._log = structlog.get_logger()
         self._warnings = RateLimit()
         udp = [
@@ -63,6 +66,7 @@ class Announcer:
         ]
         self._sinks: list[Sink] = [*udp, *self._brokers]
         self._json = [sink for sink in self._sinks if sink.encoding == "json"]
+        self._sealed = [sink for sink in self._sinks if sink.encoding == "sealed"]
         self._binary = [sink for sink in self._sinks if sink.encoding == "binary"]
         self._encoder = datagram.DatagramEncoder(settings.repeat)
         self._log_id: uuid.UUID | None = None  # of the last announcement
@@ -104,7 +108,7 @@ class Announcer:
         self._tasks.append(asyncio.create_task(watching, name="interface monitor"))
         for broker in self._brokers:
             broker.start()
-        if self._settings.heartbeat_s and self._json:
+        if self._settings.heartbeat_s and (self._json or self._sealed):
             heartbeats = self._send_heartbeats(log_position)
             self._tasks.append(asyncio.create_task(heartbeats, name="heartbeat"))
 
@@ -114,7 +118,7 @@ class Announcer:
 
     def announce(self, batch: CommittedBatch) -> None:
         """Send the events of a committed batch, in order; a heartbeat if there are none."""
-        if self._json:
+        if self._json or self._sealed:
             if batch.log_id != self._log_id:
                 self._begin_log(batch)
             self._announce_json(batch)
@@ -141,6 +145,8 @@ class Announcer:
                 batch.log_id, now, batch.head, batch.events, self.signer, batch.parent
             ):
                 self._send(self._json, payload)
+                if self._sealed:
+                    self._send_sealed(payload)
         except DatagramError as error:
             self._count_failure("encoding", "all", "", error.reason, str(error))
         self._last_sent = asyncio.get_running_loop().time()
@@ -190,6 +196,14 @@ class Announcer:
                     sent[sink.target] += 1
             except OSError as error:
                 self._count_failure("send", sink.target, sink.via, errno_name(error), hint(error))
+
+    def _send_sealed(self, payload: bytes) -> None:
+        if self.sealer is not None:
+            self._send(self._sealed, self.sealer.seal(payload))
+            return
+        for sink in self._sealed:
+            reason = "the key of this hour has not been read from the database yet"
+            self._count_failure("seal", sink.target, sink.via, "no-key", reason)
 
     def _count_failure(self, step: str, target: str, via: str, name: str, reason: str) -> None:
         self.failed[target, name] += 1

@@ -44,8 +44,6 @@ STREAM_BYTES = 64 * 1024 * 1024
 class NatsSink:
     """Publishes to one broker. Calls `confirmed` with a count, `lost` for each that is dropped."""
 
-    encoding = "json"
-
     def __init__(
         self,
         target: NatsTarget,
@@ -54,6 +52,7 @@ class NatsSink:
     ) -> None:
         self.target = str(target)
         self.via = "nats"
+        self.encoding = target.encoding
         self.problem: OSError | None = None
         self._settings = target
         self._confirmed = confirmed

@@ -21,7 +21,7 @@ class Sink(Protocol):
     """Sends datagrams to one target, by one interface or connection.
 
     `target` names it in counters, `via` is the interface or connection in the log, `encoding` is
-    json or binary.
+    json, sealed or binary.
     """
 
     @property

@@ -17,6 +17,7 @@ from tornado_status.api.event_log import (
     EventsHandler,
     HistoryExportHandler,
 )
+from tornado_status.api.group_keys import GroupKeysHandler
 from tornado_status.api.handler import MAX_READS, MAX_READS_EACH, NotFoundHandler
 from tornado_status.api.in_flight import RequestsInFlight
 from tornado_status.api.live.connections import SocketHandler, StreamHandler
@@ -68,6 +69,7 @@ def make_application(
         (r"/api/events\.(csv|jsonl)", EventsExportHandler, read),
         (r"/api/events", EventsHandler, read),
         (r"/api/announcers", AnnouncersHandler, read),
+        (r"/api/group-keys", GroupKeysHandler, read),
         (r"/api/stream", StreamHandler, subscribe),
         (r"/api/socket", SocketHandler, subscribe),
         (r"/api/openapi\.json", OpenApiHandler, common),

@@ -13,6 +13,7 @@ from tornado_status.model.records import (
     CheckIn,
     Event,
     EventPage,
+    GroupKey,
     HistoryEnd,
     HistoryEntry,
     HistoryPage,
@@ -72,6 +73,8 @@ class ApiStore(Protocol):
     async def events(self, after: int, limit: int) -> EventPage: ...
 
     async def log_span(self) -> LogSpan: ...
+
+    async def group_keys(self) -> list[GroupKey]: ...
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]: ...
 

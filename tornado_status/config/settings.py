@@ -198,7 +198,7 @@ class UdpTarget(Section):
     interfaces: tuple[str, ...] = ()
     ttl: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=255)] = 1
     loop: bool = True
-    encoding: Literal["json", "binary"] = "json"
+    encoding: Literal["json", "sealed", "binary"] = "json"
 
     @field_validator("kind", mode="before")
     @classmethod
@@ -294,6 +294,7 @@ class NatsTarget(Section):
     address: str
     subject: Annotated[str, AfterValidator(check_subject)] = SUBJECT
     stream: Annotated[str, AfterValidator(check_stream)] | None = None
+    encoding: Literal["json", "sealed"] = "json"
     user: str | None = None
     password_file: FilePath | None = None
     ca: FilePath | None = None
@@ -348,6 +349,17 @@ class AnnounceSettings(Section):
     heartbeat_s: SecondsOrOff = 5.0
     repeat: Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=64)] = 8
     targets: tuple[AnyTarget, ...] = LOOPBACK_TARGETS
+
+    @model_validator(mode="after")
+    def _is_signed(self) -> AnnounceSettings:
+        if self.signing_key is None and self.has_sealed:
+            raise ValueError("targets: encoding: sealed needs signing_key")
+        return self
+
+    @property
+    def has_sealed(self) -> bool:
+        """Whether a target gets sealed datagrams."""
+        return any(target.encoding == "sealed" for target in self.targets)
 
     @property
     def udp_targets(self) -> tuple[UdpTarget, ...]:

@@ -90,6 +90,23 @@ class CommittedBatch:
     parent: LogStep | None = None
 
 
+GROUP_KEY_EPOCH_S = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class GroupKey:
+    """The secret of sealed announcements in one epoch, which servers and readers share.
+
+    `wait_s` is the time in seconds until the epoch begins, by the database's clock; negative once
+    it has begun.
+    """
+
+    epoch: int
+    secret: bytes
+    starts_at: datetime.datetime
+    wait_s: float
+
+
 class Device(NamedTuple):
     """One certificate that a user checks in with, and the newest check-in with it."""
 

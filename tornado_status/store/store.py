@@ -26,6 +26,7 @@ from tornado_status.model.records import (
     CheckIn,
     Event,
     EventPage,
+    GroupKey,
     HistoryEnd,
     HistoryEntry,
     HistoryPage,
@@ -37,7 +38,7 @@ from tornado_status.model.records import (
 from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.pki.crl import CRLMark
-from tornado_status.store import enrolment, migrate, queries
+from tornado_status.store import enrolment, group_keys, migrate, queries
 from tornado_status.store.alert_queue import AlertQueue
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
@@ -349,6 +350,18 @@ class Store:
         with _reading():
             async with self._keepers.connection() as connection:
                 await queries.publish(connection, entries)
+
+    async def group_keys(self) -> list[GroupKey]:
+        """See `group_keys.read`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._pool.connection() as connection:
+                return await group_keys.read(connection)
+
+    async def keep_group_keys(self, readers: bytes | None) -> list[GroupKey]:
+        """See `group_keys.keep`. Raises `StoreUnavailable`."""
+        with _reading():
+            async with self._keepers.connection() as connection:
+                return await group_keys.keep(connection, readers)
 
     async def record_crls(self, marks: Sequence[CRLMark]) -> list[CRLMark]:
         """See `queries.record_crls`. Raises `StoreUnavailable`."""
