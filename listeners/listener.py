@@ -178,6 +178,7 @@ class Listener:
                 server,
                 self._keys,
                 self._opener,
+                self._verification.receive_held,
                 self._follower,
                 self._warnings,
                 lambda: self._loop.time(),

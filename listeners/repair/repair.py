@@ -35,6 +35,7 @@ class Repair:
         server: ServerApi,
         keys: KnownAnnouncers,
         opener: Opener,
+        on_new_group_key: Callable[[], None],
         follower: LogFollower,
         warnings: OperatorWarnings,
         clock: Callable[[], float],
@@ -44,6 +45,7 @@ class Repair:
         self._server = server
         self._keys = keys
         self._opener = opener
+        self._on_new_group_key = on_new_group_key
         self._follower = follower
         self._warnings = warnings
         self._clock = clock
@@ -112,7 +114,10 @@ class Repair:
             and self._follower.allows(log_id)
             and self._follower.follow_confirmed(log_id, self._clock())
         )
-        changed = self._opener.use(group_keys) or moved or set(self._keys.known) != known
+        new_key = self._opener.use(group_keys)
+        if new_key:
+            self._on_new_group_key()
+        changed = new_key or moved or set(self._keys.known) != known
         self._refresh.answered(self._clock(), changed=changed)
 
     async def _locate_log(self) -> None:

@@ -22,6 +22,7 @@ from tornado_status.wire.datagram import Datagram, decode_binary
 from tornado_status.wire.sealed_datagram import OTHER_SECRET, Opener, is_sealed
 
 VERIFY = 32  # signatures checked in a row, some milliseconds: sockets are drained between
+MAX_HELD = 1024  # sealed datagrams of an unknown epoch, about 1.5 MB, until its key is fetched
 MAX_UNVERIFIED = 4096  # unverified updates that wait for the reader, with `insecure`
 
 
@@ -33,7 +34,7 @@ class VerificationCounts:
     duplicates: int = 0  # whole datagrams
     refused: Counter[str] = field(default_factory=Counter)  # datagrams, by reason
     ignored: int = 0  # of the encoding that was not asked for
-    dropped: int = 0  # no room, before they were verified
+    dropped: int = 0  # no room, before they were opened or verified
     clock_is_right: bool = True  # False: the newest datagram was of another time than this clock's
 
 
@@ -78,6 +79,7 @@ class Verification:
         self._encoding = encoding
         self._insecure = insecure
         self.opener = opener
+        self._held: deque[tuple[bytes, Sequence[object]]] = deque()
         self._queue = FairQueue()
         self._scheduled = False
         self._warned_of_binary = False
@@ -92,7 +94,10 @@ class Verification:
         source = (str(address[0]), int(str(address[1])))
         try:
             if is_sealed(payload):
-                payload = self._open(payload)
+                opened = self._open(payload, address)
+                if opened is None:
+                    return
+                payload = opened
             if not payload.startswith(b'{"'):
                 self._receive_binary(payload, source)
             elif self._encoding is Encoding.BINARY:
@@ -104,8 +109,18 @@ class Verification:
         except DatagramError as error:
             self._refuse(source, error)
 
-    def _open(self, sealed: bytes) -> bytes:
-        """Return the datagram inside a sealed one. Raises `DatagramError`."""
+    def receive_held(self) -> None:
+        """Receive the datagrams again whose epoch was unknown: there are new keys."""
+        held, self._held = self._held, deque()
+        self.counts.datagrams -= len(held)
+        for payload, address in held:
+            self.receive(payload, address)
+
+    def _open(self, sealed: bytes, address: Sequence[object]) -> bytes | None:
+        """Return the datagram inside a sealed one; None if it waits for the key of its epoch.
+
+        Raises `DatagramError`.
+        """
         if self.opener is None:
             raise DatagramError(
                 "sealed", "it is sealed: only a reader's certificate (--cert, --key) can open it"
@@ -115,7 +130,13 @@ class Verification:
         except DatagramError as error:
             if error.reason in OTHER_SECRET:
                 self._callbacks.unknown_key()
-            raise
+            if error.reason != "unknown-epoch":
+                raise
+        if len(self._held) >= MAX_HELD:
+            self._held.popleft()
+            self.counts.dropped += 1
+        self._held.append((sealed, address))
+        return None
 
     def _screen(self, verifier: Verifier, payload: bytes, source: Source) -> None:
         try:
