@@ -317,6 +317,10 @@ LEFT = {
         "INSERT INTO crl VALUES ('\\x01', 'CN=ca', 7, 1767261600, '\\x02');",
         {"SELECT name, number::int FROM crl WHERE ca = '\\x01'": [("CN=ca", 7)]},
     ),
+    "0008": Left(
+        "INSERT INTO group_key VALUES (7, '\\x01', '2026-01-01 15:00Z', '\\x02');",
+        {"SELECT secret = '\\x01' FROM group_key WHERE epoch = 7": [(True,)]},
+    ),
 }
 
 

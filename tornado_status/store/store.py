@@ -61,7 +61,7 @@ from tornado_status.store.user_counts import UserCounts
 READERS = 6  # half for requests, half for followers
 SWEEPERS = 1  # the presence sweep
 ALERTERS = 2  # the workers of alerts, which take turns
-KEEPERS = 1  # commands' entries, user counts, announcer keys and CRL marks
+KEEPERS = 1  # commands' entries, user counts, announcer and group keys, CRL marks
 READ_WAIT_S = 3.0  # how long one waits for a connection of its kind
 
 _PRESENCE, _HISTORY = PresenceSettings(), HistorySettings()  # as shipped
