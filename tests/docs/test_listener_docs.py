@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import base64
 import datetime
 import json
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 
 from certs_gen.cli import main as certs_gen
 from listeners.cli import main
@@ -29,6 +30,7 @@ from tests.support.harness import (
     require,
 )
 from tornado_status.pki.announcer_keys import PURPOSE
+from tornado_status.wire.sealed_datagram import EpochSecret, Sealer
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 REFERENCE = (ROOT / "docs" / "listener-reference.md").read_text("utf-8")
@@ -38,8 +40,9 @@ LISTENERS = (ROOT / "docs" / "listeners.md").read_text("utf-8") + REFERENCE
 MAX_LINES = 30  # of a verifier
 
 
-def program_in(page: str, language: str = "python") -> str:
-    [program] = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+def program_in(page: str, language: str = "python", *, defines: str = "") -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
+    [program] = [each for each in found if defines in each]
     assert isinstance(program, str)
     return program
 
@@ -48,7 +51,7 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
     server: Server, heard: Heard
 ) -> None:
     """It needs nothing but `cryptography`, and knows nothing of this project's code."""
-    program = program_in(PROTOCOL)
+    program = program_in(PROTOCOL, defines="def verify(")
     assert len(program.splitlines()) <= MAX_LINES
     imported = {
         name.split(".")[0]
@@ -85,6 +88,22 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
     for name in ("client.crt", "server.crt"):
         with pytest.raises(AssertionError, match="not meant for announcing"):
             defined["announcer_key"]((certs / name).read_bytes(), ca, now)
+
+
+def test_the_pages_program_opens_sealed_datagrams() -> None:
+    """With the keys of the page's own example."""
+    defined: dict[str, Any] = {}
+    exec(program_in(PROTOCOL, defines="def open_sealed("), defined)  # noqa: S102 - the page's own
+    [example] = re.findall(r'^\{"keys":\[.*\]\}$', PROTOCOL, re.MULTILINE)
+    keys = {
+        key["epoch"]: base64.urlsafe_b64decode(key["key"] + "=")
+        for key in json.loads(example)["keys"]
+    }
+    for epoch, secret in keys.items():
+        sealed = Sealer(EpochSecret(epoch, secret)).seal(b"{}")
+        assert defined["open_sealed"](sealed, keys) == b"{}"
+        with pytest.raises(InvalidTag):
+            defined["open_sealed"](sealed[:-1] + bytes([sealed[-1] ^ 1]), keys)
 
 
 DRIVER = """\

@@ -269,7 +269,7 @@ def test_durations_have_units(tmp_path: Path, text: str, seconds: float) -> None
         (nats("nats://a", "user: b"), "password_file: needed with user"),
         (nats("nats://a", "certificate: b"), "private_key: needed with certificate"),
         (nats("nats://a", "port: 4222"), "targets[0].port: not a field of this kind of target"),
-        (nats("nats://a", "encoding: json"), "encoding: not a field of this kind of target"),
+        (nats("nats://a", "encoding: binary"), "encoding: expected json or sealed"),
         (
             "announce: {targets: [{kind: kafka, address: 10.0.0.1}]}",
             "expected multicast, broadcast, uni",

@@ -41,7 +41,7 @@ async def keep(connection: Connection, readers: bytes | None) -> list[GroupKey]:
     """Return the key in use and the next one; make those that are missing.
 
     `readers` is a hash of what decides who may read. If it is another one than before, a new epoch
-    begins at once, with a key that nobody has been given yet. None changes nothing.
+    begins at once, with a new key. None changes nothing.
     """
     rows = await connection.execute(
         _KEEP + _READ,

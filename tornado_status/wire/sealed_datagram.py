@@ -2,7 +2,7 @@
 
 docs/protocol.md describes them byte by byte. All servers and readers of a database share the secret
 of an epoch. Every `Sealer` derives a key of its own from it, by a random name that its datagrams
-carry, and counts its nonces: none can repeat, over any number of servers and restarts.
+carry, and counts its nonces. No nonce repeats, however many servers there are, and restarts.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PAST_EPOCHS = 2  # a datagram may be on its way, or another server some seconds 
 
 @dataclass(frozen=True, slots=True)
 class EpochSecret:
-    """What all servers and readers share for the time of an epoch; 32 random bytes."""
+    """The secret that all servers and readers share in an epoch: 32 random bytes."""
 
     epoch: int
     secret: bytes
@@ -111,7 +111,7 @@ class Opener:
             payload = cipher.decrypt(_nonce(count), sealed[_HEADER.size :], sealed[: _HEADER.size])
         except InvalidTag:
             raise DatagramError("forged", "it was not sealed with the key of its epoch") from None
-        if not known:  # only now: a name in a forged datagram pushes out nobody's key
+        if not known:  # only now: a forged datagram displaces no sender's key
             self._ciphers[epoch, sender] = cipher
         return payload
 
