@@ -8,8 +8,8 @@ branch_labels = None
 depends_on = None
 
 SCHEMA = """
--- The epoch that is in use, and the next. The column readers is a hash of what decides who may read.
--- When it changes, a new epoch begins at once.
+-- The epoch that is in use, and the next. The column readers is a hash of what decides who may
+-- read. When it changes, a new epoch begins at once.
 CREATE TABLE group_key (
     epoch     bigint PRIMARY KEY,
     secret    bytea NOT NULL,
