@@ -1,4 +1,7 @@
-"""The population of the abuse tests: 200 users with certificates, who check in every second."""
+"""The population of the abuse tests: 200 users with certificates, who check in every second.
+
+And the certificates of attackers.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,20 @@ from tests.support.harness import Server
 from tests.support.population import Population, StartPopulation
 
 NAMES = tuple(f"honest{number}" for number in range(200))
+ATTACKERS = tuple(f"attacker{number}" for number in range(64))
 
 
 @pytest.fixture(scope="session")
 def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The development set, and a certificate for each of `NAMES`."""
-    emails = {name: f"{name}@example.com" for name in NAMES}
+    """The development set, and a certificate for each of `NAMES` and `ATTACKERS`."""
+    emails = {name: f"{name}@example.com" for name in (*NAMES, *ATTACKERS)}
     return with_clients(certs, tmp_path_factory.mktemp("honest") / "certs", emails)
+
+
+@pytest.fixture
+def attackers() -> tuple[str, ...]:
+    """The names of the attackers with a certificate."""
+    return ATTACKERS
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """An honest population: clients that check in every second, most over connections that they keep.
 
-Half way through an attack some of it stop. The server must declare them, and nobody else, offline.
+Half way through an attack some of it stop. The server must declare them offline, and no other user.
 """
 
 from __future__ import annotations
@@ -85,8 +85,11 @@ class Population:
         self.stop()
 
     def stop(self) -> None:
-        """Send no more, and wait for the answers to what was sent."""
+        """Send no more, and wait for the answers to what was sent unless some will not come."""
         self._stopping.set()
+        if self._unserved.is_set():
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._clients.cancel)
         for thread in self._threads:
             thread.join(2 * PATIENCE_S)
             assert not thread.is_alive()
@@ -115,7 +118,9 @@ class Population:
             found.append(f"not ready: {self.not_ready[0]}")
         if wrong := offline - self._leavers:
             found.append(f"{len(wrong)} users who were there were declared offline")
-        if (missed := self._leavers - offline) and not self._unserved.is_set():
+        if self._unserved.is_set():
+            return found  # ended early
+        if missed := self._leavers - offline:
             found.append(f"{len(missed)} users who had left were not declared offline")
         if (recorded := self._recorded()) != self.statuses[204]:
             found.append(f"{recorded} check-ins in the log, {self.statuses[204]} acknowledged")
@@ -132,34 +137,40 @@ class Population:
         return int(count)
 
     async def _live(self) -> None:
-        await asyncio.gather(*(self._live_as(number) for number in range(len(self._emails))))
+        self._loop = asyncio.get_running_loop()
+        self._clients = asyncio.gather(*(self._live_as(n) for n in range(len(self._emails))))
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._clients
+        await asyncio.sleep(INTERVAL_S / 10)  # asyncio closes their sockets meanwhile
 
     async def _live_as(self, number: int) -> None:
         leaves = self._emails[number] in self._leavers
         streams: Streams | None = None
         met = False
-        while not self._stopping.is_set() and not (leaves and self._leaving.is_set()):
-            began = time.monotonic()
-            status = None
-            with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
-                async with asyncio.timeout(GRACE_S):
-                    if streams is None:
-                        streams = await self._connect(self._contexts[number])
-                    status = await _check_in(*streams)
-            self.statuses[status] += 1
-            if status != 204:
-                self._unserved.set()
-            elif not met:
-                met = True
-                self._count_met()
-            if streams is not None and (status != 204 or number < NEWCOMERS):
+        try:
+            while not self._stopping.is_set() and not (leaves and self._leaving.is_set()):
+                began = time.monotonic()
+                status = None
+                with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError):
+                    async with asyncio.timeout(GRACE_S):
+                        if streams is None:
+                            streams = await self._connect(self._contexts[number])
+                        status = await _check_in(*streams)
+                self.statuses[status] += 1
+                if status != 204:
+                    self._unserved.set()
+                elif not met:
+                    met = True
+                    self._count_met()
+                if streams is not None and (status != 204 or number < NEWCOMERS):
+                    streams[1].transport.abort()
+                    streams = None
+                for _ in range(10):  # a stop does not wait for the next check-in
+                    if not self._stopping.is_set() and time.monotonic() < began + INTERVAL_S:
+                        await asyncio.sleep(INTERVAL_S / 10)
+        finally:
+            if streams is not None:
                 streams[1].transport.abort()
-                streams = None
-            for _ in range(10):  # a stop does not wait for the next check-in
-                if not self._stopping.is_set() and time.monotonic() < began + INTERVAL_S:
-                    await asyncio.sleep(INTERVAL_S / 10)
-        if streams is not None:
-            streams[1].transport.abort()
 
     async def _connect(self, context: ssl.SSLContext) -> Streams:
         return await asyncio.open_connection(
