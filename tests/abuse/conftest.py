@@ -10,10 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from tests.support.crowd import with_clients
 from tests.support.harness import Server
 from tests.support.population import Population, StartPopulation
+from tests.support.trust_site import DAY, Site, now
 
 NAMES = tuple(f"honest{number}" for number in range(200))
 ATTACKERS = tuple(f"attacker{number}" for number in range(64))
@@ -21,9 +23,16 @@ ATTACKERS = tuple(f"attacker{number}" for number in range(64))
 
 @pytest.fixture(scope="session")
 def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The development set, and a certificate for each of `NAMES` and `ATTACKERS`."""
-    emails = {name: f"{name}@example.com" for name in (*NAMES, *ATTACKERS)}
-    return with_clients(certs, tmp_path_factory.mktemp("honest") / "certs", emails)
+    """The development set, certificates for `NAMES` and `ATTACKERS`, and two that are refused."""
+    emails = {name: f"{name}@example.com" for name in (*NAMES, *ATTACKERS, "revoked")}
+    directory = with_clients(certs, tmp_path_factory.mktemp("honest") / "certs", emails)
+    site = Site(Server, directory)
+    expired = site.authority.issue_client("expired@example.com", days=1, now=now() - 2 * DAY)
+    (directory / "expired.key").write_bytes(expired.key_pem())
+    (directory / "expired.crt").write_bytes(expired.certificate_pem())
+    revoked = x509.load_pem_x509_certificate((directory / "revoked.crt").read_bytes())
+    site.put_list([revoked.serial_number], number=1)
+    return directory
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tornado_status.model.check_in_rate_limit import BURST_S
 pytestmark = pytest.mark.once
 
 OFF = 0
-FEW = {"max_connections": 400, "max_connections_per_address": 0}  # that an attacker can fill
+FEW = {"max_connections": 1000, "max_connections_per_address": 0}  # that an attacker can fill
 
 
 @pytest.mark.parametrize("limits", [{}, {"max_connections_per_identity": OFF}])
@@ -32,7 +32,7 @@ def test_an_identity_that_opens_all_the_connections_it_can(
     """All of them are busy, so that none of them would make room."""
     server = start_server(**as_shipped(**FEW, **limits))
     honest = start_population(server)
-    with attacking(pipeline, server.port, certs, attackers[:1], 500, PLAIN * 20):
+    with attacking(pipeline, server.port, certs, attackers[:1], 1000, PLAIN * 20):
         complaints = honest.complaints()
     if limits:
         assert complaints

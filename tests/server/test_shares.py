@@ -15,10 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.attackers import client_hello
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, wait_until
 from tests.support.metrics import metric, refused
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
 from tests.support.with_constants import (
+    LINGER_S,
     MAX_BATCH,
     MAX_HANDSHAKES,
     MAX_MUTE,
@@ -27,6 +29,7 @@ from tests.support.with_constants import (
 )
 from tornado_status.config.settings import Settings
 from tornado_status.ingress.check_in_acceptor import site
+from tornado_status.ingress.waiting_room import WaitingRoom
 from tornado_status.model.check_in_rate_limit import BURST_S
 from tornado_status.model.records import CheckIn
 from tornado_status.observe.management import MAX_CONNECTIONS
@@ -35,14 +38,6 @@ from tornado_status.store.turns import Pending
 
 ENDLESS = {"handshake_timeout_s": 3600, "idle_timeout_s": 3600, "header_timeout_s": 3600}
 BLOCKED = "SELECT 1 FROM pg_locks WHERE NOT granted"
-
-
-def client_hello() -> bytes:
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    context = ssl.create_default_context()
-    with contextlib.suppress(ssl.SSLWantReadError):
-        context.wrap_bio(incoming, outgoing, server_hostname="localhost").do_handshake()
-    return outgoing.read()
 
 
 @contextlib.contextmanager
@@ -173,6 +168,69 @@ def test_mute_strangers_give_way_before_anybody_else(start_server: StartServer) 
             assert server.request("POST", "/api/client").status == 204
             assert says_204(before)
     assert refused(server, "crowded-out") == 0
+
+
+def test_refused_connections_give_way_before_idle_ones(
+    start_server: StartServer,
+) -> None:
+    """Clients whose certificate is refused say nothing; a client that is there stays."""
+    limits = {**ENDLESS, "max_connections": 6, "max_connections_per_address": 0}
+    server = start_server(server=limits)
+    with server.connect_raw() as before, contextlib.ExitStack() as stack:
+        assert says_204(before)
+        refusals = [stack.enter_context(server.connect_raw("bad_client")) for _ in range(15)]
+        assert says_204(stack.enter_context(server.connect_raw("operator")))
+        wait_until(lambda: metric(server, "connections") <= 6, "the oldest to be closed")
+        assert says_204(before)
+        assert refusals[0].recv(1) == b""
+    assert refused(server, "crowded-out") == 0
+
+
+def test_failed_connections_give_way_before_idle_ones(start_server: StartServer) -> None:
+    """They linger for their client to read why."""
+    limits = {**ENDLESS, "max_connections": 6, "max_connections_per_address": 0}
+    server = start_server(server=limits, constants={LINGER_S: 3600})
+    with server.connect_raw() as before:
+        assert says_204(before)
+        with crowd(server.port, 15, b"GET / HTTP/1.1\r\n\r\n"):
+            assert server.request("POST", "/api/client").status == 204
+            assert says_204(before)
+    assert refused(server, "crowded-out") == 0
+
+
+def test_addresses_take_turns_to_begin_a_handshake(start_server: StartServer) -> None:
+    """Behind a crowd that waits at one address, another address has the second turn."""
+    constants = {MAX_HANDSHAKES: 2, STALLED_S: 1}
+    server = start_server(server=ENDLESS, constants=constants)
+    with crowd(server.port, 12, client_hello()):
+        wait_until(lambda: metric(server, "handshakes") == 12, "all to be accepted")
+        with socket.socket() as other:
+            other.settimeout(PATIENCE_S)
+            other.bind(("127.0.1.1", 0))
+            other.connect((LOOPBACK, server.port))
+            context = server.client_context("operator")
+            with context.wrap_socket(other, server_hostname="localhost") as secure:
+                assert says_204(secure)
+        assert refused(server, "timeout") <= 4
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(("add", "take", "drop")))))
+def test_a_waiting_room_is_fair_and_keeps_the_order_of_each(steps: list[tuple[str, str]]) -> None:
+    """However connections come and go."""
+    room: WaitingRoom[tuple[str, int]] = WaitingRoom()
+    waiting: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    for number, (address, step) in enumerate(steps):
+        if step == "add":
+            room.add(address, (address, number))
+            waiting[address].append(number)
+        elif step == "take" and len(room):
+            address, first = room.take()
+            assert waiting[address].pop(0) == first
+        elif len(room):
+            address, last = room.drop()
+            assert len(waiting[address]) == max(map(len, waiting.values()))
+            assert waiting[address].pop() == last
+        assert len(room) == sum(map(len, waiting.values()))
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import multiprocessing
 import resource
 import socket
 import ssl
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +18,8 @@ from typing import Any
 from tests.support.harness import LOOPBACK, client_context
 
 RETRY_S = 0.1  # after a connection that failed
-ADDRESSES = tuple(f"127.0.1.{number}" for number in range(1, 21))  # of strangers
+CONNECTS_PER_S = 1000  # of a crowd; more is for a firewall to stop
+ADDRESSES = tuple(f"127.0.1.{number}" for number in range(1, 9))  # of strangers
 
 
 @contextlib.contextmanager
@@ -50,14 +53,19 @@ def client_hello() -> bytes:
 
 
 def crowd_in(port: int, begin: bytes, count: int, addresses: Sequence[str]) -> None:
-    """Connect again and again, send `begin` and no more, and hold the last `count` connections."""
+    """Connect again and again, send `begin` and no more, and hold the last `count` connections.
+
+    Fewer if not so many files may be open.
+    """
+    count = min(count, resource.getrlimit(resource.RLIMIT_NOFILE)[1] - 100)
     held: deque[socket.socket] = deque()
-    number = 0
-    while True:
+    begun = time.monotonic()
+    for number in itertools.count():
+        while number > CONNECTS_PER_S * (time.monotonic() - begun):
+            time.sleep(0.001)
         stranger = socket.socket()
         stranger.setblocking(False)
         stranger.bind((addresses[number % len(addresses)], 0))
-        number += 1
         with contextlib.suppress(BlockingIOError):
             stranger.connect((LOOPBACK, port))
         held.append(stranger)

@@ -49,7 +49,7 @@ class CheckInAcceptor(Acceptor, ABC):
         super().__init__(limit, self._begin, self._make_room)
         self._max_per_address = settings.max_connections_per_address
         self._by_address: Counter[str] = Counter()
-        self._lingering: set[Lingering] = set()
+        self._lingering: dict[Lingering, None] = {}  # the oldest first
         self.refusals = refusals
         self.durations = Histogram(SECONDS)
 
@@ -74,10 +74,10 @@ class CheckInAcceptor(Acceptor, ABC):
         """Close a connection without a reset, and call `on_close` then: see `Lingering`."""
 
         def closed(lingering: Lingering) -> None:
-            self._lingering.discard(lingering)
+            del self._lingering[lingering]
             on_close()
 
-        self._lingering.add(Lingering(self.loop, connection, closed, half_close=half_close))
+        self._lingering[Lingering(self.loop, connection, closed, half_close=half_close)] = None
 
     def listen(self, sockets: Sequence[socket.socket]) -> None:
         """See `Acceptor.listen`."""
@@ -87,6 +87,9 @@ class CheckInAcceptor(Acceptor, ABC):
         super().listen(sockets)
 
     def _make_room(self) -> bool:
+        if self._lingering:
+            next(iter(self._lingering)).close()
+            return True
         if not self.close_longest_idle():
             return False
         self.refusals.count("crowded-out")

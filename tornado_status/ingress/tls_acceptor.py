@@ -6,6 +6,7 @@ plain HTTP, and is counted and logged.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
 import socket
@@ -19,7 +20,7 @@ from tornado_status.config.settings import ServerSettings
 from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress import plain_http
 from tornado_status.ingress.authentication import ConnectionAuthenticator
-from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
+from tornado_status.ingress.check_in_acceptor import CheckInAcceptor, site
 from tornado_status.ingress.handshake import Handshake, HandshakeThreads
 from tornado_status.ingress.handshake_hints import hint
 from tornado_status.ingress.identity_shares import TOO_MANY_CONNECTIONS, Shares
@@ -27,12 +28,14 @@ from tornado_status.ingress.peer_stream import READ_CHUNK, PeerStream, bytes_rea
 from tornado_status.ingress.proxy_protocol.header_reader import ProxyHeaderReader, looks_proxied
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
+from tornado_status.ingress.waiting_room import WaitingRoom
 from tornado_status.model.records import CheckIn, Peer
-from tornado_status.runtime.base_acceptor import Address
+from tornado_status.runtime.base_acceptor import RETRY_S, Address
 from tornado_status.runtime.bounded_dict import BoundedDict
 
 HANDSHAKE_THREADS = 2  # more would only compete for the same cores
-MAX_HANDSHAKES = 1000  # at work at once; the next ones wait in the kernel's backlog
+MAX_HANDSHAKES = 1000  # at work at once; the next ones wait, and addresses take turns
+MAX_NEW = 64  # of these, those before their first step: a client's turn must not come behind more
 MAX_MUTE = 1000  # handshakes without a whole ClientHello; for the next one the oldest is dropped
 REFUSED_S = 2.0  # for the request of a connection that is refused, to answer it
 FLOODED_S = 60.0  # a certificate gets no connection for so long after a flood of TLS without data
@@ -74,16 +77,22 @@ class TlsAcceptor(CheckInAcceptor):
         self._flooded: BoundedDict[bytes, float] = BoundedDict(MAX_FLOODED)  # certificates, since
         self._handshakes: dict[ssl.SSLSocket, Handshake] = {}  # the oldest first
         self._mute: dict[ssl.SSLSocket, Handshake] = {}  # of these, those without a ClientHello
+        self._new: set[ssl.SSLSocket] = set()  # and those that have made no step
+        self._waiting: WaitingRoom[tuple[socket.socket, Address, float]] = WaitingRoom()
+        self._letting_in: asyncio.Handle | None = None  # while one of them waits
+        self._refused: dict[PeerStream, None] = {}  # they will be told so; the oldest first
+        # Many handshakes must not take the connections of clients that are there.
+        self._max_handshakes = max(1, min(MAX_HANDSHAKES, self.max_connections // 2))
 
     @property
     def handshakes(self) -> int:
         """See `CheckInAcceptor.handshakes`."""
-        return len(self._handshakes) + len(self._proxy_headers)
+        return len(self._handshakes) + len(self._waiting) + len(self._proxy_headers)
 
     @property
     def at_work(self) -> int:
         """The number of handshakes, without those whose client has sent no whole ClientHello."""
-        return self.handshakes - len(self._mute)
+        return len(self._handshakes) - len(self._mute)
 
     def drop_mute(self) -> bool:
         """End the oldest handshake without a ClientHello; return False if there is none."""
@@ -94,7 +103,7 @@ class TlsAcceptor(CheckInAcceptor):
 
     def has_newcomers(self) -> bool:
         """Return whether a handshake has made no step yet: it may turn out to be mute."""
-        return any(not h.has_hello and not h.awaits_client for h in self._handshakes.values())
+        return bool(self._new or self._waiting)
 
     def drop_stalled(self) -> bool:
         """End the oldest handshake whose client is late; return False if there is none."""
@@ -109,18 +118,54 @@ class TlsAcceptor(CheckInAcceptor):
 
     def is_full(self) -> bool:
         """See `Acceptor.is_full`."""
-        return self.at_work >= MAX_HANDSHAKES or super().is_full()
+        return self._awaits_proxies() or super().is_full()
+
+    def _awaits_proxies(self) -> bool:
+        return len(self._proxy_headers) >= self._max_handshakes
 
     def _make_room(self) -> bool:
-        if self.at_work >= MAX_HANDSHAKES:
-            return self.drop_stalled()
-        return self.drop_mute() or (not self.has_newcomers() and super()._make_room())
+        if self._awaits_proxies():
+            return False
+        return (
+            self.drop_mute()
+            or self._drop_refused()
+            or self.drop_stalled()
+            or self._drop_waiting()
+            or (not self.has_newcomers() and super()._make_room())
+        )
+
+    def _drop_waiting(self) -> bool:
+        """Close one whose handshake has not begun; return False if not many of them wait."""
+        if len(self._waiting) <= self._max_handshakes:
+            return False
+        connection, address, _ = self._waiting.drop()
+        self.refusals.count("crowded-out")
+        self._close(connection, address)
+        return True
+
+    def _close(self, connection: socket.socket, address: Address) -> None:
+        connection.close()
+        self.closed(address[0])
+
+    def _drop_refused(self) -> bool:
+        """Close the oldest connection whose client is refused; return False if there is none."""
+        if not self._refused:
+            return False
+        stream = next(iter(self._refused))
+        del self._refused[stream]
+        stream.close()
+        return True
 
     def stop_accepting(self) -> None:
         """Close the listening sockets and drop connections without a first request."""
         super().stop_accepting()
         for header in list(self._proxy_headers):
             header.abandon()
+        if self._letting_in is not None:
+            self._letting_in.cancel()
+        while self._waiting:
+            connection, address, _ = self._waiting.take()
+            self._close(connection, address)
         for handshake in list(self._handshakes.values()):
             handshake.abandon()
 
@@ -183,12 +228,41 @@ class TlsAcceptor(CheckInAcceptor):
         )
 
     def _shake_hands(self, connection: socket.socket, address: Address, left_s: float) -> None:
-        context = self._server.ssl_options
-        if not isinstance(context, ssl.SSLContext):
-            raise TypeError("server.ssl_options must be an SSLContext")
+        """Begin a handshake, now or when it is its address's turn."""
         if not self.has_room_for(address[0]):
             connection.close()
             return
+        self.opened(address[0])
+        self._waiting.add(site(address[0]), (connection, address, self.loop.time() + left_s))
+        if self._letting_in is None:
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Begin handshakes that wait, as many as may be at work."""
+        self._letting_in = None
+        while (
+            self._waiting
+            and len(self._new) < MAX_NEW
+            and (self.at_work < self._max_handshakes or self.drop_stalled())
+        ):
+            connection, address, until = self._waiting.take()
+            if (left_s := until - self.loop.time()) > 0:
+                self._begin_handshake(connection, address, left_s)
+            else:
+                self.refusals.count("timeout")
+                self._close(connection, address)
+        if self._waiting:
+            self._letting_in = self.loop.call_later(RETRY_S, self._let_in)
+
+    def _let_in_soon(self) -> None:
+        if self._letting_in is not None:
+            self._letting_in.cancel()
+            self._letting_in = self.loop.call_soon(self._let_in)
+
+    def _begin_handshake(self, connection: socket.socket, address: Address, left_s: float) -> None:
+        context = self._server.ssl_options
+        if not isinstance(context, ssl.SSLContext):
+            raise TypeError("server.ssl_options must be an SSLContext")
         try:
             connection.getpeername()  # gone already? wrap_socket would lose the descriptor
             connection.setblocking(False)
@@ -198,13 +272,13 @@ class TlsAcceptor(CheckInAcceptor):
                 connection, server_side=True, do_handshake_on_connect=False
             )
         except OSError:
-            connection.close()  # the peer is gone already
+            self._close(connection, address)  # the peer is gone already
             return
-        self.opened(address[0])
         bundle = self._authenticator.trust.bundle
         handshake = self._handshakes[secure] = Handshake(
             self, self._threads, self.loop, secure, address, left_s, bundle
         )
+        self._new.add(secure)
         context.sni_callback = self._on_client_hello
         handshake.begin()
 
@@ -217,23 +291,26 @@ class TlsAcceptor(CheckInAcceptor):
 
     def awaits_client(self, handshake: Handshake) -> None:
         """Note a handshake that has made a step and waits for more from its client."""
+        self._new.discard(handshake.secure)
         if handshake.has_hello:
             self._mute.pop(handshake.secure, None)
         else:
             self._mute[handshake.secure] = handshake
             if len(self._mute) > MAX_MUTE:
                 self.drop_mute()
+        self._let_in_soon()
         self.try_again()
 
     def _forget(self, secure: ssl.SSLSocket) -> Handshake:
+        self._new.discard(secure)
         self._mute.pop(secure, None)
+        self._let_in_soon()
         return self._handshakes.pop(secure)
 
     def established(self, secure: ssl.SSLSocket, address: Address) -> None:
         """Pass on the connection of a finished handshake."""
         handshake = self._forget(secure)
         self.durations.observe(self.loop.time() - handshake.began)
-        self.resume_if_room()
         stream = self._stream_class(
             secure,
             ssl_options=self._server.ssl_options,
@@ -265,6 +342,8 @@ class TlsAcceptor(CheckInAcceptor):
             self.loop.call_later(REFUSED_S, stream.close)
         elif stream.peer.check_in is not None:
             self._take_share(stream, stream.peer.check_in, address)
+        if stream.peer.check_in is None:
+            self._refused[stream] = None
 
         # The stream finds out by itself that the handshake is over.
         self._on_stream(stream, address)
@@ -295,6 +374,7 @@ class TlsAcceptor(CheckInAcceptor):
 
     def _gone(self, stream: PeerStream, address: Address) -> None:
         self._streams.discard(stream)
+        self._refused.pop(stream, None)
         self.closed(address[0])
 
     def _has_flooded(self, stream: PeerStream) -> bool:

@@ -41,7 +41,7 @@ class Acceptor:
         self.loop = asyncio.get_running_loop()
         self.log = structlog.get_logger()
         self.rate_limit = RateLimit()
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._on_connection = on_connection
         self._make_room = make_room
         self._listening: list[socket.socket] = []
@@ -79,13 +79,13 @@ class Acceptor:
 
     def is_full(self) -> bool:
         """Return whether no connection may be added now."""
-        if self._open < self._max_connections:
+        if self._open < self.max_connections:
             return False
         if (suppressed := self.rate_limit.allow("connections")) is not None:
             self.log.warning(
                 "connection limit reached",
                 port=self._port,
-                limit=self._max_connections,
+                limit=self.max_connections,
                 suppressed=suppressed,
             )
         return True

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -21,6 +22,8 @@ from tornado_status.announce import Announcer
 from tornado_status.cli import main
 from tornado_status.errors import StoreUnavailable
 from tornado_status.ingress.check_in_service import CheckInService
+from tornado_status.ingress.refusals import Refusals
+from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime import background_output
@@ -381,6 +384,28 @@ def leave_orphans() -> None:
 def log_in_the_loop() -> None:
     """Write the log where the requests are served."""
     vars(background_output)["start"] = lambda: None
+
+
+def count_mute_handshakes() -> None:
+    """Let connections without a ClientHello take places of handshakes."""
+    at_work = property(lambda self: len(self._handshakes))
+    TlsAcceptor.at_work = at_work  # type: ignore[method-assign, assignment]
+
+
+def keep_mute_connections() -> None:
+    """Close none of them before its time-out."""
+    TlsAcceptor.drop_mute = lambda self: False  # type: ignore[method-assign]
+
+
+def keep_refusals() -> None:
+    """Keep the frames of whatever led to a refusal, as an exception that is raised twice does."""
+    count = Refusals.count
+
+    def keep(self: Refusals, *arguments: Any, **fields: Any) -> None:
+        _kept.append(sys._getframe())
+        count(self, *arguments, **fields)
+
+    Refusals.count = keep  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
