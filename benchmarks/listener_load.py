@@ -92,7 +92,7 @@ class LoadedListener:
         if not isinstance(key, Ed25519PrivateKey):
             raise RuntimeError("the announcer's key is not one of Ed25519")
         self._signer = Signer(key)
-        ((log_id,),) = site.postgres.execute(site.database, "SELECT stream::text FROM head")
+        ((log_id,),) = site.postgres.execute(site.database, "SELECT log_id::text FROM head")
         self._log_id = uuid.UUID(log_id)
 
     def run(

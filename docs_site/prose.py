@@ -29,7 +29,7 @@ WORDS = {
     r"(some|any|every)one|no one": "name the actor: a client, a user, a listener, you",
     r"(take|takes|taken|took) back": "revoke",
     r"stream of numbers|stream id": "log, log id",
-    r"census|lineage|preamble|the bell": "the glossary's term",
+    r"census|preamble|the bell": "the glossary's term",
     r"back ?off|backing off": "back-off",
     r"time ?outs?": "time-out",
     r"back ?pressure": "back-pressure",

@@ -338,10 +338,8 @@ class Server:
     # ------------------------------------------------------------------ what the parts ask for
 
     def _log_position(self) -> CommittedBatch | None:
-        """Return the log for heartbeats, without events; None while the database is away."""
-        if self._store.problem:
-            return None
-        return CommittedBatch(self._store.log_id, self._store.head, ())
+        """Return the batch without events for heartbeats; None while the database is away."""
+        return None if self._store.problem else self._store.position
 
     def _use_sealer(self, sealer: Sealer) -> None:
         self._announcer.sealer = sealer

@@ -35,7 +35,8 @@ def check(kind: str, message: Any) -> None:
 def kind_of(message: dict[str, Any]) -> str:
     if "events" in message:
         return "announcement" if message["events"] else "heartbeat"
-    return message["event"] if message["event"] in ("position", "gap") else "event"
+    kinds = ("position", "gap", "rollback")
+    return message["event"] if message["event"] in kinds else "event"
 
 
 @pytest.mark.once
@@ -90,7 +91,7 @@ def test_a_datagram_that_is_not_as_described_is_found(change: dict[str, Any], sa
 
 
 def test_every_kind_of_message_is_as_described(start_server: StartServer) -> None:
-    """Datagrams and live messages of a real server, and the gaps that it may send."""
+    """Datagrams and live messages of a real server, and what it may send beside them."""
     server = start_server(announce={"heartbeat_s": 0.2})
     found: set[str] = set()
     with Heard(server.announce_port) as group, Subscriber(server) as subscriber:
@@ -104,6 +105,7 @@ def test_every_kind_of_message_is_as_described(start_server: StartServer) -> Non
             assert said is not None
             check(kind_of(said.data), said.data)
             found.add(kind_of(said.data))
-    for gap in (framing.gap_message(1, 7), framing.gap_message(8, 7, LOG_ID)):
-        check("gap", json.loads(gap.body))
-    assert found | {"gap"} == set(MESSAGES)
+    for new_log in (False, True):
+        check("gap", json.loads(framing.gap_message(LOG_ID, 8, 7, new_log=new_log).body))
+    check("rollback", json.loads(framing.rollback_message(LOG_ID, 41, 43).body))
+    assert found | {"gap", "rollback"} == set(MESSAGES)

@@ -194,7 +194,7 @@ def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:
     )
     assert server.request("POST", "/api/client").status == 204
     (tmp_path / "listener.json").write_text(
-        json.dumps({"log": str(server.rows("SELECT stream FROM head")[0][0]), "seq": 0})
+        json.dumps({"log": str(server.rows("SELECT log_id FROM head")[0][0]), "seq": 0})
     )
     with subprocess.Popen(
         [sys.executable, "-W", "error", "example.py"],

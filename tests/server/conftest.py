@@ -46,6 +46,6 @@ def database_url(postgres: str, migrated: str) -> Iterator[str]:
     name = f"copy_{next(_numbers)}"
     rows(postgres, f"CREATE DATABASE {name} TEMPLATE {migrated}")
     url = postgres.replace("/postgres?", f"/{name}?")
-    rows(url, "UPDATE head SET stream = gen_random_uuid(), at = clock_timestamp()")
+    rows(url, "UPDATE head SET log_id = gen_random_uuid(), at = clock_timestamp()")
     yield url
     drop_database(postgres, name)

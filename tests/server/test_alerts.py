@@ -74,7 +74,7 @@ def test_a_message_is_signed_as_receivers_know_it(start_server: StartServer, cer
     verify(SECRET, found.headers, found.body)
     message = json.loads(found.body)
     [event] = server.request("GET", "/api/events?after=0", cert="operator").json["events"]
-    stream = server.rows("SELECT stream::text FROM head")[0][0]
+    stream = server.rows("SELECT log_id::text FROM head")[0][0]
     assert message == {
         "type": "new",
         "timestamp": event["last_seen"],

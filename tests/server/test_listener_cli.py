@@ -280,7 +280,7 @@ def test_a_new_log_is_followed_once_the_server_confirms_it(
             other.announce(99)
             listener.says(f"its log {LOG_ID} is not confirmed by the server")
         first.stop()
-        [(stream,)] = first.rows("UPDATE head SET stream = gen_random_uuid() RETURNING stream")
+        [(stream,)] = first.rows("UPDATE head SET log_id = gen_random_uuid() RETURNING log_id")
         second = start_server(server={"port": first.port}, announce=same)
         check_in(second, 1)
         shown = listener.wait_for(5)

@@ -91,19 +91,20 @@ def await_more(count: Callable[[], int], more: int) -> None:
 
 
 def test_the_stream_starts_at_now_with_one_message_an_event(server: Server) -> None:
-    """The id is the sequence number, the data is the event as in a datagram."""
+    """The id is the log id and the number, the data is the event as in a datagram."""
     check_in(server, 2)
     with Subscriber(server) as subscriber:
         assert subscriber.status == 200
         assert subscriber.headers["Content-Type"] == "text/event-stream"
         hello = subscriber.expect("position")
         assert (hello.id, hello.data["seq"]) == (2, 2)
-        assert hello.data["log"] == str(server.rows("SELECT stream::text FROM head")[0][0])
+        assert hello.data["log"] == str(server.rows("SELECT log_id::text FROM head")[0][0])
         check_in(server, cert="operator")
         check_in(server)
         first, second = subscriber.expect(), subscriber.expect()
     assert (first.id, first.kind, second.id, second.kind) == (3, "new", 4, "check-in")
     assert [first.data, second.data] == log(server, 2)
+    assert subscriber.last_id == f"{hello.data['log']}:4"
 
 
 @pytest.mark.parametrize("how", ["header", "query"])
@@ -424,8 +425,9 @@ def test_an_email_that_looks_like_a_pattern_is_only_itself() -> None:
     [
         ("?after=-1", None, "after: expected a whole number"),
         ("?after=99999999999999999999", None, "after: expected a whole number"),
-        ("", "x", "Last-Event-ID: expected the number of an event"),
-        ("", "9" * 30, "Last-Event-ID: expected the number of an event"),
+        ("", "x", "Last-Event-ID: expected the id of an event"),
+        ("", "x:7", "Last-Event-ID: expected the id of an event"),
+        ("", "9" * 30, "Last-Event-ID: expected the id of an event"),
         ("?log=x", None, "log: expected a UUID"),
         ("?event=No+Kind", None, "event: expected up to 20 kinds"),
         ("?email=", None, "email: expected up to 20 patterns"),
@@ -512,9 +514,9 @@ def test_a_new_log_is_a_gap(server: Server) -> None:
     check_in(server, 2)
     with Subscriber(server) as subscriber:
         old = subscriber.expect("position").data["log"]
-        server.rows("UPDATE head SET stream = gen_random_uuid(), seq = 1")
+        server.rows("UPDATE head SET log_id = gen_random_uuid(), seq = 1")
         server.rows("DELETE FROM check_in WHERE seq > 1")
-        new = server.rows("SELECT stream::text FROM head")[0][0]
+        new = server.rows("SELECT log_id::text FROM head")[0][0]
         assert subscriber.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}
         with Subscriber(server, f"?log={old}&after=2") as other:
             assert other.expect().data == {"event": "gap", "from": 1, "to": 1, "log": new}

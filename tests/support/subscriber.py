@@ -14,7 +14,7 @@ from tests.support.harness import LOOPBACK, PATIENCE_S, Server
 
 @dataclass(frozen=True)
 class StreamMessage:
-    """One message: its id, its kind, and its data as parsed JSON."""
+    """One message: the number in its id, its kind, and its data as parsed JSON."""
 
     id: int
     kind: str
@@ -22,7 +22,7 @@ class StreamMessage:
 
 
 class Subscriber:
-    """One connection to /api/stream. `last` is the id to resume from."""
+    """One connection to /api/stream. `last` is the id to resume from, or its number alone."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Subscriber:
         query: str = "",
         *,
         cert: str = "operator",
-        last: int | None = None,
+        last: int | str | None = None,
         headers: dict[str, str] | None = None,
         receive_buffer: int | None = None,
     ) -> None:
@@ -47,13 +47,16 @@ class Subscriber:
             undo.callback(self.close)
             self._ask(server, query, last, headers or {})
             undo.pop_all()
-        self.last = last
+        self.last = 0 if last is None else number_of(last)
+        self.last_id = "" if last is None else str(last)
         self.comments: list[str] = []
         self.ended_well = False  # with HTTP's last chunk, not by a closed connection alone
         self._lines: list[bytes] = []
         self._partial = b""
 
-    def _ask(self, server: Server, query: str, last: int | None, headers: dict[str, str]) -> None:
+    def _ask(
+        self, server: Server, query: str, last: int | str | None, headers: dict[str, str]
+    ) -> None:
         sent = {"Host": f"localhost:{server.port}", **headers}
         if last is not None:
             sent["Last-Event-ID"] = str(last)
@@ -83,10 +86,11 @@ class Subscriber:
                 fields[name] = value
             else:
                 if "id" in fields:
-                    self.last = int(fields["id"])
+                    self.last_id = fields["id"]
+                    self.last = number_of(self.last_id)
                 if "data" in fields:
                     message = json.loads(fields["data"])
-                    return StreamMessage(int(fields["id"]), fields["event"], message)
+                    return StreamMessage(number_of(fields["id"]), fields["event"], message)
                 fields = {}
         return None
 
@@ -146,3 +150,8 @@ class Subscriber:
             detail = json.loads(body).get("detail")
         self.close()
         return self.status, detail
+
+
+def number_of(message_id: int | str) -> int:
+    """Return the number in a message's id, which has the log id before it."""
+    return int(str(message_id).rpartition(":")[2])

@@ -54,7 +54,7 @@ def test_a_flood_of_forged_datagrams_costs_no_update(server: Server, sources: in
     with Listening(*reading(server)) as listener:
         check_in(server, 1)
         listener.wait_for_seq(1)
-        [[stream]] = server.rows("SELECT stream FROM head")
+        [[stream]] = server.rows("SELECT log_id FROM head")
         chance = random.Random(1)  # noqa: S311 - the same at each run
         wrong = OTHER.sign(b"something else")
         with Announcing(port, server.certs / "announcer.key", uuid.UUID(stream)) as signed:

@@ -64,7 +64,7 @@ def warnings(server: Server) -> list[str]:
 
 def identity(managed: Managed) -> tuple[str, int | None, int | None]:
     [found] = rows(
-        managed.admin_url, "SELECT stream::text, system_identifier, timeline_id FROM head"
+        managed.admin_url, "SELECT log_id::text, system_identifier, timeline_id FROM head"
     )
     return found
 

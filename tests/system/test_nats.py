@@ -246,7 +246,7 @@ def test_forged_messages_on_the_subject_are_refused(
 ) -> None:
     """The right to publish there is no right to announce."""
     server = announcing(start_server, broker)
-    [(stream,)] = server.rows("SELECT stream FROM head")
+    [(stream,)] = server.rows("SELECT log_id FROM head")
     now = datetime.datetime.now(datetime.UTC)
     event = Event(1, "check-in", "mallory@example.com", now, "10.6.6.6", 666)
     forged = [

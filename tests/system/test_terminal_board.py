@@ -477,7 +477,7 @@ def test_the_board_is_complete_by_repair_and_tells_when_it_is_not(
         board.wait("of 0")
         check_in(server, 40)
         board.wait(r"(?s)valid_user.*live +lag 0, \d+ healed, [1-9]\d* repaired, 0 missed")
-        [(stream,)] = server.rows("SELECT stream::text FROM head")
+        [(stream,)] = server.rows("SELECT log_id::text FROM head")
         server.process.send_signal(signal.SIGKILL)
         server.process.wait(PATIENCE_S)
         with Announcing(port, server.certs / "announcer.key", uuid.UUID(stream)) as announcing:

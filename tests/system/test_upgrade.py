@@ -25,6 +25,8 @@ from tornado_status.store import migrate
 
 SCRIPTS = ROOT / "tornado_status" / "store" / "migrations"
 NEXT = migrate.NUMBER + 1
+PREFIX = f"g{migrate.GENERATION}_" if migrate.GENERATION > 1 else ""
+COMPATIBLE_NEXT = f"{PREFIX}{NEXT:04}"  # a revision of the same generation
 
 # A next version's changes that ours does not know: new columns and tables, with defaults.
 COMPATIBLE = """
@@ -82,14 +84,14 @@ def test_servers_are_upgraded_one_by_one_under_load(
     fleet: Fleet, database_url: str, tmp_path: Path
 ) -> None:
     """Two versions on one database, in both orders of start: nothing acknowledged is lost."""
-    new = next_version(tmp_path / "new", f"{NEXT:04}", COMPATIBLE)
+    new = next_version(tmp_path / "new", COMPATIBLE_NEXT, COMPATIBLE)
     one, two, three = (fleet.start(address) for address in SERVERS)
     with fleet.under_load():
         fleet.go_on("with three old ones")
         assert three.stop() == 0
         three = fleet.start(SERVERS[2], new)
         assert three.events("migrating the database")
-        assert revision_of(database_url) == f"{NEXT:04}"
+        assert revision_of(database_url) == COMPATIBLE_NEXT
         fleet.go_on("with two old ones and a new one")
         # The old ones were not disturbed by the migration.
         assert not one.events("database lost, reconnecting")
@@ -97,7 +99,7 @@ def test_servers_are_upgraded_one_by_one_under_load(
         two.process.wait(PATIENCE_S)
         two = fleet.start(SERVERS[1])  # the old version, on the newer database
         assert two.events("the database is newer, and compatible")
-        assert revision_of(database_url) == f"{NEXT:04}"
+        assert revision_of(database_url) == COMPATIBLE_NEXT
         fleet.go_on("with an old one that came later")
         for address, server in zip(SERVERS[:2], (one, two), strict=True):
             assert server.stop() == 0
@@ -141,7 +143,7 @@ def test_what_is_incompatible_would_be_felt(
     """Why there are generations: declared compatible, such a migration breaks the older server."""
     old = start_server()
     assert old.request("POST", "/api/client").status == 204
-    new = next_version(tmp_path / "new", f"{NEXT:04}", INCOMPATIBLE)
+    new = next_version(tmp_path / "new", COMPATIBLE_NEXT, INCOMPATIBLE)
     start_server(wait=False, prefix=("env", f"--chdir={new}")).wait_event("migrating the database")
     answers: set[int] = set()
     while answers != {503}:
@@ -155,7 +157,7 @@ def test_a_migration_behind_a_dump_stops_nobody(
 ) -> None:
     """It gives way to the servers that run, and is done once pg_dump has ended."""
     old = start_server()
-    new = next_version(tmp_path / "new", f"{NEXT:04}", COMPATIBLE)
+    new = next_version(tmp_path / "new", COMPATIBLE_NEXT, COMPATIBLE)
     dump = psycopg2.connect(database_url)
     try:
         with dump.cursor() as cursor:
@@ -171,7 +173,7 @@ def test_a_migration_behind_a_dump_stops_nobody(
     finally:
         dump.close()
     newer.wait_event("serving")
-    assert revision_of(database_url) == f"{NEXT:04}"
+    assert revision_of(database_url) == COMPATIBLE_NEXT
     assert not old.events("database lost, reconnecting")
 
 
@@ -239,7 +241,7 @@ LEFT = {
                 ("a@example.com", "10.0.0.3", 1003, "CN=ca", "3"),
                 ("b@example.com", "10.0.0.2", 1002, "CN=ca", "2"),
             ],
-            "SELECT stream::text FROM head": [("00000000-0000-4000-8000-000000000001",)],
+            "SELECT log_id::text FROM head": [("00000000-0000-4000-8000-000000000001",)],
             # The columns for presence of old entries, made by 0003.
             "SELECT seq, previous FROM check_in WHERE seq <= 3 ORDER BY seq": [
                 (1, None),
@@ -320,6 +322,18 @@ LEFT = {
     "0008": Left(
         "INSERT INTO group_key VALUES (7, '\\x01', '2026-01-01 15:00Z', '\\x02');",
         {"SELECT secret = '\\x01' FROM group_key WHERE epoch = 7": [(True,)]},
+    ),
+    "g2_0009": Left(
+        """
+        INSERT INTO log_step
+            SELECT log_id, '00000000-0000-4000-8000-000000000000', 3, '2026-01-01 13:00Z' FROM head;
+        """,
+        {
+            "SELECT log_id::text, fork FROM log_step"
+            " WHERE parent = '00000000-0000-4000-8000-000000000000'": [
+                ("00000000-0000-4000-8000-000000000001", 3)
+            ],
+        },
     ),
 }
 

@@ -112,6 +112,7 @@ async def most_at_once(matched: list[int], *, resuming: bool) -> int:
 
     def follow(wanted: EventFilter) -> Client:
         client = Client()
+        log_id, position = subscriptions.position(None, 0 if resuming else None)
         subscription = Subscription(
             subscriptions.take_slot(f"{wanted!r}@example.com", is_reader=True),
             cast(TimeoutStream, client),
@@ -119,8 +120,8 @@ async def most_at_once(matched: list[int], *, resuming: bool) -> int:
             wanted,
             lambda: None,
             lambda code, reason: subscriptions.on_disconnected(subscription),
-            since=0 if resuming else None,
-            log_id=None,
+            log_id=log_id,
+            position=position,
         )
         subscriptions.add(subscription)
         return client

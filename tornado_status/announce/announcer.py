@@ -38,7 +38,7 @@ FAILING_S = 60.0
 # How often the log id is compared. Listeners hold a new log's datagrams until they know its parent.
 LOG_CHECK_S = 0.5
 
-LogPosition = Callable[[], CommittedBatch | None]
+LogPosition = Callable[[], CommittedBatch | None]  # a batch without events
 
 
 class Announcer:
@@ -134,11 +134,13 @@ class Announcer:
     def _begin_log(self, batch: CommittedBatch) -> None:
         another = self._log_id is not None
         self._log_id = batch.log_id
-        if another and batch.events and self._settings.heartbeat_s:
+        if another and batch.events:
             # First how the log began, which only heartbeats say.
             self._announce_json(dataclasses.replace(batch, events=()))
 
     def _announce_json(self, batch: CommittedBatch) -> None:
+        if not (batch.events or self._settings.heartbeat_s):
+            return
         now = datetime.datetime.now(datetime.UTC)
         try:
             for payload in self._encoder.encode(

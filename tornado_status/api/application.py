@@ -16,6 +16,7 @@ from tornado_status.api.event_log import (
     EventsExportHandler,
     EventsHandler,
     HistoryExportHandler,
+    LogHandler,
 )
 from tornado_status.api.group_keys import GroupKeysHandler
 from tornado_status.api.handler import MAX_READS, MAX_READS_EACH, NotFoundHandler
@@ -68,6 +69,7 @@ def make_application(
         (r"/api/users/([^/]+)/history\.(csv|jsonl)", HistoryExportHandler, read),
         (r"/api/events\.(csv|jsonl)", EventsExportHandler, read),
         (r"/api/events", EventsHandler, read),
+        (r"/api/log", LogHandler, read),
         (r"/api/announcers", AnnouncersHandler, read),
         (r"/api/group-keys", GroupKeysHandler, read),
         (r"/api/stream", StreamHandler, subscribe),

@@ -17,6 +17,7 @@ from tornado_status.model.records import (
     HistoryEnd,
     HistoryEntry,
     HistoryPage,
+    Lineage,
     LogSlice,
     LogSpan,
     Peer,
@@ -83,6 +84,7 @@ class EventFeed(Protocol):
     """`store.follow.feed.Feed`: the newest events, and the log behind them."""
 
     log_id: uuid.UUID
+    lineage: Lineage
     head: int
     advanced: asyncio.Event
 

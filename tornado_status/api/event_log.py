@@ -1,4 +1,4 @@
-"""/api/events, /api/announcers, and the exports of the log and of one user's history.
+"""/api/log, /api/events, /api/announcers, and the exports of the log and of one user's history.
 
 An export is CSV or JSON lines. Pages and exports are sent in pieces at the client's pace, so
 neither the server nor the database holds more than one piece. If the server cannot finish an
@@ -79,6 +79,25 @@ class EventsHandler(ReadHandler):
 
 def _updates(page: EventPage) -> list[bytes]:
     return [encode_update(event) for event in page.events]
+
+
+class LogHandler(ReadHandler):
+    """The log: its id, its head, and from which logs it goes on, the newest step first."""
+
+    async def get(self) -> None:
+        self.require_reader()
+        span = await self.store.log_span()
+        lineage = [
+            {
+                "log": str(step.log_id),
+                "parent": str(step.parent),
+                "fork": step.fork,
+                "at": None if step.at is None else timestamp(step.at),
+            }
+            for step in span.lineage
+        ]
+        members = {"log": str(span.log_id), "head": span.head, "lineage": lineage}
+        self.write_json(json.dumps(members, separators=(",", ":")).encode())
 
 
 class AnnouncersHandler(ReadHandler):

@@ -11,7 +11,7 @@ import functools
 import ipaddress
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tornado_status.errors import Refusal
@@ -69,11 +69,31 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LogStep:
-    """The beginning of a log that has the entries of `parent` up to the number `fork`."""
+    """The beginning of a log that has the entries of `parent` up to the number `fork`.
+
+    `at` is when it began; announcements do not say.
+    """
 
     log_id: uuid.UUID
     parent: uuid.UUID
     fork: int
+    at: datetime.datetime | None = field(default=None, compare=False)
+
+
+Lineage = tuple[LogStep, ...]  # of one log: its own step first, then that of its parent, and so on
+
+
+def common_head(lineage: Lineage, log_id: uuid.UUID) -> int | None:
+    """Return up to which number a log with this lineage has the entries of another one.
+
+    None if that is no ancestor of it.
+    """
+    forks = []
+    for step in lineage:
+        forks.append(step.fork)
+        if step.parent == log_id:
+            return min(forks)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +101,7 @@ class CommittedBatch:
     """The events that one commit added to the log, in order; possibly none.
 
     `head` is the largest number known to be committed. It may be beyond the last event, because
-    other servers write to the same log. `parent` is how the log began, if it went on from another.
+    other servers write to the same log. `parent` is the step from the log before, if there was one.
     """
 
     log_id: uuid.UUID
@@ -182,12 +202,13 @@ class LogSlice:
 class LogSpan:
     """The extent of the log: its id, its head, and the oldest entry that is kept.
 
-    `oldest` is `head` + 1 if none is kept.
+    `oldest` is `head` + 1 if none is kept. `lineage` is at most the newest `MAX_LINEAGE` steps.
     """
 
     log_id: uuid.UUID
     head: int
     oldest: int
+    lineage: Lineage = ()
 
 
 @dataclass(frozen=True, slots=True)

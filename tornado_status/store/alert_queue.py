@@ -33,8 +33,8 @@ class AlertQueue:
     async def register(self, names: Sequence[str]) -> None:
         """Let new alerts begin at the log's head, and forget those that no server runs any more."""
         await self._execute(
-            "INSERT INTO alert (name, stream, seq, leased_until)"
-            " SELECT name, h.stream, h.seq, now() FROM unnest(%s::text[]) name, head h"
+            "INSERT INTO alert (name, log_id, seq, leased_until)"
+            " SELECT name, h.log_id, h.seq, now() FROM unnest(%s::text[]) name, head h"
             " ORDER BY name ON CONFLICT (name) DO NOTHING",
             [list(names)],
         )
@@ -47,7 +47,7 @@ class AlertQueue:
     async def cursor(self, name: str, holder: uuid.UUID, renew_s: float) -> AlertCursor:
         """Return an alert's cursor. `held` only if the lease lasts `renew_s` more seconds."""
         rows = await self._execute(
-            "SELECT a.stream, a.seq, h.stream, h.seq,"  # noqa: S608
+            "SELECT a.log_id, a.seq, h.log_id, h.seq,"  # noqa: S608
             " a.holder = %(holder)s AND a.leased_until > now() + %(renew)s * interval '1 second'"
             " AND a.leased_until < now() + %(longest)s * interval '1 second',"
             f" {_FREE},"
@@ -124,7 +124,7 @@ class AlertQueue:
         """
         rows = await self._execute(
             "WITH mine AS ("
-            " UPDATE alert SET stream = %(log_id)s, seq = %(seq)s"
+            " UPDATE alert SET log_id = %(log_id)s, seq = %(seq)s"
             " WHERE name = %(name)s AND holder = %(holder)s AND leased_until > now() RETURNING 1"
             "), short AS ("
             " DELETE FROM alert_message m"
@@ -134,7 +134,7 @@ class AlertQueue:
             " AND m.attempts = 0 AND m.due_at > r.at RETURNING r.seq"
             "), queued AS ("
             " INSERT INTO alert_message"
-            " (name, stream, seq, event, email, at, last_seen, client_ip, client_port,"
+            " (name, log_id, seq, event, email, at, last_seen, client_ip, client_port,"
             " due_at, next_at)"
             " SELECT %(name)s, %(log_id)s, e.seq, e.event, e.email, e.at,"
             # The log may be ahead of the clock; a message waits no longer for that.
@@ -170,7 +170,7 @@ class AlertQueue:
     async def due(self, name: str, limit: int) -> list[AlertMessage]:
         """Return messages that are due, each after all earlier ones of its user."""
         rows = await self._execute(
-            f"SELECT c.id, c.stream, c.attempts, {ENTRY}"  # noqa: S608
+            f"SELECT c.id, c.log_id, c.attempts, {ENTRY}"  # noqa: S608
             " FROM alert_message c WHERE c.name = %s AND c.next_at <= now() AND NOT EXISTS ("
             " SELECT FROM alert_message b"
             " WHERE b.name = c.name AND b.email = c.email AND b.id < c.id"

@@ -20,7 +20,14 @@ from dataclasses import dataclass
 import structlog
 
 from tornado_status.errors import StoreError, StoreUnavailable, UserUnknown
-from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
+from tornado_status.model.records import (
+    CheckIn,
+    CommittedBatch,
+    Event,
+    EventKind,
+    Lineage,
+    common_head,
+)
 from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.runtime.backoff import Backoff
 from tornado_status.runtime.rate_limit import RateLimit
@@ -36,14 +43,16 @@ MAX_PENDING = 10_000  # check-ins that wait for a commit; the next one gets 503
 MAX_WORK = 64  # pieces of other work that may wait: from parts of the store and from admins
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
 
+_NO_LOG = uuid.UUID(int=0)  # before the first connection
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
 # The same, but it fails if another server has begun a new log: this server would announce under the
-# old log id. PostgreSQL evaluates the row again once it has the lock.
-_LOCK_HEAD_OF = "SELECT 1 / (stream = '{}')::int FROM head FOR UPDATE"
+# old log id. It also fails if an older copy of the database has taken its place. PostgreSQL evaluates
+# the row again once it has the lock.
+_LOCK_HEAD_OF = "SELECT 1 / (log_id = '{}' AND seq >= {})::int FROM head FOR UPDATE"
 _OTHER_LOG = "22012"  # division_by_zero
-_NEW_LOG = "another server has begun a new log"
+_NEW_LOG = "a new log begins"
 
 # The arrays hold one element a check-in, in order of arrival. Parameter $6 is the position of the
 # check-in of the same user before it in this batch, or 0. Parameter $7 is 1 for the last check-in
@@ -169,7 +178,8 @@ class GroupCommit:
         self._outage = Outage()
         self.connected = asyncio.Event()
         self.head = 0
-        self.log_id = uuid.UUID(int=0)
+        self.log_id = _NO_LOG
+        self.lineage: Lineage = ()
         self.problem = "not connected yet"
 
     @property
@@ -372,12 +382,17 @@ class GroupCommit:
 
     def _publish(self, events: Sequence[Event]) -> None:
         """Hand what is committed to the subscribers; `head` and `log_id` are set before."""
-        batch = CommittedBatch(self.log_id, self.head, events)
+        batch = self.batch(events)
         for subscriber in self._subscribers:
             subscriber(batch)
 
+    def batch(self, events: Sequence[Event]) -> CommittedBatch:
+        """Return committed events with the log id, its parent and the head."""
+        parent = self.lineage[0] if self.lineage else None
+        return CommittedBatch(self.log_id, self.head, events, parent)
+
     def _lock_head(self) -> str:
-        return _LOCK_HEAD_OF.format(self.log_id)
+        return _LOCK_HEAD_OF.format(self.log_id, self.head)
 
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
@@ -413,23 +428,29 @@ class GroupCommit:
     async def _publish_unconfirmed(self, connection: Connection) -> None:
         """Publish the events that a commit without an answer has written after all.
 
-        Its clients got 503, "not known to be recorded". Also read the head and the log id, which
-        other servers may have changed.
+        Its clients got 503, "not known to be recorded". Also read the head, the log id and its
+        lineage, which other servers may have changed. Another log has the events up to the number
+        where it parts from the one before. Publish a batch without events at a new log.
         """
-        known, lost = self.head, self._unconfirmed
+        known, lost, before = self.head, self._unconfirmed, self.log_id
         # The lock is a write too: once it is durable, so is everything before it.
-        head, log_id = await connection.fetch_one(
-            "SELECT seq, stream AS log_id FROM head FOR UPDATE", durable=True
+        head, text = await connection.fetch_one(
+            "SELECT seq, log_id FROM head FOR UPDATE", durable=True
         )
+        log_id = uuid.UUID(text)
+        lineage = await queries.lineage(connection)
+        common = head if log_id == before else common_head(lineage, before)
         rows = []
-        if lost and self.log_id == uuid.UUID(log_id):
+        if lost and common is not None:
             rows = await connection.execute(
-                f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s"  # noqa: S608
+                f"SELECT {queries.ENTRY} FROM check_in c WHERE seq > %s AND seq <= %s"  # noqa: S608
                 " ORDER BY seq LIMIT %s",
-                [known, RECOVERY_LIMIT],
+                [known, common, RECOVERY_LIMIT],
             )
         # Not before: should this connection break too, the next one asks again.
-        self.log_id, self.head, self._unconfirmed = uuid.UUID(log_id), head, set()
+        self.log_id, self.lineage, self.head, self._unconfirmed = log_id, lineage, head, set()
+        if before not in (log_id, _NO_LOG):
+            self._publish(())
         found = (queries.entry(row) for row in rows)
         events = [e for e in found if (e.email, e.client_ip, e.client_port) in lost]
         if events:

@@ -19,7 +19,7 @@ from tornado_status.store.embedded.postgres import EmbeddedPostgres
 
 RENEW_TIMEOUT_S = 30.0  # the lock on the head, and every server's connection ended
 
-_SHOW = "SELECT stream AS log_id, seq, at FROM head"
+_SHOW = "SELECT log_id, seq, at FROM head"
 
 # The timeline is that of the WAL being written: the control file has a new one only after the next
 # checkpoint.
@@ -32,7 +32,8 @@ _NOT_AVAILABLE = {"42501", "42883", "42P01", "0A000"}
 
 # While the head is locked no entry is written. Connected servers know the old log id: they are
 # disconnected, wait for the lock, and read the new one when they connect again. Times of the future
-# are of a clock that was wrong: in a new log, which all readers begin anew, they may fall.
+# are of a clock that was wrong. In a new log they may fall: it goes on from the last entry that
+# keeps its time, so readers get those behind it anew.
 _RENEW = """\
 SELECT seq FROM head FOR UPDATE;
 SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
@@ -47,15 +48,20 @@ WITH here AS MATERIALIZED (
 ), log AS (
     UPDATE check_in c SET at = here.at,
         last_seen = CASE WHEN c.last_seen > here.at THEN here.at ELSE c.last_seen END
-    FROM here, last WHERE c.seq > coalesce(last.seq, 0)
+    FROM here, last WHERE c.seq > coalesce(last.seq, 0) RETURNING c.seq
+), step AS (
+    INSERT INTO log_step (log_id, parent, fork, at)
+    SELECT gen_random_uuid(), head.log_id, coalesce((SELECT min(seq) FROM log) - 1, head.seq),
+           here.at
+    FROM head, here RETURNING log_id
 ), status AS (
     UPDATE user_status u SET last_seen = here.at,
         first_seen = CASE WHEN u.first_seen > here.at THEN here.at ELSE u.first_seen END
     FROM here WHERE u.last_seen > here.at
 )
-UPDATE head SET stream = gen_random_uuid(), system_identifier = %s, timeline_id = %s,
+UPDATE head SET log_id = step.log_id, system_identifier = %s, timeline_id = %s,
     at = least(head.at, here.at)
-FROM here RETURNING stream AS log_id, seq, head.at
+FROM here, step RETURNING head.log_id, seq, head.at
 """
 
 

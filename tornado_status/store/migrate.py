@@ -20,7 +20,7 @@ from tornado_status.errors import ConfigError, StoreUnavailable
 from tornado_status.store.database import APPLICATION_NAME, LIVENESS, Connection, StatementFailed
 from tornado_status.store.failover import Parameters
 
-REVISION = "0008"  # the newest one in migrations/versions
+REVISION = "g2_0009"  # the newest one in migrations/versions
 LOCK = 0x7574_6174_7573  # any number, the same for every server: one migrates, the others wait
 LOCK_TIMEOUT_S = 60
 # For the tables. While a migration waits for a long reader such as pg_dump, every server's writer

@@ -17,8 +17,10 @@ from tornado_status.model.records import (
     HistoryEnd,
     HistoryEntry,
     HistoryPage,
+    Lineage,
     LogSlice,
     LogSpan,
+    LogStep,
     StatusRecord,
     UserPage,
 )
@@ -29,6 +31,7 @@ from tornado_status.store.database import Connection, Row
 PUBLISHED_S = 3600 + 2 * 60
 
 MAX_SLICE = 1000  # events of the log in one read of a follower
+MAX_LINEAGE = 256  # steps of a lineage that are looked at: one for each failover or restore
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
@@ -41,6 +44,13 @@ ENTRY = (
 _RECORD = (
     "seq, email, last_seen, host(client_ip), client_port, first_seen, offline, clock_timestamp()"
 )
+
+_LINEAGE = f"""\
+lineage AS (
+    SELECT s.*, 1 AS n FROM head h JOIN log_step s ON s.log_id = h.log_id
+    UNION ALL
+    SELECT s.*, n + 1 FROM lineage l JOIN log_step s ON s.log_id = l.parent WHERE n < {MAX_LINEAGE}
+)"""  # noqa: S608
 
 
 async def user(connection: Connection, email: str, interval_s: float) -> StatusRecord | None:
@@ -71,7 +81,7 @@ async def users(
 
     That is keyset paging: `following` is what to continue after.
     """
-    log_id, head = await connection.fetch_one("SELECT stream AS log_id, seq FROM head")
+    log_id, head = await connection.fetch_one("SELECT log_id, seq FROM head")
     rows = await connection.execute(
         f"SELECT {_RECORD} FROM user_status"  # noqa: S608
         " WHERE email > %(after)s AND (%(last)s::text IS NULL OR email <= %(last)s)"
@@ -100,7 +110,7 @@ async def events(connection: Connection, after: int, limit: int) -> EventPage:
     """
     rows = await connection.execute(
         # One statement, one snapshot: the head and the slice of the log belong together.
-        f"SELECT h.stream AS log_id, h.seq, {ENTRY}"  # noqa: S608
+        f"SELECT h.log_id, h.seq, {ENTRY}"  # noqa: S608
         " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in WHERE seq > %s"
         " ORDER BY seq LIMIT %s) c ON true ORDER BY c.seq",
         [after, limit],
@@ -189,7 +199,7 @@ async def log_slice(
     `HistoryGone` as `events` does.
     """
     rows = await connection.execute(
-        "SELECT h.stream AS log_id, h.seq,"  # noqa: S608
+        "SELECT h.log_id, h.seq,"  # noqa: S608
         f" EXISTS (SELECT FROM check_in WHERE seq = %(after)s + 1), {ENTRY}"
         " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in"
         " WHERE seq > %(after)s AND seq <= %(after)s + %(span)s"
@@ -208,17 +218,38 @@ async def log_slice(
 
 
 async def log_span(connection: Connection) -> LogSpan:
-    """Return what the log holds."""
-    log_id, head, oldest = await connection.fetch_one(
-        "SELECT stream AS log_id, seq, (SELECT min(seq) FROM check_in) FROM head"
+    """Return what the log holds, and its lineage."""
+    rows = await connection.execute(
+        f"WITH RECURSIVE {_LINEAGE}"  # noqa: S608
+        " SELECT h.log_id, h.seq, (SELECT min(seq) FROM check_in), l.log_id, l.parent, l.fork, l.at"
+        " FROM head h LEFT JOIN lineage l ON true ORDER BY l.n"
     )
-    return LogSpan(uuid.UUID(log_id), head, head + 1 if oldest is None else oldest)
+    log_id, head, oldest = rows[0][:3]
+    return LogSpan(
+        uuid.UUID(log_id),
+        head,
+        head + 1 if oldest is None else oldest,
+        tuple(_step(row[3:]) for row in rows if row[3] is not None),
+    )
+
+
+async def lineage(connection: Connection) -> Lineage:
+    """Return the newest steps of the log's lineage."""
+    rows = await connection.execute(
+        f"WITH RECURSIVE {_LINEAGE} SELECT log_id, parent, fork, at FROM lineage ORDER BY n"  # noqa: S608
+    )
+    return tuple(map(_step, rows))
+
+
+def _step(row: Row) -> LogStep:
+    log_id, parent, fork, at = row
+    return LogStep(uuid.UUID(log_id), uuid.UUID(parent), fork, _utc(at))
 
 
 async def announcers(connection: Connection) -> tuple[uuid.UUID, list[str]]:
     """Return the log id and the certificates (PEM) of announcer keys in use, or soon to be."""
     log_id, certificates = await connection.fetch_one(
-        "SELECT h.stream AS log_id, ARRAY(SELECT certificate FROM announcer"
+        "SELECT h.log_id, ARRAY(SELECT certificate FROM announcer"
         " WHERE used_at > now() - %s * interval '1 second' ORDER BY used_at DESC, kid)"
         " FROM head h",
         [PUBLISHED_S],

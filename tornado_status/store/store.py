@@ -24,6 +24,7 @@ from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.model import presence
 from tornado_status.model.records import (
     CheckIn,
+    CommittedBatch,
     Event,
     EventPage,
     GroupKey,
@@ -100,21 +101,33 @@ SELECT set_config('synchronous_commit', current_setting('synchronous_commit'), f
 """
 
 # A restored or promoted database may use sequence numbers again. A new log begins if the system
-# identifier or the timeline has changed, or is no longer available.
+# identifier or the timeline has changed, or is no longer available. It also begins if the head is
+# below the one that this server knows: another copy of the data was put in its place.
 _RENEW_LOG = """\
 SELECT seq FROM head FOR UPDATE;
-WITH here (system_identifier, timeline_id) AS (VALUES (%s::bigint, %s::integer))
-UPDATE head SET system_identifier = here.system_identifier, timeline_id = here.timeline_id,
-    stream = CASE
-        WHEN head.system_identifier <> here.system_identifier
-            OR head.timeline_id <> here.timeline_id
-            OR head.system_identifier IS NOT NULL AND here.system_identifier IS NULL
-            OR head.timeline_id IS NOT NULL AND here.timeline_id IS NULL
-        THEN gen_random_uuid() ELSE stream END
-FROM here
-WHERE head.system_identifier IS DISTINCT FROM here.system_identifier
-   OR head.timeline_id IS DISTINCT FROM here.timeline_id
-RETURNING stream AS log_id
+WITH here (system_identifier, timeline_id, log_id, seq) AS (
+    VALUES (%s::bigint, %s::integer, %s::uuid, %s::bigint)
+), changed AS MATERIALIZED (
+    SELECT here.system_identifier, here.timeline_id, head.log_id AS parent, head.seq AS fork,
+           CASE
+               WHEN head.system_identifier <> here.system_identifier
+                   OR head.timeline_id <> here.timeline_id
+                   OR head.system_identifier IS NOT NULL AND here.system_identifier IS NULL
+                   OR head.timeline_id IS NOT NULL AND here.timeline_id IS NULL
+                   OR head.log_id = here.log_id AND head.seq < here.seq
+               THEN gen_random_uuid() ELSE head.log_id END AS log_id
+    FROM head, here
+    WHERE head.system_identifier IS DISTINCT FROM here.system_identifier
+       OR head.timeline_id IS DISTINCT FROM here.timeline_id
+       OR head.log_id = here.log_id AND head.seq < here.seq
+), step AS (
+    INSERT INTO log_step (log_id, parent, fork, at)
+    SELECT log_id, parent, fork, clock_timestamp() FROM changed WHERE log_id <> parent
+)
+UPDATE head SET system_identifier = changed.system_identifier, timeline_id = changed.timeline_id,
+    log_id = changed.log_id
+FROM changed
+RETURNING head.log_id, nullif(changed.parent, head.log_id), changed.fork
 """
 
 
@@ -228,6 +241,11 @@ class Store:
     def log_id(self) -> uuid.UUID:
         """The log that `head` belongs to."""
         return self._commit.log_id
+
+    @property
+    def position(self) -> CommittedBatch:
+        """The log id, its parent and the head, as a batch without events."""
+        return self._commit.batch(())
 
     @property
     def counters(self) -> CheckIns:
@@ -453,9 +471,12 @@ class Store:
             for warning in warnings:
                 self._log.warning("the database does not identify itself", reason=warning)
         self._identity_warnings = warnings
-        renewed = await connection.execute(_RENEW_LOG, [here.system_identifier, here.timeline_id])
-        if renewed:
-            self._log.info("new log begun", log_id=renewed[0][0])
+        renewed = await connection.execute(
+            _RENEW_LOG,
+            [here.system_identifier, here.timeline_id, str(self.log_id), self.head],
+        )
+        for log_id, parent, fork in renewed:
+            self._log.info("new log begun", log_id=log_id, parent=parent, fork=fork)
         await connection.execute(
             WRITE_SETTINGS, [self._when.interval_s, self._when.offline_after_s]
         )

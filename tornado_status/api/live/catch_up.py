@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import Awaitable, Sequence
 
 import structlog
@@ -20,7 +21,7 @@ from tornado_status.api.live.framing import LiveMessage
 from tornado_status.api.live.live_group import LiveGroup
 from tornado_status.api.live.subscription import Subscription
 from tornado_status.errors import HistoryGone, StoreError
-from tornado_status.model.records import Event, LogSpan
+from tornado_status.model.records import Event, LogSpan, common_head
 from tornado_status.runtime.rate_limit import RateLimit
 
 PAGE = 1000  # events of one write
@@ -68,8 +69,7 @@ class CatchUp:
         loop = asyncio.get_running_loop()
         while subscription.is_open and not self._group.join(subscription):
             if loop.time() - subscription.last_sent > self._keep_alive_s:
-                log_id = subscription.log_id or self._group.log_id
-                message = framing.position_message(log_id, subscription.position)
+                message = framing.position_message(subscription.log_id, subscription.position)
                 self._delivery.send(subscription, message)
             try:
                 await self._send_page(subscription)
@@ -80,9 +80,12 @@ class CatchUp:
     async def _send_page(self, subscription: Subscription) -> None:
         """Send the next events, or a gap, or wait until the live group has moved."""
         group, log_id, position = self._group, subscription.log_id, subscription.position
+        if group.log_id != self._feed.log_id:
+            await group.wait_moved(RETRY_S)
+            return
         if log_id != group.log_id:
-            subscription.log_id, subscription.position = group.log_id, group.position
-            message = framing.gap_message(1, group.position, group.log_id)
+            message = enter_log(self._feed, log_id, position, group.position)
+            subscription.log_id, subscription.position = message.log_id, message.seq
             self._delivery.send(subscription, message)
             return
         if group.position < position <= self._feed.head:  # the live group will come by
@@ -129,10 +132,24 @@ class CatchUp:
             await self._group.wait_moved(RETRY_S)
 
 
+def enter_log(feed: EventFeed, log_id: uuid.UUID, position: int, end: int) -> LiveMessage:
+    """Return how a position in another log goes on in the feed's.
+
+    That is the same position if the feed's log has all events up to it. It is a rollback if the log
+    has only the first of them. It is a gap up to `end` if it does not go on from the other log.
+    """
+    common = common_head(feed.lineage, log_id)
+    if common is None:
+        return framing.gap_message(feed.log_id, 1, end, new_log=True)
+    if position > common:
+        return framing.rollback_message(feed.log_id, common + 1, position)
+    return framing.position_message(feed.log_id, position)
+
+
 def gap_after(position: int, span: LogSpan) -> LiveMessage:
     """Return the gap between a position and the log: it was pruned, or is above the log's head."""
     last = span.head if position > span.head else span.oldest - 1
-    return framing.gap_message(position + 1, last)
+    return framing.gap_message(span.log_id, position + 1, last, new_log=False)
 
 
 def _only(event_filter: EventFilter) -> list[str] | None:

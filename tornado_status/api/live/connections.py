@@ -20,7 +20,12 @@ from tornado_status.api.live.event_filter import (
     own_events,
     parse_filter,
 )
-from tornado_status.api.live.framing import RETRY_MS, EventStream, WebSocketFrames
+from tornado_status.api.live.framing import (
+    RETRY_MS,
+    EventStream,
+    WebSocketFrames,
+    parse_id,
+)
 from tornado_status.api.live.subscription import MAX_UNREAD_BYTES, Subscription
 from tornado_status.api.live.subscription_limit import Slot
 from tornado_status.api.live.subscriptions import Subscriptions
@@ -47,8 +52,7 @@ class SubscribeHandler(ReadHandler):
         """Return a slot for a new subscription. Raises `Problem` and `StoreUnavailable`."""
         self.is_reader = self.access.may_read_all(self.check_in.email)
         self.event_filter = self._event_filter()
-        self.since = self._since()
-        self.log_id = self._log_id()
+        self.resume_log, self.resume_after = self._resume_from()
         if self.ends_connection:
             raise Problem(503, "This connection is closing: reconnect", {"Retry-After": "1"})
         self.refusal = self.authenticator.watch(self.request)
@@ -65,6 +69,7 @@ class SubscribeHandler(ReadHandler):
         """Begin to deliver events over this connection."""
         # A round of events at once, within its share of the processor, and not by and by.
         self.iostream.limit_unsent(MAX_UNREAD_BYTES)
+        log_id, position = self.subscriptions.position(self.resume_log, self.resume_after)
         subscription = Subscription(
             slot,
             self.iostream,
@@ -72,8 +77,8 @@ class SubscribeHandler(ReadHandler):
             self.event_filter,
             self.refusal,
             say_goodbye,
-            since=self.since,
-            log_id=self.log_id,
+            log_id=log_id,
+            position=position,
         )
         self.subscriptions.add(subscription)
         return subscription
@@ -90,16 +95,22 @@ class SubscribeHandler(ReadHandler):
         except FilterError as error:
             raise Problem(400, str(error)) from error
 
-    def _since(self) -> int | None:
+    def _resume_from(self) -> tuple[uuid.UUID | None, int | None]:
+        """Return the log id and the number to resume after; None if the client does not say."""
         # A browser reconnects with the first URL, and adds the header with its position.
         last = self.request.headers.get("Last-Event-ID", "").strip()
         if not last:
-            if not self.get_query_arguments("after"):
-                return None
-            return self.integer("after", 0, 0, MAX_SEQ)
-        if last.isascii() and last.isdecimal() and int(last[:20]) <= MAX_SEQ:
-            return int(last[:20])
-        raise Problem(400, "Last-Event-ID: expected the number of an event")
+            return self._log_id(), self._after()
+        try:
+            log_id, seq = parse_id(last)
+        except ValueError as error:
+            raise Problem(400, "Last-Event-ID: expected the id of an event") from error
+        return log_id or self._log_id(), seq
+
+    def _after(self) -> int | None:
+        if not self.get_query_arguments("after"):
+            return None
+        return self.integer("after", 0, 0, MAX_SEQ)
 
     def _log_id(self) -> uuid.UUID | None:
         text = self.get_query_argument("log", None)

@@ -35,18 +35,15 @@ class Delivery:
     def send_events(
         self, subscription: Subscription, events: Sequence[Event]
     ) -> Awaitable[None] | None:
-        """Send events of one log, and return what completes when the kernel has taken them."""
-        framing = subscription.framing
-        key = (
-            framing,
-            subscription.event_filter,
-            self._group.log_id,
-            events[0].seq,
-            events[-1].seq,
-        )
+        """Send events of the subscription's log.
+
+        Return what completes when the kernel has taken them.
+        """
+        framing, log_id = subscription.framing, subscription.log_id
+        key = (framing, subscription.event_filter, log_id, events[0].seq, events[-1].seq)
         data = self._encoded.get(key)
         if data is None:
-            data = framing.join([framing.frame(event_message(event)) for event in events])
+            data = framing.join([framing.frame(event_message(log_id, event)) for event in events])
             self._encoded[key] = data
         return self._write(subscription, data)
 

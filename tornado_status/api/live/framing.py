@@ -1,6 +1,6 @@
 """The messages of the live stream, framed as Server-Sent Events or for a WebSocket. Pure.
 
-A message is one JSON object: an event as in a datagram, a `gap`, or the `position`.
+A message is one JSON object: an event as in a datagram, a `gap`, a `rollback`, or the `position`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Protocol
 
 from tornado_status.model.records import Event
 from tornado_status.wire.event_object import encode_update
+from tornado_status.wire.json_members import MAX_SEQ
 
 RETRY_MS = 1000  # the least that a browser waits before it reconnects
 
@@ -21,30 +22,50 @@ _TEXT_FRAME = 0x81  # RFC 6455, 5.2: the last fragment, of text
 
 @dataclass(frozen=True, slots=True)
 class LiveMessage:
-    """One message. `seq` is the reader's position after it; `event` is its kind."""
+    """One message. The reader's position after it is `seq` in the log; `event` is its kind."""
 
+    log_id: uuid.UUID
     seq: int
     event: str
     body: bytes
 
 
-def event_message(event: Event) -> LiveMessage:
+def event_message(log_id: uuid.UUID, event: Event) -> LiveMessage:
     """Return an event of the log as a message."""
-    return LiveMessage(event.seq, event.event, encode_update(event))
+    return LiveMessage(log_id, event.seq, event.event, encode_update(event))
 
 
 def position_message(log_id: uuid.UUID, seq: int) -> LiveMessage:
     """Return the reader's position: it has all events up to `seq` that its filter selects."""
     body = {"event": "position", "log": str(log_id), "seq": seq}
-    return LiveMessage(seq, "position", _json(body))
+    return LiveMessage(log_id, seq, "position", _json(body))
 
 
-def gap_message(first: int, last: int, log_id: uuid.UUID | None = None) -> LiveMessage:
-    """Return a message that events are missing; with `log_id` if a new log has begun."""
+def gap_message(log_id: uuid.UUID, first: int, last: int, *, new_log: bool) -> LiveMessage:
+    """Return a message that events are missing; with the log id if a new log has begun."""
     body: dict[str, object] = {"event": "gap", "from": first, "to": last}
-    if log_id is not None:
+    if new_log:
         body["log"] = str(log_id)
-    return LiveMessage(last, "gap", _json(body))
+    return LiveMessage(log_id, last, "gap", _json(body))
+
+
+def rollback_message(log_id: uuid.UUID, first: int, last: int) -> LiveMessage:
+    """Return a message that these events of the log before are not in this one."""
+    body = {"event": "rollback", "from": first, "to": last, "log": str(log_id)}
+    return LiveMessage(log_id, first - 1, "rollback", _json(body))
+
+
+def parse_id(text: str) -> tuple[uuid.UUID | None, int]:
+    """Return log id and number of a message's id, as `frame` writes it; or of a number alone.
+
+    Raises `ValueError`.
+    """
+    log_id, _, number = text.rpartition(":")
+    if not (number.isascii() and number.isdecimal() and len(number) <= 19):
+        raise ValueError("no number of an event")
+    if (seq := int(number)) > MAX_SEQ:
+        raise ValueError("no number of an event")
+    return (uuid.UUID(log_id) if log_id else None), seq
 
 
 class Framing(Protocol):
@@ -63,7 +84,8 @@ class EventStream:
     LAST_CHUNK = b"0\r\n\r\n"
 
     def frame(self, message: LiveMessage) -> bytes:
-        return b"id: %d\nevent: %b\ndata: %b\n\n" % (
+        return b"id: %b:%d\nevent: %b\ndata: %b\n\n" % (
+            str(message.log_id).encode(),
             message.seq,
             message.event.encode(),
             message.body,

@@ -20,8 +20,8 @@ class Subscription:
     """An open subscription.
 
     `refusal` returns why the subscription has to end, None if it need not. `say_goodbye(code,
-    reason)` ends it gracefully; `code` is a WebSocket close code. `since` and `log_id` are the
-    position that it resumes from, None at the end of the log.
+    reason)` ends it gracefully; `code` is a WebSocket close code. The client has all events up to
+    `position` of the log `log_id`.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class Subscription:
         refusal: Callable[[], str | None],
         say_goodbye: Callable[[int, str], None],
         *,
-        since: int | None,
-        log_id: uuid.UUID | None,
+        log_id: uuid.UUID,
+        position: int,
     ) -> None:
         self.slot = slot
         self.iostream = iostream
@@ -42,9 +42,8 @@ class Subscription:
         self.event_filter = event_filter
         self.refusal = refusal
         self.say_goodbye = say_goodbye
-        self.since = since
-        self.position = since or 0
         self.log_id = log_id
+        self.position = position
         self.is_open = True
         self.disconnected: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.last_sent = 0.0  # the loop's time

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Iterable, Sequence
 
 import structlog
@@ -16,7 +17,7 @@ from prometheus_client.core import Metric
 
 from tornado_status.api.dependencies import EventFeed
 from tornado_status.api.live import framing
-from tornado_status.api.live.catch_up import CatchUp, gap_after
+from tornado_status.api.live.catch_up import CatchUp, enter_log, gap_after
 from tornado_status.api.live.cpu_slices import CpuSlices
 from tornado_status.api.live.delivery import Delivery
 from tornado_status.api.live.live_group import LiveGroup
@@ -80,6 +81,15 @@ class Subscriptions:
         if not self._delivery.open:
             self._group.move_to(self._feed.head, self._feed.log_id)
 
+    def position(self, log_id: uuid.UUID | None, after: int | None) -> tuple[uuid.UUID, int]:
+        """Return the log id and the number of a client's position.
+
+        Without a number that is the end of the log, without a log id the log that is served.
+        """
+        if after is None:
+            return self._group.log_id, self._group.position
+        return log_id or self._group.log_id, after
+
     def add(self, subscription: Subscription) -> None:
         """Serve a subscription from now on."""
         if self._slots.is_closed:
@@ -87,10 +97,6 @@ class Subscriptions:
             subscription.slot.release()
             subscription.say_goodbye(1001, "The server is stopping")
             return
-        if subscription.since is None:
-            subscription.position = self._group.position
-        if subscription.log_id is None:
-            subscription.log_id = self._group.log_id
         self._delivery.open[subscription] = None
         message = framing.position_message(subscription.log_id, subscription.position)
         self._delivery.send(subscription, message)
@@ -158,8 +164,9 @@ class Subscriptions:
         """Deliver the next events to the live group; return how many seconds to wait then."""
         group, feed = self._group, self._feed
         if group.log_id != feed.log_id:
-            group.move_to(feed.head, feed.log_id)
-            self._send_gap(framing.gap_message(1, feed.head, feed.log_id))
+            message = enter_log(feed, group.log_id, group.position, feed.head)
+            group.move_to(message.seq, message.log_id)
+            self._send_move(message)
             return 0.0
         events = feed.after(group.position, ROUND)
         if events is None:
@@ -170,7 +177,7 @@ class Subscriptions:
                 if span.log_id == group.log_id:
                     message = gap_after(group.position, span)
                     group.move_to(message.seq)
-                    self._send_gap(message)
+                    self._send_move(message)
                 return 0.0
             if page.log_id != group.log_id:
                 return RECHECK_S  # the feed will notice, too
@@ -195,10 +202,10 @@ class Subscriptions:
                 await self._slices.pause()
         await self._slices.finish()
 
-    def _send_gap(self, message: framing.LiveMessage) -> None:
-        """Tell the live group that it has moved over a gap."""
+    def _send_move(self, message: framing.LiveMessage) -> None:
+        """Tell the live group that it has moved, over a gap or to another log."""
         for subscription in self._group.members():
-            subscription.log_id = self._group.log_id
+            subscription.log_id = message.log_id
             self._delivery.send(subscription, message)
 
     async def _check_certificates(self) -> None:

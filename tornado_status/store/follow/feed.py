@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from tornado_status.errors import HistoryGone, StoreError
-from tornado_status.model.records import CommittedBatch, Event, LogSlice, LogSpan
+from tornado_status.model.records import (
+    CommittedBatch,
+    Event,
+    Lineage,
+    LogSlice,
+    LogSpan,
+    common_head,
+)
 
 if TYPE_CHECKING:
     from tornado_status.store.store import Store
@@ -48,6 +55,7 @@ class Feed:
         self._logger = structlog.get_logger()
         self.advanced = asyncio.Event()
         self.log_id = uuid.UUID(int=0)
+        self.lineage: Lineage = ()
         self.head = 0
 
     async def open(self) -> None:
@@ -69,11 +77,11 @@ class Feed:
         if not self._awake:
             return
         events = batch.events
-        first, last = events[0].seq, events[-1].seq
         if (
-            batch.log_id == self.log_id
-            and first == self.head + 1
-            and last - first == len(events) - 1
+            events
+            and batch.log_id == self.log_id
+            and events[0].seq == self.head + 1
+            and events[-1].seq == self.head + len(events)
             and not self._doubt
         ):
             self._append(events)
@@ -161,7 +169,15 @@ class Feed:
         self.advanced.set()
 
     def _restart(self, span: LogSpan) -> None:
-        self._ring = []
-        self.log_id, self.head = span.log_id, span.head
+        """Go on at the head; in another log, where it parts from the one before."""
+        common = None
+        if span.log_id != self.log_id:
+            common = common_head(span.lineage, self.log_id)
+        if common is None:
+            self._ring, self.head = [], span.head
+        elif common < self.head:
+            del self._ring[max(0, len(self._ring) - (self.head - common)) :]
+            self.head = common
+        self.log_id, self.lineage = span.log_id, span.lineage
         self._known, self._doubt = span.head, False
         self.advanced.set()

@@ -33,7 +33,7 @@ _PREPARE = f"SET synchronous_commit = off; LISTEN {FOLLOW}"  # a notification ne
 _BEGIN = f"SELECT pg_advisory_lock_shared({FOLLOWING}); LISTEN {HEAD}; NOTIFY {FOLLOW}"
 _END = f"UNLISTEN {HEAD}; SELECT pg_advisory_unlock_shared({FOLLOWING})"
 _POLL = f"""\
-SELECT stream AS log_id, seq, EXISTS (
+SELECT log_id, seq, EXISTS (
     SELECT FROM pg_locks
     WHERE locktype = 'advisory' AND classid = 0 AND objid = {FOLLOWING} AND objsubid = 1
       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())

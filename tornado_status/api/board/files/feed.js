@@ -90,9 +90,9 @@ export class Feed {
       source.addEventListener(kind, (message) => this.onMessage(JSON.parse(message.data)));
     }
     source.addEventListener("position", () => this.onAlive());
-    // A new snapshot: entries are pruned, a new log has begun, or a user was erased, and the entry no
-    // longer says which.
-    for (const kind of ["gap", "erased"]) source.addEventListener(kind, () => this.start());
+    // A new snapshot: entries are pruned or lost, a new log has begun, or a user was erased, and the
+    // entry no longer says which.
+    for (const kind of ["gap", "rollback", "erased"]) source.addEventListener(kind, () => this.start());
     this.onAlive();
   }
 
