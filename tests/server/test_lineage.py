@@ -123,7 +123,7 @@ def test_an_open_stream_is_rolled_back(server: Server) -> None:
 
 
 def test_the_lowest_fork_on_the_way_counts(server: Server) -> None:
-    """What the first failover kept, the second lost."""
+    """The second failover lost more than the first."""
     check_in(server, 5)
     first = lineage_of(server)["log"]
     begin_log(server)

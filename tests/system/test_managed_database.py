@@ -153,5 +153,5 @@ def test_no_two_servers_number_in_different_streams(
             assert server.request("POST", "/api/client").status == 204
             assert json.loads(heard.one()[0])["log"] == new
     [lost] = before.events("database lost, reconnecting")
-    assert lost["reason"] == "another server has begun a new log"
+    assert lost["reason"] == "a new log begins"
     assert identity(managed)[0] == new

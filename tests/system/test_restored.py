@@ -194,8 +194,9 @@ def test_a_server_that_runs_follows_a_new_stream(start_server: StartServer, tmp_
             message = yaml.safe_load(payload)
             seqs += [update["seq"] for update in updates_in(payload)]
             streams.append(message["log"])
-        assert set(streams[:-1]) == {old}
+        assert streams[0] == old
         assert streams[-1] == new
+        assert streams == sorted(streams, key=[old, new].index)
 
 
 def test_the_embedded_database_shows_its_stream_running_or_not(
