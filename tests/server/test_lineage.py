@@ -174,13 +174,14 @@ def test_the_new_log_is_announced_at_once(start_server: StartServer) -> None:
     server = start_server(announce={"heartbeat_s": 3600})
     with Heard(server.announce_port) as heard:
         check_in(server)
-        new = begin_log(server)
+        old, new = lineage_of(server)["log"], begin_log(server)
         check_in(server)
         said: list[dict[str, Any]] = []
         while len(said) < 2:
             message = json.loads(heard.one()[0])
             said += [message] if message["log"] == new else []
-        assert [len(message["updates"]) for message in said] == [0, 1]
+        assert [len(message["events"]) for message in said] == [0, 1]
+        assert said[0]["parent"] == {"log": old, "fork": 1}
 
 
 def test_a_database_put_back_under_a_running_server_begins_a_new_log(server: Server) -> None:

@@ -70,7 +70,7 @@ class Announcer:
         self._binary = [sink for sink in self._sinks if sink.encoding == "binary"]
         self._encoder = datagram.DatagramEncoder(settings.repeat)
         self._log_id: uuid.UUID | None = None  # of the last announcement
-        self._last_sent = float("-inf")
+        self._last_sent = self._last_heartbeat = float("-inf")
         self._tasks: list[asyncio.Task[None]] = []
         # With every target from the start, so that a rate over the first datagram is right.
         self.sent: Counter[str] = Counter({str(target): 0 for target in settings.targets})
@@ -101,8 +101,9 @@ class Announcer:
     def start(self, log_position: LogPosition) -> None:
         """Watch the interfaces, and send a heartbeat after `heartbeat_s` without an announcement.
 
-        `log_position` returns the log as a batch without events, or None while it is unknown. If it
-        is another log than before, a heartbeat is sent at once.
+        If the log goes on from another one, send a heartbeat every `heartbeat_s`, and at once when
+        it begins. `log_position` returns the log as a batch without events, or None while it is
+        unknown.
         """
         watching = self._interface_monitor.run()
         self._tasks.append(asyncio.create_task(watching, name="interface monitor"))
@@ -152,6 +153,8 @@ class Announcer:
         except DatagramError as error:
             self._count_failure("encoding", "all", "", error.reason, str(error))
         self._last_sent = asyncio.get_running_loop().time()
+        if not batch.events:
+            self._last_heartbeat = self._last_sent
 
     def failing(self) -> dict[str, str]:
         """Return, by target, why it cannot be reached now, or could not within `FAILING_S`."""
@@ -228,7 +231,10 @@ class Announcer:
         interval_s = self._settings.heartbeat_s
         while True:
             position = log_position()
-            due_s = self._last_sent + interval_s - loop.time()
+            # Only heartbeats say how a log goes on from another: not even much traffic stops them.
+            parted = position is not None and position.parent is not None
+            last = self._last_heartbeat if parted else self._last_sent
+            due_s = last + interval_s - loop.time()
             if position is not None and (due_s <= 0 or position.log_id != self._log_id):
                 self.announce(position)
                 due_s = interval_s

@@ -48,8 +48,8 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
 # The same, but it fails if another server has begun a new log: this server would announce under the
-# old log id. It also fails if an older copy of the database has taken its place. PostgreSQL evaluates
-# the row again once it has the lock.
+# old log id. It also fails if an older copy of the database has taken its place. PostgreSQL
+# evaluates the row again once it has the lock.
 _LOCK_HEAD_OF = "SELECT 1 / (log_id = '{}' AND seq >= {})::int FROM head FOR UPDATE"
 _OTHER_LOG = "22012"  # division_by_zero
 _NEW_LOG = "a new log begins"
