@@ -54,7 +54,7 @@ _SUMMARY = re.compile(
 _ANOTHER_SERVERS = """\
 WITH locked AS (SELECT seq FROM head FOR UPDATE), written AS (
     INSERT INTO check_in (seq, at, event, email, client_ip, client_port, issuer, serial)
-    SELECT locked.seq + n, clock_timestamp(), 'check-in', u.email, u.client_ip, u.client_port,
+    SELECT locked.seq + n, now(), 'check-in', u.email, u.client_ip, u.client_port,
            u.issuer, u.serial
     FROM locked, generate_series(1, %s) n,
          (SELECT *, row_number() OVER (ORDER BY email) - 1 AS i, count(*) OVER () AS of

@@ -247,6 +247,7 @@ REASONS: dict[str, dict[str, Reason]] = {
                 "python -m benchmarks.scaling --quick",
                 "python -m benchmarks.scaling",
                 "python -m benchmarks.cost_of_observing",
+                "python -m benchmarks.loss",
             ),
             here(Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"),
         ),
@@ -672,7 +673,8 @@ def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
         else:
             assert importlib.util.find_spec(module) is not None
             assert set(options) <= set(re.findall(r"--[a-z]+", scaling))
-    assert seen == {"benchmarks", "benchmarks.scaling", "benchmarks.cost_of_observing"}
+    others = {"scaling", "cost_of_observing", "loss"}
+    assert seen == {"benchmarks"} | {f"benchmarks.{name}" for name in others}
     with pytest.raises(SystemExit):
         benchmarks._read(["--only", "nobody"])  # it can fail
 

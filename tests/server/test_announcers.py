@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import datetime
 import json
 import shutil
+import socket
 import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -16,15 +20,26 @@ from hypothesis import strategies as st
 
 from certs_gen.authority import Authority, Credential, common_name, leaf_extensions, new_key
 from certs_gen.cli import main as certs_gen
-from tests.support.harness import PATIENCE_S, Heard, Server, StartServer, wait_until
+from tests.support.announced import repeated_in, updates_in
+from tests.support.harness import PATIENCE_S, Heard, Server, StartServer, free_port, wait_until
+from tests.support.listening import log_of
+from tornado_status.announce.announcer import Announcer, LogPosition
+from tornado_status.config.settings import AnnounceSettings
 from tornado_status.errors import AnnouncerError
-from tornado_status.model.records import Event
+from tornado_status.model.records import CommittedBatch, Event, LogStep
 from tornado_status.pki import announcer_keys
 from tornado_status.pki.announcer_keys import Signer, verify_announcer
-from tornado_status.wire.datagram import MAX_DATAGRAM, decode_json, encode_json, split_signature
+from tornado_status.wire.datagram import (
+    MAX_DATAGRAM,
+    Datagram,
+    decode_json,
+    encode_json,
+    split_signature,
+)
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
 EVENT = Event(42, "check-in", "valid_user@example.com", NOW, "10.0.0.7", 51514)
+Hear = Callable[[], Awaitable[Datagram]]
 STREAM = uuid.UUID("0b9f7a3e-6f0e-4d0c-9a53-2f8f6a1f4c11")
 
 
@@ -195,6 +210,74 @@ def test_a_key_is_rotated_without_a_gap(
         (certs / "announcer.crt").read_text(),
     )
     assert published(second) == {(certs / "next.crt").read_text()}
+
+
+def test_each_datagram_repeats_the_last_events(start_server: StartServer) -> None:
+    """As many as are configured; each is what the log has."""
+    server = start_server(announce={"repeat": 3})
+    with Heard(server.announce_port) as listener:
+        payloads = []
+        for _ in range(6):
+            assert server.request("POST", "/api/client").status == 204
+            payloads.append(listener.one()[0])
+    log = log_of(server)
+    assert [updates_in(payload) for payload in payloads] == [[event] for event in log]
+    for number, payload in enumerate(payloads):
+        assert repeated_in(payload) == log[max(0, number - 3) : number][::-1]
+
+
+@contextlib.asynccontextmanager
+async def announcing(position: LogPosition) -> AsyncIterator[tuple[Announcer, Hear]]:
+    """Yield an announcer whose heartbeats are a minute apart, and what hears it."""
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.setblocking(False)
+        port = sock.getsockname()[1]
+        target = {"kind": "unicast", "address": "127.0.0.1", "port": port}
+        source_port = free_port(socket.SOCK_DGRAM)
+        announcer = Announcer(
+            AnnounceSettings.model_validate(
+                {"source_port": source_port, "heartbeat_s": 60, "targets": [target]}
+            )
+        )
+
+        async def hear() -> Datagram:
+            async with asyncio.timeout(PATIENCE_S):
+                return decode_json(await loop.sock_recv(sock, 2048))
+
+        announcer.open()
+        announcer.start(position)
+        try:
+            yield announcer, hear
+        finally:
+            await announcer.close()
+
+
+def test_a_new_log_begins_with_a_heartbeat_that_says_how() -> None:
+    """At once, also in silence: listeners hold its events until they know its parent."""
+
+    async def run() -> None:
+        log = CommittedBatch(STREAM, 41, ())
+        async with announcing(lambda: log) as (announcer, hear):
+            assert (await hear()).parent is None  # the first one, as ever
+            announcer.announce(CommittedBatch(STREAM, 42, [EVENT]))
+            assert (await hear()).updates == (EVENT,)
+            silent, busy = uuid.uuid4(), uuid.uuid4()
+            log = CommittedBatch(silent, 42, (), LogStep(silent, STREAM, 42))
+            heartbeat = await hear()
+            assert (heartbeat.log_id, heartbeat.head, heartbeat.updates) == (silent, 42, ())
+            assert heartbeat.parent == LogStep(silent, STREAM, 42)
+            assert heartbeat.repeated == ()
+            step = LogStep(busy, silent, 42)
+            event = EVENT._replace(seq=43)
+            log = CommittedBatch(busy, 43, (), step)
+            announcer.announce(CommittedBatch(busy, 43, [event], step))
+            first, second = await hear(), await hear()
+            assert (first.log_id, first.updates, first.parent) == (busy, (), step)
+            assert (second.log_id, second.updates, second.parent) == (busy, (event,), None)
+
+    asyncio.run(run())
 
 
 def test_without_a_key_the_server_warns(start_server: StartServer) -> None:

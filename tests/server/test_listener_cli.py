@@ -123,6 +123,7 @@ def test_what_is_lost_on_the_way_is_repaired(
         server = start_server(
             announce={
                 "heartbeat_s": 1,
+                "repeat": 0,  # so that nothing is healed, and all that is lost must be repaired
                 "targets": [{"kind": "unicast", "address": LOOPBACK, "port": relay.port}],
             }
         )
@@ -374,6 +375,49 @@ def test_what_is_refused_is_counted_by_its_reason(announcing: Announcing, certs:
     warnings = [line for line in listener.said.lines if line.startswith("Warning: dropped")]
     assert len(warnings) == 5
     listener.says("datagrams of the binary format are not signed")
+
+
+def test_the_format_before_is_refused_once_a_minute_by_its_own_name(
+    announcing: Announcing, certs: Path
+) -> None:
+    """Also with a signature that is right, of a known key; its server is named."""
+    with Listening(*verifying(certs, announcing.port)) as listener:
+        assert announcing.signer is not None
+        older = announcing.payload(1)[:-96].replace(b'{"v":2,', b'{"v":1,')
+        signed = older + b',"sig":"' + announcing.signer.sign(older) + b'"}'
+        for payload in (signed, signed, older + b"}"):
+            announcing.send(payload)
+        announcing.announce(2)
+        listener.wait_for_seq(2)
+        final = listener.stop()
+    assert "1 updates shown, 0 duplicates, 3 refused (version-1 3), 0 of" in final
+    warnings = [line for line in listener.said.lines if line.startswith("Warning: dropped")]
+    assert warnings == [
+        "Warning: dropped a datagram from 127.0.0.1: it has the older format v1: update its server"
+    ]
+
+
+@pytest.mark.parametrize("repeat", [8, 0])
+def test_a_lost_datagram_is_healed_by_the_next(
+    start_server: StartServer, port: int, repeat: int
+) -> None:
+    """No server is asked. Nothing is missing, unless the announcer repeats nothing."""
+    with Relay(port, 0.3) as relay:
+        target = {"kind": "unicast", "address": LOOPBACK, "port": relay.port}
+        server = start_server(announce={"heartbeat_s": 0.2, "repeat": repeat, "targets": [target]})
+        with Listening(
+            *verifying(server.certs, port, "--group", "", "--from", "start")
+        ) as listener:
+            check_in(server, 200, connections=1)
+            shown = listener.wait_for_seq(200)
+            final = listener.stop()
+    if repeat:
+        assert shown == log_of(server)
+        assert " 0 healed" not in final
+        assert " 0 repaired, 0 missed, " in final
+    else:
+        assert any(entry["event"] == "gap" for entry in shown)
+        assert " 0 healed, 0 repaired, " in final
 
 
 NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)

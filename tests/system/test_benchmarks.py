@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -31,6 +32,7 @@ from benchmarks import (
     instruments,
     listener_load,
     load,
+    loss,
     plot,
     processes,
     results,
@@ -646,6 +648,28 @@ def test_the_page_on_scaling_has_the_numbers_that_were_measured() -> None:
     assert (scaling.RESULTS / "scaling.md").read_text() == scaling_tables.markdown(made)
     made.rounds["disk"]["row"] = [{"log_bytes": 1.0, "status_bytes": 1.0, "entries": 1}]
     assert filled(page, made) != page
+
+
+def test_repetitions_heal_nearly_every_loss() -> None:
+    """In the simulation, and in the table on the page that a longer run of it wrote."""
+    lines = loss.measure(events=2000)
+    page = loss.PAGE.read_text()
+    _, _, rest = page.partition(tables.begin("loss", loss.COMMAND))
+    written = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in rest.partition(tables.end("loss"))[0].splitlines()
+        if line.startswith("|") and "---" not in line
+    ]
+    for head, *cells in (lines, written):
+        assert head == lines[0]
+        assert [line[:2] for line in cells] == [line[:2] for line in lines[1:]]
+        for without, healed in itertools.pairwise(cells):
+            if (without[1], healed[1]) != ("0", "8"):
+                continue
+            shares = [[float(cell.rstrip("%")) for cell in line[2:]] for line in (without, healed)]
+            assert all(share > 3 for share in shares[0])  # per cent: each loss shows
+            assert all(share < 0.2 for share in shares[1][:-1])
+            assert shares[1][-1] < shares[0][-1] / 2  # bursts of ten are longer than the memory
 
 
 def test_the_walls_come_in_the_order_that_the_page_says() -> None:

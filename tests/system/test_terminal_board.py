@@ -472,7 +472,7 @@ def test_the_board_is_complete_by_repair_and_tells_when_it_is_not(
     port = free_port(socket.SOCK_DGRAM)
     with Relay(port, 0.5) as relay:
         target = {"kind": "unicast", "address": LOOPBACK, "port": relay.port}
-        server = start_server(announce={"heartbeat_s": 1, "targets": [target]})
+        server = start_server(announce={"heartbeat_s": 1, "repeat": 0, "targets": [target]})
         board = terminal("-m", "listeners", "--board", *reading(server, port=port), "--group", "")
         board.wait("of 0")
         check_in(server, 40)
