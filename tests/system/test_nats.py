@@ -119,12 +119,14 @@ def publish(broker: Nats, *payloads: bytes) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("stream", ["status", None])
+@pytest.mark.parametrize(
+    ("stream", "encoding"), [("status", "json"), (None, "json"), ("status", "sealed")]
+)
 def test_a_broker_killed_in_the_middle_costs_no_update_and_no_order(
-    start_server: StartServer, broker: Nats, stream: str | None
+    start_server: StartServer, broker: Nats, stream: str | None, encoding: str
 ) -> None:
     """2,000 check-ins, kill -9 and another start among them: the listener shows the log."""
-    server = announcing(start_server, broker, stream=stream)
+    server = announcing(start_server, broker, stream=stream, encoding=encoding)
     server.wait_event("serving")
     killed = threading.Event()
 
