@@ -28,7 +28,12 @@ from tests.support.log_events import fill
 from tests.support.metrics import metric
 from tests.support.subscriber import Subscriber
 from tests.support.trust_site import Site, now, replace
-from tests.support.with_constants import KEEP_ALIVE_S, MAX_PER_READER, MAX_UNREAD_BYTES
+from tests.support.with_constants import (
+    KEEP_ALIVE_S,
+    MAX_IGNORED,
+    MAX_PER_READER,
+    MAX_UNREAD_BYTES,
+)
 from tornado_status.api.live import event_filter
 from tornado_status.model.records import Event
 from tornado_status.store.follow import notify_channel
@@ -739,7 +744,7 @@ UPGRADE = (
 
 def test_pongs_that_are_not_read_do_not_pile_up(start_server: StartServer) -> None:
     """Tornado before 6.6 keeps them all, here 30 MB."""
-    server = start_server()
+    server = start_server(constants={MAX_IGNORED: 1_000_000_000})
     ping = b"\x89\xfd" + bytes(4 + 125)
     with server.connect_raw("operator") as raw:
         raw.sendall(UPGRADE)
@@ -750,6 +755,31 @@ def test_pongs_that_are_not_read_do_not_pile_up(start_server: StartServer) -> No
                 raw.sendall(ping * 500)
         assert server.request("POST", "/api/client").status == 204
         assert peak_memory_kb(server.process.pid) - before < 16 * 1024
+
+
+@pytest.mark.parametrize("most, ended", [(4096, 1), (1_000_000, 0)], ids=["default", "control"])
+@pytest.mark.parametrize(
+    "frame", [b"\x89\x80" + bytes(4), b"\x81\x80" + bytes(4)], ids=["ping", "text"]
+)
+def test_a_web_socket_that_chatters_is_closed(
+    start_server: StartServer, frame: bytes, most: int, ended: int
+) -> None:
+    """Each frame takes time from others, and the client has nothing to say."""
+    server = start_server(constants={MAX_IGNORED: most})
+    with server.connect_raw("operator") as raw:
+        raw.sendall(UPGRADE)
+        assert raw.recv(4096).startswith(b"HTTP/1.1 101")
+        raw.sendall(frame * 100)
+        check_in(server)
+        received = b""
+        while b'"check-in"' not in received and b'"new"' not in received:
+            received += raw.recv(4096)
+        with contextlib.suppress(OSError):
+            raw.sendall(frame * 2000 + b"\x88\x80" + bytes(4))  # and a close frame
+            while raw.recv(65536):
+                pass
+    wait_until(lambda: metric(server, "streams") == 0, "the end of the stream")
+    assert metric(server, 'streams_ended_total{reason="chatters"}') == ended
 
 
 def test_a_web_socket_that_answers_no_ping_is_closed(start_server: StartServer) -> None:

@@ -19,6 +19,7 @@ from tests.support.slow_client import ask, in_kernel, settled
 from tests.support.with_constants import (
     MAX_READS,
     MAX_READS_EACH,
+    MAX_REQUESTS_EACH,
     MAX_UNSENT_BYTES,
     PIECE,
     READ_WAIT_S,
@@ -158,7 +159,7 @@ def test_a_client_that_does_not_read_waits_for_itself(
     start_server: StartServer, shared: bool
 ) -> None:
     """Its further reads wait, then get 503. Its check-ins, and all of others, do not."""
-    shares = {} if shared else {MAX_READS_EACH: 100}
+    shares = {} if shared else {MAX_READS_EACH: 100, MAX_REQUESTS_EACH: 100}
     server = start_server(constants={READ_WAIT_S: 0.5, **shares})
     fill_history(server, VALID, 20_000)
     with unread(server, 4, waiting=4):
@@ -220,21 +221,24 @@ def test_a_place_of_one_key_is_no_place_of_another() -> None:
 
     async def main() -> None:
         semaphore = FairSemaphore(each=1, total=2)
-        async with semaphore.place("a"):
-            waiting = [asyncio.ensure_future(hold(semaphore, "a")) for _ in range(3)]
-            await asyncio.sleep(0)
-            async with semaphore.place("b"):
-                third = asyncio.ensure_future(hold(semaphore, "c"))
-                await asyncio.sleep(0)
-                assert not third.done()
-            await third
-            assert not any(each.done() for each in waiting)
-            waiting.pop().cancel()
+        await semaphore.acquire("a")
+        waiting = [asyncio.ensure_future(hold(semaphore, "a")) for _ in range(3)]
+        await asyncio.sleep(0)
+        await semaphore.acquire("b")
+        third = asyncio.ensure_future(hold(semaphore, "c"))
+        await asyncio.sleep(0)
+        assert not third.done()
+        semaphore.release("b")
+        await third
+        assert not any(each.done() for each in waiting)
+        waiting.pop().cancel()
+        semaphore.release("a")
         await asyncio.gather(*waiting)
         assert not semaphore._shares
 
     async def hold(semaphore: FairSemaphore, key: str) -> None:
-        async with semaphore.place(key):
-            await asyncio.sleep(0)
+        await semaphore.acquire(key)
+        await asyncio.sleep(0)
+        semaphore.release(key)
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))

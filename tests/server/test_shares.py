@@ -24,7 +24,9 @@ from tests.support.with_constants import (
     MAX_BATCH,
     MAX_HANDSHAKES,
     MAX_MUTE,
+    MAX_REQUESTS_EACH,
     MAX_UNANSWERED,
+    READ_WAIT_S,
     STALLED_S,
 )
 from tornado_status.config.settings import Settings
@@ -311,6 +313,28 @@ def test_a_refused_certificate_holds_no_connection(start_server: StartServer) ->
         connection.sendall(PLAIN[:-2])  # its head never ends
         assert connection.recv(4096) == b""
     assert server.request("POST", "/api/client", cert="bad_client").status == 400
+
+
+@pytest.mark.parametrize("most, status", [(2, 503), (100, 200)], ids=["two", "control"])
+def test_an_identity_has_so_many_requests_at_once(
+    start_server: StartServer, most: int, status: int
+) -> None:
+    """Any requests of ordinary HTTP: the next one waits, and others are served meanwhile."""
+    server = start_server(constants={MAX_REQUESTS_EACH: most, READ_WAIT_S: 0.5})
+    ordinary = PLAIN[:-2] + b"X-Any: 1\r\n\r\n"
+    with (
+        server.connect_raw() as one,
+        server.connect_raw() as two,
+        commits_blocked(server),
+    ):
+        for connection in (one, two):
+            connection.sendall(ordinary)
+        wait_until(lambda: server.rows(BLOCKED), "the commit")
+        wait_until(
+            lambda: server.request("GET", "/api/openapi.json").status == status, "both to be served"
+        )
+        assert server.request("GET", "/api/openapi.json", cert="operator").status == 200
+    assert server.request("GET", "/api/openapi.json").status == 200
 
 
 def test_an_identity_writes_so_many_rows(start_server: StartServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from tornado.web import Application, RequestHandler
@@ -19,7 +20,12 @@ from tornado_status.api.event_log import (
     LogHandler,
 )
 from tornado_status.api.group_keys import GroupKeysHandler
-from tornado_status.api.handler import MAX_READS, MAX_READS_EACH, NotFoundHandler
+from tornado_status.api.handler import (
+    MAX_READS,
+    MAX_READS_EACH,
+    MAX_REQUESTS_EACH,
+    NotFoundHandler,
+)
 from tornado_status.api.in_flight import RequestsInFlight
 from tornado_status.api.live.connections import SocketHandler, StreamHandler
 from tornado_status.api.live.subscriptions import Subscriptions
@@ -56,6 +62,7 @@ def make_application(
         "error_log_limit": RateLimit(),
         "refusal_log_limit": RateLimit(),
         "reads": FairSemaphore(MAX_READS_EACH, MAX_READS),
+        "requests": FairSemaphore(MAX_REQUESTS_EACH, sys.maxsize),
         "tracing": tracing,
     }
     read = {**common, "store": store, "access": access}

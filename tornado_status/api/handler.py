@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -55,9 +55,11 @@ MAX_LOGGED_PATH = 200  # characters: a path may be as long as a head
 # Answers to reads that are made, or that their client has not taken. The next ones wait.
 MAX_READS_EACH = 4  # of one identity: it leaves connections of the database to others
 MAX_READS = 256  # of all: a piece of an answer has less than 100 KB
+# Requests of one identity that are served at once; each takes up to a millisecond of the loop.
+MAX_REQUESTS_EACH = 8  # more than reads: one that downloads can still check in
 READ_WAIT_S = 10.0  # then 503
 TAKE_TIMEOUT_S = 60.0  # for a client to take one piece of an answer
-TOO_MANY_READS = "As many answers as allowed are under way: read yours, then try again"
+TOO_MANY = "As many answers as allowed are under way: read yours, then try again"
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -73,6 +75,7 @@ class Handler(RequestHandler):
     in_flight: RequestsInFlight
     authenticator: Authenticator
     reads: FairSemaphore
+    requests: FairSemaphore
     error_log_limit: RateLimit  # of tracebacks: a client that causes one can cause it again
     refusal_log_limit: RateLimit
     tracing: Tracing | None = None
@@ -87,6 +90,7 @@ class Handler(RequestHandler):
 
     def initialize(self, **services: object) -> None:
         self._is_in_flight = False
+        self._has_place = False
         self._has_begun = False
         for name, service in services.items():
             setattr(self, name, service)
@@ -101,7 +105,7 @@ class Handler(RequestHandler):
         if self.ends_connection:
             self.set_header("Connection", "close")
 
-    def prepare(self) -> Awaitable[None] | None:
+    async def prepare(self) -> None:
         if not self.authenticator.begin(self.request):
             raise Finish
         self._has_begun = True
@@ -131,11 +135,12 @@ class Handler(RequestHandler):
             advice = Advice.NO_CERTIFICATE if is_missing else Advice.BAD_CERTIFICATE
             raise Problem(refusal.status, refusal.detail, close, advice)
         self.check_in = peer.check_in
+        await self._wait_for(self.requests)
+        self._has_place = True
         check_framing(self.request)
         if not is_same_origin(self.request):
             self.forbid("Requests from other web sites are not served", Advice.OTHER_SITE)
         check_body_size(self.request)
-        return None
 
     @contextlib.asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -143,15 +148,21 @@ class Handler(RequestHandler):
 
         Hold it until the client has taken the answer: see `send_whole` and `send_pieces`.
         """
-        async with contextlib.AsyncExitStack() as stack:
-            try:
-                async with asyncio.timeout(READ_WAIT_S) as self._wait:
-                    await stack.enter_async_context(self.reads.place(self.check_in.email))
-            except TimeoutError as error:
-                raise Problem(503, TOO_MANY_READS, {"Retry-After": "10"}) from error
-            finally:
-                self._wait = None
+        await self._wait_for(self.reads)
+        try:
             yield
+        finally:
+            self.reads.release(self.check_in.email)
+
+    async def _wait_for(self, places: FairSemaphore) -> None:
+        """Wait for a place of this client. Raises `Problem`."""
+        try:
+            async with asyncio.timeout(READ_WAIT_S) as self._wait:
+                await places.acquire(self.check_in.email)
+        except TimeoutError as error:
+            raise Problem(503, TOO_MANY, {"Retry-After": "10"}) from error
+        finally:
+            self._wait = None
 
     async def send_whole(self, body: bytes) -> None:
         """Send the body of an answer, and wait until the client has taken it."""
@@ -219,6 +230,9 @@ class Handler(RequestHandler):
 
     def count_as_answered(self) -> None:
         """End the request's span, and no longer count it as in flight. Idempotent."""
+        if self._has_place:
+            self._has_place = False
+            self.requests.release(self.check_in.email)
         if self._is_in_flight:
             self._is_in_flight = False
             self.in_flight.end()
@@ -305,8 +319,8 @@ class Handler(RequestHandler):
 class NotFoundHandler(Handler):
     """Any path that has no route."""
 
-    def prepare(self) -> Awaitable[None] | None:
-        super().prepare()
+    async def prepare(self) -> None:
+        await super().prepare()
         raise Problem(404, "There is nothing here")
 
 

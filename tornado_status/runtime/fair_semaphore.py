@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import contextlib
 from dataclasses import dataclass
 
 
@@ -25,17 +24,28 @@ class FairSemaphore:
         self._total = asyncio.Semaphore(total)
         self._shares: dict[str, _Share] = {}
 
-    @asynccontextmanager
-    async def place(self, key: str) -> AsyncIterator[None]:
-        """Wait for a place, and hold it."""
+    async def acquire(self, key: str) -> None:
+        """Wait for a place, which `release` gives back."""
         share = self._shares.get(key)
         if share is None:
             share = self._shares[key] = _Share(asyncio.Semaphore(self._each))
         share.users += 1
         try:
-            async with share.places, self._total:
-                yield
-        finally:
-            share.users -= 1
-            if not share.users:
-                del self._shares[key]
+            async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(share.places)
+                await self._total.acquire()
+                stack.pop_all()
+        except BaseException:
+            self._leave(key)
+            raise
+
+    def release(self, key: str) -> None:
+        self._total.release()
+        self._shares[key].places.release()
+        self._leave(key)
+
+    def _leave(self, key: str) -> None:
+        share = self._shares[key]
+        share.users -= 1
+        if not share.users:
+            del self._shares[key]

@@ -7,7 +7,9 @@ then passes for an idle one. It has none for an answer that the client does not 
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
+import os
 import socket
 import sys
 import termios
@@ -76,6 +78,9 @@ class TimeoutStream(IOStream):
     stalled = False  # what `is_stalled` returned last
     _acknowledged_before = -1  # bytes when `is_stalled` was last asked; -1 if nothing waited
     _stalled_since = 0.0  # the loop's time
+    chatters = False  # its peer sent more than it may: see `limit_received`
+    _allowance: tuple[int, float] | None = None  # bytes, in so many seconds
+    _counted, _counted_since = 0, 0.0  # bytes, since then
 
     def idle_since(self) -> float | None:
         """Return since when the stream has waited for a whole head, None during a request.
@@ -102,6 +107,22 @@ class TimeoutStream(IOStream):
         See `base_acceptor.MAX_UNSENT_BYTES`.
         """
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, size)
+
+    def limit_received(self, size: int, each_s: float) -> None:
+        """From now on close if the peer sends more than `size` bytes in `each_s` seconds.
+
+        For a peer that has nothing to say: what it sends costs the loop's time.
+        """
+        self._allowance = size, each_s
+
+    def _count_received(self, count: int, allowed: int, each_s: float) -> None:
+        now = asyncio.get_running_loop().time()
+        if now - self._counted_since > each_s:
+            self._counted, self._counted_since = 0, now
+        self._counted += count
+        if self._counted > allowed:
+            self.chatters = True
+            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
     def is_stalled(self, now: float) -> bool:
         """Return whether the peer has acknowledged nothing for `STALL_S` of what waits for it.
@@ -141,6 +162,8 @@ class TimeoutStream(IOStream):
         size = super().read_from_fd(buf)
         if size:
             self._received += size
+            if self._allowance is not None:
+                self._count_received(size, *self._allowance)
             if self.timeouts is not None:
                 blank = trailing_line_ends(bytes(buf[:size]))
                 self._blank = self._blank + blank if blank == size else blank

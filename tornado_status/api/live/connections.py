@@ -36,7 +36,9 @@ from tornado_status.errors import StoreError
 from tornado_status.runtime.http_timeouts import TimeoutStream
 from tornado_status.wire.json_members import MAX_SEQ
 
-MAX_IGNORED = 4096  # bytes from a client, which has nothing to say once it is subscribed
+# Bytes from a client, which has nothing to say once it is subscribed. With Server-Sent Events in
+# all. Over a WebSocket between two keep-alives, which it answers with 6 bytes.
+MAX_IGNORED = 4096
 
 EVENT_STREAM = EventStream()
 WEB_SOCKET_FRAMES = WebSocketFrames()
@@ -69,6 +71,7 @@ class SubscribeHandler(ReadHandler):
         """Begin to deliver events over this connection."""
         # A round of events at once, within its share of the processor, and not by and by.
         self.iostream.limit_unsent(MAX_UNREAD_BYTES)
+        self.iostream.limit_received(MAX_IGNORED, self.subscriptions.keep_alive_s)
         log_id, position = self.subscriptions.position(self.resume_log, self.resume_after)
         subscription = Subscription(
             slot,

@@ -73,6 +73,8 @@ class Delivery:
         """Remove a subscription whose connection is closed."""
         if subscription.is_open and subscription.iostream.stalled:
             self.ended["slow"] += 1
+        if subscription.is_open and subscription.iostream.chatters:
+            self.ended["chatters"] += 1
         if not subscription.disconnected.done():
             subscription.disconnected.set_result(None)
         self._forget(subscription)
