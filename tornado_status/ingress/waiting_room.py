@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 class WaitingRoom(Generic[T]):
-    """What waits, by address."""
+    """Items that wait, by address."""
 
     def __init__(self) -> None:
         self._queues: OrderedDict[str, deque[T]] = OrderedDict()  # in the order of their turns
