@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE_S, ROOT, run_command
-from tests.support.pages import copy_of_the_checkout
+from tests.support.harness import ROOT, run_command
 from tornado_status.config import loader
 
 ORIGINALS = {
@@ -53,21 +50,3 @@ def test_init_says_where_it_cannot_write(tmp_path: Path) -> None:
     done = init(tmp_path, "file/below")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "tornado-status: file/below: cannot write there: Not a directory\n"
-
-
-@pytest.mark.once
-def test_the_wheel_has_the_files_themselves(tmp_path: Path) -> None:
-    """Not the links to them that the checkout has."""
-    copy = copy_of_the_checkout(tmp_path)
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"),
-            *("--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path), str(copy)),
-        ],
-        check=True,
-        timeout=PATIENCE_S,
-    )
-    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        for name, original in ORIGINALS.items():
-            packed = wheel.read(f"tornado_status/commands/templates/{name}")
-            assert packed == original.read_bytes()

@@ -97,6 +97,15 @@ def test_the_wheel_has_all_packages_and_nothing_else(wheel: Path) -> None:
     assert any(name.startswith("tornado_status/store/migrations/versions/v") for name in names)
 
 
+def test_the_wheel_has_the_files_that_init_writes_themselves(wheel: Path) -> None:
+    """Not the links to them that the checkout has."""
+    originals = (ROOT / "config.yaml", ROOT / "deploy" / "tornado-status.service")
+    with zipfile.ZipFile(wheel) as archive:
+        for original in originals:
+            packed = archive.read(f"tornado_status/commands/templates/{original.name}")
+            assert packed == original.read_bytes()
+
+
 def test_the_sdist_has_all_of_the_repository(unpacked: Path) -> None:
     """Documentation, deployment and tests included; and nothing that a build or a run left."""
     found = {str(path.relative_to(unpacked)) for path in unpacked.rglob("*") if path.is_file()}
