@@ -50,13 +50,17 @@ def pytest_xdist_auto_num_workers() -> int:
 
 # The longest first.
 LONG = (
-    "alerts",
     "live_stream",
-    "lifecycle",
     "trust",
-    "systemd_notify",
-    "listener_cli",
+    "presence",
+    "listeners",
+    "clients",
     "connection",
+    "certs_gen",
+    "listener_sequence",
+    "slow_senders",
+    "enrolment",
+    "reads",
 )
 
 
