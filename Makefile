@@ -3,6 +3,7 @@
 # make check  all tests on one Python: also networks, other programs, documents and faults
 # make bench  measure this server and others that do the same job: docs/benchmarks.md
 # make soak   minutes of load and faults, and a judge: docs/soak.md (SOAK_SECONDS=300)
+# make failover  a quarter of an hour of PostgreSQL failovers: docs/high-availability.md
 # make scan   look at a running server's TLS with sslyze and testssl.sh
 # make audit  ask for known vulnerabilities of the locked dependencies
 # make docs   check the prose, and build the documentation site in site/
@@ -25,7 +26,7 @@ PYTHON ?= $(shell for v in $(TESTED); do for p in python$$v python3 python; do \
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run test check check-rest bench soak scan audit docs test-all lint lock release clean
+.PHONY: run test check check-rest bench soak failover scan audit docs test-all lint lock release clean
 
 run: $(VENV)/.run
 	@$(BIN)/python -c "import sys; v = '%d.%d' % sys.version_info[:2]; \
@@ -48,6 +49,9 @@ bench: $(VENV)/.run
 
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.support.faults.soak
+
+failover: $(VENV)/.dev
+	$(BIN)/python -m tests.support.faults.failover_campaign
 
 scan: $(VENV)/.dev $(SCAN)/.scan
 	$(BIN)/python -m tests.support.scan

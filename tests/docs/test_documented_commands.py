@@ -177,6 +177,7 @@ RESTORED = "system/test_backup.py::test_a_dump_brings_the_embedded_database_back
 COPIED = "system/test_backup.py::test_a_copy_of_the_files_brings_the_embedded_database_back"
 RECOVERED = "system/test_backup.py::test_the_embedded_database_is_recovered_to_a_point_in_time"
 PROXIES = "system/test_behind_a_proxy.py::test_behind_"
+FAILED_OVER = "faults/test_failover_campaign.py::test_no_failover_loses_an_acknowledged_check_in"
 PROMOTED = "system/test_backup.py::test_the_server_goes_on_with_a_promoted_standby_by_itself"
 
 LISTENS = f"docs/{Path(__file__).name}::test_each_listener_of_the_page_listens"
@@ -299,6 +300,28 @@ REASONS: dict[str, dict[str, Reason]] = {
         "kubectl create namespace tornado-status": Reason(
             Why.CLUSTER, "system/test_deploy.py::test_the_page_makes_what_the_manifests_want"
         ),
+    },
+    "docs/high-availability.md": {
+        "mkdir -p /etc/postgresql-common": here(
+            Why.MACHINE, "test_debian_has_the_packages_that_a_page_installs"
+        ),
+        **{
+            command: Reason(Why.MACHINE, FAILED_OVER)
+            for command in (
+                "cat >>/etc/hosts <<'END'",
+                "cp -r deploy/patroni database",
+                "name=$(hostname --short)",
+                "install -m 755 nftables.conf /etc/nftables.conf",
+                "systemctl enable --now etcd",
+                "systemctl enable --now patroni",
+                "patronictl -c /etc/patroni/config.yml list",
+                "su postgres -c \"psql --set ON_ERROR_STOP=1\" <<'END'",
+                "patronictl -c /etc/patroni/config.yml switchover status --force",
+                "install -m 755 release-silent-leader.sh /usr/local/sbin/release-silent-leader",
+                "export PGHOST=db1.example.com,db2.example.com,db3.example.com"
+                " PGTARGETSESSIONATTRS=read-write",
+            )
+        },
     },
     "docs/listeners.md": {
         line: Reason(Why.FOR_EVER, LISTENS)
@@ -679,16 +702,23 @@ def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
         benchmarks._read(["--only", "nobody"])  # it can fail
 
 
-def test_debian_has_the_packages_that_a_page_installs() -> None:
-    command = block_of("docs/run-benchmarks.md", "apt-get install").commands
+@pytest.mark.parametrize(
+    ("page", "begin", "part"),
+    [
+        ("docs/run-benchmarks.md", "apt-get install", "nginx"),
+        ("docs/high-availability.md", "mkdir -p /etc/postgresql-common", "patroni"),
+    ],
+)
+def test_debian_has_the_packages_that_a_page_installs(page: str, begin: str, part: str) -> None:
+    lines = block_of(page, begin).commands.replace("\\\n", " ").splitlines()
+    [command] = [line for line in lines if line.startswith("apt-get install")]
     apt = shutil.which("apt-get") is not None
     known = apt and any(Path("/var/lib/apt/lists").glob("*_Packages*"))
     require("apt-get and its lists", known, "on Debian, apt-get update")
 
     def simulate(command: str) -> subprocess.CompletedProcess[str]:
-        words = shlex.split(command.replace("\\\n", " "))
         return subprocess.run(
-            [*words, "--simulate"],
+            [*shlex.split(command), "--simulate"],
             env={**plain_environment(), "LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -699,7 +729,7 @@ def test_debian_has_the_packages_that_a_page_installs() -> None:
 
     done = simulate(command)
     assert done.returncode == 0, done.stderr
-    assert simulate(command.replace("nginx", "nginxx")).returncode != 0
+    assert simulate(command.replace(part, f"{part}x")).returncode != 0
 
 
 # ------------------------------------------------------------------------------ within a sentence

@@ -201,7 +201,8 @@ def machine(directory: Path) -> Iterator[Machine]:
         yield booted
     finally:
         if pid and process.poll() is None:
-            os.kill(pid, signal.SIGRTMIN + 3)  # halt, as systemd(1) has it
+            with contextlib.suppress(ProcessLookupError):  # a test has just ended it
+                os.kill(pid, signal.SIGRTMIN + 3)  # halt, as systemd(1) has it
         try:
             process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:

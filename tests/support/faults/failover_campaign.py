@@ -1,0 +1,290 @@
+"""Failovers of three PostgreSQL machines under Patroni, one after another, under load, and a judge.
+
+`python -m tests.support.faults.failover_campaign` prints how long each of them took; exit status 1
+means that a promise broke. docs/high-availability.md has its figures.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import os
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from certs_gen.cli import main as certs_gen
+from tests.support.crowd import with_clients
+from tests.support.database_machines import (
+    ADDRESSES,
+    DatabaseMachines,
+    block,
+    can_write,
+    database_machines,
+    type_on,
+)
+from tests.support.faults.judge import examine
+from tests.support.faults.ledger import Ledger, Load
+from tests.support.harness import PATIENCE_S, Server, free_port, rows, running_server
+
+SERVERS = 2
+NAMES = ("user0", "user1", "user2")  # the clients of each
+PACE_S = 0.05  # of each client, between two check-ins
+PROGRESS = 40  # check-ins before and after a fault
+
+Fault = Callable[[DatabaseMachines, str], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def switchover(machines: DatabaseMachines, leader: str) -> Iterator[None]:
+    """As an administrator does before maintenance."""
+    type_on(machines.machines[leader], block("patronictl -c /etc/patroni/config.yml switchover"))
+    yield
+
+
+@contextlib.contextmanager
+def postgresql_killed(machines: DatabaseMachines, leader: str) -> Iterator[None]:
+    """PostgreSQL and Patroni of the leader end by kill -9."""
+    machines.kill(leader, patroni=True)
+    yield
+
+
+@contextlib.contextmanager
+def machine_gone(machines: DatabaseMachines, leader: str) -> Iterator[None]:
+    """The leader's cable is out."""
+    machines.set_link(leader, "down")
+    yield
+    machines.set_link(leader, "up")
+
+
+@contextlib.contextmanager
+def partition(machines: DatabaseMachines, leader: str) -> Iterator[None]:
+    """The leader is cut off from the other two, and the servers still reach it."""
+    others = ", ".join(address for name, address in ADDRESSES.items() if name != leader)
+    with machines.dropping(leader, f"ip saddr {{ {others} }}", f"ip daddr {{ {others} }}"):
+        yield
+
+
+FAULTS: tuple[Fault, ...] = (switchover, postgresql_killed, machine_gone, partition)
+
+
+def described(fault: Fault) -> str:
+    return fault.__name__.replace("_", " ")
+
+
+class FirstWrite:
+    """The moment at which one of some machines takes a write."""
+
+    def __init__(self, machines: DatabaseMachines, names: Iterable[str]) -> None:
+        self.name = ""
+        self.at = 0.0
+        self._found = threading.Event()
+        for name in names:
+            url = machines.url_of(name)
+            threading.Thread(target=self._try, args=(name, url), daemon=True).start()
+
+    def _try(self, name: str, url: str) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._found.wait(0.05) and time.monotonic() < deadline:
+            if can_write(url):
+                self.name, self.at = name, time.monotonic()
+                self._found.set()
+
+    def wait(self) -> float:
+        assert self._found.wait(PATIENCE_S), "no machine took a write"
+        return self.at
+
+
+class Pauses:
+    """The longest time without a 204 of one load, from now on."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._stopping = threading.Event()
+        self._last = time.monotonic()
+        self.longest = (self._last, self._last)
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        count = self._ledger.acknowledged
+        while not self._stopping.wait(0.01):
+            now = time.monotonic()
+            if self._ledger.acknowledged != count:
+                count = self._ledger.acknowledged
+                self.longest = max(self.longest, (self._last, now), key=lambda p: p[1] - p[0])
+                self._last = now
+
+    def stop(self) -> tuple[float, float]:
+        """Return when it began and ended."""
+        self._stopping.set()
+        self._thread.join(PATIENCE_S)
+        return self.longest
+
+
+@dataclass(frozen=True)
+class Failover:
+    """One failover, in seconds."""
+
+    fault: str
+    elected: float  # from the fault to the first write that the new leader took
+    longest: float  # without a 204, over all servers
+    behind: float  # from that first write to the last server's first 204
+
+    def __str__(self) -> str:
+        return (
+            f"{self.fault}: new leader's first write after {self.elected:.2f} s, "
+            f"no 204 for {self.longest:.2f} s, "
+            f"the first {self.behind:+.2f} s from the new leader's first write"
+        )
+
+
+@dataclass
+class Campaign:
+    """Servers under load on database machines."""
+
+    machines: DatabaseMachines
+    servers: Sequence[Server]
+    loads: Sequence[Load]  # one for each server
+    failovers: list[Failover] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rows(self.machines.writable_url, "CREATE TABLE IF NOT EXISTS probe ()")
+
+    def go_on(self) -> None:
+        """Wait until each server has acknowledged more check-ins."""
+        for load in self.loads:
+            load.ledger.wait_more(204, PROGRESS)
+
+    def fail_over(self, fault: Fault) -> Failover:
+        """Let one fault happen and end; return once everything is as before it."""
+        leader = self.machines.leader()
+        self.go_on()
+        pauses = [Pauses(load.ledger) for load in self.loads]
+        began = time.monotonic()
+        with fault(self.machines, leader):
+            # Only one that was killed may be the leader again: others may still take writes.
+            back = fault is postgresql_killed
+            first = FirstWrite(self.machines, [n for n in ADDRESSES if n != leader or back])
+            elected = first.wait()
+            self.go_on()
+            found = [each.stop() for each in pauses]
+        self.machines.wait_whole()
+        failover = Failover(
+            described(fault),
+            elected - began,
+            max(end - start for start, end in found),
+            max(end for _, end in found) - elected,
+        )
+        self.failovers.append(failover)
+        return failover
+
+    def verdict(self) -> list[str]:
+        """End the load; return what is wrong with the log, in sentences."""
+        for load in self.loads:
+            load.stop()
+        return examine(merged([load.ledger for load in self.loads]), self.machines.writable_url)
+
+
+@contextlib.contextmanager
+def campaign(machines: DatabaseMachines, certs: Path, directory: Path) -> Iterator[Campaign]:
+    """Two servers with the shipped time-outs; on each, clients whose check-ins have own ids."""
+    with contextlib.ExitStack() as stack:
+        servers, loads = [], []
+        for number in range(SERVERS):
+            server = stack.enter_context(
+                running_server(
+                    directory / f"server_{number}",
+                    certs,
+                    machines.url,
+                    prefix=machines.with_names,
+                    server={"port": free_port()},
+                )
+            )
+            servers.append(server)
+            loads.append(Load(certs, server.port, NAMES, fresh=NAMES, pace_s=PACE_S))
+        for load in loads:
+            stack.enter_context(load)
+        yield Campaign(machines, servers, loads)
+
+
+def merged(ledgers: Sequence[Ledger]) -> Ledger:
+    """Return one ledger of several, whose keys differ."""
+    found = Ledger()
+    for ledger in ledgers:
+        found.statuses += ledger.statuses
+        found.tallies.update(ledger.tallies)
+        found.certificates.update(ledger.certificates)
+        found.sent += ledger.sent
+    return found
+
+
+# ------------------------------------------------------------------------------------ make failover
+
+ROUNDS = 3
+# Everything of the page's configuration that makes a failover faster.
+TIME_OUTS = (
+    *("ttl", "loop_wait", "retry_timeout", "primary_start_timeout"),
+    *("wal_sender_timeout", "wal_receiver_timeout", "wal_retrieve_retry_interval"),
+)
+
+
+def with_default_time_outs(configuration: str) -> str:
+    lines, count = re.subn(rf"(?m)^ *({'|'.join(TIME_OUTS)}): .*\n", "", configuration)
+    assert count == len(TIME_OUTS)
+    return lines
+
+
+SETUPS: dict[str, dict[str, Any]] = {
+    "default time-outs": {"release_silent": False, "edit": with_default_time_outs},
+    "patroni.yml": {"release_silent": False},
+    "patroni.yml and release-silent-leader": {},
+}
+
+
+def main() -> int:
+    """Run every fault in turn with each setup. Print a table, and what is wrong."""
+    wrong: list[str] = []
+    longest: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    behind: list[float] = []
+    for setup, options in SETUPS.items():
+        with tempfile.TemporaryDirectory(prefix="status-failover-") as name:
+            directory = Path(name)
+            directory.chmod(0o755)  # PostgreSQL's user reads there
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert certs_gen(["--out", str(directory / "set")]) == 0
+            emails = {name: f"{name}@example.com" for name in NAMES}
+            certs = with_clients(directory / "set", directory / "certs", emails)
+            with (
+                database_machines(directory, **options) as machines,
+                campaign(machines, certs, directory) as running,
+            ):
+                for fault in FAULTS * ROUNDS:
+                    print(f"{setup}: {running.fail_over(fault)}", file=sys.stderr, flush=True)
+                wrong += [f"{setup}: {each}" for each in running.verdict()]
+                behind += [each.behind for each in running.failovers]
+                for fault in FAULTS:
+                    name = described(fault)
+                    found = [each.longest for each in running.failovers if each.fault == name]
+                    longest[name][setup] = f"{min(found):.1f} to {max(found):.1f}"
+    print(f"{datetime.date.today():%-d %B %Y}, {os.cpu_count()} cores, {ROUNDS} rounds")
+    print(f"| seconds without a 204 | {' | '.join(SETUPS)} |")
+    print("|---" * (len(SETUPS) + 1) + "|")
+    for name, found_by in longest.items():
+        print(f"| {name} | {' | '.join(found_by[setup] for setup in SETUPS)} |")
+    print(f"The servers went on {max(behind):.2f} s or less after the new leader's first write.")
+    for each in wrong:
+        print(each)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
