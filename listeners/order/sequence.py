@@ -8,6 +8,7 @@ Memory is bounded. An update that finds no room is dropped, and fetched again on
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections import deque
 from collections.abc import Iterable
@@ -21,6 +22,9 @@ from tornado_status.model.records import Event, EventPage, StatusRecord, UserPag
 WINDOW_S = 0.1
 # A gap that cannot be repaired is final once it is reported: wait longer.
 REPORT_WINDOW_S = 1.0
+# When a number was first known to exist is kept as the end of such a part of the window.
+TICKS = 8  # of a window
+MAX_SEEN = 8 * TICKS  # parts: more than a window has; while a server is away, all are overdue
 MAX_PENDING = 20_000  # updates, about 10 MB: a third of a second at the highest rate of a database
 PAGE = 1000  # events or records a request: up to half a megabyte
 
@@ -92,6 +96,8 @@ class EventSequence:
         # Deliveries that come before all that is pending, each with the position it leads to.
         self._first_out: deque[tuple[Delivery, Position | None]] = deque()
         self._gap_since: float | None = None
+        # Numbers, each with the time since when all numbers up to it are known to exist.
+        self._seen: deque[tuple[int, float]] = deque(maxlen=MAX_SEEN)
         self._fetch_to = 0  # fetch up to here without another wait for the window
         # A snapshot: wanted (its first page has not come), or under way.
         self._snapshot_wanted = False
@@ -108,8 +114,8 @@ class EventSequence:
         """Deliver from `after` + 1 on; `head` is the newest number that is known."""
         self.log_id = log_id
         self.position = Position(log_id, after)
-        self._delivered = self._complete_to = after
-        self.head = max(after, head)
+        self._delivered = self._complete_to = self.head = after
+        self._see(head, now)
         self._check_for_gap(now)
 
     def begin_with_snapshot(self, log_id: uuid.UUID) -> None:
@@ -129,6 +135,7 @@ class EventSequence:
         self.log_id = log_id
         self._delivered = self._complete_to = self.head = 0
         self._gap_since = None
+        self._seen.clear()
         self._fetch_to = 0
         if self.repairs:
             self._want_snapshot(None)
@@ -158,12 +165,12 @@ class EventSequence:
         """Add the events of a verified datagram of the log that is followed."""
         for event in events:
             self._add(event, source)
-            self.head = max(self.head, event.seq)
+            self._see(event.seq, now)
         for event in repeated:
             if self._add(event, source, repeated=True):
                 self.counts.healed += 1
-            self.head = max(self.head, event.seq)
-        self.head = max(self.head, head)
+            self._see(event.seq, now)
+        self._see(head, now)
         self._advance(now)
 
     def receive_page(self, asked: FetchEvents, page: EventPage, now: float) -> bool:
@@ -179,8 +186,7 @@ class EventSequence:
         for event in page.events:
             if self._add(event, None):
                 self.counts.repaired += 1
-        if page.head > self.head:
-            self.head = page.head
+        self._see(page.head, now)
         self._advance(now)
         return True
 
@@ -257,22 +263,44 @@ class EventSequence:
         return None if self._gap_since is None else self._gap_since + self._window_s
 
     def expire(self, now: float) -> bool:
-        """Report what did not come within the window as a gap, without repairs.
+        """Report what did not come within the window as gaps, without repairs.
 
-        Returns whether there was one.
+        The window of each number begins when it is first known to exist. Returns whether there was
+        a gap.
         """
         if self.repairs or self._gap_since is None or now < self._gap_since + self._window_s:
             return False
+        due = max(last for last, since in self._seen if now >= since + self._window_s)
         first = self._complete_to + 1
-        last = (
-            min((seq for seq in self._pending if seq > self._complete_to), default=self.head + 1)
-            - 1
-        )
-        self._pending[first] = Gap(first, last)
+        for seq in sorted(seq for seq in self._pending if first <= seq <= due):
+            self._report(first, seq - 1)
+            first = seq + 1
+        self._report(first, due)
         self._advance(now)
         return True
 
     # ---------------------------------------------------------------------------------- internals
+
+    def _report(self, first: int, last: int) -> None:
+        if first <= last:
+            self._pending[first] = Gap(first, last)
+
+    def _see(self, head: int, now: float) -> None:
+        """Note that all numbers up to `head` exist."""
+        if head <= self.head:
+            return
+        self.head = head
+        tick_s = self._window_s / TICKS
+        since = max(now, math.ceil(now / tick_s) * tick_s)
+        if self._seen and self._seen[-1][1] >= since:
+            since = self._seen.pop()[1]
+        self._seen.append((head, since))
+
+    def _seen_since(self, seq: int, now: float) -> float:
+        """Return since when a number is known to exist. Forget that of the numbers below it."""
+        while self._seen and self._seen[0][0] < seq:
+            self._seen.popleft()
+        return self._seen[0][1] if self._seen else now
 
     def _add(self, event: Event, source: Source | None, *, repeated: bool = False) -> bool:
         seq = event.seq
@@ -300,9 +328,9 @@ class EventSequence:
         if self._complete_to >= self.head:
             self._gap_since = None
         elif self._gap_since is None:
-            self._gap_since = now
+            self._gap_since = self._seen_since(self._complete_to + 1, now)
             if self.repairs and self._complete_to >= self._fetch_to:
-                self._retry.begin(now + self._window_s)
+                self._retry.begin(self._gap_since + self._window_s)
 
     def _next_fetch(self) -> Fetch | None:
         if not self.repairs or self.log_id is None:
@@ -351,13 +379,14 @@ class EventSequence:
             self._first_out.append((Gap(first, head), None))
         if head < self._complete_to and not self._new_log:
             self._pending.clear()  # the numbers went back: these are of another history
+            self._seen.clear()
             self.head = head
         else:
             self._pending = {seq: entry for seq, entry in self._pending.items() if seq > head}
         self._new_log = False
         self._snapshot_at = head
         self._delivered = self._complete_to = head
-        self.head = max(self.head, head)
+        self._see(head, now)
         self._fetch_to = 0
         self._gap_since = None
         self._advance(now)

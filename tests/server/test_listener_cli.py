@@ -332,6 +332,16 @@ def test_gaps_are_told_where_nothing_can_be_repaired(announcing: Announcing, cer
     ]
 
 
+def test_many_gaps_are_told_as_soon_as_one(announcing: Announcing, certs: Path) -> None:
+    """A second each would be more than a test waits for, and a listener that is behind for ever."""
+    gaps = int(2 * PATIENCE_S)
+    with Listening(*verifying(certs, announcing.port)) as listener:
+        for number in range(gaps):
+            announcing.announce(2 * number + 1)
+        listener.wait_for_seq(2 * gaps - 1)
+        assert listener.stop().endswith(f" {gaps - 1} missed, lag 0.")
+
+
 def test_a_wrong_clock_is_no_lag_of_0(announcing: Announcing, certs: Path) -> None:
     """Refused datagrams may hold any number; a datagram of this time ends the doubt."""
     with Listening(*verifying(certs, announcing.port)) as listener:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from listeners.events import Delivery, Gap, Snapshot, Update
 from listeners.order.log_follower import LogFollower, Start, UnconfirmedLog
 from listeners.order.log_tracker import LogStatus, LogTracker
-from listeners.order.retry_timer import MAX_RETRY_AFTER_S, RetryTimer
+from listeners.order.retry_timer import FIRST_JITTER_S, MAX_RETRY_AFTER_S, RetryTimer
 from listeners.order.sequence import (
+    MAX_SEEN,
     REPORT_WINDOW_S,
+    TICKS,
     WINDOW_S,
     EventSequence,
     Fetch,
@@ -315,6 +317,125 @@ def test_without_a_server_gaps_are_reported(chance: random.Random, loss: float, 
     assert [e.seq for e in run.reader.updates] == [
         e.seq for e in run.world.log[run.start :] if e.seq not in reported
     ]
+
+
+# ------------------------------------------------------------------------------ how late at most
+
+LATENCY_S = 0.2  # of a server's answer, at most
+EVENTS, LAST_S = 60, 3.0
+
+
+def lateness(
+    chance: random.Random,
+    loss: float,
+    *,
+    repairs: bool,
+    kind: type[EventSequence] = EventSequence,
+) -> float:
+    """Let a listener hear a log, and return the longest time from hearing a number to showing it.
+
+    Its clock jumps from one thing that happens to the next: a datagram, an answer, or the time that
+    `wake_at` names.
+    """
+    world = World(uuid.UUID(int=1))
+    arrivals: list[tuple[float, list[Event]]] = []
+    sent_at = 0.0
+    while world.head < EVENTS:
+        sent_at += chance.choice([0.0, 0.001, 0.01, 0.1]) * chance.random()
+        events = [world.commit(0) for _ in range(chance.randint(1, 3))]
+        if chance.random() >= loss:
+            arrivals.append((sent_at + chance.choice([0.0, 0.03]) * chance.random(), events))
+    arrivals.append((LAST_S, []))  # a heartbeat
+    arrivals.sort(key=lambda arrival: arrival[0])
+    sequence = kind(repairs=repairs, rng=chance.random)
+    sequence.begin(world.log_id, 0, 0, 0.0)
+    heard: dict[int, float] = {}
+    latest, now = 0.0, 0.0
+    answer: tuple[float, FetchEvents, EventPage] | None = None
+    while arrivals or answer or sequence.lag:
+        moments = [arrivals[0][0]] if arrivals else []
+        moments += [answer[0]] if answer else []
+        if answer is None and (wake_at := sequence.wake_at()) is not None:
+            moments.append(wake_at)
+        now = max(now, min(moments))
+        if arrivals and arrivals[0][0] <= now:
+            _, events = arrivals.pop(0)
+            for event in events:
+                heard.setdefault(event.seq, now)
+            sequence.receive(events[-1].seq if events else world.head, events, SOURCE, now)
+        if answer and answer[0] <= now:
+            (_, fetch, page), answer = answer, None
+            sequence.receive_page(fetch, page, now)
+        while sequence.expire(now):
+            pass
+        if answer is None and isinstance(due := sequence.due_fetch(now), FetchEvents):
+            sequence.fetch_started(due)
+            found = world.log[due.after : due.after + due.limit]
+            page = EventPage(world.log_id, world.head, found)
+            answer = (now + LATENCY_S * chance.random(), due, page)
+        for seq in seqs(sequence):
+            if isinstance(seq, int) and seq in heard:
+                latest = max(latest, now - heard[seq])
+    return latest
+
+
+@examples
+@given(st.randoms(), st.sampled_from([0.0, 0.05, 0.2, 0.6]))
+def test_no_update_is_shown_later_than_the_window(chance: random.Random, loss: float) -> None:
+    """However many are missing before it. `TICKS` is how exactly the window is measured."""
+    assert lateness(chance, loss, repairs=False) <= REPORT_WINDOW_S * (1 + 1 / TICKS) + 1e-9
+
+
+@examples
+@given(st.randoms(), st.sampled_from([0.0, 0.05, 0.2, 0.6]))
+def test_repairs_delay_no_update_longer_than_two_answers(
+    chance: random.Random, loss: float
+) -> None:
+    """The window, the random wait, the answer that was under way, and the answer itself."""
+    longest = WINDOW_S * (1 + 1 / TICKS) + FIRST_JITTER_S + 2 * LATENCY_S
+    assert lateness(chance, loss, repairs=True) <= longest + 1e-9
+
+
+class _OneByOne(EventSequence):
+    """Begins the window of a gap only when the one before it is reported."""
+
+    def _seen_since(self, seq: int, now: float) -> float:
+        return now
+
+    def expire(self, now: float) -> bool:
+        if self._gap_since is None or now < self._gap_since + self._window_s:
+            return False
+        later = (seq for seq in self._pending if seq > self._complete_to)
+        self._report(self._complete_to + 1, min(later, default=self.head + 1) - 1)
+        self._advance(now)
+        return True
+
+
+def test_a_window_that_waits_for_the_one_before_would_be_found() -> None:
+    """The control: of 60 updates, some are many seconds late."""
+    chance = random.Random(1)  # noqa: S311 - the same at each run
+    assert lateness(chance, 0.2, repairs=False, kind=_OneByOne) > 2 * REPORT_WINDOW_S
+
+
+def test_two_gaps_are_reported_at_the_time_of_each() -> None:
+    """The second one does not wait for the first."""
+    sequence = begun(repairs=False)
+    sequence.receive(2, [event(2)], SOURCE, 0.0)
+    sequence.receive(4, [event(4)], SOURCE, REPORT_WINDOW_S / 2)
+    assert sequence.expire(REPORT_WINDOW_S)
+    assert seqs(sequence) == [Gap(1, 1), 2]
+    assert sequence.wake_at() == 1.5 * REPORT_WINDOW_S
+    assert sequence.expire(1.5 * REPORT_WINDOW_S)
+    assert seqs(sequence) == [Gap(3, 3), 4]
+
+
+def test_what_is_known_to_exist_costs_bounded_memory() -> None:
+    """A server that is away for hours, while datagrams go on."""
+    sequence = begun()
+    for number in range(10_000):
+        sequence.receive(number + 2, [], SOURCE, 10.0 * number)
+    assert len(sequence._seen) <= MAX_SEEN
+    assert sequence.due_fetch(1e9) == FetchEvents(0, 10)
 
 
 # -------------------------------------------------------------------------------- one by one
