@@ -88,7 +88,7 @@ class _Session:
         self._board: BoardApp | None = None
         self._roster: Roster | None = None
         if options.board:
-            self._roster = Roster(repairs=settings.url is not None)
+            self._roster = Roster(repairs=bool(settings.urls))
         self._listener = Listener(settings, warn=self._say_warning)
 
     async def run(self) -> int:

@@ -59,9 +59,9 @@ logger = logging.getLogger("listeners")
 class ListenerSettings:
     """The addresses to listen on, the certificates to trust, and the number to begin with.
 
-    Trust: `ca`, and one or both of `announcers` (certificate files) and `url` with a reader's
-    `certificate` and `private_key`. The latter also repairs. Without them `insecure` is needed, or
-    the binary format, which nothing can prove.
+    Trust: `ca`, and one or both of `announcers` (certificate files) and `urls` with a reader's
+    `certificate` and `private_key`. The latter also repair, from any server of one database.
+    Without them `insecure` is needed, or the binary format, which nothing can prove.
     With a `broker` the listener subscribes to its subject, and opens no UDP socket.
     `start` is "now", "start", "snapshot" (first the records of all users, from the server), or the
     number of the first update. A saved `state` comes first.
@@ -74,7 +74,7 @@ class ListenerSettings:
     broker: Broker | None = None
     ca: Path | None = None
     announcers: Sequence[Path] = ()
-    url: str | None = None
+    urls: Sequence[str] = ()
     certificate: Path | None = None
     private_key: Path | None = None
     log_id: uuid.UUID | None = None
@@ -197,14 +197,19 @@ class Listener:
     async def __aenter__(self) -> Listener:
         self._loop = asyncio.get_running_loop()
         self._ready = asyncio.Event()  # there may be something to deliver
-        self._wake = asyncio.Event()  # there may be something to ask the server for
+        self._wake_repair = asyncio.Event()  # there may be something to ask the server for
+        self._wake_report = asyncio.Event()  # a gap may be open
         if self._settings.broker is None:
             self._open_sockets()
         try:
             # Before the caller learns that it listens: no later announcement is missed.
             await self._start_repair()
             self._follower.resume(datetime.datetime.now(datetime.UTC), self._loop.time())
-            self._begin(self._keep_up())
+            self._begin(self._report_gaps())
+            if self._repair is not None:
+                self._begin(self._keep_repaired(self._repair))
+            if self._state is not None:
+                self._begin(self._keep_saved())
             if self._udp is not None:
                 await self._udp.start()
                 self._begin(self._udp.keep_joined())
@@ -237,6 +242,12 @@ class Listener:
             self._warnings.warn(f"{error}: gaps are reported, not repaired")
             self._repair.close()
             self._repair = self._verification.opener = None
+            self._follower.give_up_repairs()
+            return
+        # Where the caller asked for a position, what is missing must wait for the server.
+        anywhere = self._settings.start == "now" and self._resumed is None
+        if self._follower.sequence.log_id is None and self._keys.known and anywhere:
+            self._warnings.warn("until a server answers (--url) gaps are reported, not repaired")
             self._follower.give_up_repairs()
 
     async def _start_broker(self, broker: Broker) -> None:
@@ -281,36 +292,50 @@ class Listener:
             self._want_keys()
             raise
         if self._follower.sequence.wake_at() is not None:
-            self._wake.set()
+            self._wake_tasks()
 
     def _want_keys(self) -> None:
         if self._repair is not None:
             self._repair.want_keys()
-            self._wake.set()
+            self._wake_repair.set()
 
-    async def _keep_up(self) -> None:
-        """Repair what is missing, or report it as a gap, and save the position."""
+    def _wake_tasks(self) -> None:
+        self._wake_repair.set()
+        self._wake_report.set()
+
+    async def _keep_repaired(self, repair: Repair) -> None:
+        """Ask the server for what is missing."""
         while True:
-            self._wake.clear()
-            now = self._loop.time()
-            self._save()
-            if self._follower.sequence.expire(now) or (
-                self._repair is not None and await self._repair.request()
-            ):
+            self._wake_repair.clear()
+            if await repair.request():
+                self._ready.set()
+                self._wake_report.set()
+                continue
+            sequence = self._follower.sequence
+            fetch_at = sequence.wake_at() if sequence.repairs else None
+            moments = [moment for moment in (fetch_at, repair.wake_at()) if moment is not None]
+            await self._wait(self._wake_repair, min(moments))
+
+    async def _report_gaps(self) -> None:
+        """Report what is missing while nothing repairs it."""
+        while True:
+            self._wake_report.clear()
+            sequence = self._follower.sequence
+            if sequence.expire(self._loop.time()):
                 self._ready.set()
                 continue
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._idle_for(now)):
-                    await self._wake.wait()
+            await self._wait(self._wake_report, None if sequence.repairs else sequence.wake_at())
 
-    def _idle_for(self, now: float) -> float | None:
-        moments = [self._follower.sequence.wake_at()]
-        if self._repair is not None:
-            moments.append(self._repair.wake_at())
-        if self._state is not None:
-            moments.append(now + SAVE_INTERVAL_S)
-        known = [moment for moment in moments if moment is not None]
-        return max(0.0, min(known) - now) if known else None
+    async def _wait(self, event: asyncio.Event, until: float | None) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await event.wait()
+
+    async def _keep_saved(self) -> None:
+        """Save the position, also while a request waits for its answer."""
+        while True:
+            self._save()
+            await asyncio.sleep(SAVE_INTERVAL_S)
 
     # ----------------------------------------------------------------------------------- deliver
 
@@ -332,7 +357,7 @@ class Listener:
             delivery = sequence.next_delivery()
             if delivery is not None:
                 if sequence.wake_at() is not None:
-                    self._wake.set()  # there is room again for what is missing
+                    self._wake_tasks()  # there is room again for what is missing
                 return delivery
             self._ready.clear()
             await self._ready.wait()
@@ -407,8 +432,8 @@ class Listener:
 
 
 def _server(settings: ListenerSettings) -> ServerApi | None:
-    if settings.url is None:
+    if not settings.urls:
         return None
     if not (settings.ca and settings.certificate and settings.private_key):
         raise ConfigError("--url: needs --ca, and a reader's --cert and --key")
-    return ServerApi(settings.url, settings.certificate, settings.private_key, settings.ca)
+    return ServerApi(settings.urls, settings.certificate, settings.private_key, settings.ca)

@@ -54,7 +54,7 @@ exit status:
      no terminal for --board
 
 An event is shown after its signature is verified. The certificate of the announcer that signed it
-comes from --announcer, or from the server at --url, which also supplies events that were missed.
+comes from --announcer, or from a server at --url, which also supplies events that were missed.
 By default both are used if {ANNOUNCER} and {CERTIFICATE} exist. An explicit --url
 disables the default of --announcer.
 
@@ -103,7 +103,7 @@ def listener_settings(options: argparse.Namespace) -> ListenerSettings:
         broker=broker,
         ca=ca if reads or announcers else None,
         announcers=announcers,
-        url=(options.url or URL) if reads else None,
+        urls=(options.url or [URL]) if reads else [],
         certificate=Path(certificate) if reads else None,
         private_key=Path(private_key) if reads else None,
         log_id=options.log,
@@ -239,9 +239,10 @@ def _add_broker(group: argparse._ArgumentGroup) -> None:
 def _add_trust(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--url",
+        action="append",
         metavar="URL",
-        help="server that lists the trusted announcers and supplies missed events "
-        f"(default: {URL})",
+        help="server that lists the trusted announcers and supplies missed events; may be "
+        f"repeated: the next one is asked if one gives no answer (default: {URL})",
     )
     group.add_argument(
         "--cert",

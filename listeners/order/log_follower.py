@@ -64,6 +64,10 @@ class LogFollower:
         self._repairs = False
         self._reset()
 
+    def take_up_repairs(self) -> None:
+        """Repair, and follow only a log that the server confirms: a server has answered."""
+        self._repairs = self.sequence.repairs = self._tracker.confirms = True
+
     def resume(self, utc: datetime.datetime, now: float) -> None:
         """Go on at the saved position, if there is one and no server that knows better."""
         if self._repairs or self._resumed is None:

@@ -30,7 +30,7 @@ class LogTracker:
 
     def __init__(self, *, pinned: uuid.UUID | None = None, confirms: bool = False) -> None:
         self._pinned = pinned
-        self._confirms = confirms
+        self.confirms = confirms
         self._retired = BoundedSet[uuid.UUID](MAX_RETIRED)
         self._newest: datetime.datetime | None = None
         self.followed: uuid.UUID | None = None
@@ -45,7 +45,7 @@ class LogTracker:
             return LogStatus.NEW if log_id == self._pinned else LogStatus.REFUSED
         if log_id in self._retired:
             return LogStatus.REFUSED
-        if self._confirms:
+        if self.confirms:
             return LogStatus.UNCONFIRMED
         if self._newest is not None and sent <= self._newest:
             return LogStatus.REFUSED

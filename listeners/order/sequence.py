@@ -68,8 +68,9 @@ class SequenceCounts:
 class EventSequence:
     """The events of one log, from a position on.
 
-    With `repairs` missing events are fetched, else they become a `Gap`. The caller says which log
-    it follows: `begin` the first time, `restart` when another log takes its place.
+    With `repairs` missing events are fetched, else they become a `Gap`; it may be set later. The
+    caller says which log it follows: `begin` the first time, `restart` when another log takes its
+    place.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class EventSequence:
     ) -> None:
         self.counts = SequenceCounts()
         self.repairs = repairs
-        self._window_s = window_s or (WINDOW_S if repairs else REPORT_WINDOW_S)
+        self._given_window_s = window_s
         self._max_pending = max_pending
         self._page = max(1, min(page, max_pending // 2))
         self._retry = RetryTimer(rng)
@@ -107,6 +108,10 @@ class EventSequence:
         self._gone_after: int | None = None
         self._new_log = False
         self._starts_with_snapshot = False  # nothing before that snapshot was missed
+
+    @property
+    def _window_s(self) -> float:
+        return self._given_window_s or (WINDOW_S if self.repairs else REPORT_WINDOW_S)
 
     # -------------------------------------------------------------------------------- position
 

@@ -21,12 +21,15 @@ if TYPE_CHECKING:
     from nats.aio.msg import Msg
     from nats.js.manager import JetStreamManager
 
+    from tornado_status.wire.nats_client import BoundedClient
+
 CHECK_S = 5.0  # how often the consumer is checked: a broker may drop it without notice
 ANSWER_S = 3.0
 # Messages that the library may hold. One that finds no room is repaired.
 MAX_MESSAGES = 65_536
 MAX_BYTES = 64 * 1024 * 1024
 CLOCK_DIFFERENCE = datetime.timedelta(seconds=10)  # what comes twice is a known duplicate
+_FORBIDDEN = "permissions violation"  # in the broker's error
 INACTIVE_S = 30.0  # a consumer whose listener is gone is removed by the broker
 
 OnMessage = Callable[[bytes, Source], Awaitable[None]]
@@ -50,6 +53,7 @@ class NatsSource:
         self._hand_on = on_message
         self._warn = warn
         self._since = since
+        self._may_ask = True  # for the stream; a broker that forbids it logs each request
         self._stream: str | None = None
         self._last = 0  # JetStream's own number of the last message, not the log's
         self._received = 0  # messages of this consumer
@@ -87,7 +91,7 @@ class NatsSource:
             await self._on_message(message, source)
 
         manager = client.jsm(timeout=ANSWER_S)
-        stream = await self._find_stream(manager)
+        stream = await self._find_stream(client, manager) if self._may_ask else None
         subject = self._broker.subject if stream is None else client.new_inbox()
         before = client.last_error
         await client.subscribe(
@@ -120,13 +124,16 @@ class NatsSource:
             else:
                 await client.flush(int(ANSWER_S))
 
-    async def _find_stream(self, manager: JetStreamManager) -> str | None:
+    async def _find_stream(self, client: BoundedClient, manager: JetStreamManager) -> str | None:
         """Return the JetStream stream that keeps the subject. None also if we may not ask."""
         from nats.errors import Error
 
+        before = client.last_error
         try:
             return await manager.find_stream_name_by_subject(self._broker.subject)
         except Error:
+            if client.last_error is not before and _FORBIDDEN in str(client.last_error).lower():
+                self._may_ask = False
             return None
 
     async def _consume(self, manager: JetStreamManager, stream: str, subject: str) -> str:

@@ -106,7 +106,7 @@ class Repair:
         except HttpsError as error:
             self._refresh.failed(self._clock(), _retry_after_s(error))
             raise
-        self.failure = None
+        self._answered()
         for reason in self._keys.replace_published(certificates):
             self._warnings.warn_limited("an announcer of the server", reason, f"refused: {reason}")
         moved = (
@@ -127,7 +127,7 @@ class Repair:
         except HttpsError as error:
             self._locating.failed(self._clock(), _retry_after_s(error))
             raise
-        self.failure = None
+        self._answered()
         self.presence = page.presence
         if self._follower.sequence.log_id is not None:
             return  # a datagram of the pinned log was faster
@@ -162,7 +162,7 @@ class Repair:
                     self._warnings.warn(f"{error}: updates are missing, a snapshot follows")
                     sequence.events_gone(fetch)
                     return
-                self.failure = None
+                self._answered()
                 if not self._is_another_log(events.log_id) and not sequence.receive_page(
                     fetch, events, self._clock()
                 ):
@@ -171,7 +171,7 @@ class Repair:
                     )
             case FetchUsers(path):
                 users = await self._server.users(path, PAGE)
-                self.failure = None
+                self._answered()
                 self.presence = users.presence
                 if not self._is_another_log(users.log_id):
                     sequence.receive_users(fetch, users, users.following, self._clock())
@@ -181,6 +181,10 @@ class Repair:
         if not self._follower.allows(log_id):
             raise Unreachable(f"its log is now {log_id}, not the pinned one")
         return self._follower.follow_confirmed(log_id, self._clock())
+
+    def _answered(self) -> None:
+        self.failure = None
+        self._follower.take_up_repairs()
 
     def _failed(self, error: HttpsError) -> None:
         self.failure = str(error)

@@ -1,7 +1,7 @@
-"""The server's API over HTTPS: events, the records of all users, and announcer certificates.
+"""The servers' API over HTTPS: events, the records of all users, and announcer certificates.
 
-One connection, kept, in a daemon thread of its own, so that a blocking call never stops the loop.
-For the errors see `clients.https`; `Gone` is added here.
+The servers share one log, so any of them will do. One daemon thread for all requests, so that a
+blocking call never stops the loop. For the errors see `clients.https`; `Gone` is added here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import http
 import queue
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -44,13 +44,8 @@ class Gone(HttpsError):
     """The server does not keep the events that were asked for (410)."""
 
 
-class ServerApi:
-    """Sends one request at a time to one server. Close it.
-
-    `certificate` and `private_key` are a reader's, `ca` is what the server's certificate must
-    chain to, all PEM files. Each new connection reads them, so they can be renewed. Raises
-    `ConfigError` for a URL or a file that cannot be right.
-    """
+class _Server:
+    """One server. `https` keeps a connection to it."""
 
     def __init__(self, url: str, certificate: Path, private_key: Path, ca: Path) -> None:
         try:
@@ -61,7 +56,7 @@ class ServerApi:
             raise _wrong_url(url)
         self.where = str(target)
         self._prefix = target.path.rstrip("/")
-        self._https = HttpsClient(
+        self.https = HttpsClient(
             target,
             certificate=certificate,
             private_key=private_key,
@@ -70,11 +65,47 @@ class ServerApi:
             max_body=MAX_BODY,
         )
         try:
-            self._https.load_context()
+            self.https.load_context()
         except SetUpError as error:
             raise ConfigError(str(error)) from error
+
+    def get(self, path: str, parse: Callable[[bytes], T]) -> T:
+        """Return the parsed answer. Raises `HttpsError`."""
+        try:
+            return parse(self._fetch(path))
+        except api_responses.AnswerError as wrong:
+            raise Unreachable(f"{self.where} gave a wrong answer: {wrong}") from wrong
+        except SetUpError as wrong:  # a file that is being renewed right now
+            raise Unreachable(str(wrong)) from wrong
+
+    def _fetch(self, path: str) -> bytes:
+        answer = self.https.request("GET", self._prefix + path, _HEADERS)
+        if not answer.whole:
+            raise Unreachable(f"{self.where} gave an answer of more than {MAX_BODY} bytes")
+        if answer.status == http.HTTPStatus.OK:
+            return answer.body
+        raise _failure(answer, self.where)
+
+
+class ServerApi:
+    """Sends one request at a time, to the server that answered last. Close it.
+
+    A server that gives no answer, or refuses, gives its place to the next one. `certificate` and
+    `private_key` are a reader's, `ca` is what a server's certificate must chain to, all PEM files.
+    Each new connection reads them, so they can be renewed. Raises `ConfigError` for a URL or a file
+    that cannot be right.
+    """
+
+    def __init__(self, urls: Sequence[str], certificate: Path, private_key: Path, ca: Path) -> None:
+        self._servers = [_Server(url, certificate, private_key, ca) for url in urls]
+        self._first = 0  # the one to ask first
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+
+    @property
+    def where(self) -> str:
+        """The server that is asked first."""
+        return self._servers[self._first].where
 
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """Return the log id and the announcers' certificates (PEM)."""
@@ -94,9 +125,9 @@ class ServerApi:
         return await self._get(path or f"/api/users?limit={limit}", api_responses.users)
 
     def close(self) -> None:
-        """Close the connection; a request under way fails."""
+        """Close the connections; a request under way fails."""
         self._jobs.put(None)
-        self._https.interrupt()
+        self._interrupt()
 
     # ------------------------------------------------------------------------- on the event loop
 
@@ -115,13 +146,9 @@ class ServerApi:
         def job() -> None:
             result, error = None, None
             try:
-                result = parse(self._fetch(path))
-            except api_responses.AnswerError as wrong:
-                error = Unreachable(f"{self.where} gave a wrong answer: {wrong}")
-            except SetUpError as wrong:  # a file that is being renewed right now
-                error = Unreachable(str(wrong))
+                result = self._ask(lambda server: server.get(path, parse), answer.done)
             except Exception as problem:  # raised again on the loop's side
-                error = problem  # type: ignore[assignment] # of any kind
+                error = problem
             with contextlib.suppress(RuntimeError):  # the loop has ended in the meantime
                 loop.call_soon_threadsafe(settle, result, error)
 
@@ -134,7 +161,7 @@ class ServerApi:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 return await answer
         except TimeoutError:
-            self._https.interrupt()
+            self._interrupt()
             raise Unreachable(
                 f"No whole answer from {self.where} within {ANSWER_TIMEOUT_S:g} seconds"
             ) from None
@@ -144,15 +171,29 @@ class ServerApi:
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
             job()
-        self._https.close()
+        for server in self._servers:
+            server.https.close()
 
-    def _fetch(self, path: str) -> bytes:
-        answer = self._https.request("GET", self._prefix + path, _HEADERS)
-        if not answer.whole:
-            raise Unreachable(f"{self.where} gave an answer of more than {MAX_BODY} bytes")
-        if answer.status == http.HTTPStatus.OK:
-            return answer.body
-        raise _failure(answer, self.where)
+    def _ask(self, get: Callable[[_Server], T], given_up: Callable[[], bool]) -> T:
+        """Return the first answer of a server. Raises the reasons of all."""
+        failed: list[Refused | Unreachable] = []
+        for _ in self._servers:
+            try:
+                return get(self._servers[self._first])
+            except (Refused, Unreachable) as error:
+                failed.append(error)
+            self._first = (self._first + 1) % len(self._servers)
+            if given_up():
+                break
+        reasons = dict.fromkeys(str(error) for error in failed)
+        if len(reasons) == 1 or all(isinstance(error, Refused) for error in failed):
+            raise failed[0]
+        waits = (error.retry_after_s for error in failed if isinstance(error, Unreachable))
+        raise Unreachable("; ".join(reasons), max((wait for wait in waits if wait), default=None))
+
+    def _interrupt(self) -> None:
+        for server in self._servers:
+            server.https.interrupt()
 
 
 def _wrong_url(url: str) -> ConfigError:

@@ -328,6 +328,8 @@ REASONS: dict[str, dict[str, Reason]] = {
         for line in (
             "status-listener",
             "status-listener --url https://status.example.com:8443 --interface eth0",
+            "status-listener --interface eth0 --url https://status.example.com:8443"
+            " --url https://status2.example.com:8443",
             "status-listener --announcer certs/announcer.crt --cert '' --interface eth0",
             "status-listener --format json",
             "status-listener --state listener.json --exec 'tee -a updates.jsonl'",
@@ -573,7 +575,7 @@ def test_each_listener_of_the_page_listens(page: str, tmp_path: Path) -> None:
     """Each command, with the names that it uses; what it hears if it can."""
     blocks = [block for block in pages.commands(page) if block.name.startswith("status-listener")]
     lines = [line for block in blocks for line in block.commands.splitlines()]
-    assert len(lines) == {"docs/listeners.md": 7, "docs/network.md": 1}[page]
+    assert len(lines) == {"docs/listeners.md": 8, "docs/network.md": 1}[page]
     with reader(tmp_path, "status.example.com") as somebody:
         somebody.types("python -m certs_gen")
         somebody.types(

@@ -160,9 +160,10 @@ def test_each_service_has_the_certificates_that_it_needs_and_no_other_key(
         assert found["source"] == mount(services["certs"], f"{role}-certs")["source"]
         assert mount(services["certs"], f"{role}-certs")["target"] == f"/handed/{role}"
     assert mount(services["certs"], "ca")["target"] == directory
-    for name in ("server", "listener", "broadcast-listener"):
-        condition = services[name]["depends_on"]["certs"]["condition"]
-        assert condition == "service_completed_successfully"
+    server_needs = services["server"]["depends_on"]
+    assert server_needs["certs"]["condition"] == "service_completed_successfully"
+    for name in ("listener", "broadcast-listener", "client"):
+        assert services[name]["depends_on"]["server"]["condition"] == "service_healthy"
     assert services["certs"].get("restart", "no") == "no"
     # A new volume takes over what the image has there: made for the one user that all of them are.
     [made] = re.findall(

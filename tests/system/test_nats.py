@@ -298,7 +298,13 @@ def test_a_broker_with_tls_and_passwords(
         with Listening(*verifying(server, broker, *login, good)) as listener:
             check_in(server, 4)
             listener.wait_for(4)
+            broker.kill()
+            broker.start()
+            again = listener.says("receiving from the broker")
             listener.stop()
+        # One sentence when it goes and one when it is back, and none of asyncio's.
+        assert listener.said.lines[-2:-1] == [again]
+        assert not any("eof_received" in line for line in [*listener.said.lines, *server.log.lines])
         with Listening(*verifying(server, broker, *login, bad)) as listener:
             said = listener.says("Authorization Violation")
             listener.stop()
@@ -376,6 +382,11 @@ def test_addresses_are_read_as_operators_write_them() -> None:
             parse_addresses(text)
 
 
+def back(listener: Listening) -> int:
+    """How often the listener has found its broker again."""
+    return sum("receiving from the broker" in line for line in listener.said.lines)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("stream", ["status", None])
 def test_the_rights_of_the_page_are_enough(
@@ -409,5 +420,12 @@ def test_the_rights_of_the_page_are_enough(
         with Listening(*verifying(server, broker, *options)) as listener:
             check_in(server, 4)
             listener.wait_for(4)
+            assert server.events("cannot announce, trying again") == []
+            # A listener that may not ask for a stream asks once, not at each connection.
+            for times in (1, 2):
+                broker.kill()
+                broker.start()
+                wait_until(lambda n=times: back(listener) == n, "the broker to be back")
             listener.stop()
-        assert server.events("cannot announce, trying again") == []
+        asked = broker.log.read_text().count('Subject "$JS.API.STREAM.NAMES"')
+        assert asked == (1 if stream is None else 0)

@@ -465,6 +465,19 @@ def seqs(sequence: EventSequence) -> list[object]:
     ]
 
 
+def test_repairs_that_begin_later_fetch_the_gap_that_is_open() -> None:
+    """The server was away at the start, and answers before the gap is reported."""
+    sequence = begun(repairs=False)
+    sequence.receive(3, [event(3)], SOURCE, 0.0)
+    sequence.repairs = True
+    assert not sequence.expire(10.0)
+    fetch = sequence.due_fetch(10.0)
+    assert isinstance(fetch, FetchEvents)
+    assert fetch.after == 0
+    assert sequence.receive_page(fetch, EventPage(LOG_ID, 3, [event(1), event(2)]), 10.0)
+    assert seqs(sequence) == [1, 2, 3]
+
+
 def test_what_overtook_within_the_window_costs_no_request() -> None:
     """Datagrams of two servers arrive in either order."""
     sequence = begun()

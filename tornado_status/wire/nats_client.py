@@ -6,6 +6,7 @@ where the library is installed.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from nats.aio.client import Client
@@ -17,6 +18,14 @@ MAX_MESSAGE_BYTES = 1024 * 1024
 MAX_LINE_BYTES = 64 * 1024  # INFO names all members of a cluster; other lines are short
 # Subject and reply of a message, and headers, each. The library's queues count payloads only.
 MAX_BESIDE_PAYLOAD_BYTES = 1024
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for asyncio's line about how the library reads TLS, at each end of a broker."""
+    return "eof_received()" not in record.getMessage()
+
+
+logging.getLogger("asyncio").addFilter(_is_news)
 
 
 class BoundedClient(Client):
