@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import threading
 from collections import Counter
@@ -32,7 +33,8 @@ from tornado_status.config.settings import DatabaseSettings
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.model.records import CheckIn, CommittedBatch, Event
 from tornado_status.store import Store
-from tornado_status.store.group_commit import GroupCommit
+from tornado_status.store.database import Connection
+from tornado_status.store.group_commit import GroupCommit, Work
 
 USERS = 50
 CHECK_INS = 200
@@ -310,13 +312,26 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing(
     assert len(heard) == taken
 
 
-def _group_commit(database_url: str, subscriber: Callable[[CommittedBatch], None]) -> GroupCommit:
-    """The writer alone: nothing but check-ins is written."""
+def _group_commit(
+    database_url: str,
+    subscriber: Callable[[CommittedBatch], None],
+    commit_timeout_s: float = PATIENCE_S,
+    connects: int | None = None,
+) -> GroupCommit:
+    """The writer alone: nothing but check-ins is written.
+
+    After that many connections the database is silent.
+    """
+    connect = _store(database_url, [])._connect_writer
+    attempts = itertools.count()
+
+    async def connect_or_wait() -> Connection:
+        if next(attempts) == connects:
+            await asyncio.Event().wait()
+        return await connect()
+
     return GroupCommit(
-        _store(database_url, [])._connect_writer,
-        [subscriber],
-        enrolment_closed=False,
-        commit_timeout_s=PATIENCE_S,
+        connect_or_wait, [subscriber], enrolment_closed=False, commit_timeout_s=commit_timeout_s
     )
 
 
@@ -361,6 +376,68 @@ def test_the_next_batch_is_sent_before_the_last_is_told_and_all_stays_in_order(
         ("told", "second", 0),
         ("told", "third", 0),
     ]
+
+
+def test_who_is_queued_behind_a_hanging_batch_does_not_wait_for_the_next_connection(
+    database_url: str,
+) -> None:
+    """It gets its answer after `commit_timeout_s`, and is not recorded later. So is other work."""
+    answers: list[tuple[str, Event | StoreError]] = []
+
+    async def run() -> None:
+        commit = _group_commit(database_url, lambda batch: None, 0.5, connects=1)
+        writer = asyncio.create_task(commit.run())
+        await commit.connected.wait()
+        blocker = psycopg2.connect(database_url)
+        blocker.cursor().execute("SELECT seq FROM head FOR UPDATE")
+        work = asyncio.create_task(commit.write(Work("SELECT 1", lambda found: [], [])))
+        commit.submit(_check_in("first", 1), lambda answer: answers.append(("first", answer)))
+        await _until(lambda: not commit.pending)
+        commit.submit(_check_in("second", 2), lambda answer: answers.append(("second", answer)))
+        assert await commit.drain(PATIENCE_S)  # the database stays silent
+        with pytest.raises(StoreUnavailable):
+            await work
+        blocker.close()
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        commit.refuse()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+    assert [user for user, _ in answers] == ["first", "second"]
+    assert all(isinstance(answer, StoreUnavailable) for _, answer in answers)
+    assert ("second@example.com",) not in rows(database_url, "SELECT email FROM check_in")
+
+
+def test_a_check_in_that_timed_out_in_flight_is_answered_once_and_announced(
+    database_url: str,
+) -> None:
+    """The batch has its whole time-out: it is committed after the client got its 503."""
+    heard: list[str] = []
+    answers: list[Event | StoreError] = []
+
+    async def run() -> None:
+        commit = _group_commit(
+            database_url, lambda batch: heard.extend(event.email for event in batch.events)
+        )
+        writer = asyncio.create_task(commit.run())
+        await commit.connected.wait()
+        blocker = psycopg2.connect(database_url)
+        blocker.cursor().execute("SELECT seq FROM head FOR UPDATE")
+        commit.submit(_check_in("late", 1), answers.append)
+        await _until(lambda: not commit.pending)
+        [(check_in, done, submitted)] = commit._in_flight
+        commit._in_flight[0] = (check_in, done, submitted - PATIENCE_S)
+        commit._expire()
+        commit._expire()
+        assert [type(answer) for answer in answers] == [StoreUnavailable]
+        blocker.close()
+        await _until(lambda: heard)
+        commit.stop()
+        await writer
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+    assert heard == ["late@example.com"]
+    assert len(answers) == 1
 
 
 def test_a_stop_during_a_batch_is_heard_after_it(database_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import json
 import re
 import signal
@@ -382,9 +383,9 @@ def test_addresses_are_read_as_operators_write_them() -> None:
             parse_addresses(text)
 
 
-def back(listener: Listening) -> int:
-    """How often the listener has found its broker again."""
-    return sum("receiving from the broker" in line for line in listener.said.lines)
+def is_back(listener: Listening, times: int) -> bool:
+    """Whether the listener has found its broker again so often."""
+    return sum("receiving from the broker" in line for line in listener.said.lines) == times
 
 
 @pytest.mark.once
@@ -425,7 +426,7 @@ def test_the_rights_of_the_page_are_enough(
             for times in (1, 2):
                 broker.kill()
                 broker.start()
-                wait_until(lambda n=times: back(listener) == n, "the broker to be back")
+                wait_until(functools.partial(is_back, listener, times), "the broker to be back")
             listener.stop()
         asked = broker.log.read_text().count('Subject "$JS.API.STREAM.NAMES"')
         assert asked == (1 if stream is None else 0)

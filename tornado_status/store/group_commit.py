@@ -3,6 +3,7 @@
 Owns the writing connection and its queue. Each accepted check-in gets its own row and its own
 sequence number. Its `done` is called once, after the commit of its batch. If more is queued, the
 database gets the next batch before the last one is answered, so that both work at the same time.
+No check-in waits longer than `commit_timeout_s`, wherever it is: see `_expire`.
 Sequence numbers are gapless and in commit order over all servers on the database. For that, every
 batch first locks the head row, in the same round trip as its write.
 """
@@ -41,6 +42,7 @@ MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first 
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
 MAX_PENDING = 10_000  # check-ins that wait for a commit; the next one gets 503
 MAX_WORK = 64  # pieces of other work that may wait: from parts of the store and from admins
+EXPIRE_EVERY_S = 0.05  # at most, while check-ins time out: each time looks at the whole queue
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
 
 _NO_LOG = uuid.UUID(int=0)  # before the first connection
@@ -165,6 +167,8 @@ class GroupCommit:
         self._commit_timeout_s = commit_timeout_s
         self._log = structlog.get_logger()
         self._queue: deque[Pending] = deque()
+        self._in_flight: list[Pending] = []
+        self._expiry: asyncio.TimerHandle | None = None  # while a check-in waits
         self._work: deque[tuple[Work, asyncio.Future[list[Row]]]] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -200,12 +204,15 @@ class GroupCommit:
             self._idle.clear()
             self._wake.set()
         self._queue.append((check_in, done, time.monotonic()))
+        if self._expiry is None:
+            self._expire_in(self._commit_timeout_s)
 
     async def write(self, work: Work) -> list[Row]:
         """Run other work on the writing connection, and return its rows.
 
         Check-ins come first: between two batches of them one piece of other work is done. Raises
-        `StoreUnavailable` if it is not known to be done, as `submit` does.
+        `StoreUnavailable` if it is not known to be done, as `submit` does. Work that times out or
+        is cancelled before its turn is not done.
         """
         if not self.connected.is_set():
             raise StoreUnavailable(f"database away: {self.problem}")
@@ -214,7 +221,11 @@ class GroupCommit:
         done: asyncio.Future[list[Row]] = asyncio.get_running_loop().create_future()
         self._work.append((work, done))
         self._wake.set()
-        return await done
+        try:
+            async with asyncio.timeout(self._commit_timeout_s):
+                return await done
+        except TimeoutError as error:
+            raise StoreUnavailable("the database takes too long") from error
 
     async def run(self) -> None:
         """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
@@ -281,6 +292,7 @@ class GroupCommit:
                 await self._do(connection, *self._work.popleft())
 
     async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
+        self._in_flight = batch
         check_ins = [check_in for check_in, _, _ in batch]
         statement = f"{self._lock_head()}; {_execute(check_ins, self._enrolment_closed)}"
         sent = time.monotonic()
@@ -292,6 +304,7 @@ class GroupCommit:
                     statement, timeout_s=self._commit_timeout_s, durable=True
                 )
             finally:
+                self._in_flight = []
                 answering.cancel()
                 self._answer()  # even if this batch failed: the one before it is committed
             if self._answering_failed is not None:
@@ -299,7 +312,7 @@ class GroupCommit:
         except StatementFailed as error:
             # Rolled back as a whole: nothing of it is recorded.
             if error.sqlstate == _OTHER_LOG:
-                self._queue.extendleft(reversed(batch))
+                self._queue.extendleft(p for p in reversed(batch) if p[1] is not _answered)
                 raise StoreUnavailable(_NEW_LOG) from error
             if (suppressed := self._warnings.allow(error.sqlstate)) is not None:
                 self._log.error(
@@ -321,6 +334,34 @@ class GroupCommit:
             self._fail(batch, StoreUnavailable("shutting down"))
             raise
         self._unanswered = _CommitAnswer(batch, rows[0], sent, time.monotonic())
+
+    def _expire_in(self, seconds: float) -> None:
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire)
+
+    def _expire(self) -> None:
+        """Answer each check-in that has waited for `commit_timeout_s` with an error.
+
+        One in the queue is never committed. One in flight may be, and is announced then.
+        """
+        now = time.monotonic()
+        overdue = now - self._commit_timeout_s
+        late = [pending for pending in self._queue if pending[2] <= overdue]
+        if late:
+            left = [pending for pending in self._queue if pending[2] > overdue]
+            self._queue.clear()
+            self._queue.extend(left)
+        for position, (check_in, done, submitted) in enumerate(self._in_flight):
+            if submitted <= overdue and done is not _answered:
+                late.append((check_in, done, submitted))
+                self._in_flight[position] = (check_in, _answered, submitted)
+        waiting = [*self._queue, *(p for p in self._in_flight if p[1] is not _answered)]
+        self._expiry = None
+        if waiting:
+            oldest = min(submitted for _, _, submitted in waiting)
+            self._expire_in(max(EXPIRE_EVERY_S, oldest - overdue))
+        elif not self._in_flight and self._unanswered is None:
+            self._idle.set()
+        self._fail(late, StoreUnavailable("the database takes too long"))
 
     def _answer_meanwhile(self) -> None:
         try:
@@ -397,6 +438,8 @@ class GroupCommit:
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
     ) -> None:
+        if done.done():
+            return
         try:
             rows = await connection.execute(
                 f"{self._lock_head()}; {work.statement}",
@@ -473,6 +516,10 @@ class GroupCommit:
     async def _sleep(self, seconds: float) -> None:
         self._wake.clear()
         await wait_set(self._wake, seconds)
+
+
+def _answered(answer: Event | StoreError) -> None:
+    """Take the place of a check-in's `done` that has been called."""
 
 
 def _settle(done: asyncio.Future[list[Row]], error: StoreError) -> None:
