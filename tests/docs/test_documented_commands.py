@@ -395,6 +395,8 @@ REASONS: dict[str, dict[str, Reason]] = {
             Why.OTHERS,
             "network/test_three_servers.py::test_servers_come_and_go_and_nothing_acknowledged_is_lost",
         ),
+        "curl --no-buffer --cacert certs/ca.crt --cert certs/operator.crt"
+        " --key certs/operator.key \\": Reason(Why.OTHERS, f"{PROXIES}nginx"),
         "curl --cacert certs/ca.crt --cert certs/client.crt --key certs/client.key \\": Reason(
             Why.OTHERS, f"{PROXIES}nginx"
         ),

@@ -186,11 +186,11 @@ def test_the_page_names_the_purpose_and_shows_a_vector() -> None:
 def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:
     """As it stands, but for the ports of this test's server."""
     program = program_in(REFERENCE)
-    url = 'url="https://localhost:8443",'
+    url = 'urls=["https://localhost:8443"],'
     assert program.count(url) == 1
     (tmp_path / "certs").symlink_to(server.certs)
     (tmp_path / "example.py").write_text(
-        program.replace(url, f'url="{server.url}", port={server.announce_port},')
+        program.replace(url, f'urls=["{server.url}"], port={server.announce_port},')
     )
     assert server.request("POST", "/api/client").status == 204
     (tmp_path / "listener.json").write_text(

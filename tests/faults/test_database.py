@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ from tests.support.harness import (
     wait_until,
 )
 from tests.support.namespaces import check_in_from, network_of_its_own
-from tests.support.with_constants import MAX_PENDING, STAGGER_S
+from tests.support.with_constants import ASK_AGAIN_S, MAX_PENDING, STAGGER_S
 
 pytestmark = pytest.mark.once
 
@@ -594,6 +595,45 @@ def test_nothing_is_lost_with_a_synchronous_standby(
         trial.wait_acknowledged()
         assert trial.verdict(pair.standby.url) == []
         assert len(trial.listener.heads) == 2
+
+
+@pytest.mark.parametrize("ask_again_s", [None, 3600.0])
+def test_a_standby_is_promoted_while_the_primary_is_silent(
+    make_postgres: MakePostgres, start_server: StartServer, ask_again_s: float | None
+) -> None:
+    """It answered "read-only" and is asked again, for all of `connect_timeout_s`."""
+    asked = threading.Event()
+
+    def standby() -> str:
+        asked.set()
+        return pair.standby.url
+
+    with Pair(make_postgres, synchronous=True) as pair, Relay(standby) as relay:
+        pair.wait_streaming()
+        server = start_server(
+            url=f"postgresql://postgres@{LOOPBACK}:{pair.relays[0].port},{LOOPBACK}:{relay.port}"
+            "/postgres?target_session_attrs=read-write",
+            database={"commit_timeout_s": 1, "connect_timeout_s": 3600},
+            constants={ASK_AGAIN_S: ask_again_s} if ask_again_s else None,
+        )
+        assert server.request("POST", "/api/client").status == 204
+        asked.clear()
+        pair.relays[0].freeze()
+        assert server.request("POST", "/api/client").status == 503
+        assert asked.wait(PATIENCE_S)
+        time.sleep(1)  # it has answered
+        began = time.monotonic()
+        pair.lose_primary()
+        if ask_again_s is None:
+            wait_until(
+                lambda: server.request("POST", "/api/client").status == 204, "the promoted standby"
+            )
+            print("MEASURED promoted beside a silent host", time.monotonic() - began)
+            assert server.stop() == 0
+        else:
+            time.sleep(2)
+            assert server.request("POST", "/api/client").status == 503
+            server.stop(signal.SIGKILL)
 
 
 def test_an_asynchronous_standby_loses_what_it_had_not_received(

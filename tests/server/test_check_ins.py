@@ -32,7 +32,7 @@ from tests.support.own_connections import break_connections
 from tornado_status.config.settings import DatabaseSettings
 from tornado_status.errors import StoreError, StoreUnavailable
 from tornado_status.model.records import CheckIn, CommittedBatch, Event
-from tornado_status.store import Store
+from tornado_status.store import Store, group_commit
 from tornado_status.store.database import Connection
 from tornado_status.store.group_commit import GroupCommit, Work
 
@@ -438,6 +438,31 @@ def test_a_check_in_that_timed_out_in_flight_is_answered_once_and_announced(
     asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
     assert heard == ["late@example.com"]
     assert len(answers) == 1
+
+
+def test_after_an_attempt_that_took_long_the_next_one_begins_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It waited for a silent host, and another may be promoted meanwhile."""
+    pauses: list[float] = []
+
+    async def run() -> None:
+        async def connect() -> Connection:
+            await asyncio.sleep(2 * group_commit.RETRY_MAX_S)
+            raise StoreUnavailable("the database does not answer")
+
+        async def pause(seconds: float) -> None:
+            pauses.append(seconds)
+            if len(pauses) == 3:
+                commit.stop()
+
+        monkeypatch.setattr(group_commit, "RETRY_MAX_S", 0.05)
+        commit = GroupCommit(connect, [], enrolment_closed=False, commit_timeout_s=PATIENCE_S)
+        monkeypatch.setattr(commit, "_sleep", pause)
+        await commit.run()
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE_S))
+    assert pauses == [0, 0, 0]
 
 
 def test_a_stop_during_a_batch_is_heard_after_it(database_url: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import datetime
 import http.client
 import ipaddress
+import json
 import re
 import shutil
 import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 import pytest
@@ -43,6 +45,7 @@ from tests.support.harness import (
 )
 from tests.support.hostile_requests import CORPUS, HOST
 from tests.support.proxies import haproxy, program, running
+from tests.support.subscriber import Subscriber
 from tests.support.trust_site import Site, replace
 from tornado_status.config.settings import IngressSettings
 from tornado_status.errors import ForwardedError
@@ -458,6 +461,7 @@ def test_behind_nginx(start_server: StartServer, tmp_path: Path, certs: Path) ->
     path.write_text(nginx_configuration(deployed, certs, port, server.port, tmp_path))
     with running([program("nginx"), "-p", str(tmp_path), "-c", str(path)], port):
         through_proxy(server, port, knows_port=True)
+        streams_through_proxy(server, port)
 
 
 @pytest.mark.once
@@ -484,6 +488,7 @@ def test_behind_haproxy(start_server: StartServer, tmp_path: Path, certs: Path) 
         """
     with haproxy(tmp_path, configuration, port):
         through_proxy(server, port)
+        streams_through_proxy(server, port)
 
 
 @pytest.mark.once
@@ -513,6 +518,7 @@ def test_behind_envoy(start_server: StartServer, tmp_path: Path, certs: Path) ->
     with running([*command, "--log-level", "warning"], port):
         # Of a client on loopback it says the machine's own address, which is not for us to know.
         through_proxy(server, port, client_ip=None)
+        streams_through_proxy(server, port)
 
 
 def through_proxy(
@@ -553,6 +559,44 @@ def through_proxy(
         with contextlib.closing(anonymous):
             assert exchange(anonymous, "POST", "/api/client").status == 204
     assert server.rows("SELECT DISTINCT email FROM check_in") == [(VALID,)]
+
+
+UPGRADE = (
+    b"GET /api/socket HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n"
+    b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def streams_through_proxy(server: Server, port: int) -> None:
+    """An idle stream and an idle WebSocket stay open, and get the next check-in."""
+    through = dataclasses.replace(server, port=port)
+    with Subscriber(through) as stream, through.connect_raw("operator") as raw:
+        raw.sendall(UPGRADE)
+        messages = raw.makefile("rb")
+        assert messages.readline().startswith(b"HTTP/1.1 101")
+        while messages.readline() != b"\r\n":
+            pass
+        for _ in range(2):  # at the start, and when the server says that it is still there
+            stream.expect("position")
+            assert next_message(messages)["event"] == "position"
+        assert through.request("POST", "/api/client").status == 204
+        assert stream.expect("check-in").data["email"] == VALID
+        while (message := next_message(messages))["event"] == "position":
+            pass
+        assert message["email"] == VALID
+
+
+def next_message(frames: BinaryIO) -> dict[str, Any]:
+    """Return the next text message of a WebSocket. Pings are not answered."""
+    while True:
+        opcode, length = frames.read(2)
+        if length == 126:  # RFC 6455, 5.2
+            length = int.from_bytes(frames.read(2))
+        payload = frames.read(length)
+        if opcode == 0x81:
+            message: dict[str, Any] = json.loads(payload)
+            return message
 
 
 # ------------------------------------------------------------------------------------- in memory

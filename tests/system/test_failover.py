@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import re
 import shutil
@@ -30,6 +31,7 @@ from tests.support.harness import (
 )
 from tests.support.namespaces import check_in_from, network_of_its_own
 from tornado_status.errors import ConfigError, StoreUnavailable
+from tornado_status.runtime.resolver import NameNotFound
 from tornado_status.store import failover
 from tornado_status.store.database import APPLICATION_NAME, Connection, parse_url
 
@@ -247,6 +249,27 @@ def test_a_read_only_host_is_asked_again_while_another_is_silent() -> None:
 
     _, asked = race(answer, "dead", "standby")
     assert asked == {"dead": 1, "standby": 3}
+
+
+def test_a_name_is_looked_up_again_while_a_host_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name server may have been away for a moment."""
+    lookups = itertools.count()
+
+    async def look_up(_: str, port: int, *, timeout_s: float) -> list[Any]:
+        if next(lookups) < 2:
+            raise NameNotFound("no answer from the name server")
+        return [(socket.AF_INET, (LOOPBACK, port))]
+
+    async def connect(parameters: failover.Parameters) -> Any:
+        await asyncio.sleep(LONG_S if parameters["host"] == "silent" else 0)
+        return parameters["host"]
+
+    monkeypatch.setattr(failover, "look_up", look_up)
+    silent = {"host": "silent", "hostaddr": LOOPBACK, "port": "5432"}
+    hosts = [silent, {"host": "standby", "port": "5432"}]
+    race = failover.first(hosts, connect, LONG_S)
+    found: Any = asyncio.run(asyncio.wait_for(race, PATIENCE_S))
+    assert found == "standby"
 
 
 @pytest.mark.parametrize(

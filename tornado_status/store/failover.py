@@ -24,7 +24,7 @@ Connect = Callable[[Parameters], Awaitable["Connection"]]
 STAGGER_S = 0.25  # before the next host is tried beside a silent one: RFC 8305, section 5
 # Before a host that refused is asked again while others stay silent. A standby that answered
 # "read-only" may be promoted meanwhile; the silent host may be the dead primary.
-ASK_AGAIN_S = 0.5
+ASK_AGAIN_S = 0.2
 MAX_AT_ONCE = 16  # attempts; a pool of standbys has fewer, and a name's hundred addresses can wait
 UNKNOWN = "the database's name does not resolve"
 
@@ -198,8 +198,7 @@ class _Race:
             self._next_at = 0.0
             if error is not None:
                 self._reasons[place] = str(error)
-                if not needs_look_up(parameters):
-                    self._failed.append((self._loop.time() + ASK_AGAIN_S, place, parameters))
+                self._failed.append((self._loop.time() + ASK_AGAIN_S, place, parameters))
                 continue
             result = task.result()
             if not isinstance(result, list):

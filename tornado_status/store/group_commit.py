@@ -231,12 +231,15 @@ class GroupCommit:
         """Connect, commit what is queued, reconnect when needed; until cancelled or stopped."""
         backoff = Backoff(RETRY_MIN_S, RETRY_MAX_S)
         while not self._stopping:
+            began = time.monotonic()
             try:
                 connection = await self._connect()
             except StoreError as error:
                 self._lost(error)
                 self._outage.away(str(error))
-                await self._sleep(backoff.next_s())
+                # From one attempt's beginning to the next: one that has waited for a silent host
+                # was pause enough.
+                await self._sleep(max(0.0, began + backoff.next_s() - time.monotonic()))
                 continue
             backoff.reset()
             try:
@@ -246,6 +249,8 @@ class GroupCommit:
                 self.connected.clear()
                 self.problem = str(error)
                 self._outage.lost(str(error))
+                if not self._queue:
+                    self._idle.set()
             finally:
                 await connection.close()
         self._lost(StoreUnavailable("shutting down"))
