@@ -622,8 +622,8 @@ def test_a_standby_is_promoted_while_the_primary_is_silent(
         assert server.request("POST", "/api/client").status == 503
         assert asked.wait(PATIENCE_S)
         time.sleep(1)  # it has answered
-        began = time.monotonic()
         pair.lose_primary()
+        began = time.monotonic()
         if ask_again_s is None:
             wait_until(
                 lambda: server.request("POST", "/api/client").status == 204, "the promoted standby"

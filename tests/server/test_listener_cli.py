@@ -323,6 +323,7 @@ def test_another_server_of_the_log_repairs_while_one_is_down(
     with Relay(port, 0.3) as relay:
         announce = {
             "heartbeat_s": 1,
+            "repeat": 0,
             "targets": [{"kind": "unicast", "address": LOOPBACK, "port": relay.port}],
         }
         first, second = start_server(announce=announce), start_server(announce=announce)

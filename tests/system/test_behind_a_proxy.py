@@ -571,9 +571,12 @@ UPGRADE = (
 def streams_through_proxy(server: Server, port: int) -> None:
     """An idle stream and an idle WebSocket stay open, and get the next check-in."""
     through = dataclasses.replace(server, port=port)
-    with Subscriber(through) as stream, through.connect_raw("operator") as raw:
+    with (
+        Subscriber(through) as stream,
+        through.connect_raw("operator") as raw,
+        raw.makefile("rb") as messages,
+    ):
         raw.sendall(UPGRADE)
-        messages = raw.makefile("rb")
         assert messages.readline().startswith(b"HTTP/1.1 101")
         while messages.readline() != b"\r\n":
             pass
