@@ -355,7 +355,7 @@ def test_a_listener_hears_an_announcer_of_its_files_while_no_server_answers(
         announcing.announce(3)
         assert listener.wait_for(3)[1] == {"event": "gap", "from": 2, "to": 2}
         server = start_server(server={"port": port}, announce={"targets": []})
-        [(log_id,)] = server.rows("SELECT stream FROM head")
+        [(log_id,)] = server.rows("SELECT log_id FROM head")
         assert listener.wait_for(4)[3] == {"event": "gap", "from": 1, "to": 0, "log": log_id}
         # A position that was asked for is not given up for a server that is away.
         assert resumed.wait_for(1)[0] == {"event": "gap", "from": 1, "to": 0, "log": log_id}
