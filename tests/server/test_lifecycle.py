@@ -245,7 +245,7 @@ def test_several_servers_announce_from_one_port(start_server: StartServer) -> No
 @pytest.mark.parametrize(
     ("revision", "said"),
     [
-        ("g2_9999", "generation 2, and this version can serve generation 1"),
+        ("g3_9999", "generation 3, and this version can serve generation 2"),
         ("a1b2c3d4e5f6", "belongs to another program"),
     ],
 )
