@@ -35,6 +35,7 @@ from tornado_status import __version__
 from tornado_status.errors import ConfigError
 from tornado_status.model.email_address import parse_email
 from tornado_status.pki.expiry import name_of
+from tornado_status.runtime.printable import printable
 
 Parsed = TypeVar("Parsed")
 
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "status-certs") -> in
         options = _parser(prog).parse_args(argv, namespace=_Options())
         options.run(options)
     except ConfigError as error:
-        print(f"{prog}: error: {_printable(str(error))}", file=sys.stderr)
+        print(f"{prog}: error: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
@@ -585,9 +586,4 @@ def _new_password() -> str:
 
 
 def _say(line: str) -> None:
-    print(_printable(line))
-
-
-def _printable(text: str) -> str:
-    """Return `text` as one line that does nothing to a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(printable(line))

@@ -21,6 +21,7 @@ from listeners.options import EXIT_USAGE, PROGRAM, check_board, listener_setting
 from listeners.output import Format, render
 from listeners.verify.unverified import Encoding
 from tornado_status.errors import ConfigError
+from tornado_status.runtime.printable import printable
 
 if TYPE_CHECKING:
     from listeners.board.app import BoardApp
@@ -171,7 +172,7 @@ class _Session:
 
     def _say_warning(self, sentence: str) -> None:
         if self._board is not None:
-            self._board.warn(sentence)
+            self._board.warn(printable(sentence))
             return
         # The next update will notice that the reader is gone.
         with contextlib.suppress(ReaderGone):

@@ -12,6 +12,7 @@ import sys
 from typing import IO
 
 from tornado_status.errors import ConfigError
+from tornado_status.runtime.printable import printable
 
 COMMAND_END_S = 30.0  # how long a command may take to end once its input is closed
 
@@ -76,7 +77,7 @@ class Console:
         """Write a line to stderr, if it is open. Raises `ReaderGone`."""
         if sys.stderr is not None:
             with contextlib.suppress(OSError):
-                self._write(sys.stderr, f"{sentence}\n")
+                self._write(sys.stderr, f"{printable(sentence)}\n")
 
     def _write(self, output: IO[str] | None, text: str) -> None:
         if output is None:  # closed before we started

@@ -26,6 +26,7 @@ from tornado_status.commands.config_option import add_config
 from tornado_status.config import loader
 from tornado_status.config.settings import keys_named, variable
 from tornado_status.errors import ConfigError, StatusError, StoreError
+from tornado_status.runtime.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     except StatusError as error:
         for line in str(error).splitlines():
-            print(f"tornado-status: {line}", file=sys.stderr)
+            print(f"tornado-status: {printable(line)}", file=sys.stderr)
         return EXIT_FAILED if isinstance(error, StoreError) else EXIT_USAGE
 
 

@@ -17,7 +17,7 @@ SSL_REQUEST = struct.pack("!ii", 8, 80877103)
 CLEARTEXT_PASSWORD = b"R" + struct.pack("!ii", 8, 3)
 
 
-class _Listening:
+class Listening:
     """Serves each connection in a thread of its own. `port` is its port on loopback."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class _Listening:
         self.port: int = self._socket.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def __enter__(self) -> _Listening:
+    def __enter__(self) -> Listening:
         return self
 
     def __exit__(
@@ -53,7 +53,7 @@ class _Listening:
         raise NotImplementedError
 
 
-class PosingPostgres(_Listening):
+class PosingPostgres(Listening):
     """Offers no TLS, and asks for the password in clear. `passwords` has what it got."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class PosingPostgres(_Listening):
                 self.passwords.append(answer[5:-1].decode())
 
 
-class TlsPostgres(_Listening):
+class TlsPostgres(Listening):
     """Terminates TLS in front of the PostgreSQL at `url`, which has only a Unix socket."""
 
     def __init__(self, url: str, certs: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from tornado_status.commands import EXIT_FAILED
 from tornado_status.config import loader
 from tornado_status.errors import ConfigError
+from tornado_status.runtime.printable import printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         status = asyncio.run(sender.send_test())
     except NotDelivered as error:
-        print(f"tornado-status: not delivered: {error}", file=sys.stderr)
+        print(f"tornado-status: not delivered: {printable(str(error))}", file=sys.stderr)
         return EXIT_FAILED
     print(f"Delivered: {sender.webhook.where} answered {status}")
     return 0

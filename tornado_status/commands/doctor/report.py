@@ -20,6 +20,7 @@ from tornado_status.commands.doctor.finding import Finding, note, ok, problem
 from tornado_status.config import loader
 from tornado_status.config.settings import Settings, without_effect
 from tornado_status.errors import ConfigError
+from tornado_status.runtime.printable import printable
 
 MARKS = {"ok": "ok     ", "note": "note   ", "problem": "PROBLEM"}
 
@@ -63,7 +64,7 @@ def text(findings: Iterable[Finding]) -> str:
         lines.append(f"No problems found. Notes: {levels['note']}.")
     else:
         lines.append("All is well.")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{printable(line)}\n" for text in lines for line in text.split("\n"))
 
 
 def _settings(path: Path | None, settings: Settings) -> list[Finding]:
