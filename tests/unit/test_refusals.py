@@ -30,7 +30,7 @@ from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.pki.crl import read_crls, replace_crls
 from tornado_status.pki.trust_anchors import Anchors
 
-REPEATS = 1_000
+REPEATS = 10_000
 DAY_S = 86_400.0
 PROXIED = IngressSettings.model_validate({"mode": "proxy", "trusted_proxies": ["127.0.0.2"]})
 CA = Authority.create()
