@@ -44,7 +44,7 @@ type checkIn struct {
 func serveGroupCommit() {
 	connection, err := pgconn.Connect(context.Background(), databaseURL())
 	check(err)
-	rows, err := execute(connection, session+setting("RECORD")+"; SELECT stream FROM head")
+	rows, err := execute(connection, session+setting("RECORD")+"; SELECT log_id FROM head")
 	check(err)
 	writer := &writer{
 		connection: connection,
