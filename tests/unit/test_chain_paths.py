@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import math
+import secrets
 import subprocess
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
 
+from certs_gen.authority import Authority, common_name
 from listeners.verify.known_announcers import KnownAnnouncers
 from listeners.verify.verifier import Verifier
 from tests.support.chains import CA, CLASSES, CLIENT_CLASSES, DAY, Builder, Chain, root
@@ -19,7 +23,7 @@ from tests.support.harness import PATIENCE_S
 from tornado_status.errors import AnnouncerError
 from tornado_status.ingress.trust import Trust
 from tornado_status.pki.announcer_keys import verify_announcer
-from tornado_status.pki.certificates import weak_key
+from tornado_status.pki.certificates import issued_by, weak_key
 from tornado_status.pki.name_constraints import MAX_COMPARISONS, Constraints, email_name
 from tornado_status.pki.trust_anchors import Anchors
 
@@ -137,3 +141,34 @@ def test_constraints_cannot_take_the_servers_time() -> None:
     few, many = MAX_COMPARISONS // 300, MAX_COMPARISONS // 300 + 1
     assert Constraints((constraint,) * few).permits(names)
     assert not Constraints((constraint,) * many).permits(names)
+
+
+def rsa_key(exponent_bits: int) -> rsa.RSAPrivateKey:
+    """Return a key with an exponent of so many bits, which no library makes."""
+    usual = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_numbers()
+    p, q = usual.p, usual.q
+    around = math.lcm(p - 1, q - 1)
+    exponent = 1 << (exponent_bits - 1) | 1
+    while math.gcd(exponent, around) != 1:
+        exponent |= secrets.randbits(exponent_bits - 1) | 1
+    d = pow(exponent, -1, around)
+    public = rsa.RSAPublicNumbers(exponent, p * q)
+    numbers = rsa.RSAPrivateNumbers(p, q, d, d % (p - 1), d % (q - 1), usual.iqmp, public)
+    return numbers.private_key()
+
+
+@pytest.mark.parametrize(("exponent_bits", "issued"), [(17, True), (2000, False)])
+def test_a_ca_that_takes_long_to_verify_has_issued_nothing(
+    exponent_bits: int, issued: bool
+) -> None:
+    """A client can put one beside a certificate, with the name and key identifier of its issuer."""
+    key, above = rsa_key(exponent_bits), Authority.create()
+    certificate = above.certify(
+        key.public_key(),
+        common_name("Slow CA"),
+        [(x509.BasicConstraints(ca=True, path_length=None), True)],
+        not_before=above.certificate.not_valid_before_utc,
+        not_after=above.certificate.not_valid_after_utc,
+    )
+    client = Authority(certificate, key).issue_client("somebody@example.com")
+    assert issued_by(client.certificate, certificate) == issued

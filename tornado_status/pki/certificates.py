@@ -17,10 +17,14 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed448, ed25519, padding, rsa
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import SignatureAlgorithmOID
 
 MIN_RSA_BITS = 2048  # NIST SP 800-57: 112 bits of security
+# Of verifying a signature: the bits of the modulus, squared, times those of the exponent. It allows
+# OpenSSL's largest key with the usual exponent, 65537, in a millisecond.
+MAX_RSA_WORK = 16384**2 * 17
 MIN_EC_BITS = 224  # the same, as OpenSSL's security level 2 asks in a handshake
 
 PEM_BEGIN = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")  # as OpenSSL reads it
@@ -84,7 +88,7 @@ def issued_by(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
     check that `ca` is a CA.
     """
     try:
-        if not same_name(certificate.issuer, ca.subject):
+        if not same_name(certificate.issuer, ca.subject) or _verifies_slowly(ca.public_key()):
             return False
         if certificate.issuer.public_bytes() == ca.subject.public_bytes():
             certificate.verify_directly_issued_by(ca)
@@ -197,6 +201,13 @@ def _is_key_of(ca: x509.Certificate, certificate: x509.Certificate) -> bool:
     except InvalidSignature:
         return False
     return True
+
+
+def _verifies_slowly(key: CertificatePublicKeyTypes) -> bool:
+    """Return whether a key takes long to verify a signature: a client can make a CA with one."""
+    if not isinstance(key, rsa.RSAPublicKey):
+        return False
+    return key.key_size**2 * key.public_numbers().e.bit_length() > MAX_RSA_WORK
 
 
 def _padding(certificate: x509.Certificate) -> padding.PKCS1v15 | padding.PSS:
