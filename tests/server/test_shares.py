@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import re
 import socket
 import ssl
 import time
@@ -361,6 +362,21 @@ def test_an_identity_writes_so_many_rows(start_server: StartServer) -> None:
         rows = server.rows("SELECT count(*) FROM check_in WHERE email = 'valid_user@example.com'")
         rate = default.check_ins_per_second
         assert rows[0][0] <= rate * (BURST_S + time.monotonic() - begun) + 1
+
+
+def test_requests_behind_the_last_answer_cost_nothing(server: Server) -> None:
+    """The answer that there is nothing ends the connection; what came behind is not even parsed."""
+    requests = b"GET /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+    for _ in range(3):
+        with server.connect_raw() as greedy, contextlib.suppress(OSError):  # cut off
+            greedy.sendall(requests)
+            while greedy.recv(65536):
+                pass
+    wait_until(lambda: metric(server, "connections") == 0, "the connections to be closed")
+    assert server.request("GET", "/api/openapi.yaml").status in (200, 404)  # behind all that
+    found = server.management("/metrics").body.decode()
+    counted = re.findall(r'http_requests_total\{code="\d+",method="GET"\} (\S+)', found)
+    assert sum(map(float, counted)) == 4
 
 
 @pytest.mark.parametrize("limit", [64, 100_000], ids=["limited", "without the limit"])

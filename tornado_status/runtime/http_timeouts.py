@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from tornado.iostream import IOStream
+from tornado.iostream import IOStream, StreamClosedError
 
 MAX_BODY = 4096  # bytes: check-ins and reads have no body; the server reads and ignores one
 BODY_TIMEOUT_S = 10.0  # for three packets
@@ -139,6 +139,9 @@ class TimeoutStream(IOStream):
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """See `IOStream.read_until_regex`."""
+        if self.closed():
+            # Tornado would go on with what is buffered: a thousand requests without an answer.
+            raise StreamClosedError(self.error)
         reading = self._count(super().read_until_regex(regex, max_bytes))
         begun, self.head_begun = self.head_begun, None
         if self.timeouts is not None and not reading.done():
