@@ -558,6 +558,13 @@ def test_what_does_not_fit_in_binary_is_an_error_of_ours(event: Event) -> None:
         encode_binary(event)
 
 
+def test_an_event_without_its_time_is_an_error() -> None:
+    """The log has none, and a datagram would have nothing to say."""
+    with pytest.raises(DatagramError) as refusal:
+        list(encode_json(LOG_ID, MOMENT, 1, [CHECK_IN._replace(last_seen=None)]))
+    assert refusal.value.reason == "malformed"
+
+
 def test_an_update_that_fits_in_no_datagram_is_an_error() -> None:
     """An oversized update is refused, never cut and never sent in fragments."""
     long = Event(1, "check-in", "x" * MAX_DATAGRAM, MOMENT, "10.0.0.7", 1)

@@ -40,7 +40,7 @@ EXPORT_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson
 
 
 class EventsHandler(ReadHandler):
-    """The log after a sequence number, without gaps, each event as in a datagram."""
+    """The log after a sequence number, without gaps, each event an object."""
 
     async def get(self) -> None:
         self.require_reader()

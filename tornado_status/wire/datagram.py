@@ -141,9 +141,7 @@ class DatagramEncoder:
                     self._remember(entries, first, at_text)
                     entries = []
                     yield payload
-                if moment is not at:
-                    at, at_text = moment, _time(moment)
-                first = seq
+                first, at, at_text = seq, moment, _time(moment)
                 beginning = f'{opening}"at":"{at_text}","first":{seq},"events":['
                 room = _EVENTS_ROOM - len(beginning) - len(entry)
                 if room < 0:

@@ -1,6 +1,6 @@
 """The messages of the live stream, framed as Server-Sent Events or for a WebSocket. Pure.
 
-A message is one JSON object: an event as in a datagram, a `gap`, a `rollback`, or the `position`.
+A message is one JSON object: an event of the log, a `gap`, a `rollback`, or the `position`.
 """
 
 from __future__ import annotations
