@@ -32,6 +32,7 @@ from tests.support.harness import (
     run_command,
     wait_until,
 )
+from tests.support.hostile_receiver import HostileReceiver, endless_chunk_size
 from tests.support.metrics import metric
 from tests.support.trust_site import replace
 from tests.support.webhook_receiver import SECRET, Receiver, adopted, alert, log, waiting
@@ -327,6 +328,32 @@ def test_an_answer_that_cannot_be_read_is_a_failed_delivery(start_server: StartS
         ]
         assert server.events("alert failed") == []
     assert counted == [len(receiver.received) - 1, 1]
+
+
+def test_an_endless_chunk_size_is_a_failed_delivery(start_server: StartServer) -> None:
+    """At once, and without a traceback: `start_server` looks for one in the log."""
+    with HostileReceiver(endless_chunk_size) as receiver:
+        server = start_server(alerts=[alert(receiver.url, timeout_s=60)])
+        adopted(server)
+        log(server.database_url, "offline", "ada")
+        event = server.wait_event("alert not delivered, trying again")
+        assert event["reason"].endswith("(its chunks cannot be read)")
+
+
+def test_a_user_with_many_messages_holds_up_no_other(start_server: StartServer) -> None:
+    """All wait for one that is to be sent again later. Another user's message is sent."""
+    with Receiver() as receiver:
+        server = start_server(alerts=[alert(receiver.url)])
+        adopted(server)
+        server.rows(
+            "INSERT INTO alert_message"
+            " (name, log_id, seq, event, email, at, client_ip, client_port, due_at, next_at)"
+            " SELECT 'plant', log_id, n, 'back', 'ada@example.com', now(), '10.0.0.7', 1, now(),"
+            " now() + CASE WHEN n % 2 = 0 THEN -1 ELSE 600 END * interval '1 second'"
+            " FROM head, generate_series(1, 50000) n"
+        )
+        log(server.database_url, "offline", "bob")
+        assert receiver.wait_for(1)[0].said == ("offline", "bob")
 
 
 def test_a_receiver_is_not_trusted_for_its_name_alone(

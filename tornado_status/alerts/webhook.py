@@ -12,9 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tornado.httpclient import HTTPRequest
+from tornado.httputil import HTTPInputError
 from tornado.iostream import UnsatisfiableReadError
 from tornado.netutil import Resolver
-from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient, _HTTPConnection
 
 from tornado_status.runtime.resolver import look_up
 
@@ -52,7 +53,7 @@ class Webhook:
     async def post(self, body: bytes, headers: Mapping[str, str]) -> int:
         """Return the status, a 2xx. Raises `NotDelivered`."""
         if self._client is None:
-            self._client = SimpleAsyncHTTPClient(
+            self._client = _Client(
                 force_instance=True,
                 max_clients=1,
                 resolver=self._resolver,
@@ -93,6 +94,26 @@ class Webhook:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
+
+
+class _Client(SimpleAsyncHTTPClient):
+    def _connection_class(self) -> type:
+        return _Connection
+
+
+class _Connection(_HTTPConnection):
+    def on_connection_close(self) -> None:
+        """See `HTTPMessageDelegate.on_connection_close`. An error in a body is the answer's.
+
+        Tornado raises it here: it is logged with its traceback, and the request goes on.
+        """
+        error = self.stream.error
+        if isinstance(error, UnsatisfiableReadError):
+            error = HTTPInputError("its chunks cannot be read")
+        if error is None or self.final_callback is None:
+            super().on_connection_close()
+        else:
+            self._handle_exception(type(error), error, error.__traceback__)
 
 
 class _Resolver(Resolver):

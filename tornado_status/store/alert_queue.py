@@ -170,11 +170,11 @@ class AlertQueue:
     async def due(self, name: str, limit: int) -> list[AlertMessage]:
         """Return messages that are due, each after all earlier ones of its user."""
         rows = await self._execute(
-            f"SELECT c.id, c.log_id, c.attempts, {ENTRY}"  # noqa: S608
-            " FROM alert_message c WHERE c.name = %s AND c.next_at <= now() AND NOT EXISTS ("
-            " SELECT FROM alert_message b"
-            " WHERE b.name = c.name AND b.email = c.email AND b.id < c.id"
-            " AND (b.next_at > now() OR (b.next_at, b.id) > (c.next_at, c.id)))"
+            # One pass over the queue, however many messages of one user wait in it.
+            f"SELECT c.id, c.log_id, c.attempts, {ENTRY} FROM ("  # noqa: S608
+            " SELECT m.*, max(m.next_at) OVER (PARTITION BY m.email ORDER BY m.id) AS latest"
+            " FROM alert_message m WHERE m.name = %s) c"
+            " WHERE c.next_at <= now() AND c.next_at = c.latest"
             " ORDER BY c.next_at, c.id LIMIT %s",
             [name, limit],
         )
