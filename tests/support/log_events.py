@@ -5,15 +5,19 @@ from __future__ import annotations
 from tests.support.harness import Server
 
 
-def fill(server: Server, count: int) -> int:
-    """Write events as another server would that rings no bell; return the head."""
+def fill(server: Server, count: int, name: str = "user") -> int:
+    """Write events as another server would that rings no bell; return the head.
+
+    The addresses begin with `name`, and a number follows.
+    """
     ((head,),) = server.rows(
         "WITH h AS (UPDATE head SET seq = seq + %s, at = now() RETURNING seq), l AS ("
         "INSERT INTO check_in (seq, at, event, email, client_ip, client_port)"
-        " SELECT h.seq - %s + n, now(), 'check-in', 'user' || n || '@example.com', '10.0.0.1', 5"
+        " SELECT h.seq - %s + n, now(), 'check-in', %s || n || '@example.com', '10.0.0.1', 5"
         " FROM h, generate_series(1, %s) n) SELECT seq FROM h",
         count,
         count,
+        name,
         count,
     )
     return int(head)

@@ -18,6 +18,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from tests.support.with_constants import MAX_READS_EACH, MAX_REQUESTS_EACH, PIECE, replace_constants
 from tornado_status.announce import Announcer
 from tornado_status.cli import main
 from tornado_status.errors import StoreUnavailable
@@ -25,11 +26,12 @@ from tornado_status.ingress.check_in_service import CheckInService
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.model.records import CheckIn, CommittedBatch, Event, EventKind
+from tornado_status.observe.management import ManagementServer
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime import background_output
 from tornado_status.runtime.shutdown import ShutdownDeadline
 from tornado_status.store import Store, database, group_commit, store
-from tornado_status.store.database import Connection
+from tornado_status.store.database import Connection, Pool
 from tornado_status.store.embedded import postgres
 from tornado_status.store.group_commit import GroupCommit
 from tornado_status.store.turns import Pending
@@ -406,6 +408,22 @@ def keep_refusals() -> None:
         count(self, *arguments, **fields)
 
     Refusals.count = keep  # type: ignore[method-assign]
+
+
+def share_connections() -> None:
+    """Have one connection for reads, the sweep and alerts, and let one identity take all of it."""
+    make_pool = Store._make_pool
+
+    def shared(self: Store, size: int) -> Pool:
+        return self._pools[0] if self._pools else make_pool(self, 1)
+
+    Store._make_pool = shared  # type: ignore[method-assign]
+    replace_constants({MAX_READS_EACH: 1000, MAX_REQUESTS_EACH: 1000, PIECE: 100_000})
+
+
+def keep_idle_peers() -> None:
+    """Close no connection of the management port for another one."""
+    ManagementServer._make_room = lambda self: False  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
