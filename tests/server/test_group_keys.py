@@ -79,6 +79,7 @@ def test_a_reader_opens_them_and_nobody_else(start_server: StartServer) -> None:
         assert b"example.com" not in payload
         assert LOOPBACK.encode() not in payload
         assert decode_json(opener(keys).open(payload)).updates[0].seq == 1
+        assert server.events("announcement not sent") == []
         stranger.says("it is sealed: only a reader's certificate (--cert, --key) can open it")
         assert stranger.shown == []
         assert "0 missed" in reader.stop()

@@ -19,14 +19,14 @@ Keep = Callable[[bytes | None], Awaitable[list[GroupKey]]]
 
 
 class GroupKeyKeeper:
-    """Calls `use` with a new `Sealer` whenever an epoch begins.
+    """Calls `use_sealer` with a new `Sealer` whenever an epoch begins.
 
     `keep` returns the key in use and the next one, see `store.group_keys.keep`.
     """
 
-    def __init__(self, keep: Keep, use: Callable[[Sealer], None]) -> None:
+    def __init__(self, keep: Keep, use_sealer: Callable[[Sealer], None]) -> None:
         self._keep = keep
-        self._use = use
+        self._use_sealer = use_sealer
         self._readers: bytes | None = None  # not in the database yet
         self._changed = asyncio.Event()
         self._used: tuple[int, bytes] | None = None
@@ -52,11 +52,15 @@ class GroupKeyKeeper:
         keys = await self._keep(readers)
         if readers is self._readers:
             self._readers = None
+        self.use(keys)
+        return min([POLL_S, *(key.wait_s for key in keys if key.wait_s > 0)])
+
+    def use(self, keys: Sequence[GroupKey]) -> None:
+        """Seal with the newest of these keys that has begun."""
         begun = [(key.epoch, key.secret) for key in keys if key.wait_s <= 0]
         if begun and begun[-1] != self._used:
             self._used = begun[-1]
-            self._use(Sealer(EpochSecret(*self._used)))
-        return min([POLL_S, *(key.wait_s for key in keys if key.wait_s > 0)])
+            self._use_sealer(Sealer(EpochSecret(*self._used)))
 
 
 def reader_hash(readers: Sequence[str], admins: Sequence[str], anchors: Anchors) -> bytes:

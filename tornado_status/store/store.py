@@ -137,6 +137,7 @@ class Store:
     It hands every committed batch to `subscribers` in their order, then to its own feed and notify
     channel: see `GroupCommit`, also for `on_batch`. `check_crls` gets the newest CRL of
     each CA before the store records or reads a check-in. It may raise `ConfigError`.
+    `use_group_keys` gets the keys of sealed announcements before there is something to announce.
     """
 
     def __init__(
@@ -149,9 +150,11 @@ class Store:
         history: HistorySettings = _HISTORY,
         on_batch: Callable[[Batch], None] | None = None,
         check_crls: Callable[[Sequence[CRLMark]], None] | None = None,
+        use_group_keys: Callable[[Sequence[GroupKey]], object] | None = None,
     ) -> None:
         self._settings = settings
         self._check_crls = check_crls
+        self._use_group_keys = use_group_keys
         self._when = when
         self._interval_s = when.interval_s
         self._log = structlog.get_logger()
@@ -449,6 +452,8 @@ class Store:
             migrate.check(await migrate.current(connection))
             if self._check_crls is not None and not self._connected_before:
                 self._check_crls(await queries.record_crls(connection, ()))
+            if self._use_group_keys is not None:
+                self._use_group_keys(await group_keys.keep(connection, None))
         except StatementFailed as error:
             await connection.close()
             raise StoreUnavailable(
