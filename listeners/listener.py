@@ -244,7 +244,7 @@ class Listener:
             self._repair = self._verification.opener = None
             self._follower.give_up_repairs()
             return
-        # Where the caller asked for a position, what is missing must wait for the server.
+        # If the caller asked for a position, what is missing waits for the server.
         anywhere = self._settings.start == "now" and self._resumed is None
         if self._follower.sequence.log_id is None and self._keys.known and anywhere:
             self._warnings.warn("until a server answers (--url) gaps are reported, not repaired")

@@ -42,7 +42,7 @@ MAX_BATCH = 512  # rows a commit: beyond it a batch gains nothing and its first 
 RECOVERY_LIMIT = 10_000  # rows read back after a lost answer: one full queue
 MAX_PENDING = 10_000  # check-ins that wait for a commit; the next one gets 503
 MAX_WORK = 64  # pieces of other work that may wait: from parts of the store and from admins
-EXPIRE_EVERY_S = 0.05  # at most, while check-ins time out: each time looks at the whole queue
+EXPIRE_EVERY_S = 0.05  # at most, while check-ins are overdue: it looks at the whole queue
 RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within a second
 
 _NO_LOG = uuid.UUID(int=0)  # before the first connection
