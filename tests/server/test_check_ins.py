@@ -381,7 +381,7 @@ def test_the_next_batch_is_sent_before_the_last_is_told_and_all_stays_in_order(
 def test_who_is_queued_behind_a_hanging_batch_does_not_wait_for_the_next_connection(
     database_url: str,
 ) -> None:
-    """It gets its answer after `commit_timeout_s`, and is not recorded later. Other work is bounded alike."""
+    """It gets its answer after `commit_timeout_s` and is never recorded."""
     answers: list[tuple[str, Event | StoreError]] = []
 
     async def run() -> None:
