@@ -489,6 +489,19 @@ def test_what_overtook_within_the_window_costs_no_request() -> None:
     assert sequence.due_fetch(1e9) is None
 
 
+@pytest.mark.parametrize("repairs", [True, False])
+def test_a_repeated_event_heals_a_gap_and_is_no_duplicate(repairs: bool) -> None:
+    """Nothing is asked for, and nothing is reported; only the hole that it fills is counted."""
+    sequence = begun(repairs=repairs)
+    sequence.receive(1, [event(1)], SOURCE, 0.0)
+    sequence.receive(4, [event(4)], SOURCE, 1.0, [event(seq) for seq in (3, 2, 1)])
+    assert seqs(sequence) == [1, 2, 3, 4]
+    assert sequence.wake_at() is None
+    assert (sequence.counts.healed, sequence.counts.duplicates) == (2, 0)
+    sequence.receive(4, [event(3)], SOURCE, 1.1)  # it was only late
+    assert (sequence.counts.healed, sequence.counts.duplicates) == (2, 1)
+
+
 def test_a_gap_is_fetched_after_the_window_and_a_random_wait() -> None:
     """A thousand listeners miss the same datagram, and do not ask in the same moment."""
     sequence = begun()
