@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import re
+import threading
 import uuid
 from collections.abc import Iterable, Sequence
 from typing import cast
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.harness import PATIENCE_S
 from tornado_status.api.dependencies import EventFeed
-from tornado_status.api.live import cpu_slices, event_filter
+from tornado_status.api.live import cpu_slices, event_filter, subscriptions
 from tornado_status.api.live.event_filter import EventFilter, FilterError, parse_filter
 from tornado_status.api.live.framing import EventStream
 from tornado_status.api.live.subscription import Subscription
@@ -160,3 +161,34 @@ def test_filters_stop_nothing_else(monkeypatch: pytest.MonkeyPatch, resuming: bo
     monkeypatch.setattr(EventFilter, "select", counted)
     assert most(0.0) == cpu_slices.MATCHED_AT_ONCE
     assert most(PATIENCE_S) >= len(EVENTS)
+
+
+class FeedStub:
+    def close(self) -> None: ...
+
+
+def test_a_filter_is_compiled_beside_the_loop_and_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The costliest patterns take 30 ms, in which others are served."""
+    begun, go = threading.Event(), threading.Event()
+    running: list[None] = []
+
+    def slow(patterns: Sequence[str], kinds: Sequence[str]) -> EventFilter:
+        running.append(None)
+        begun.set()
+        assert go.wait(PATIENCE_S)
+        assert len(running) == 1
+        running.pop()
+        return EventFilter()
+
+    async def main() -> None:
+        monkeypatch.setattr(subscriptions, "parse_filter", slow)
+        served = Subscriptions(cast(EventFeed, FeedStub()), LiveSettings())
+        waiting = [asyncio.ensure_future(served.event_filter([], [])) for _ in range(3)]
+        await asyncio.to_thread(begun.wait)
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*waiting)
+
+    asyncio.run(main())

@@ -18,7 +18,6 @@ from tornado_status.api.live.event_filter import (
     EventFilter,
     FilterError,
     own_events,
-    parse_filter,
 )
 from tornado_status.api.live.framing import (
     RETRY_MS,
@@ -53,7 +52,7 @@ class SubscribeHandler(ReadHandler):
     async def admit(self) -> Slot:
         """Return a slot for a new subscription. Raises `Problem` and `StoreUnavailable`."""
         self.is_reader = self.access.may_read_all(self.check_in.email)
-        self.event_filter = self._event_filter()
+        self.event_filter = await self._event_filter()
         self.resume_log, self.resume_after = self._resume_from()
         if self.ends_connection:
             raise Problem(503, "This connection is closing: reconnect", {"Retry-After": "1"})
@@ -86,12 +85,12 @@ class SubscribeHandler(ReadHandler):
         self.subscriptions.add(subscription)
         return subscription
 
-    def _event_filter(self) -> EventFilter:
+    async def _event_filter(self) -> EventFilter:
         patterns = self.get_query_arguments("email")
         kinds = self.get_query_arguments("event")
         try:
             if self.is_reader:
-                return parse_filter(patterns, kinds)
+                return await self.subscriptions.event_filter(patterns, kinds)
             if [pattern.lower() for pattern in patterns] != [self.check_in.email]:
                 self.require_reader()
             return own_events(self.check_in.email, kinds)

@@ -20,6 +20,7 @@ from tornado_status.api.live import framing
 from tornado_status.api.live.catch_up import CatchUp, enter_log, gap_after
 from tornado_status.api.live.cpu_slices import CpuSlices
 from tornado_status.api.live.delivery import Delivery
+from tornado_status.api.live.event_filter import EventFilter, parse_filter
 from tornado_status.api.live.live_group import LiveGroup
 from tornado_status.api.live.subscription import Subscription
 from tornado_status.api.live.subscription_limit import Slot, Slots
@@ -48,6 +49,7 @@ class Subscriptions:
         self._delivery = Delivery(self._group)
         self._catch_up = CatchUp(feed, self._group, self._delivery, KEEP_ALIVE_S)
         self._slices = CpuSlices(REST_FACTOR)
+        self._compiling = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
         self._log = structlog.get_logger()
         self.keep_alive_s = KEEP_ALIVE_S
@@ -74,6 +76,14 @@ class Subscriptions:
     def take_slot(self, email: str, *, is_reader: bool) -> Slot:
         """Return a slot for one more subscription. Raises `Problem` if there is none."""
         return self._slots.take(email, is_reader=is_reader)
+
+    async def event_filter(self, patterns: Sequence[str], kinds: Sequence[str]) -> EventFilter:
+        """Return a reader's filter. Raises `FilterError`.
+
+        One at a time, in a thread: to compile the costliest patterns takes 30 milliseconds.
+        """
+        async with self._compiling:
+            return await asyncio.to_thread(parse_filter, patterns, kinds)
 
     async def open_feed(self) -> None:
         """Wake the feed before `add`, without awaiting between. Raises `StoreUnavailable`."""
