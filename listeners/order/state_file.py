@@ -62,7 +62,9 @@ class StateFile:
         text = json.dumps({"log": str(position.log_id), "seq": position.seq}) + "\n"
         temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}.tmp")
         try:
-            with temporary.open("w", encoding="ascii") as file:
+            # In a directory of many users another one may have put a link there.
+            temporary.unlink(missing_ok=True)
+            with temporary.open("x", encoding="ascii") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())

@@ -331,6 +331,17 @@ def test_the_servers_presence_times_are_checked() -> None:
 # ------------------------------------------------------------------------------------------ state
 
 
+def test_a_state_file_follows_no_link_that_another_user_has_put_there(tmp_path: Path) -> None:
+    """Its temporary name can be guessed."""
+    path, victim = tmp_path / "state.json", tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / f"state.json.{os.getpid()}.tmp").symlink_to(victim)
+    StateFile(path).save(Position(LOG_ID, 1), 100.0)
+    assert victim.read_text() == "precious"
+    assert StateFile(path).load() == Position(LOG_ID, 1)
+    assert not path.is_symlink()
+
+
 def test_a_state_file_is_replaced_as_a_whole_and_not_too_often(tmp_path: Path) -> None:
     """A disk bears one write a second; the last one is written in any case."""
     path = tmp_path / "state.json"
