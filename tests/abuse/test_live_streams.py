@@ -12,14 +12,14 @@ from tests.support.hostile_clients import get, memory, read_nothing, subscribe
 from tests.support.log_events import fill
 from tests.support.metrics import metric
 from tests.support.population import StartPopulation, as_shipped
-from tests.support.with_constants import MAX_UNREAD_BYTES
+from tests.support.with_constants import MAX_PER_READER, MAX_UNREAD_BYTES, REST_FACTOR, SLICE_S
 from tornado_status.api.live import subscription_limit
 
 pytestmark = pytest.mark.once
 
 STREAMS = 600
 COSTLY = "&".join(f"email={quote(f'*[ -~]*[ -~]*{n}')}" for n in range(19))
-BURST = 3000  # events, on another server, of as many users
+BURST = 10_000  # events, on another server, of as many users
 LONG = "a" * 60 + ".a" * 90  # the beginning of their addresses
 SILENT = 40  # streams that are not read
 EVENTS = 60_000
@@ -32,18 +32,22 @@ UPGRADE = (
 )
 
 
+@pytest.mark.parametrize("limited", [True, False], ids=["limited", "unlimited"])
 def test_a_reader_with_costly_streams(
-    start_server: StartServer, start_population: StartPopulation
+    start_server: StartServer, start_population: StartPopulation, limited: bool
 ) -> None:
     """It asks for 600, with 20 terms each that are slow to match."""
-    streams = subscription_limit.MAX_PER_READER
-    server = start_server(**as_shipped())
+    streams = subscription_limit.MAX_PER_READER if limited else STREAMS
+    constants = {} if limited else {MAX_PER_READER: STREAMS, SLICE_S: 3600, REST_FACTOR: 0}
+    more = {} if limited else {"max_connections_per_identity": 0}
+    server = start_server(constants=constants, **as_shipped(**more))
     honest = start_population(server)
     requests = [get(f"/api/stream?{COSTLY}&email=user{n}@example.com") for n in range(STREAMS)]
     with attacking(subscribe, server.port, server.certs, "operator", requests):
         wait_until(lambda: metric(server, "streams") == streams, "the streams")
         fill(server, BURST, LONG)
-        assert honest.complaints() == []
+        complaints = honest.complaints()
+    assert (complaints == []) == limited, complaints
 
 
 @pytest.mark.parametrize("limited", [True, False], ids=["limited", "unlimited"])
