@@ -238,7 +238,7 @@ def test_what_is_malformed_is_one_warning_and_no_end(sender: socket.socket) -> N
         for number in range(20):
             sender.sendto(b"garbage %d" % number, (BROADCAST, listener.port))
             sender.sendto(b'{"v":9}', (BROADCAST, listener.port))
-            sender.sendto(b"\x00" * (MAX_DATAGRAM + 1), (BROADCAST, listener.port))
+            sender.sendto(b"\x01" * (MAX_DATAGRAM + 1), (BROADCAST, listener.port))
             sender.sendto(b'{"' + b"x" * 60_000, ("127.0.0.1", listener.port))
         sender.sendto(as_json(check_in(1)), (BROADCAST, listener.port))
         listener.shows("user1")
