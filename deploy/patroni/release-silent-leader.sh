@@ -3,7 +3,6 @@
 # docs/high-availability.md
 # Usage: release-silent-leader SCOPE DOMAIN
 set -u
-lock=/service/$1/leader
 silent=0
 
 answers() {
@@ -19,12 +18,14 @@ while sleep 1; do
         silent=0
         continue
     fi
-    leader=$(etcdctl get --print-value-only "$lock")
+    lock=$(etcdctl get "/service/$1/leader" --write-out=fields)
+    leader=$(echo "$lock" | sed -n 's/^"Value" : "\(.*\)"$/\1/p')
     if [ -z "$leader" ] || answers "$leader.$2"; then
         silent=0
     elif [ $((silent += 1)) -ge 2 ]; then
         echo "releasing the lock of $leader: it does not answer"
-        printf 'value("%s") = "%s"\n\ndel %s\n\n\n' "$lock" "$leader" "$lock" | etcdctl txn
+        # The lease, not the key alone: an old leader that comes back renews it no more.
+        etcdctl lease revoke "$(printf %x "$(echo "$lock" | sed -n 's/^"Lease" : //p')")"
         silent=0
     fi
 done

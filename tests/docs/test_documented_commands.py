@@ -317,6 +317,8 @@ REASONS: dict[str, dict[str, Reason]] = {
                 "patronictl -c /etc/patroni/config.yml list",
                 "su postgres -c \"psql --set ON_ERROR_STOP=1\" <<'END'",
                 "patronictl -c /etc/patroni/config.yml switchover status --force",
+                "lost=db3",
+                "sed -i s/STATE=new/STATE=existing/ /etc/default/etcd",
                 "install -m 755 release-silent-leader.sh /usr/local/sbin/release-silent-leader",
                 "export PGHOST=db1.example.com,db2.example.com,db3.example.com"
                 " PGTARGETSESSIONATTRS=read-write",

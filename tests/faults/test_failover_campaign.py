@@ -19,7 +19,7 @@ from tests.support.database_machines import (
     type_on,
 )
 from tests.support.faults.failover_campaign import FAULTS, campaign
-from tests.support.harness import PATIENCE_S
+from tests.support.harness import PATIENCE_S, rows
 from tests.support.pages import BASH, pattern, shown
 
 pytestmark = pytest.mark.once
@@ -39,11 +39,12 @@ def machines() -> Iterator[DatabaseMachines]:
 def test_no_failover_loses_an_acknowledged_check_in(
     machines: DatabaseMachines, certs: Path, tmp_path: Path
 ) -> None:
-    """Switchover, kill -9, a lost machine, a partition: all in the log, numbers gapless."""
+    """Switchover, kill -9, a lost machine, a partition: all in the log, and told without a gap."""
     with campaign(machines, certs, tmp_path) as running:
         for fault in FAULTS:
             print(running.fail_over(fault))
         assert running.verdict() == []
+        assert running.told() == []
     head, _, _ = shown(PAGE, "Sync Standby").partition("\n")
     listed = type_on(machines.machines["db1"], block("patronictl -c /etc/patroni/config.yml list"))
     assert pattern(head).search(listed)
@@ -64,3 +65,26 @@ def test_the_leader_is_backed_up_whichever_it_is(machines: DatabaseMachines) -> 
         check=True,
     )
     assert "TABLE DATA public" in done.stdout
+
+
+def test_what_an_asynchronous_failover_loses_is_rolled_back(
+    machines: DatabaseMachines, certs: Path, tmp_path: Path
+) -> None:
+    """One `rollback` names exactly the lost numbers; the judge misses exactly their check-ins."""
+    machines.empty()
+    machines.patronictl("edit-config", "--force", "--set", "synchronous_mode=false")
+    machines.wait_whole(synchronous=False)
+    with campaign(machines, certs, tmp_path) as running:
+        loss = running.lose_the_newest()
+        verdict = running.verdict()
+        lost = [event for event in loss.old if event["seq"] > loss.fork]
+        assert lost
+        print(f"{len(lost)} of {len(loss.old)} check-ins were lost")
+        assert {each.partition(":")[0] for each in verdict} == {"missing"}
+        assert len(verdict) == len(lost)  # each has an id of its own
+        new = [event for event in running.log() if event["seq"] > loss.fork]
+        [(log,)] = rows(machines.writable_url, "SELECT log_id::text FROM head")
+        last = loss.old[-1]["seq"]
+        rollback = {"event": "rollback", "from": loss.fork + 1, "to": last, "log": log}
+        old = [event for event in loss.old if event["seq"] > running.began_at]
+        assert running.told(*old, rollback, *new) == []

@@ -113,12 +113,12 @@ class Member:
 class DatabaseMachines:
     """The running machines. The caller is in the servers' network."""
 
-    def __init__(self, machines: dict[str, Machine], switch: str, directory: Path) -> None:
+    def __init__(self, machines: dict[str, Machine], network: Network, directory: Path) -> None:
         self.machines = machines
         self.directory = directory  # of the page's reader, with `database` in it
         self.certificate = directory / "database" / "ca.crt"
         self.hosts = directory / "hosts"  # the servers' /etc/hosts
-        self._switch = switch
+        self._network = network
 
     @property
     def url(self) -> str:
@@ -211,11 +211,30 @@ class DatabaseMachines:
             for name, there in self.machines.items()
         )
 
+    def empty(self) -> None:
+        """Replace the servers' database by an empty one."""
+        command = "dropdb --force tornado_status && createdb --owner=status tornado_status"
+        self.machines[self.leader()].run("su", "postgres", "-c", command)
+        wait_until(lambda: all(map(self.can_read, self.machines)), "an empty database everywhere")
+
     # -------------------------------------------------------------------------------------- faults
 
     def set_link(self, name: str, state: str) -> None:
         """Plug a machine's cable in ("up") or out ("down")."""
-        run("ip", "-n", self._switch, "link", "set", name, state)
+        self._network.set_link(name, state)
+
+    def lose(self, name: str) -> None:
+        """End a machine, with its disk."""
+        end(self.machines[name])
+        wait_until(lambda: not self._network.is_plugged_in(name), "the end of a machine")
+
+    def replace(self, name: str) -> None:
+        """Put a new machine in the place of a lost one, as the page says."""
+        asked = next(other for other in self.machines if other != name)
+        text = block("lost=db3")
+        type_on(self.machines[asked], text.replace("lost=db3", f"lost={name}"))
+        self.machines[name] = self._network.boot()
+        self._network.install(name, self.machines[name], joins=True)
 
     @contextlib.contextmanager
     def dropping(self, name: str, *rules: str) -> Iterator[None]:
@@ -250,8 +269,16 @@ class DatabaseMachines:
         there.run("bash", "-c", f"kill -9 {found}")
 
     def release_lock(self, asked: str) -> None:
-        """Remove the leader's lock, as if its time were over."""
-        self.machines[asked].run("etcdctl", "del", f"/service/{SCOPE}/leader")
+        """Revoke the lease of the leader's lock, as if its time were over."""
+        there = self.machines[asked]
+        lock = f"etcdctl get /service/{SCOPE}/leader --write-out=fields"
+        lease = f"""$({lock} | sed -n 's/^"Lease" : //p')"""
+        revoke = ("bash", "-o", "pipefail", "-c", f'etcdctl lease revoke "$(printf %x "{lease}")"')
+
+        def released() -> bool:  # unless etcd, too, has just lost its leader
+            return there.run(*revoke, check=False).returncode == 0
+
+        wait_until(released, "etcd to forget the leader")
 
 
 def _wait_until(condition: Callable[[], bool], what: str, patience_s: float) -> None:
@@ -275,6 +302,74 @@ def type_on(there: Machine, text: str, patience_s: float = PATIENCE_S) -> str:
     return there.run(*BASH, text, cwd=COPIED, patience_s=patience_s).stdout
 
 
+class Network:
+    """The bridge, and the machines on it."""
+
+    def __init__(self, stack: contextlib.ExitStack, directory: Path, release_silent: bool) -> None:
+        self._stack = stack
+        self._directory = directory
+        self._release_silent = release_silent
+        self._booted = 0
+        prefix = f"tornado_status_{os.getpid()}"
+        self._switch, self._servers = f"{prefix}_switch", f"{prefix}_servers"
+        for name in (self._switch, self._servers):
+            run("ip", "netns", "add", name)
+            stack.callback(run, "ip", "netns", "delete", name)
+        run("ip", "-n", self._switch, "link", "add", "br0", "type", "bridge")
+        run("ip", "-n", self._switch, "link", "set", "br0", "up")
+        enter = ("ip", "netns", "exec", self._servers)
+        self._plug_in("servers", SERVERS_IP, self._servers, enter)
+
+    def servers(self) -> contextlib.AbstractContextManager[None]:
+        """Be in the servers' network."""
+        return in_network(f"/run/netns/{self._servers}")
+
+    def set_link(self, name: str, state: str) -> None:
+        run("ip", "-n", self._switch, "link", "set", name, state)
+
+    def is_plugged_in(self, name: str) -> bool:
+        return f" {name}@" in run("ip", "-n", self._switch, "link", "show")
+
+    def boot(self) -> Machine:
+        """Start a machine, which ends with the network at the latest."""
+        self._booted += 1
+        there = self._stack.enter_context(machine(self._directory / f"machine_{self._booted}"))
+        # An orderly end takes Patroni seconds, and it holds nothing worth keeping.
+        self._stack.callback(end, there)
+        return there
+
+    def install(self, name: str, there: Machine, *, joins: bool = False) -> None:
+        """Make a machine that one by the page; `joins`: in the place of a lost one."""
+        inside = ("nsenter", f"--net=/proc/{there.pid}/ns/net")
+        self._plug_in(name, ADDRESSES[name], str(there.pid), inside)
+        there.run(*BASH, f"hostname {name}\n{INSTALLED}")
+        for path in (self._directory / "database").iterdir():
+            there.put(f"{COPIED}/{path.name}", path.read_text(), path.stat().st_mode)
+        type_on(there, block("cat >>/etc/hosts"))
+        type_on(there, block("name=$(hostname"))
+        type_on(there, block("install -m 755 nftables.conf"))
+        if joins:
+            type_on(there, block("sed -i s/STATE=new"))
+        type_on(there, block("systemctl enable --now etcd"))
+        type_on(there, block("systemctl enable --now patroni"))
+        if self._release_silent:
+            type_on(there, block("install -m 755 release-silent-leader.sh"))
+
+    def _plug_in(self, name: str, address: str, netns: str, enter: tuple[str, ...]) -> None:
+        port = ("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", netns)
+        run("ip", "-n", self._switch, *port)
+        run("ip", "-n", self._switch, "link", "set", name, "master", "br0", "up")
+        run(*enter, "ip", "address", "add", f"{address}/24", "dev", "eth0")
+        for link in ("lo", "eth0"):
+            run(*enter, "ip", "link", "set", link, "up")
+
+
+def end(there: Machine) -> None:
+    """End a machine at once, with all that is on its disk."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(there.pid, signal.SIGKILL)
+
+
 @contextlib.contextmanager
 def database_machines(
     directory: Path,
@@ -288,55 +383,17 @@ def database_machines(
     section on silent machines; `edit` changes its patroni.yml.
     """
     need_database_machines()
-    prefix = f"tornado_status_{os.getpid()}"
-    switch, servers = f"{prefix}_switch", f"{prefix}_servers"
     with contextlib.ExitStack() as stack:
-        for name in (switch, servers):
-            run("ip", "netns", "add", name)
-            stack.callback(run, "ip", "netns", "delete", name)
-        run("ip", "-n", switch, "link", "add", "br0", "type", "bridge")
-        run("ip", "-n", switch, "link", "set", "br0", "up")
-
-        def plug_in(name: str, address: str, netns: str, enter: tuple[str, ...]) -> None:
-            port = ("link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", netns)
-            run("ip", "-n", switch, *port)
-            run("ip", "-n", switch, "link", "set", name, "master", "br0", "up")
-            run(*enter, "ip", "address", "add", f"{address}/24", "dev", "eth0")
-            for link in ("lo", "eth0"):
-                run(*enter, "ip", "link", "set", link, "up")
-
-        plug_in("servers", SERVERS_IP, servers, ("ip", "netns", "exec", servers))
+        network = Network(stack, directory, release_silent)
+        prepare(directory, edit)
         with ThreadPoolExecutor(len(ADDRESSES)) as pool:
-            booting = {
-                name: pool.submit(stack.enter_context, machine(directory / name))
-                for name in ADDRESSES
-            }
+            booting = {name: pool.submit(network.boot) for name in ADDRESSES}
             machines = {name: booted.result() for name, booted in booting.items()}
-            for there in machines.values():
-                # An orderly end takes Patroni seconds, and they hold nothing worth keeping.
-                stack.callback(os.kill, there.pid, signal.SIGKILL)
-            prepare(directory, edit)
-
-            def install(name: str) -> None:
-                there = machines[name]
-                inside = ("nsenter", f"--net=/proc/{there.pid}/ns/net")
-                plug_in(name, ADDRESSES[name], str(there.pid), inside)
-                there.run(*BASH, f"hostname {name}\n{INSTALLED}")
-                for path in (directory / "database").iterdir():
-                    there.put(f"{COPIED}/{path.name}", path.read_text(), path.stat().st_mode)
-                type_on(there, block("cat >>/etc/hosts"))
-                type_on(there, block("name=$(hostname"))
-                type_on(there, block("install -m 755 nftables.conf"))
-                type_on(there, block("systemctl enable --now etcd"))
-                type_on(there, block("systemctl enable --now patroni"))
-                if release_silent:
-                    type_on(there, block("install -m 755 release-silent-leader.sh"))
-
-            list(pool.map(install, machines))
+            list(pool.map(network.install, machines, machines.values()))
         hosts = (machines["db1"].root / "etc" / "hosts").read_text()
         (directory / "hosts").write_text(hosts)
-        with in_network(f"/run/netns/{servers}"):
-            cluster = DatabaseMachines(machines, switch, directory)
+        with network.servers():
+            cluster = DatabaseMachines(machines, network, directory)
             cluster.wait_whole()
             type_on(machines[cluster.leader()], block("su postgres -c"))
             wait_until(lambda: all(map(cluster.can_read, machines)), "standbys with the database")

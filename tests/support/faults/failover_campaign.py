@@ -11,6 +11,7 @@ import datetime
 import io
 import os
 import re
+import socket
 import sys
 import tempfile
 import threading
@@ -31,9 +32,10 @@ from tests.support.database_machines import (
     database_machines,
     type_on,
 )
+from tests.support.faults.followers import Followers, Message, differences, log_at
 from tests.support.faults.judge import examine
 from tests.support.faults.ledger import Ledger, Load
-from tests.support.harness import PATIENCE_S, Server, free_port, rows, running_server
+from tests.support.harness import PATIENCE_S, Server, free_port, rows, running_server, targets
 
 SERVERS = 2
 NAMES = ("user0", "user1", "user2")  # the clients of each
@@ -73,6 +75,14 @@ def partition(machines: DatabaseMachines, leader: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def machine_lost(machines: DatabaseMachines, leader: str) -> Iterator[None]:
+    """The leader ends at once, and its disk with it; a new machine takes its place."""
+    machines.lose(leader)
+    yield
+    machines.replace(leader)
+
+
 FAULTS: tuple[Fault, ...] = (switchover, postgresql_killed, machine_gone, partition)
 
 
@@ -81,26 +91,30 @@ def described(fault: Fault) -> str:
 
 
 class FirstWrite:
-    """The moment at which one of some machines takes a write."""
+    """The moment at which one of some machines takes a write, from now on."""
 
     def __init__(self, machines: DatabaseMachines, names: Iterable[str]) -> None:
-        self.name = ""
-        self.at = 0.0
+        self._machines = machines
+        self._at: list[float] = []
         self._found = threading.Event()
         for name in names:
-            url = machines.url_of(name)
-            threading.Thread(target=self._try, args=(name, url), daemon=True).start()
+            self.also(name)
 
-    def _try(self, name: str, url: str) -> None:
+    def also(self, name: str) -> None:
+        """Look at one more."""
+        url = self._machines.url_of(name)
+        threading.Thread(target=self._try, args=(url,), daemon=True).start()
+
+    def _try(self, url: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
         while not self._found.wait(0.05) and time.monotonic() < deadline:
             if can_write(url):
-                self.name, self.at = name, time.monotonic()
+                self._at.append(time.monotonic())
                 self._found.set()
 
     def wait(self) -> float:
         assert self._found.wait(PATIENCE_S), "no machine took a write"
-        return self.at
+        return min(self._at)
 
 
 class Pauses:
@@ -147,13 +161,23 @@ class Failover:
         )
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The log of a leader. No other machine got its events after the number `fork`."""
+
+    old: list[Message]
+    fork: int
+
+
 @dataclass
 class Campaign:
     """Servers under load on database machines."""
 
     machines: DatabaseMachines
     servers: Sequence[Server]
+    followers: Followers
     loads: Sequence[Load]  # one for each server
+    began_at: int = 0  # the head of the log before the first check-in
     failovers: list[Failover] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -170,10 +194,10 @@ class Campaign:
         self.go_on()
         pauses = [Pauses(load.ledger) for load in self.loads]
         began = time.monotonic()
+        first = FirstWrite(self.machines, [name for name in ADDRESSES if name != leader])
         with fault(self.machines, leader):
-            # Only one that was killed may be the leader again: others may still take writes.
-            back = fault is postgresql_killed
-            first = FirstWrite(self.machines, [n for n in ADDRESSES if n != leader or back])
+            if fault is postgresql_killed:
+                first.also(leader)  # which may be the leader again
             elected = first.wait()
             self.go_on()
             found = [each.stop() for each in pauses]
@@ -187,33 +211,83 @@ class Campaign:
         self.failovers.append(failover)
         return failover
 
+    def lose_the_newest(self) -> Loss:
+        """Have a leader acknowledge what no standby gets, and another machine take its place.
+
+        The replication must be asynchronous.
+        """
+        leader = self.machines.leader()
+        asked, *_ = (name for name in ADDRESSES if name != leader)
+        others = ", ".join(address for name, address in ADDRESSES.items() if name != leader)
+        self.go_on()
+        replication = (
+            f"tcp dport 5432 ip saddr {{ {others} }}",
+            f"tcp sport 5432 ip daddr {{ {others} }}",
+        )
+        with self.machines.dropping(leader, *replication):
+            self.go_on()
+            for load in self.loads:
+                load.pause()
+            old = log_at(self.machines.url_of(leader))
+            self.followers.wait_for(old[-1]["seq"])
+            self.machines.set_link(leader, "down")
+            first = FirstWrite(self.machines, [name for name in ADDRESSES if name != leader])
+            self.machines.release_lock(asked)
+            first.wait()
+        fork = log_at(self.machines.writable_url)[-1]["seq"]
+        for load in self.loads:
+            load.go_on()
+        self.go_on()
+        self.machines.set_link(leader, "up")
+        self.machines.wait_whole(synchronous=False)
+        return Loss(old, fork)
+
     def verdict(self) -> list[str]:
         """End the load; return what is wrong with the log, in sentences."""
         for load in self.loads:
             load.stop()
         return examine(merged([load.ledger for load in self.loads]), self.machines.writable_url)
 
+    def told(self, *expected: Message) -> list[str]:
+        """After `verdict`: return what is wrong with what followers were told, in sentences.
+
+        They were told `expected`, or by default the log. The last check-in of all comes after that.
+        """
+        log = self.log()
+        self.followers.end(log[-1]["seq"])
+        wanted = [*(expected or log), self.log()[-1]]
+        return [each for follower in self.followers.all for each in differences(follower, wanted)]
+
+    def log(self) -> list[Message]:
+        """Return the log since the campaign began, from the table."""
+        return [each for each in log_at(self.machines.writable_url) if each["seq"] > self.began_at]
+
 
 @contextlib.contextmanager
 def campaign(machines: DatabaseMachines, certs: Path, directory: Path) -> Iterator[Campaign]:
     """Two servers with the shipped time-outs; on each, clients whose check-ins have own ids."""
     with contextlib.ExitStack() as stack:
-        servers, loads = [], []
-        for number in range(SERVERS):
-            server = stack.enter_context(
+        port = free_port(socket.SOCK_DGRAM)
+        servers = [
+            stack.enter_context(
                 running_server(
                     directory / f"server_{number}",
                     certs,
                     machines.url,
                     prefix=machines.with_names,
                     server={"port": free_port()},
+                    announce={"targets": targets(port), "heartbeat_s": 1},
                 )
             )
-            servers.append(server)
-            loads.append(Load(certs, server.port, NAMES, fresh=NAMES, pace_s=PACE_S))
-        for load in loads:
-            stack.enter_context(load)
-        yield Campaign(machines, servers, loads)
+            for number in range(SERVERS)
+        ]
+        [(head,)] = rows(machines.writable_url, "SELECT coalesce(max(seq), 0) FROM check_in")
+        followers = stack.enter_context(Followers(servers, port).running())
+        loads = [
+            stack.enter_context(Load(certs, server.port, NAMES, fresh=NAMES, pace_s=PACE_S))
+            for server in servers
+        ]
+        yield Campaign(machines, servers, followers, loads, head)
 
 
 def merged(ledgers: Sequence[Ledger]) -> Ledger:
@@ -267,15 +341,16 @@ def main() -> int:
                 database_machines(directory, **options) as machines,
                 campaign(machines, certs, directory) as running,
             ):
-                for fault in FAULTS * ROUNDS:
+                for fault in (*FAULTS * ROUNDS, machine_lost):
                     print(f"{setup}: {running.fail_over(fault)}", file=sys.stderr, flush=True)
-                wrong += [f"{setup}: {each}" for each in running.verdict()]
+                wrong += [f"{setup}: {each}" for each in running.verdict() + running.told()]
                 behind += [each.behind for each in running.failovers]
-                for fault in FAULTS:
+                for fault in (*FAULTS, machine_lost):
                     name = described(fault)
                     found = [each.longest for each in running.failovers if each.fault == name]
                     longest[name][setup] = f"{min(found):.1f} to {max(found):.1f}"
-    print(f"{datetime.date.today():%-d %B %Y}, {os.cpu_count()} cores, {ROUNDS} rounds")
+    load = f"load average {os.getloadavg()[0]:.1f}"
+    print(f"{datetime.date.today():%-d %B %Y}, {os.cpu_count()} cores, {load}, {ROUNDS} rounds")
     print(f"| seconds without a 204 | {' | '.join(SETUPS)} |")
     print("|---" * (len(SETUPS) + 1) + "|")
     for name, found_by in longest.items():

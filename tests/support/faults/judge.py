@@ -283,14 +283,14 @@ def _announced(ledger: Ledger, log: list[Row], listener: Listener) -> list[str]:
     for _, update in listener.updates:
         seq = update["seq"]
         row = recorded.get(seq)
-        if row is None or _as_announced(row) != update:
+        if row is None or as_announced(row) != update:
             if len(found) < 5:
                 found.append(f"announced and not recorded: {update}")
             continue
         heard[row.key].add(seq)
     for update in listener.repeated:
         row = recorded.get(update["seq"])
-        if (row is None or _as_announced(row) != update) and len(found) < 5:
+        if (row is None or as_announced(row) != update) and len(found) < 5:
             found.append(f"repeated and not recorded: {update}")
     for stream, head in listener.heads.items():
         if head > len(log):
@@ -306,7 +306,7 @@ def _announced(ledger: Ledger, log: list[Row], listener: Listener) -> list[str]:
     return found
 
 
-def _as_announced(row: Row) -> dict[str, Any]:
+def as_announced(row: Row) -> dict[str, Any]:
     moment = row.at.astimezone(datetime.UTC)
     return {
         "seq": row.seq,
