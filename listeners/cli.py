@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from listeners.board.roster import Roster
 from listeners.console import Console, NotWritten, ReaderGone
-from listeners.events import Gap
+from listeners.events import Gap, Rollback
 from listeners.listener import (
     Listener,
     ListenerCounts,
@@ -115,7 +115,7 @@ class _Session:
             async with asyncio.timeout(self._timeout_s):
                 async for delivery in self._listener:
                     self._console.show(render(self._form, delivery, marks=self._marks))
-                    self.shown += not isinstance(delivery, Gap)
+                    self.shown += not isinstance(delivery, Gap | Rollback)
                     if self.shown == self._count:
                         break
         except TimeoutError:

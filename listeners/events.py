@@ -1,4 +1,4 @@
-"""The deliveries of a listener: updates, and gaps and snapshots where updates are missing."""
+"""The deliveries of a listener: updates; gaps, rollbacks and snapshots where some are missing."""
 
 from __future__ import annotations
 
@@ -38,10 +38,27 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollback:
+    """Numbers `first` to `last`, whose updates were delivered, are lost.
+
+    The log `log_id` goes on from the one before after the number `first` - 1. If the listener can
+    repair, the state of users as of that number follows as `Snapshot`s. Then come the new log's
+    updates from `first` on.
+    """
+
+    first: int
+    last: int
+    log_id: uuid.UUID
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A user's newest entry as of the gap before it. It replaces what was known of the user."""
+    """A user's newest entry as of the gap or rollback before it.
+
+    It replaces what was known of the user.
+    """
 
     record: StatusRecord
 
 
-Delivery = Update | Gap | Snapshot
+Delivery = Update | Gap | Rollback | Snapshot

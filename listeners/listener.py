@@ -23,7 +23,7 @@ from types import TracebackType
 from clients.https import Refused
 from listeners.events import Delivery, Source
 from listeners.operator_warnings import OperatorWarnings
-from listeners.order.log_follower import LogFollower, Start, UnconfirmedLog
+from listeners.order.log_follower import LogFollower, Start
 from listeners.order.sequence import Position
 from listeners.order.state_file import SAVE_INTERVAL_S, StateFile
 from listeners.receive.nats_source import NatsSource
@@ -171,6 +171,7 @@ class Listener:
             repairs=server is not None,
             window_s=settings.window_s,
             warn=warn,
+            on_unconfirmed=self._want_keys,
         )
         self._repair: Repair | None = None
         if server is not None and self._opener is not None:
@@ -286,12 +287,8 @@ class Listener:
     def _order(self, datagram: Datagram, source: Source) -> None:
         """Add a verified datagram. Raises `DatagramError` if its log is not followed."""
         now = self._received_at = self._loop.time()
-        try:
-            self._follower.receive(datagram, source, now)
-        except UnconfirmedLog:
-            self._want_keys()
-            raise
-        if self._follower.sequence.wake_at() is not None:
+        self._follower.receive(datagram, source, now)
+        if self._follower.wake_at() is not None:
             self._wake_tasks()
 
     def _want_keys(self) -> None:
@@ -320,11 +317,12 @@ class Listener:
         """Report what is missing while nothing repairs it."""
         while True:
             self._wake_report.clear()
-            sequence = self._follower.sequence
-            if sequence.expire(self._loop.time()):
+            follower = self._follower
+            if follower.expire(self._loop.time()):
                 self._ready.set()
                 continue
-            await self._wait(self._wake_report, None if sequence.repairs else sequence.wake_at())
+            until = None if follower.sequence.repairs else follower.wake_at()
+            await self._wait(self._wake_report, until)
 
     async def _wait(self, event: asyncio.Event, until: float | None) -> None:
         with contextlib.suppress(TimeoutError):

@@ -9,7 +9,7 @@ import datetime
 import enum
 import json
 
-from listeners.events import Delivery, Gap, Snapshot, Source, Update
+from listeners.events import Delivery, Gap, Rollback, Snapshot, Source, Update
 from tornado_status.model.records import Event, StatusRecord
 from tornado_status.wire.datagram import BinaryUpdate
 
@@ -36,6 +36,8 @@ def render(form: Format, delivery: Delivery, *, marks: bool = True) -> str:
     match delivery:
         case Gap():
             return _gap_block(delivery) if form is Format.TEXT else _gap_line(delivery)
+        case Rollback():
+            return _rollback_block(delivery) if form is Format.TEXT else _rollback_line(delivery)
         case Snapshot(record):
             event = _as_event(record)
             if form is Format.TEXT:
@@ -106,6 +108,16 @@ def _gap_line(gap: Gap) -> str:
     members: dict[str, object] = {"event": "gap", "from": gap.first, "to": gap.last}
     if gap.log_id is not None:
         members["log"] = str(gap.log_id)
+    return json.dumps(members, separators=(",", ":")) + "\n"
+
+
+def _rollback_block(lost: Rollback) -> str:
+    lines = [_RULE, f"Rolled Back  : {lost.first} to {lost.last}", f"New Log      : {lost.log_id}"]
+    return "\n".join([*lines, _RULE]) + "\n"
+
+
+def _rollback_line(lost: Rollback) -> str:
+    members = {"event": "rollback", "from": lost.first, "to": lost.last, "log": str(lost.log_id)}
     return json.dumps(members, separators=(",", ":")) + "\n"
 
 

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from listeners.events import Delivery, Gap, Snapshot, Update
+from listeners.events import Delivery, Gap, Rollback, Snapshot, Update
 from listeners.output import CHECK_INS
 from tornado_status.model.presence import PresenceTimes, State
 from tornado_status.model.records import Event, StatusRecord
@@ -67,7 +67,7 @@ class Roster:
     """The users, kept up to date by deliveries.
 
     `times` says when a user is late and offline: the caller puts in the server's. With `repairs` a
-    snapshot follows each gap. A user who is not in it is removed.
+    snapshot follows each gap and rollback. A user who is not in it is removed.
     """
 
     def __init__(self, *, repairs: bool) -> None:
@@ -82,7 +82,7 @@ class Roster:
     def apply(self, delivery: Delivery) -> None:
         """Apply what the listener delivered, in its order."""
         match delivery:
-            case Gap():
+            case Gap() | Rollback():
                 if self.repairs:
                     self._replacing = True
                     for entry in self._entries.values():

@@ -5,31 +5,33 @@ from __future__ import annotations
 import datetime
 import random
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from listeners.events import Source
+from listeners.order.held_datagrams import HeldDatagrams, first_number
 from listeners.order.log_tracker import LogStatus, LogTracker
 from listeners.order.retry_timer import Rng
 from listeners.order.sequence import EventSequence, Position
 from tornado_status.errors import DatagramError
+from tornado_status.model.records import LogSpan, common_head
 from tornado_status.runtime.bounded_dict import BoundedDict
 from tornado_status.wire.datagram import Datagram
 
 Start = int | Literal["now", "start", "snapshot"]
 
-MAX_UNCONFIRMED = 8  # logs that the server has not confirmed, of which the first number is kept
-
-
-class UnconfirmedLog(DatagramError):
-    """The datagram is of a log that only the server can confirm."""
+MAX_LEFT = 16  # logs that were left for one that goes on from them
+# For how long a server may name such a log: it has not connected to the new primary yet. After that
+# it is right: an operator has chosen the old primary.
+BEHIND_S = 60.0
 
 
 class LogFollower:
     """Puts the events of the log that is followed into `sequence`.
 
     A saved position (`resumed`) comes before `start`. `pinned` is the only log that may be
-    followed. With `repairs` the server confirms a log before it is followed.
+    followed. With `repairs` the server confirms a log before it is followed: `on_unconfirmed` is
+    called for a datagram of another one. Datagrams of a log that is not followed yet are held.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class LogFollower:
         repairs: bool,
         window_s: float | None,
         warn: Callable[[str], None],
+        on_unconfirmed: Callable[[], None],
         rng: Rng = random.random,
     ) -> None:
         self._start = start
@@ -49,8 +52,10 @@ class LogFollower:
         self._repairs = repairs
         self._window_s = window_s
         self._warn = warn
+        self._on_unconfirmed = on_unconfirmed
         self._rng = rng
-        self._first_unconfirmed = BoundedDict[uuid.UUID, int](MAX_UNCONFIRMED)
+        self._held = HeldDatagrams()
+        self._left = BoundedDict[uuid.UUID, float](MAX_LEFT)
         self.sequence: EventSequence
         self._tracker: LogTracker
         self._reset()
@@ -80,66 +85,156 @@ class LogFollower:
         """Return whether a log that the server names may be followed."""
         return self._tracker.allows(log_id)
 
-    def receive(self, datagram: Datagram, source: Source, now: float) -> None:
-        """Add a verified datagram. Raises `DatagramError` if its log is not followed.
+    def is_behind(self, log_id: uuid.UUID, now: float) -> bool:
+        """Return whether a server that names this log has not learned yet that it went on."""
+        left = self._left.get(log_id)
+        return left is not None and now < left + BEHIND_S
 
-        That is `UnconfirmedLog` if the server can confirm the log.
+    def wake_at(self) -> float | None:
+        """Return when `sequence.due_fetch` or `expire` may have work without new input."""
+        moments = (self.sequence.wake_at(), None if self._repairs else self._held.wake_at())
+        return min((moment for moment in moments if moment is not None), default=None)
+
+    def expire(self, now: float) -> bool:
+        """Without repairs, report what did not come in time; return whether there was anything.
+
+        That is a missing event, or the heartbeat that says how another log began.
+        """
+        found = False
+        while not self._repairs and (log_id := self._held.overdue(now)) is not None:
+            found = True
+            first, datagrams = self._held.take(log_id)
+            sent = max(datagram.sent for datagram, _ in datagrams)
+            if self._tracker.check(log_id, sent) is LogStatus.NEW:
+                self._restart(log_id, sent, first - 1, now)
+                self._receive_all(datagrams, now)
+        return self.sequence.expire(now) or found
+
+    def receive(self, datagram: Datagram, source: Source, now: float) -> None:
+        """Add a verified datagram. Raises `DatagramError` if its log cannot be followed."""
+        log_id = datagram.log_id
+        match self._tracker.check(log_id, datagram.sent):
+            case LogStatus.FOLLOWED:
+                self._receive_all([(datagram, source)], now)
+            case LogStatus.UNCONFIRMED:
+                self._on_unconfirmed()
+                if not self._held.hold(datagram, source, now):
+                    raise DatagramError("log", f"its log {log_id} is not confirmed by the server")
+            case LogStatus.NEW:
+                if self._goes_on(datagram, now) or self._begins(datagram, source, now):
+                    self._receive_held(datagram, source, now)
+            case LogStatus.OLDER:
+                if not self._goes_on(datagram, now):
+                    raise _not_followed(log_id)
+                self._receive_held(datagram, source, now)
+            case LogStatus.REFUSED:
+                raise _not_followed(log_id)
+
+    def _goes_on(self, datagram: Datagram, now: float) -> bool:
+        """Follow another log if this heartbeat says that it goes on from the followed one."""
+        parent = datagram.parent
+        if parent is None or self._position_log() != parent.parent:
+            return False
+        if self._tracker.followed is None:
+            self._begin_resumed(now)
+        self._tracker.follow(datagram.log_id, datagram.sent)
+        self._go_on(datagram.log_id, parent.fork, now)
+        return True
+
+    def _begins(self, datagram: Datagram, source: Source, now: float) -> bool:
+        """Follow a log because its announcer signed it, or because the operator pinned it.
+
+        Return False if the datagram is held until it is known how the log began.
         """
         log_id = datagram.log_id
-        first = min((event.seq for event in datagram.updates), default=datagram.head + 1)
-        match self._tracker.check(log_id, datagram.sent):
-            case LogStatus.UNCONFIRMED:
-                known = self._first_unconfirmed.get(log_id, first)
-                self._first_unconfirmed[log_id] = min(first, known)
-                raise UnconfirmedLog("log", f"its log {log_id} is not confirmed by the server")
-            case LogStatus.REFUSED:
-                raise DatagramError("log", f"its log {log_id} is not the one that is followed")
-            case LogStatus.NEW:
-                self._follow_announced(datagram, first, now)
-            case LogStatus.FOLLOWED:
-                pass
-        self.sequence.receive(datagram.head, datagram.updates, source, now, datagram.repeated)
-
-    def _follow_announced(self, datagram: Datagram, first: int, now: float) -> None:
-        """Follow a log because its announcer signed it, or because the operator pinned it."""
-        log_id, before = datagram.log_id, self._tracker.followed
-        self._tracker.follow(log_id, datagram.sent)
-        if before is None and self._resumed is None:
+        before = self._position_log()
+        if before is None:
+            self._tracker.follow(log_id, datagram.sent)
+            first = first_number(datagram)
             self._begin(log_id, head=datagram.head, now_after=first - 1, now=now)
-            return
-        if before is None and self._resumed is not None:
-            resumed = self._resumed
-            if resumed.log_id == log_id:
-                self.sequence.begin(log_id, resumed.seq, datagram.head, now)
-                return
-            self.sequence.begin(resumed.log_id, resumed.seq, 0, now)
-        self._warn(f"a new log begins: {log_id}")
-        self.sequence.restart(log_id, first - 1, now)
-
-    def begin_confirmed(self, log_id: uuid.UUID, head: int, now: float) -> None:
-        """Follow the first log that the server names. It must be one that `allows` lets pass."""
-        self._tracker.follow(log_id)
-        resumed = self._resumed
-        if resumed is not None:
-            self.sequence.begin(resumed.log_id, resumed.seq, head, now)
-            if resumed.log_id != log_id or resumed.seq > head:
-                self.sequence.restart(log_id, 0, now)
-            return
-        first = self._first_unconfirmed.get(log_id, head + 1)
-        self._first_unconfirmed.clear()
-        self._begin(log_id, head=head, now_after=min(head, first - 1), now=now)
-
-    def follow_confirmed(self, log_id: uuid.UUID, now: float) -> bool:
-        """Follow a log that the server names, and return whether it is another one than before.
-
-        It must be one that `allows` lets pass.
-        """
-        if log_id == self._tracker.followed:
+            return True
+        if before == log_id:
+            self._tracker.follow(log_id, datagram.sent)
+            self._begin_resumed(now)
+            return True
+        # Only a heartbeat says how the log began.
+        if datagram.updates and self._held.hold(datagram, source, now):
             return False
-        self._warn(f"a new log begins: {log_id}")
-        self._tracker.follow(log_id)
-        self.sequence.restart(log_id, 0, now)
+        if self._tracker.followed is None:
+            self._begin_resumed(now)
+        first = first_number(datagram)
+        known = self._held.first(log_id)
+        first = first if known is None else min(first, known)
+        self._restart(log_id, datagram.sent, first - 1, now)
         return True
+
+    def _position_log(self) -> uuid.UUID | None:
+        """Return the log of the position: the followed one, or the saved one before that."""
+        if self._tracker.followed is None and self._resumed is not None:
+            return self._resumed.log_id
+        return self._tracker.followed
+
+    def _begin_resumed(self, now: float) -> None:
+        if self._resumed is not None:
+            self.sequence.begin(self._resumed.log_id, self._resumed.seq, 0, now)
+
+    def _restart(
+        self, log_id: uuid.UUID, sent: datetime.datetime | None, after: int, now: float
+    ) -> None:
+        self._warn(f"a new log begins: {log_id}")
+        self._tracker.follow(log_id, sent)
+        self.sequence.restart(log_id, after, now)
+
+    def _go_on(self, log_id: uuid.UUID, common: int, now: float) -> None:
+        if (before := self.sequence.log_id) is not None:
+            self._left[before] = now
+        self._warn(f"the log goes on from number {common} as {log_id}")
+        self.sequence.go_on(log_id, common, now)
+
+    def _receive_held(self, datagram: Datagram, source: Source, now: float) -> None:
+        """Add the datagrams of a log that is followed from now on."""
+        _, datagrams = self._held.take(datagram.log_id)
+        self._receive_all([*datagrams, (datagram, source)], now)
+
+    def _receive_all(self, datagrams: Iterable[tuple[Datagram, Source]], now: float) -> None:
+        for datagram, source in datagrams:
+            self.sequence.receive(datagram.head, datagram.updates, source, now, datagram.repeated)
+
+    def begin_confirmed(self, log: LogSpan, now: float) -> None:
+        """Follow the first log that the server names. It must be one that `allows` lets pass."""
+        log_id, resumed = log.log_id, self._resumed
+        first, datagrams = self._held.take(log_id)
+        self._tracker.follow(log_id)
+        if resumed is None:
+            after = min(log.head, first - 1) if datagrams else log.head
+            self._begin(log_id, head=log.head, now_after=after, now=now)
+        else:
+            self._begin_resumed(now)
+            if resumed.log_id != log_id or resumed.seq > log.head:
+                self._move(log, now)
+            self.sequence.note_head(log.head, now)
+        self._receive_all(datagrams, now)
+
+    def follows(self, log_id: uuid.UUID) -> bool:
+        """Return whether this log is followed."""
+        return log_id == self._tracker.followed
+
+    def follow_confirmed(self, log: LogSpan, now: float) -> None:
+        """Follow another log that the server names. It must be one that `allows` lets pass."""
+        _, datagrams = self._held.take(log.log_id)
+        self._tracker.follow(log.log_id)
+        self._move(log, now)
+        self.sequence.note_head(log.head, now)
+        self._receive_all(datagrams, now)
+
+    def _move(self, log: LogSpan, now: float) -> None:
+        """Take the position over to another log, as its lineage says."""
+        before = self.sequence.log_id
+        common = None if before is None else common_head(log.lineage, before)
+        if common is None:
+            self._restart(log.log_id, None, 0, now)
+        else:
+            self._go_on(log.log_id, common, now)
 
     def _begin(self, log_id: uuid.UUID, *, head: int, now_after: int, now: float) -> None:
         """Begin as `start` says; for "now" that is after the number `now_after`."""
@@ -154,3 +249,7 @@ class LogFollower:
             case number:
                 after = number - 1
         self.sequence.begin(log_id, after, head, now)
+
+
+def _not_followed(log_id: uuid.UUID) -> DatagramError:
+    return DatagramError("log", f"its log {log_id} is not the one that is followed")

@@ -16,15 +16,17 @@ class LogStatus(enum.Enum):
 
     FOLLOWED = "followed"
     NEW = "new"  # to be followed from now on
-    UNCONFIRMED = "unconfirmed"  # ask the server, and ignore the datagram
+    OLDER = "older"  # than the followed log: to be followed only if it goes on from that
+    UNCONFIRMED = "unconfirmed"  # ask the server
     REFUSED = "refused"
 
 
 class LogTracker:
     """Pinned to one log, confirmed by the server, or trusted on first use.
 
-    Without a server to ask, another log is followed once a datagram of it is *newer* than every
-    datagram of the followed log. Only an announcer can sign that. A log that was left is never
+    Without a server to ask, another log is followed if a heartbeat says that it goes on from the
+    followed one, or once a datagram of it is *newer* than every datagram of the followed log. Only
+    an announcer can sign that. A log that was left is never
     followed again, because a server that was cut off may go on announcing it.
     """
 
@@ -48,7 +50,7 @@ class LogTracker:
         if self.confirms:
             return LogStatus.UNCONFIRMED
         if self._newest is not None and sent <= self._newest:
-            return LogStatus.REFUSED
+            return LogStatus.OLDER
         return LogStatus.NEW
 
     def allows(self, log_id: uuid.UUID) -> bool:

@@ -8,13 +8,14 @@ Memory is bounded. An update that finds no room is dropped, and fetched again on
 
 from __future__ import annotations
 
+import enum
 import math
 import uuid
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from listeners.events import Delivery, Gap, Snapshot, Source, Update
+from listeners.events import Delivery, Gap, Rollback, Snapshot, Source, Update
 from listeners.order.retry_timer import RetryTimer, Rng
 from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
 
@@ -55,6 +56,15 @@ class Position:
     seq: int
 
 
+class _Reason(enum.Enum):
+    """Why a snapshot is wanted."""
+
+    START = enum.auto()  # to begin with it: nothing before it was missed
+    NEW_LOG = enum.auto()  # of which nothing is known
+    ROLLBACK = enum.auto()  # its updates follow from where the log goes on
+    GONE = enum.auto()  # the server does not keep what is missing
+
+
 @dataclass(slots=True)
 class SequenceCounts:
     """Updates of one `EventSequence`, by their fate."""
@@ -69,8 +79,8 @@ class EventSequence:
     """The events of one log, from a position on.
 
     With `repairs` missing events are fetched, else they become a `Gap`; it may be set later. The
-    caller says which log it follows: `begin` the first time, `restart` when another log takes its
-    place.
+    caller says which log it follows: `begin` the first time, `go_on` or `restart` when another log
+    takes its place.
     """
 
     def __init__(
@@ -101,13 +111,11 @@ class EventSequence:
         self._seen: deque[tuple[int, float]] = deque(maxlen=MAX_SEEN)
         self._fetch_to = 0  # fetch up to here without another wait for the window
         # A snapshot: wanted (its first page has not come), or under way.
-        self._snapshot_wanted = False
+        self._snapshot_wanted: _Reason | None = None
         self._snapshot_at: int | None = None
         self._snapshot_next: str | None = None
         self._snapshot_records: deque[StatusRecord] = deque()
-        self._gone_after: int | None = None
-        self._new_log = False
-        self._starts_with_snapshot = False  # nothing before that snapshot was missed
+        self._gone_after = 0
 
     @property
     def _window_s(self) -> float:
@@ -126,8 +134,28 @@ class EventSequence:
     def begin_with_snapshot(self, log_id: uuid.UUID) -> None:
         """Deliver the records of all users first, then what follows. Only with repairs."""
         self.log_id = log_id
-        self._want_snapshot(None)
-        self._new_log = self._starts_with_snapshot = True
+        self._want_snapshot(_Reason.START)
+
+    def go_on(self, log_id: uuid.UUID, common: int, now: float) -> None:
+        """Follow another log, which has the events of this one up to the number `common`.
+
+        The events above are lost. If some of them were delivered, that is a rollback.
+        """
+        before = self.position
+        if before is not None and before.log_id == self.log_id and before.seq <= common:
+            self.position = Position(log_id, before.seq)
+        self.log_id = log_id
+        self._forget_above(common)
+        if self._delivered > common:
+            position = None if self.repairs else Position(log_id, common)
+            lost = Rollback(common + 1, self._delivered, log_id)
+            self._first_out.append((lost, position))
+            self._delivered = common
+            if self.repairs:
+                self._want_snapshot(_Reason.ROLLBACK)
+        self._see(common, now)
+        self._gap_since = None
+        self._advance(now)
 
     def restart(self, log_id: uuid.UUID, after: int, now: float) -> None:
         """Follow another log: its events so far are a gap.
@@ -143,8 +171,7 @@ class EventSequence:
         self._seen.clear()
         self._fetch_to = 0
         if self.repairs:
-            self._want_snapshot(None)
-            self._new_log = True
+            self._want_snapshot(_Reason.NEW_LOG)
         else:
             self._first_out.append((Gap(1, after, log_id), Position(log_id, after)))
             self._delivered = self._complete_to = self.head = after
@@ -178,6 +205,11 @@ class EventSequence:
         self._see(head, now)
         self._advance(now)
 
+    def note_head(self, head: int, now: float) -> None:
+        """Note that the log has all numbers up to `head`."""
+        self._see(head, now)
+        self._advance(now)
+
     def receive_page(self, asked: FetchEvents, page: EventPage, now: float) -> bool:
         """Add a page of events. False: it contradicts what is known, ask again later.
 
@@ -198,8 +230,9 @@ class EventSequence:
     def events_gone(self, asked: FetchEvents) -> None:
         """Begin again from a snapshot: the server keeps no events after that number (410)."""
         self._retry.succeeded()
-        if not self._snapshot_wanted:
-            self._want_snapshot(asked.after)
+        if self._snapshot_wanted is None:
+            self._gone_after = asked.after
+            self._want_snapshot(_Reason.GONE)
 
     def receive_users(
         self, asked: FetchUsers, page: UserPage, following: str | None, now: float
@@ -207,12 +240,10 @@ class EventSequence:
         """Add a page of records of the log that is followed; `following` is the next page."""
         self._retry.succeeded()
         if asked.path is None:
-            if not self._snapshot_wanted:
+            reason, self._snapshot_wanted = self._snapshot_wanted, None
+            if reason is None or (reason is _Reason.GONE and self._gap_closed(page.head)):
                 return
-            self._snapshot_wanted = False
-            if self._gap_closed(page.head):
-                return
-            self._open_snapshot(page.head, now)
+            self._open_snapshot(reason, page.head, now)
         elif asked.path != self._snapshot_next:
             return
         if (snapshot_at := self._snapshot_at) is not None:
@@ -234,8 +265,8 @@ class EventSequence:
                 self.counts.missed += max(0, delivery.last - delivery.first + 1)
             self.position = position or self.position
             return delivery
-        if self._snapshot_wanted and self._new_log:
-            return None  # the first page will say where the numbers begin
+        if self._is_held_up():
+            return None
         if self._snapshot_at is not None:
             if self._snapshot_records:
                 return Snapshot(self._snapshot_records.popleft())
@@ -320,7 +351,7 @@ class EventSequence:
         return True
 
     def _advance(self, now: float) -> None:
-        if self._snapshot_wanted and self._new_log:
+        if self._is_held_up():
             return
         before = self._complete_to
         while (found := self._pending.get(self._complete_to + 1)) is not None:
@@ -340,7 +371,7 @@ class EventSequence:
     def _next_fetch(self) -> Fetch | None:
         if not self.repairs or self.log_id is None:
             return None
-        if self._snapshot_wanted:
+        if self._snapshot_wanted is not None:
             return FetchUsers(None)
         if self._snapshot_at is not None and self._snapshot_next is not None:
             # Fetch the next page once this one is delivered: never more than one is in memory.
@@ -353,7 +384,8 @@ class EventSequence:
         return FetchEvents(self._complete_to, min(self._page, room, self.head - self._complete_to))
 
     def _fetch_at(self) -> float:
-        if self._gap_since is None or self._snapshot_wanted or self._complete_to < self._fetch_to:
+        wanted = self._snapshot_wanted is not None
+        if self._gap_since is None or wanted or self._complete_to < self._fetch_to:
             return self._retry.not_before
         return max(self._retry.not_before, self._gap_since + self._window_s)
 
@@ -362,39 +394,59 @@ class EventSequence:
         if isinstance(fetch, FetchEvents) and self._complete_to >= self._fetch_to:
             self._fetch_to = self.head
 
-    def _want_snapshot(self, gone_after: int | None) -> None:
-        self._snapshot_wanted = True
+    def _want_snapshot(self, reason: _Reason) -> None:
+        self._snapshot_wanted = reason
         self._snapshot_at = self._snapshot_next = None
         self._snapshot_records.clear()
-        self._gone_after = gone_after
-        self._new_log = False
+
+    def _is_held_up(self) -> bool:
+        """Return whether the snapshot that is wanted says where the updates go on."""
+        return self._snapshot_wanted not in (None, _Reason.GONE)
 
     def _gap_closed(self, head: int) -> bool:
         """Return whether datagrams have closed the gap in the meantime."""
-        return self._gone_after is not None and self._gone_after <= head <= self._complete_to
+        return self._gone_after <= head <= self._complete_to
 
-    def _open_snapshot(self, head: int, now: float) -> None:
-        if self._starts_with_snapshot:
-            self._starts_with_snapshot = False
-        elif self._new_log:
-            self._first_out.append((Gap(1, head, self.log_id), None))
-        else:
-            first = self._complete_to + 1
-            self._keep_complete()
-            self._first_out.append((Gap(first, head), None))
-        if head < self._complete_to and not self._new_log:
-            self._pending.clear()  # the numbers went back: these are of another history
-            self._seen.clear()
-            self.head = head
-        else:
-            self._pending = {seq: entry for seq, entry in self._pending.items() if seq > head}
-        self._new_log = False
-        self._snapshot_at = head
-        self._delivered = self._complete_to = head
+    def _open_snapshot(self, reason: _Reason, head: int, now: float) -> None:
+        at = head
+        match reason:
+            case _Reason.START:
+                pass
+            case _Reason.NEW_LOG:
+                self._first_out.append((Gap(1, head, self.log_id), None))
+            case _Reason.ROLLBACK:
+                at = self._delivered
+            case _Reason.GONE:
+                first = self._complete_to + 1
+                self._keep_complete()
+                self._first_out.append((Gap(first, head), None))
+                if head < self._complete_to:
+                    self._pending.clear()  # the numbers went back: these are of another history
+                    self._seen.clear()
+                    self.head = head
+        self._pending = {seq: entry for seq, entry in self._pending.items() if seq > at}
+        self._snapshot_at = at
+        self._delivered = self._complete_to = at
         self._see(head, now)
         self._fetch_to = 0
         self._gap_since = None
         self._advance(now)
+
+    def _forget_above(self, common: int) -> None:
+        """Forget the events above a number, and that there are any."""
+        kept: dict[int, Update | Gap] = {}
+        for seq, entry in self._pending.items():
+            if seq <= common:
+                kept[seq] = Gap(seq, min(entry.last, common)) if isinstance(entry, Gap) else entry
+        self._pending = kept
+        seen = [(min(end, common), since) for end, since in self._seen]
+        self._seen.clear()
+        for end, since in seen:
+            if not self._seen or self._seen[-1][0] < end:
+                self._seen.append((end, since))
+        self.head = min(self.head, common)
+        self._complete_to = min(self._complete_to, common)
+        self._fetch_to = min(self._fetch_to, common)
 
     def _keep_complete(self) -> None:
         if self.log_id is None:

@@ -14,13 +14,14 @@ import uuid
 
 from tornado_status.errors import DatagramError
 from tornado_status.model.presence import PresenceTimes
-from tornado_status.model.records import EventPage, StatusRecord, UserPage
+from tornado_status.model.records import EventPage, LogSpan, LogStep, StatusRecord, UserPage
 from tornado_status.wire.event_object import decode_update
 from tornado_status.wire.json_members import MAX_SEQ
 from tornado_status.wire.sealed_datagram import MAX_EPOCH, EpochSecret
 
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
 
+MAX_LINEAGE = 256  # steps, as many as a server sends
 MAX_GROUP_KEYS = 8  # a server has two
 
 _GROUP_KEY = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")  # 256 bits: the last has 4
@@ -39,6 +40,24 @@ def announcers(body: bytes) -> tuple[uuid.UUID, list[str]]:
     if not isinstance(found, list) or not all(isinstance(pem, str) for pem in found):
         raise AnswerError("`announcers` is no list of certificates")
     return _log_id(members), found
+
+
+def log(body: bytes) -> LogSpan:
+    """Return the log of `GET /api/log`. It does not say what the oldest entry is."""
+    members = _object(body)
+    entries = members.get("lineage")
+    if not isinstance(entries, list):
+        raise AnswerError("`lineage` is no list")
+    log_id, head = _log_id(members), _number(members, "head")
+    steps: list[LogStep] = []
+    for entry in entries[:MAX_LINEAGE]:
+        if not isinstance(entry, dict):
+            raise AnswerError("a step of `lineage` is no object")
+        step = LogStep(_log_id(entry), _log_id(entry, "parent"), _number(entry, "fork"))
+        if step.log_id != (steps[-1].parent if steps else log_id):
+            raise AnswerError(f"`lineage` has {step.log_id} out of order")
+        steps.append(step)
+    return LogSpan(log_id, head, 0, tuple(steps))
 
 
 def group_keys(body: bytes) -> list[EpochSecret]:
@@ -148,12 +167,12 @@ def _object(body: bytes) -> dict[str, object]:
     return members
 
 
-def _log_id(members: dict[str, object]) -> uuid.UUID:
-    value = members.get("log")
+def _log_id(members: dict[str, object], name: str = "log") -> uuid.UUID:
+    value = members.get(name)
     try:
         return uuid.UUID(value if isinstance(value, str) else "")
     except ValueError as error:
-        raise AnswerError("`log` is no UUID") from error
+        raise AnswerError(f"`{name}` is no UUID") from error
 
 
 def _number(members: dict[str, object], name: str) -> int:

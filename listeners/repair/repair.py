@@ -109,14 +109,18 @@ class Repair:
         self._answered()
         for reason in self._keys.replace_published(certificates):
             self._warnings.warn_limited("an announcer of the server", reason, f"refused: {reason}")
-        moved = (
-            self._follower.sequence.log_id is not None
-            and self._follower.allows(log_id)
-            and self._follower.follow_confirmed(log_id, self._clock())
-        )
         new_key = self._opener.use(group_keys)
         if new_key:
             self._on_new_group_key()
+        try:
+            moved = (
+                self._follower.sequence.log_id is not None
+                and self._follower.allows(log_id)
+                and await self._is_another_log(log_id)
+            )
+        except HttpsError as error:
+            self._refresh.failed(self._clock(), _retry_after_s(error))
+            raise
         changed = new_key or moved or set(self._keys.known) != known
         self._refresh.answered(self._clock(), changed=changed)
 
@@ -132,7 +136,13 @@ class Repair:
         if self._follower.sequence.log_id is not None:
             return  # a datagram of the pinned log was faster
         if self._follower.allows(page.log_id):
-            self._follower.begin_confirmed(page.log_id, page.head, self._clock())
+            try:
+                log = await self._server.log()
+            except HttpsError as error:
+                self._locating.failed(self._clock(), _retry_after_s(error))
+                raise
+            if log.log_id == page.log_id and self._follower.sequence.log_id is None:
+                self._follower.begin_confirmed(log, self._clock())
             return
         self._locating.failed(self._clock())
         self._warnings.warn_limited(
@@ -163,7 +173,7 @@ class Repair:
                     sequence.events_gone(fetch)
                     return
                 self._answered()
-                if not self._is_another_log(events.log_id) and not sequence.receive_page(
+                if not await self._is_another_log(events.log_id) and not sequence.receive_page(
                     fetch, events, self._clock()
                 ):
                     self._failed(
@@ -173,14 +183,22 @@ class Repair:
                 users = await self._server.users(path, PAGE)
                 self._answered()
                 self.presence = users.presence
-                if not self._is_another_log(users.log_id):
+                if not await self._is_another_log(users.log_id):
                     sequence.receive_users(fetch, users, users.following, self._clock())
 
-    def _is_another_log(self, log_id: uuid.UUID) -> bool:
+    async def _is_another_log(self, log_id: uuid.UUID) -> bool:
         """Follow the log of an answer, and return whether it is another one than before."""
-        if not self._follower.allows(log_id):
-            raise Unreachable(f"its log is now {log_id}, not the pinned one")
-        return self._follower.follow_confirmed(log_id, self._clock())
+        if self._follower.follows(log_id):
+            return False
+        log = await self._server.log()
+        if self._follower.follows(log.log_id):
+            return True  # the answer was of a log that has gone on since
+        if not self._follower.allows(log.log_id):
+            raise Unreachable(f"its log is now {log.log_id}, not the pinned one")
+        if self._follower.is_behind(log.log_id, self._clock()):
+            raise Unreachable(f"{self._server.where} does not know yet that its log has gone on")
+        self._follower.follow_confirmed(log, self._clock())
+        return True
 
     def _answered(self) -> None:
         self.failure = None

@@ -28,7 +28,7 @@ from clients.https import (
 )
 from listeners.repair import api_responses
 from tornado_status.errors import ConfigError
-from tornado_status.model.records import EventPage, UserPage
+from tornado_status.model.records import EventPage, LogSpan, UserPage
 from tornado_status.wire.sealed_datagram import EpochSecret
 
 T = TypeVar("T")
@@ -114,6 +114,10 @@ class ServerApi:
     async def group_keys(self) -> list[EpochSecret]:
         """Return the keys of sealed announcements."""
         return await self._get("/api/group-keys", api_responses.group_keys)
+
+    async def log(self) -> LogSpan:
+        """Return the log, with the logs that it goes on from."""
+        return await self._get("/api/log", api_responses.log)
 
     async def events(self, after: int, limit: int) -> EventPage:
         """Return a page of the log. Raises `Gone` if the server does not keep it."""

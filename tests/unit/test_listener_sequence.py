@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import random
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from listeners.events import Delivery, Gap, Snapshot, Update
-from listeners.order.log_follower import LogFollower, Start, UnconfirmedLog
+from listeners.events import Delivery, Gap, Rollback, Snapshot, Update
+from listeners.order.held_datagrams import HOLD_S, MAX_HELD
+from listeners.order.log_follower import BEHIND_S, LogFollower, Start
 from listeners.order.log_tracker import LogStatus, LogTracker
 from listeners.order.retry_timer import FIRST_JITTER_S, MAX_RETRY_AFTER_S, RetryTimer
 from listeners.order.sequence import (
@@ -29,7 +32,16 @@ from listeners.order.sequence import (
 from listeners.receive.fair_queue import MAX_PROVEN, FairQueue
 from listeners.repair.key_refresh import UNKNOWN_S, KeyRefresh
 from tornado_status.errors import DatagramError
-from tornado_status.model.records import Event, EventPage, StatusRecord, UserPage
+from tornado_status.model.records import (
+    Event,
+    EventPage,
+    Lineage,
+    LogSpan,
+    LogStep,
+    StatusRecord,
+    UserPage,
+    common_head,
+)
 from tornado_status.wire.datagram import Datagram
 
 MOMENT = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
@@ -43,22 +55,37 @@ examples = settings(deadline=None, max_examples=300)
 
 @dataclass
 class World:
-    """The server: a log, and what of it was pruned."""
+    """The server: a log, what of it was pruned, and from which logs it goes on.
+
+    No two events of any logs are equal: each has a port of its own.
+    """
 
     log_id: uuid.UUID
     log: list[Event] = field(default_factory=list)
     pruned: int = 0
+    lineage: Lineage = ()
+    ports: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def head(self) -> int:
         return len(self.log)
 
     def commit(self, user: int) -> Event:
-        event = Event(
-            self.head + 1, "check-in", f"u{user}@{self.log_id}", MOMENT, "10.0.0.7", self.head % 9
-        )
+        port = next(self.ports)
+        event = Event(self.head + 1, "check-in", f"u{user}@a.b", MOMENT, "10.0.0.7", port)
         self.log.append(event)
         return event
+
+    def replaced(self) -> World:
+        """Return another database, of which nothing is known."""
+        return World(uuid.UUID(int=self.log_id.int + 1), ports=self.ports)
+
+    def failed_over(self, lost: int) -> World:
+        """Return the log that goes on from this one, without the newest events."""
+        new, fork = self.replaced(), max(0, self.head - lost)
+        new.log, new.pruned = self.log[:fork], min(self.pruned, fork)
+        new.lineage = (LogStep(new.log_id, self.log_id, fork), *self.lineage)
+        return new
 
     def status(self) -> dict[str, int]:
         return {event.email: event.seq for event in self.log}
@@ -81,13 +108,18 @@ class World:
 
 
 class Reader:
-    """Takes deliveries and checks that they continue what came before."""
+    """Takes deliveries and checks that they continue what came before.
 
-    def __init__(self, position: Position) -> None:
-        self.at = position
+    `at` is the number that it has reached, `known` the newest number of each user.
+    """
+
+    def __init__(self, at: int) -> None:
+        self.at = at
         self.known: dict[str, int] = {}
         self.gaps: list[Gap] = []
         self.updates: list[Event] = []
+        self.rollbacks: list[Rollback] = []
+        self.lost: list[Event] = []  # of the updates, that were rolled back
         self._snapshot_of: int | None = None
 
     def take(self, delivery: Delivery) -> None:
@@ -95,23 +127,28 @@ class Reader:
             case Update(event, _, verified):
                 assert isinstance(event, Event)
                 assert verified
-                assert event.email.endswith(str(self.at.log_id))
-                assert event.seq == self.at.seq + 1
+                assert event.seq == self.at + 1
                 assert event.seq > self.known.get(event.email, 0)
                 self.known[event.email] = event.seq
                 self.updates.append(event)
-                self.at = Position(self.at.log_id, event.seq)
+                self.at = event.seq
                 self._snapshot_of = None
             case Gap(first, last, log_id):
                 if log_id is None:
-                    assert first == self.at.seq + 1
+                    assert first == self.at + 1
                     assert last >= first
                 else:
                     assert first == 1
                     self.known.clear()
                 self.gaps.append(delivery)
-                self.at = Position(log_id or self.at.log_id, last)
-                self._snapshot_of = last
+                self.at = self._snapshot_of = last
+            case Rollback(first, last):
+                assert first <= last == self.at
+                self.rollbacks.append(delivery)
+                self.at = self._snapshot_of = first - 1
+                self.lost += [event for event in self.updates if event.seq >= first]
+                self.updates = [event for event in self.updates if event.seq < first]
+                self.known = {user: seq for user, seq in self.known.items() if seq < first}
             case Snapshot(record):
                 assert self._snapshot_of is not None, "a snapshot without a gap before it"
                 assert record.seq <= self._snapshot_of
@@ -122,26 +159,34 @@ class Reader:
 class Run:
     """One listener's sequence between a lossy network and a server that may fail."""
 
-    def __init__(self, chance: random.Random, *, repairs: bool = True, calm: bool = False) -> None:
+    def __init__(
+        self,
+        chance: random.Random,
+        *,
+        repairs: bool = True,
+        calm: bool = False,
+        kind: type[EventSequence] = EventSequence,
+    ) -> None:
         self.chance = chance
-        self.calm = calm  # nothing is pruned, restored, restarted
+        self.calm = calm  # nothing is pruned, replaced, restarted
         self.now = 1000.0
         self.world = World(uuid.UUID(int=1))
         self.flying: list[tuple[uuid.UUID, int, list[Event]]] = []
         self.max_pending = chance.randint(4, 24)
         self.page = chance.randint(1, 6)
         self.repairs = repairs
+        self.kind = kind
         for _ in range(chance.randint(0, 9)):
             self.world.commit(chance.randrange(USERS))
         self.sequence = self.new_sequence()
         start = self.world.head
         self.sequence.begin(self.world.log_id, start, self.world.head, self.now)
         self.start = start
-        self.reader = Reader(Position(self.world.log_id, start))
+        self.reader = Reader(start)
         self.asked: tuple[Fetch, EventPage | UserPage | None] | None = None
 
     def new_sequence(self) -> EventSequence:
-        return EventSequence(
+        return self.kind(
             repairs=self.repairs,
             rng=self.chance.random,
             max_pending=self.max_pending,
@@ -150,7 +195,7 @@ class Run:
 
     def step(self, loss: float) -> None:
         chance = self.chance
-        match chance.randrange(9 if self.calm else 12):
+        match chance.randrange(9 if self.calm else 13):
             case 0 | 1:
                 events = [
                     self.world.commit(chance.randrange(USERS)) for _ in range(chance.randint(1, 5))
@@ -174,11 +219,13 @@ class Run:
                 self.world.pruned = chance.randint(self.world.pruned, self.world.head)
             case 10:
                 if chance.random() < 0.3:
-                    self.world = World(uuid.UUID(int=self.world.log_id.int + 1))
+                    self.world = self.world.replaced()
                     for _ in range(chance.randint(0, 9)):
                         self.world.commit(chance.randrange(USERS))
             case 11:
                 self.restart()
+            case 12:
+                self.world = self.world.failed_over(chance.choice([0, 0, 1, 5]))
         assert len(self.sequence) <= 2 * self.max_pending + self.page + 2
 
     def send(self, events: list[Event], loss: float) -> None:
@@ -190,13 +237,19 @@ class Run:
         if log_id == self.sequence.log_id:
             self.sequence.receive(head, events, SOURCE, self.now)
         else:
-            self.confirm(self.world.log_id)
+            self.confirm()
 
-    def confirm(self, log_id: uuid.UUID) -> bool:
+    def confirm(self) -> bool:
         """As the listener does when the server names a log."""
-        if log_id == self.sequence.log_id:
+        before = self.sequence.log_id
+        if self.world.log_id == before:
             return False
-        self.sequence.restart(log_id, 0, self.now)
+        common = None if before is None else common_head(self.world.lineage, before)
+        if common is None:
+            self.sequence.restart(self.world.log_id, 0, self.now)
+        else:
+            self.sequence.go_on(self.world.log_id, common, self.now)
+        self.sequence.note_head(self.world.head, self.now)
         return True
 
     def ask(self) -> None:
@@ -214,7 +267,9 @@ class Run:
         elif answer is None:
             assert isinstance(fetch, FetchEvents)
             self.sequence.events_gone(fetch)
-        elif not self.confirm(answer.log_id):
+        elif answer.log_id != self.sequence.log_id:
+            self.confirm()
+        else:
             if isinstance(answer, EventPage):
                 assert isinstance(fetch, FetchEvents)
                 self.sequence.receive_page(fetch, answer, self.now)
@@ -235,17 +290,18 @@ class Run:
         assert saved is not None
         self.asked = None
         self.sequence = self.new_sequence()
-        self.sequence.begin(saved.log_id, saved.seq, self.world.head, self.now)
-        if saved.log_id != self.world.log_id or saved.seq > self.world.head:
-            self.sequence.restart(self.world.log_id, 0, self.now)
-        if saved != self.reader.at:
+        self.sequence.begin(saved.log_id, saved.seq, 0, self.now)
+        self.confirm()
+        self.sequence.note_head(self.world.head, self.now)
+        if saved.seq != self.reader.at:
             # In the middle of a snapshot: it comes again from its beginning.
-            assert self.reader.gaps
-            gaps, known = self.reader.gaps, self.reader.known
-            self.reader = Reader(saved)
-            self.reader.gaps = gaps
-            if saved.log_id == self.world.log_id:
-                self.reader.known = {e: s for e, s in known.items() if s <= saved.seq}
+            assert self.reader.gaps or self.reader.rollbacks
+            self.reader.at = saved.seq
+            self.reader.known = {e: s for e, s in self.reader.known.items() if s <= saved.seq}
+
+    def first(self) -> int:
+        """Return the number behind which updates are shown: a rollback may begin before `start`."""
+        return min([self.start, *(lost.first - 1 for lost in self.reader.rollbacks)])
 
     def settle(self) -> None:
         """No more faults: what was missed must come."""
@@ -284,6 +340,62 @@ def test_every_number_comes_once_and_in_order(
 
 
 @examples
+@given(
+    st.randoms(),
+    st.sampled_from([0.0, 0.1, 0.3, 0.6]),
+    st.integers(0, 300),
+    st.booleans(),
+)
+def test_one_log_goes_on_over_every_failover(
+    chance: random.Random, loss: float, steps: int, repairs: bool
+) -> None:
+    """What a failover has lost is rolled back, and nothing else: the log comes out as it is."""
+    check_failovers(chance, loss, steps, repairs=repairs)
+
+
+class _Credulous(EventSequence):
+    """Takes what it has of the log before for events of the new one."""
+
+    def _forget_above(self, common: int) -> None:
+        """Keep all."""
+
+
+def test_events_of_the_log_before_would_be_found() -> None:
+    """The control."""
+    with pytest.raises(AssertionError):
+        for seed in range(100):
+            chance = random.Random(seed)  # noqa: S311 - the same at each run
+            check_failovers(chance, 0.3, 200, repairs=True, kind=_Credulous)
+
+
+def check_failovers(
+    chance: random.Random,
+    loss: float,
+    steps: int,
+    *,
+    repairs: bool,
+    kind: type[EventSequence] = EventSequence,
+) -> None:
+    run = Run(chance, repairs=repairs, calm=True, kind=kind)
+    for _ in range(steps):
+        if chance.random() < 0.05:
+            run.world = run.world.failed_over(chance.choice([0, 0, 1, 5]))
+        run.step(loss)
+        run.sequence.expire(run.now)
+    run.settle()
+    assert not set(run.reader.lost) & set(run.world.log)
+    assert run.sequence.position == Position(run.world.log_id, run.world.head)
+    expected = run.world.log[run.first() :]
+    if repairs:
+        assert run.reader.gaps == []
+        assert run.reader.updates == expected
+    missed = {seq for gap in run.reader.gaps for seq in range(gap.first, gap.last + 1)}
+    shown = {event.seq for event in run.reader.updates}
+    assert shown | missed >= {event.seq for event in expected}
+    assert set(run.reader.updates) <= set(run.world.log)
+
+
+@examples
 @given(st.randoms(), st.sampled_from([0.0, 0.1, 0.3, 0.6]), st.integers(0, 300))
 def test_what_cannot_be_had_is_a_gap_and_a_snapshot(
     chance: random.Random, loss: float, steps: int
@@ -293,12 +405,13 @@ def test_what_cannot_be_had_is_a_gap_and_a_snapshot(
     for _ in range(steps):
         run.step(loss)
     run.settle()
-    assert run.reader.at == Position(run.world.log_id, run.world.head)
-    assert run.sequence.position == run.reader.at
-    if run.reader.gaps:
+    assert run.sequence.position == Position(run.world.log_id, run.world.head)
+    assert run.reader.at == run.world.head
+    assert not set(run.reader.lost) & set(run.world.log)
+    if run.reader.gaps or run.reader.rollbacks:
         assert run.reader.known == run.world.status()
-    else:
-        assert run.reader.updates == run.world.log[run.start :]
+    if not run.reader.gaps:
+        assert run.reader.updates == run.world.log[run.first() :]
     assert len(run.sequence) == 0
 
 
@@ -311,7 +424,7 @@ def test_without_a_server_gaps_are_reported(chance: random.Random, loss: float, 
         run.step(loss)
         run.sequence.expire(run.now)
     run.settle()
-    assert run.reader.at == Position(run.world.log_id, run.world.head)
+    assert run.reader.at == run.world.head
     reported = {seq for gap in run.reader.gaps for seq in range(gap.first, gap.last + 1)}
     assert len(reported) == run.sequence.counts.missed
     assert [e.seq for e in run.reader.updates] == [
@@ -663,7 +776,7 @@ def test_another_log_is_followed_only_on_evidence() -> None:
     trusts = LogTracker()
     assert trusts.check(LOG_ID, MOMENT) is LogStatus.NEW
     trusts.follow(LOG_ID, MOMENT)
-    assert trusts.check(OTHER, MOMENT) is LogStatus.REFUSED
+    assert trusts.check(OTHER, MOMENT) is LogStatus.OLDER
     assert trusts.check(OTHER, later) is LogStatus.NEW
     trusts.follow(OTHER, later)
     assert trusts.check(LOG_ID, later + datetime.timedelta(hours=1)) is LogStatus.REFUSED
@@ -686,6 +799,7 @@ def following(
 ) -> tuple[LogFollower, list[str]]:
     said: list[str] = []
     follower = LogFollower(
+        on_unconfirmed=lambda: said.append("unconfirmed"),
         start=start,
         pinned=pinned,
         resumed=resumed,
@@ -702,13 +816,21 @@ def announced(log_id: uuid.UUID, *numbers: int, later_s: float = 0.0) -> Datagra
     return Datagram(log_id, sent, max(numbers), tuple(event(n) for n in numbers), kid="kid")
 
 
-def test_an_update_that_came_before_the_server_confirmed_its_log_is_fetched() -> None:
+def heartbeat(
+    log_id: uuid.UUID, head: int, parent: LogStep | None = None, *, later_s: float = 0.0
+) -> Datagram:
+    sent = MOMENT + datetime.timedelta(seconds=later_s)
+    return Datagram(log_id, sent, head, (), parent=parent, kid="kid")
+
+
+def test_an_update_that_came_before_the_server_confirmed_its_log_is_held() -> None:
     """`now` is when the listener began to listen, not when the server answered."""
-    follower, _ = following()
-    with pytest.raises(UnconfirmedLog):
-        follower.receive(announced(LOG_ID, 7, 8), SOURCE, 0.0)
-    follower.begin_confirmed(LOG_ID, 9, 1.0)
-    assert follower.sequence.due_fetch(10.0) == FetchEvents(6, 3)
+    follower, said = following()
+    follower.receive(announced(LOG_ID, 7, 8), SOURCE, 0.0)
+    assert said == ["unconfirmed"]
+    follower.begin_confirmed(LogSpan(LOG_ID, 9, 0), 1.0)
+    assert seqs(follower.sequence) == [7, 8]
+    assert follower.sequence.due_fetch(10.0) == FetchEvents(8, 1)
 
 
 @pytest.mark.parametrize(("start", "first"), [("now", 10), ("start", 1), (4, 4)])
@@ -717,9 +839,106 @@ def test_a_listener_begins_where_it_was_asked_to(start: Start, first: int, repai
     """With the server's word, or with the first datagram."""
     follower, _ = following(start, repairs=repairs)
     if repairs:
-        follower.begin_confirmed(LOG_ID, 9, 0.0)
+        follower.begin_confirmed(LogSpan(LOG_ID, 9, 0), 0.0)
     follower.receive(announced(LOG_ID, 10), SOURCE, 0.0)
     assert follower.sequence.position == Position(LOG_ID, first - 1)
+
+
+STEP = LogStep(OTHER, LOG_ID, 6)  # the log OTHER goes on from LOG_ID after number 6
+
+
+def test_a_log_goes_on_by_its_heartbeat() -> None:
+    """Events of it that came before the heartbeat are held until then."""
+    follower, said = following(repairs=False)
+    follower.receive(announced(LOG_ID, 5), SOURCE, 0.0)
+    follower.receive(announced(OTHER, 7, later_s=1.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [5]
+    follower.receive(heartbeat(OTHER, 7, STEP, later_s=2.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == []  # number 6 is missing
+    follower.receive(announced(OTHER, 6, later_s=2.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [6, 7]
+    assert follower.sequence.position == Position(OTHER, 7)
+    assert said == [f"the log goes on from number 6 as {OTHER}"]
+    with pytest.raises(DatagramError):
+        follower.receive(announced(LOG_ID, 7, later_s=3.0), SOURCE, 0.0)  # a cut-off server
+
+
+def test_what_the_new_log_lacks_is_rolled_back() -> None:
+    """It was shown; its numbers come again with other events."""
+    follower, _ = following(repairs=False)
+    follower.receive(announced(LOG_ID, 5, 6, 7, 8), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [5, 6, 7, 8]
+    follower.receive(heartbeat(OTHER, 6, STEP, later_s=1.0), SOURCE, 0.0)
+    follower.receive(announced(OTHER, 7, later_s=1.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [Rollback(7, 8, OTHER), 7]
+
+
+def test_a_heartbeat_that_is_older_by_another_clock_counts() -> None:
+    """Another server announces the old log with a clock that is ahead: the parent is proof."""
+    follower, _ = following(repairs=False)
+    follower.receive(announced(LOG_ID, 5, later_s=5.0), SOURCE, 0.0)
+    for refused in (announced(OTHER, 7, later_s=1.0), heartbeat(OTHER, 7, later_s=1.0)):
+        with pytest.raises(DatagramError):
+            follower.receive(refused, SOURCE, 0.0)
+    follower.receive(heartbeat(OTHER, 7, STEP, later_s=1.0), SOURCE, 0.0)
+    follower.receive(announced(OTHER, 6, 7, later_s=1.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [5, 6, 7]
+
+
+def test_a_log_that_no_server_confirms_is_refused_after_a_while() -> None:
+    """Another installation's, with the same announcer: the operator learns of it."""
+    follower, said = following()
+    follower.begin_confirmed(LogSpan(LOG_ID, 6, 0), 0.0)
+    follower.receive(announced(OTHER, 7), SOURCE, 0.0)
+    with pytest.raises(DatagramError, match="is not confirmed by the server"):
+        follower.receive(announced(OTHER, 8), SOURCE, HOLD_S)
+    assert said == ["unconfirmed", "unconfirmed"]
+    assert not follower.expire(2 * HOLD_S)
+
+
+@pytest.mark.parametrize("by", ["time", "room"])
+def test_a_log_is_held_only_so_long(by: str) -> None:
+    """Without a heartbeat it is one of which nothing is known."""
+    follower, said = following(repairs=False)
+    follower.receive(announced(LOG_ID, 5), SOURCE, 0.0)
+    for number in range(7, 7 + MAX_HELD):
+        follower.receive(announced(OTHER, number, later_s=1.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [5]
+    last = 6 + MAX_HELD
+    if by == "time":
+        assert follower.wake_at() == HOLD_S
+        assert not follower.expire(HOLD_S - 0.1)
+        assert follower.expire(HOLD_S)
+    else:
+        last += 1
+        follower.receive(announced(OTHER, last, later_s=1.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [Gap(1, 6, OTHER), *range(7, last + 1)]
+    assert said == [f"a new log begins: {OTHER}"]
+
+
+@pytest.mark.parametrize("repairs", [True, False])
+def test_a_saved_position_goes_on_in_the_new_log(repairs: bool) -> None:
+    """By the server's lineage, or by a heartbeat."""
+    follower, _ = following(repairs=repairs, resumed=Position(LOG_ID, 5))
+    follower.resume(MOMENT, 0.0)
+    if repairs:
+        follower.begin_confirmed(LogSpan(OTHER, 7, 0, (STEP,)), 0.0)
+    else:
+        follower.receive(heartbeat(OTHER, 7, STEP, later_s=1.0), SOURCE, 0.0)
+    follower.receive(announced(OTHER, 6, 7, later_s=1.0), SOURCE, 0.0)
+    assert seqs(follower.sequence) == [6, 7]
+    assert follower.sequence.position == Position(OTHER, 7)
+
+
+def test_a_server_that_has_not_failed_over_yet_is_asked_again() -> None:
+    """One that names the old log for longer is right."""
+    follower, _ = following()
+    follower.begin_confirmed(LogSpan(LOG_ID, 6, 0), 0.0)
+    follower.follow_confirmed(LogSpan(OTHER, 7, 0, (STEP,)), 10.0)
+    assert follower.follows(OTHER)
+    assert follower.is_behind(LOG_ID, 10.0 + BEHIND_S / 2)
+    assert not follower.is_behind(LOG_ID, 10.0 + BEHIND_S)
+    assert not follower.is_behind(uuid.UUID(int=3), 10.0)
 
 
 def test_a_saved_position_of_another_log_ends_in_a_gap() -> None:
@@ -727,8 +946,9 @@ def test_a_saved_position_of_another_log_ends_in_a_gap() -> None:
     follower, said = following(repairs=False, resumed=Position(OTHER, 3))
     follower.resume(MOMENT, 0.0)
     with pytest.raises(DatagramError, match="is not the one that is followed"):
-        follower.receive(announced(LOG_ID, 5), SOURCE, 0.0)  # not newer than the start
+        follower.receive(heartbeat(LOG_ID, 5), SOURCE, 0.0)  # not newer than the start
     follower.receive(announced(LOG_ID, 5, later_s=1.0), SOURCE, 0.0)
+    follower.receive(heartbeat(LOG_ID, 5, later_s=2.0), SOURCE, 0.0)
     assert seqs(follower.sequence) == [Gap(1, 4, LOG_ID), 5]
     assert said == [f"a new log begins: {LOG_ID}"]
 
