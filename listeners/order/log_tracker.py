@@ -25,8 +25,8 @@ class LogTracker:
     """Pinned to one log, confirmed by the server, or trusted on first use.
 
     Without a server to ask, another log is followed if a heartbeat says that it goes on from the
-    followed one, or once a datagram of it is *newer* than every datagram of the followed log. Only
-    an announcer can sign that. A log that was left is never
+    followed one. It is also followed once a datagram of it is *newer* than every datagram of the
+    followed log. Only an announcer can sign that. A log that was left is never
     followed again, because a server that was cut off may go on announcing it.
     """
 

@@ -156,7 +156,7 @@ def test_a_promoted_standby_goes_on_with_the_log(
     tmp_path: Path,
     behind: int,
 ) -> None:
-    """Nobody notices, or loses the last five that the standby had not received, by number."""
+    """Readers notice nothing, or lose the last five, which the standby had not received."""
     first = start_server(url=own_postgres.url)
     port = first.announce_port
     announce = {"targets": targets(port), "heartbeat_s": 1}

@@ -349,7 +349,7 @@ def test_every_number_comes_once_and_in_order(
 def test_one_log_goes_on_over_every_failover(
     chance: random.Random, loss: float, steps: int, repairs: bool
 ) -> None:
-    """What a failover has lost is rolled back, and nothing else: the log comes out as it is."""
+    """Lost events are rolled back, and no others: the log comes out as it is."""
     check_failovers(chance, loss, steps, repairs=repairs)
 
 
