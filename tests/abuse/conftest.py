@@ -5,6 +5,8 @@ And the certificates of attackers.
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,6 +35,17 @@ def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     revoked = x509.load_pem_x509_certificate((directory / "revoked.crt").read_bytes())
     site.put_list([revoked.serial_number], number=1)
     return directory
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let one attacker work at a time: two would be a stronger one."""
+    base = tmp_path_factory.getbasetemp()
+    # Workers that run files side by side have a directory each, beside one another.
+    directory = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    with (directory / "attacking").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.support.harness import LOOPBACK, PATIENCE_S, Server, client_context
 from tornado_status.config.settings import ServerSettings
 
 REQUEST = b"POST /api/client HTTP/1.1\r\nHost: localhost\r\n\r\n"
-ATTACK_S = float(os.environ.get("ABUSE_SECONDS", "10"))  # of each attacker; 60 for a thorough run
+ATTACK_S = float(os.environ.get("ABUSE_SECONDS", "5"))  # of each attacker; 60 for a thorough run
 INTERVAL_S = 1.0
 GRACE_S = 15.0  # for the last answers: a slow machine is no attack
 OFFLINE_AFTER_S = 8.0  # an honest client may wait so long for an answer
