@@ -249,6 +249,7 @@ REASONS: dict[str, dict[str, Reason]] = {
                 "python -m benchmarks.scaling",
                 "python -m benchmarks.cost_of_observing",
                 "python -m benchmarks.loss",
+                "python -m benchmarks.forged",
             ),
             here(Why.MINUTES, "test_the_benchmarks_of_the_page_can_be_asked_for"),
         ),
