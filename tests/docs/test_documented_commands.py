@@ -703,7 +703,7 @@ def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
         else:
             assert importlib.util.find_spec(module) is not None
             assert set(options) <= set(re.findall(r"--[a-z]+", scaling))
-    others = {"scaling", "cost_of_observing", "loss"}
+    others = {"scaling", "cost_of_observing", "loss", "forged"}
     assert seen == {"benchmarks"} | {f"benchmarks.{name}" for name in others}
     with pytest.raises(SystemExit):
         benchmarks._read(["--only", "nobody"])  # it can fail
