@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,12 +37,15 @@ def machines() -> Iterator[DatabaseMachines]:
 
 
 def test_no_failover_loses_an_acknowledged_check_in(
-    machines: DatabaseMachines, certs: Path, tmp_path: Path
+    machines: DatabaseMachines,
+    certs: Path,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
     """Switchover, kill -9, a lost machine, a partition: all in the log, and told without a gap."""
     with campaign(machines, certs, tmp_path) as running:
         for fault in FAULTS:
-            print(running.fail_over(fault))
+            record_property("failover", str(running.fail_over(fault)))
         assert running.verdict() == []
         assert running.told() == []
     head, _, _ = shown(PAGE, "Sync Standby").partition("\n")
@@ -79,7 +82,6 @@ def test_what_an_asynchronous_failover_loses_is_rolled_back(
         verdict = running.verdict()
         lost = [event for event in loss.old if event["seq"] > loss.fork]
         assert lost
-        print(f"{len(lost)} of {len(loss.old)} check-ins were lost")
         assert {each.partition(":")[0] for each in verdict} == {"missing"}
         assert len(verdict) == len(lost)  # each has an id of its own
         new = [event for event in running.log() if event["seq"] > loss.fork]

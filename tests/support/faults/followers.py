@@ -166,7 +166,7 @@ class Followers:
 
     @property
     def all(self) -> list[Follower]:
-        return [*self._readings]
+        return [*self._listeners, *self._readings]
 
     def wait_for(self, seq: int) -> None:
         """Wait until all have the event `seq`."""
