@@ -141,6 +141,8 @@ async def _state(connection: Connection, sql: str, parameters: Values | None = N
     except StatementFailed as error:
         if error.sqlstate == "42P01":  # undefined_table
             raise ConfigError("database.url: no log yet: start the server once") from error
+        if error.sqlstate == "42703":  # undefined_column
+            raise ConfigError("database.url: of an older version: start the server once") from error
         raise StoreUnavailable(f"the database refuses: {error}") from error
     return LogState(uuid.UUID(log_id), head, at.astimezone(datetime.UTC))
 
