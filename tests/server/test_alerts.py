@@ -36,7 +36,12 @@ from tests.support.hostile_receiver import HostileReceiver, endless_chunk_size
 from tests.support.metrics import metric
 from tests.support.trust_site import replace
 from tests.support.webhook_receiver import SECRET, Receiver, adopted, alert, log, waiting
-from tests.support.with_constants import ALERT_BACK_OFF_S, ALERT_POLL_S
+from tests.support.with_constants import (
+    ALERT_BACK_OFF_S,
+    ALERT_GIVE_UP_EVERY_S,
+    ALERT_MAX_QUEUED,
+    ALERT_POLL_S,
+)
 from tornado_status.alerts.filter import AlertFilter
 from tornado_status.alerts.webhook_signature import parse_secrets, sign
 from tornado_status.api import Access
@@ -434,6 +439,27 @@ def test_what_cannot_be_delivered_for_long_is_given_up(start_server: StartServer
         for outcome in ("dropped", "delivered"):
             counted = 'tornado_status_alert_messages_total{alert="plant",outcome="%s"} 1.0'
             assert counted % outcome in metrics
+
+
+def test_beyond_the_limit_the_user_with_the_most_messages_loses_some(
+    start_server: StartServer,
+) -> None:
+    """Not the oldest of all, which may be the only one of another user."""
+    with Receiver(answer=lambda _: 503) as receiver:
+        constants = {ALERT_MAX_QUEUED: 10, ALERT_GIVE_UP_EVERY_S: 0.1, ALERT_POLL_S: 0.1}
+        server = start_server(alerts=[alert(receiver.url)], constants=constants)
+        adopted(server)
+        server.rows(
+            "INSERT INTO alert_message"
+            " (name, log_id, seq, event, email, at, client_ip, client_port, due_at, next_at)"
+            " SELECT 'plant', log_id, n, 'back',"
+            " CASE WHEN n <= 4 THEN 'bob' ELSE 'ada' END || '@example.com',"
+            " now(), '10.0.0.7', 1, now(), now() FROM head, generate_series(1, 30) n"
+        )
+        dropped = server.wait_event("alert messages dropped")
+        assert dropped["messages"] == 20
+        kept = server.rows("SELECT seq::integer FROM alert_message ORDER BY seq")
+        assert [seq for (seq,) in kept] == [1, 2, 3, 4, *range(25, 31)]
 
 
 def test_the_database_may_go_and_come(start_server: StartServer, own_postgres: Postgres) -> None:

@@ -45,6 +45,8 @@ MAX_IGNORED = "tornado_status.api.live.connections.MAX_IGNORED"
 LONG_READ_S = "tornado_status.ingress.peer_stream.LONG_READ_S"
 LONGEST_READ_S = "tornado_status.runtime.read_watch.LONGEST_READ_S"
 ALERT_POLL_S = "tornado_status.alerts.worker.POLL_S"
+ALERT_GIVE_UP_EVERY_S = "tornado_status.alerts.worker.GIVE_UP_EVERY_S"
+ALERT_MAX_QUEUED = "tornado_status.alerts.worker.MAX_QUEUED"
 ALERT_BACK_OFF_S = "tornado_status.alerts.worker.BACK_OFF_S"
 LOCAL = "tornado_status.store.remote_database.LOCAL"  # []: loopback counts as another machine
 

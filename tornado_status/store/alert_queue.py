@@ -193,12 +193,17 @@ class AlertQueue:
         )
 
     async def give_up(self, name: str, after_s: float, most: int) -> int:
-        """Drop messages that failed for `after_s`, and the oldest beyond `most`. Return both."""
+        """Drop messages that failed for `after_s`, and those beyond `most`. Return how many.
+
+        The user with the most messages loses the oldest of them.
+        """
         rows = await self._execute(
             "DELETE FROM alert_message WHERE name = %(name)s AND ("
             " (attempts > 0 AND queued_at < now() - %(after)s * interval '1 second')"
-            " OR id <= (SELECT id FROM alert_message WHERE name = %(name)s"
-            " ORDER BY id DESC OFFSET %(most)s LIMIT 1)) RETURNING 1",
+            " OR id IN (SELECT id FROM alert_message WHERE name = %(name)s"
+            # The newest message of each user comes before the second newest of any.
+            " ORDER BY row_number() OVER (PARTITION BY email ORDER BY id DESC), id DESC"
+            " OFFSET %(most)s)) RETURNING 1",
             {"name": name, "after": after_s, "most": most},
         )
         return len(rows)
