@@ -23,6 +23,7 @@ from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
 from tests.support.with_constants import (
     LINGER_S,
     MAX_BATCH,
+    MAX_HANDSHAKE_BYTES,
     MAX_HANDSHAKES,
     MAX_MUTE,
     MAX_REQUESTS_EACH,
@@ -109,6 +110,34 @@ def test_without_that_they_would_not(start_server: StartServer) -> None:
         connection.timeout = 2
         with pytest.raises(TimeoutError):
             connection.connect()
+
+
+def long_hello(records: int) -> bytes:
+    """The beginning of a ClientHello of 128 KB, in records of 16 KB."""
+    begin = b"\x01" + (131_000).to_bytes(3, "big")
+    first = begin.ljust(16_384, b"\0")
+    return b"".join(
+        b"\x16\x03\x01\x40\x00" + (bytes(16_384) if number else first) for number in range(records)
+    )
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_a_handshake_has_a_size(start_server: StartServer, limited: bool) -> None:
+    """OpenSSL would keep 128 KB of each in memory, until the time-out."""
+    constants = {} if limited else {MAX_HANDSHAKE_BYTES: 2**20}
+    server = start_server(server=ENDLESS, constants=constants)
+    with crowd(server.port, 5, long_hello(1)), crowd(server.port, 5, long_hello(3)) as long:
+        if limited:
+            for connection in long:
+                with contextlib.suppress(ConnectionResetError):
+                    assert connection.recv(1) == b""
+            assert refused(server, "excessive-message-size") == 5
+        else:
+            long[-1].settimeout(2)
+            with pytest.raises(TimeoutError):
+                long[-1].recv(1)
+        assert server.request("POST", "/api/client").status == 204
+    assert refused(server, "excessive-message-size") == (5 if limited else 0)
 
 
 # ----------------------------------------------------------------------------------- connections

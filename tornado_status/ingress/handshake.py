@@ -16,10 +16,21 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from tornado_status.ingress.peer_stream import bytes_read
 from tornado_status.runtime.base_acceptor import Address
 
 if TYPE_CHECKING:
     from tornado_status.ingress.tls_acceptor import TlsAcceptor
+
+# Bytes from a client before its handshake is done. A chain of RSA certificates has some 8 KiB;
+# OpenSSL would keep 128 KiB of a ClientHello.
+MAX_HANDSHAKE_BYTES = 32_768
+
+
+class HandshakeTooLong(OSError):
+    """The client sent more than `MAX_HANDSHAKE_BYTES`."""
+
+    reason = "EXCESSIVE_MESSAGE_SIZE"  # as OpenSSL calls it
 
 
 class HandshakeThreads:
@@ -141,6 +152,10 @@ class Handshake:
         elif self._over:
             self._acceptor.dropped(self.secure, self._address)
         elif isinstance(error, ssl.SSLWantReadError):
+            if bytes_read(self.secure) > MAX_HANDSHAKE_BYTES:
+                self._finish()
+                self._acceptor.failed(self.secure, self._address, HandshakeTooLong())
+                return
             self._loop.add_reader(self.secure, self._readable)
             self._acceptor.awaits_client(self)
         elif isinstance(error, ssl.SSLWantWriteError):

@@ -28,6 +28,7 @@ _HINTS = {
     "http-request": "the client speaks plain HTTP: its URL must begin with https://",
     "https-proxy-request": "the client takes this server for a web proxy",
     "wrong-version-number": "the client does not speak TLS",
+    "excessive-message-size": "the client sent more than a handshake needs",
     "timeout": "the client did not finish within server.handshake_timeout_s",
     "closed": "the client closed the connection",
 }
