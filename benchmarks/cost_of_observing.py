@@ -103,7 +103,7 @@ def request(made_by: Tracing, check_in: CheckIn, headers: dict[str, str]) -> Cal
     asked = http_request(headers)
 
     def work() -> None:
-        span = made_by.begin(asked, "/api/client")
+        span = made_by.begin(asked, "/api/client", check_in.email)
         if span is not None:
             span.mark(check_in)
             span.end("0", None, 204, None)
@@ -115,7 +115,7 @@ def traces() -> None:
     check_ins = [CheckIn("a@example.com", "127.0.0.1", 1, "", str(n)) for n in range(512)]
     traced = {"traceparent": "00-0123456789abcdef0123456789abcdef-0123456789abcdef-01"}
     none, every, beside = tracing(0), tracing(1), tracing(0)
-    waiting = beside.begin(http_request(traced), "/api/client")
+    waiting = beside.begin(http_request(traced), "/api/client", None)
     if waiting is None:
         raise SystemExit("nothing is traced: is OTEL_SDK_DISABLED set?")
     waiting.mark(check_ins[0])
@@ -125,7 +125,7 @@ def traces() -> None:
         "a commit of 512, not sampled, while a traced check-in waits": commit(beside, check_ins),
         "a commit, sampled": commit(every, check_ins),
         "a request, not sampled": request(none, check_ins[0], {}),
-        "a request, sampled": request(none, check_ins[0], traced),
+        "a request, sampled": request(every, check_ins[0], traced),
     }.items():
         print(f"{median_ns(work, 2_000) / 1000:7.1f}  {what}")
 

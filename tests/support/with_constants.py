@@ -15,6 +15,7 @@ from tornado_status.cli import main
 MAX_HANDSHAKES = "tornado_status.ingress.tls_acceptor.MAX_HANDSHAKES"
 MAX_MUTE = "tornado_status.ingress.tls_acceptor.MAX_MUTE"
 MAX_HANDSHAKE_BYTES = "tornado_status.ingress.handshake.MAX_HANDSHAKE_BYTES"
+CONTINUED_PER_SECOND = "tornado_status.observe.tracing.CONTINUED_PER_SECOND"
 LINGER_S = "tornado_status.ingress.lingering.LINGER_S"
 STALLED_S = "tornado_status.ingress.tls_acceptor.STALLED_S"
 MAX_UNANSWERED = "tornado_status.ingress.identity_shares.MAX_UNANSWERED"

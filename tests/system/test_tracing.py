@@ -35,6 +35,7 @@ from tests.support.harness import (
     rows,
     wait_until,
 )
+from tests.support.with_constants import CONTINUED_PER_SECOND
 from tornado_status.commands.doctor import report
 from tornado_status.config import loader
 from tornado_status.config.settings import LoggingSettings, TracingSettings
@@ -223,6 +224,24 @@ def test_a_caller_decides_that_its_trace_is_not_sampled(
     assert {span.trace_id.hex() for span in collector.spans()} == {trace_id}
 
 
+@pytest.mark.parametrize(("per_second", "continued"), [(0.001, 1), (1000, 5)])
+def test_an_identity_may_ask_for_so_many_traces(
+    start_server: StartServer, collector: Collector, per_second: float, continued: int
+) -> None:
+    """And so many at once: its spans would take the place of the others'."""
+    server = start_server(
+        tracing={"endpoint": collector.endpoint, "sample_ratio": 0},
+        constants={CONTINUED_PER_SECOND: per_second},
+    )
+    for _ in range(5):
+        assert ask(server, "GET", "/api/client", traced()[2]).status == 404
+    trace_id, _, headers = traced()
+    assert ask(server, "GET", "/api/client", headers, "operator").status == 404
+    spans = collector.wait("GET /api/client", continued + 1)
+    assert len(spans) == continued + 1
+    assert spans[-1].trace_id.hex() == trace_id
+
+
 @pytest.mark.parametrize("personal", [False, True])
 def test_who_somebody_is_leaves_only_where_that_is_asked_for(
     start_server: StartServer, collector: Collector, personal: bool
@@ -379,7 +398,7 @@ def test_the_last_spans_are_waited_for_within_bounds(collector: Collector) -> No
         tracing.start()
         line = RequestStartLine("GET", "/", "HTTP/1.1")
         headers = HTTPHeaders({"Host": "localhost"})
-        span = tracing.begin(HTTPServerRequest(start_line=line, headers=headers), "/")
+        span = tracing.begin(HTTPServerRequest(start_line=line, headers=headers), "/", EMAIL)
         assert span is not None
         span.end("1", None, 200, None)
         await tracing.close(timeout_s)

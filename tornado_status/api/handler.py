@@ -113,11 +113,12 @@ class Handler(RequestHandler):
         self._is_in_flight = True
         # Bound for this request's task only: each of its log lines has the fields.
         structlog.contextvars.bind_contextvars(request_id=self.request_id)
+        peer = self.authenticator.peer_of(self.request)
         if self.tracing is not None:
-            self.span = self.tracing.begin(self.request, self.route)
+            email = None if peer.check_in is None else peer.check_in.email
+            self.span = self.tracing.begin(self.request, self.route, email)
             if self.span is not None:
                 structlog.contextvars.bind_contextvars(trace_id=self.span.trace_id)
-        peer = self.authenticator.peer_of(self.request)
         if self.authenticator.is_last(self.request) or asks_to_close(self.request):
             self.ends_connection = True
             self.set_header("Connection", "close")

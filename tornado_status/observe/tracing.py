@@ -28,6 +28,8 @@ from tornado.httputil import HTTPServerRequest
 
 from tornado_status import __version__
 from tornado_status.config.settings import TracingSettings
+from tornado_status.errors import TooFrequent
+from tornado_status.model.check_in_rate_limit import CheckInRateLimit
 from tornado_status.model.records import CheckIn, CommittedBatch
 from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch
@@ -36,6 +38,8 @@ from tornado_status.runtime.waiting import wait_set
 MAX_QUEUED = 2048  # spans, a few MB; beyond it the oldest are dropped
 MAX_EXPORTED = 512  # spans in one message to the collector
 EXPORT_EVERY_S = 5.0
+# Traces that one identity may ask for, with ten at once: a client must not fill the queue.
+CONTINUED_PER_SECOND = 1.0
 EXPORT_TIMEOUT_S = 10.0  # of an export with its retries; then the spans are lost
 FLUSH_S = 2.0  # at shutdown: a slow collector must not delay a restart
 
@@ -78,6 +82,7 @@ class Tracing:
         )
         self._tracer = self._provider.get_tracer("tornado_status", __version__)
         self._propagator = TraceContextTextMapPropagator()
+        self._continued = CheckInRateLimit(CONTINUED_PER_SECOND)
         self._waiting: dict[int, SpanContext] = {}  # of traced check-ins, by their id()
         self._announced = (0.0, 0.0, 0)
 
@@ -116,10 +121,13 @@ class Tracing:
     def metrics(self) -> Iterable[Metric]:
         yield metrics.counters("trace_spans", "Spans by outcome", ["outcome"], self._exporter.spans)
 
-    def begin(self, request: HTTPServerRequest, route: str) -> RequestSpan | None:
+    def begin(
+        self, request: HTTPServerRequest, route: str, email: str | None
+    ) -> RequestSpan | None:
         """Begin the span of a request; return None if its trace is not sampled.
 
-        A valid `traceparent` of the client decides that; otherwise chance does.
+        A valid `traceparent` of the client decides that, within a limit for each `email`. Otherwise
+        chance does. All clients without an identity share one limit.
         """
         headers = request.headers
         parent = Context()
@@ -127,7 +135,9 @@ class Tracing:
             sent = {name: headers[name] for name in PROPAGATED if name in headers}
             parent = self._propagator.extract(sent, context=parent)
         caller = trace.get_current_span(parent).get_span_context()
-        if not (caller.trace_flags.sampled if caller.is_valid else self._sampled()):
+        if caller.is_valid and not caller.trace_flags.sampled:
+            return None
+        if not (caller.is_valid and self._may_ask(email)) and not self._sampled():
             return None
         method = request.method if request.method in METHODS else "_OTHER"
         attributes: dict[str, str | int] = {
@@ -200,6 +210,13 @@ class Tracing:
             )
             announced.end(ahead + int(ready * 1e9))
         span.end(ahead + int(ended * 1e9))
+
+    def _may_ask(self, email: str | None) -> bool:
+        try:
+            self._continued.allow(email or "", time.monotonic())
+        except TooFrequent:
+            return False
+        return True
 
     def _sampled(self) -> bool:
         return random.random() < self._ratio  # noqa: S311 - a sample
