@@ -6,6 +6,7 @@ import ast
 import base64
 import datetime
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,7 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
 from certs_gen.cli import main as certs_gen
 from listeners.cli import main
@@ -30,7 +39,7 @@ from tests.support.harness import (
     require,
 )
 from tornado_status.pki.announcer_keys import PURPOSE
-from tornado_status.wire.sealed_datagram import EpochSecret, Sealer
+from tornado_status.wire.sealed_datagram import EpochSecret, Opener, Sealer
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
 REFERENCE = (ROOT / "docs" / "listener-reference.md").read_text("utf-8")
@@ -45,6 +54,32 @@ def program_in(page: str, language: str = "python", *, defines: str = "") -> str
     [program] = [each for each in found if defines in each]
     assert isinstance(program, str)
     return program
+
+
+def other_last_character(datagram: bytes) -> bytes:
+    """Return the same signature in base64url, with other bits behind its end."""
+    at = len(datagram) - 3
+    return datagram[:at] + bytes([datagram[at] + 1]) + datagram[at + 1 :]
+
+
+def ca_for_announcing(certs: Path) -> bytes:
+    """Return a CA's certificate that is otherwise right for an announcer."""
+    issuer = x509.load_pem_x509_certificate((certs / "ca.crt").read_bytes())
+    issuer_key = load_pem_private_key((certs / "ca.key").read_bytes(), None)
+    assert isinstance(issuer_key, EllipticCurvePrivateKey)
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(
+            issuer.subject, x509.Name([]), Ed25519PrivateKey.generate().public_key()
+        )
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(minutes=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([PURPOSE]), critical=False)
+        .sign(issuer_key, issuer.signature_hash_algorithm)
+    )
+    return certificate.public_bytes(Encoding.PEM)
 
 
 def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
@@ -81,29 +116,130 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
         (changed, now),
         (datagram[:-1], now),
         (datagram + b" ", now),
+        (other_last_character(datagram), now),
         (datagram, now + datetime.timedelta(seconds=100)),
     ):
         with pytest.raises((AssertionError, InvalidSignature)):
             defined["verify"](wrong, key, moment)
-    for name in ("client.crt", "server.crt"):
+    wrong = [(certs / name).read_bytes() for name in ("client.crt", "server.crt")]
+    for certificate in (*wrong, ca_for_announcing(certs)):
         with pytest.raises(AssertionError, match="not meant for announcing"):
-            defined["announcer_key"]((certs / name).read_bytes(), ca, now)
+            defined["announcer_key"](certificate, ca, now)
+
+
+def test_the_pages_key_verifies_its_signed_example() -> None:
+    """Without a server: a receiver in another language begins with it."""
+    defined: dict[str, Any] = {}
+    exec(program_in(PROTOCOL, defines="def verify("), defined)  # noqa: S102 - the page's own
+    [pem] = re.findall(r"-----BEGIN PUBLIC KEY-----.*-----END PUBLIC KEY-----", PROTOCOL, re.DOTALL)
+    key = load_pem_public_key(pem.encode())
+    datagram = signed_example()
+    now = datetime.datetime.fromisoformat(json.loads(datagram)["sent"])
+    assert defined["verify"](datagram, key, now)["head"] == 42
+
+
+def signed_example() -> bytes:
+    [example] = re.findall(r'^\{"v":2.*"sig":.*\}$', PROTOCOL, re.MULTILINE)
+    assert isinstance(example, str)
+    return example.encode()
+
+
+def group_keys_of_the_page() -> dict[int, bytes]:
+    [example] = re.findall(r'^\{"keys":\[.*\]\}$', PROTOCOL, re.MULTILINE)
+    return {
+        key["epoch"]: base64.urlsafe_b64decode(key["key"] + "=")
+        for key in json.loads(example)["keys"]
+    }
+
+
+def sealed_example() -> bytes:
+    [(length, block)] = re.findall(
+        r"these (\d+) bytes are the signed\s+example of.*?```\n([0-9a-f\n]+)```",
+        PROTOCOL,
+        re.DOTALL,
+    )
+    sealed = bytes.fromhex(block)
+    assert len(sealed) == int(length)
+    return sealed
+
+
+def test_the_pages_sealed_example_is_what_the_codec_writes() -> None:
+    """And opens to the page's signed example."""
+    sealed = sealed_example()
+    epoch, sender, count = int.from_bytes(sealed[2:6]), sealed[6:18], int.from_bytes(sealed[18:26])
+    secret = EpochSecret(epoch, group_keys_of_the_page()[epoch])
+    opener = Opener()
+    opener.use([secret])
+    assert opener.open(sealed) == signed_example()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "urandom", lambda size: sender[:size])
+        sealer = Sealer(secret)
+    for _ in range(count):
+        sealer.seal(b"")
+    assert sealer.seal(signed_example()) == sealed
 
 
 def test_the_pages_program_opens_sealed_datagrams() -> None:
     """With the keys of the page's own example."""
     defined: dict[str, Any] = {}
     exec(program_in(PROTOCOL, defines="def open_sealed("), defined)  # noqa: S102 - the page's own
-    [example] = re.findall(r'^\{"keys":\[.*\]\}$', PROTOCOL, re.MULTILINE)
-    keys = {
-        key["epoch"]: base64.urlsafe_b64decode(key["key"] + "=")
-        for key in json.loads(example)["keys"]
-    }
+    keys = group_keys_of_the_page()
+    assert defined["open_sealed"](sealed_example(), keys) == signed_example()
     for epoch, secret in keys.items():
         sealed = Sealer(EpochSecret(epoch, secret)).seal(b"{}")
         assert defined["open_sealed"](sealed, keys) == b"{}"
         with pytest.raises(InvalidTag):
             defined["open_sealed"](sealed[:-1] + bytes([sealed[-1] ^ 1]), keys)
+
+
+OPENING_DRIVER = """\
+import { readFileSync } from 'node:fs'
+import { openSealed } from './opener.mjs'
+
+const { keys, datagrams } = JSON.parse(readFileSync(0, 'utf8'))
+const known = new Map(keys.map(([epoch, key]) => [epoch, Buffer.from(key, 'hex')]))
+for (const datagram of datagrams) {
+  try {
+    console.log(openSealed(Buffer.from(datagram, 'hex'), known).toString('hex'))
+  } catch (error) {
+    console.log('refused')
+  }
+}
+"""
+
+
+def test_the_pages_program_in_javascript_opens_sealed_datagrams(tmp_path: Path) -> None:
+    """It needs nothing but Node.js."""
+    require("node", shutil.which("node") is not None, "install nodejs")
+    program = program_in(PROTOCOL, "javascript", defines="function openSealed(")
+    assert len(program.splitlines()) <= MAX_LINES
+    assert re.findall(r"from '(.*)'", program) == ["node:crypto"]
+    (tmp_path / "opener.mjs").write_text(program)
+    (tmp_path / "driver.mjs").write_text(OPENING_DRIVER)
+    keys, sealed = group_keys_of_the_page(), sealed_example()
+    others = [Sealer(EpochSecret(*key)).seal(b"{}") for key in keys.items()]
+    unknown = Sealer(EpochSecret(9, bytes(32))).seal(b"{}")
+    changed = [
+        sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]
+        for at in (1, 17, 25, 40, len(sealed) - 1)
+    ]
+    given = [sealed, *others, unknown, sealed[:41], b"", signed_example(), *changed]
+    ran = subprocess.run(
+        ["node", "driver.mjs"],
+        cwd=tmp_path,
+        input=json.dumps(
+            {
+                "keys": [[epoch, key.hex()] for epoch, key in keys.items()],
+                "datagrams": [each.hex() for each in given],
+            }
+        ),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ran.returncode == 0, ran.stderr
+    opened = [signed_example().hex(), *[b"{}".hex()] * len(others)]
+    assert ran.stdout.split() == opened + ["refused"] * (len(given) - len(opened))
 
 
 DRIVER = """\
@@ -127,7 +263,7 @@ def test_the_pages_verifier_in_javascript_does_the_same(
 ) -> None:
     """It needs nothing but Node.js."""
     require("node", shutil.which("node") is not None, "install nodejs")
-    program = program_in(PROTOCOL, "javascript")
+    program = program_in(PROTOCOL, "javascript", defines="function verify(")
     assert len(program.splitlines()) <= MAX_LINES
     assert re.findall(r"from '(.*)'", program) == ["node:crypto"]
     (tmp_path / "verifier.mjs").write_text(program)
@@ -146,9 +282,11 @@ def test_the_pages_verifier_in_javascript_does_the_same(
         (announcer, ca, datagram.replace(b"valid_user", b"other_user"), now),
         (announcer, ca, datagram[:-1], now),
         (announcer, ca, datagram + b" ", now),
+        (announcer, ca, other_last_character(datagram), now),
         (announcer, ca, datagram, late),
         (announcer, stranger, datagram, now),
         *((certificate, ca, datagram, now) for certificate in wrong),
+        (ca_for_announcing(server.certs).decode(), ca, datagram, now),
     ]
     given = [
         json.dumps({"announcer": a, "ca": c, "datagram": d.hex(), "now": moment.isoformat()})
@@ -169,8 +307,10 @@ def test_the_pages_verifier_in_javascript_does_the_same(
         "another signature",
         "not signed by this key",
         "not signed by this key",
+        "not signed by this key",
         "not now",
         "not issued by this CA",
+        "not meant for announcing",
         "not meant for announcing",
         "not meant for announcing",
     ]
@@ -181,6 +321,7 @@ def test_the_page_names_the_purpose_and_shows_a_vector() -> None:
     vector = json.loads((ROOT / "tests/vectors/signed-v2-one-check-in.json").read_text())
     assert PROTOCOL.count(PURPOSE.dotted_string) == 3
     assert f"```\n{vector['text']}\n```" in PROTOCOL
+    assert f"```\n{vector['public_key']}```" in PROTOCOL
 
 
 def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:

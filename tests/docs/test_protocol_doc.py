@@ -64,6 +64,26 @@ def test_the_pages_json_example_is_what_the_codec_writes() -> None:
     assert signed == json.loads((VECTORS / "signed-v2-one-check-in.json").read_text())["text"]
 
 
+def test_the_pages_examples_tell_one_history() -> None:
+    """Events, datagrams and the lineage say the same of the same numbers and logs."""
+    events = [decode_update(json.loads(e)) for e in re.findall(r'^\{"seq".*\}$', PROTOCOL, re.M)]
+    known = {event.seq: event for event in events}
+    [log] = re.findall(r'^\{"log":.*"lineage".*\}$', PROTOCOL, re.MULTILINE)
+    forks = {step["log"]: (step["parent"], step["fork"]) for step in json.loads(log)["lineage"]}
+    heard = 0
+    for example in re.findall(r'^\{"v":2.*[^"]\}$', PROTOCOL, re.MULTILINE):
+        datagram = decode_json(example.encode())
+        parent, fork = forks[str(datagram.log_id)]
+        if datagram.parent is not None:
+            assert (str(datagram.parent.parent), datagram.parent.fork) == (parent, fork)
+        for event in (*datagram.updates, *datagram.repeated):
+            heard += event.seq in known
+            assert known.get(event.seq, event) == event
+            assert fork < event.seq <= datagram.head
+            assert (event.at or event.last_seen or datagram.sent) <= datagram.sent
+    assert heard == 3
+
+
 @pytest.mark.parametrize("path", sorted(VECTORS.glob("*-v2-*.json")), ids=lambda path: path.stem)
 def test_the_table_of_the_first_bytes_is_true_of_every_vector(path: Path) -> None:
     """A receiver may look at these positions before it knows the signature."""
