@@ -19,6 +19,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     load_pem_private_key,
@@ -77,7 +78,7 @@ def ca_for_announcing(certs: Path) -> bytes:
         .not_valid_after(now + datetime.timedelta(hours=1))
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([PURPOSE]), critical=False)
-        .sign(issuer_key, issuer.signature_hash_algorithm)
+        .sign(issuer_key, SHA256())
     )
     return certificate.public_bytes(Encoding.PEM)
 
@@ -121,8 +122,8 @@ def test_the_pages_verifier_accepts_real_datagrams_and_nothing_else(
     ):
         with pytest.raises((AssertionError, InvalidSignature)):
             defined["verify"](wrong, key, moment)
-    wrong = [(certs / name).read_bytes() for name in ("client.crt", "server.crt")]
-    for certificate in (*wrong, ca_for_announcing(certs)):
+    others = [(certs / name).read_bytes() for name in ("client.crt", "server.crt")]
+    for certificate in (*others, ca_for_announcing(certs)):
         with pytest.raises(AssertionError, match="not meant for announcing"):
             defined["announcer_key"](certificate, ca, now)
 
