@@ -27,9 +27,12 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from certs_gen.cli import main as certs_gen
+from listeners.board import app
 from listeners.cli import main
-from listeners.receive import udp_receiver
-from listeners.verify import verifier
+from listeners.order import held_datagrams, log_follower, retry_timer, sequence
+from listeners.receive import fair_queue, sockets, udp_receiver
+from listeners.repair import key_refresh
+from listeners.verify import verification, verifier
 from tests.support.harness import (
     PATIENCE_S,
     ROOT,
@@ -40,6 +43,8 @@ from tests.support.harness import (
     require,
 )
 from tornado_status.pki.announcer_keys import PURPOSE
+from tornado_status.wire import sealed_datagram
+from tornado_status.wire.datagram import MAX_DATAGRAM
 from tornado_status.wire.sealed_datagram import EpochSecret, Opener, Sealer
 
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text("utf-8")
@@ -323,6 +328,40 @@ def test_the_page_names_the_purpose_and_shows_a_vector() -> None:
     assert PROTOCOL.count(PURPOSE.dotted_string) == 3
     assert f"```\n{vector['text']}\n```" in PROTOCOL
     assert f"```\n{vector['public_key']}```" in PROTOCOL
+
+
+def test_the_page_has_the_listeners_times_and_sizes() -> None:
+    """Those of the section on how a receiver works."""
+    page = " ".join(PROTOCOL[PROTOCOL.index("## How a receiver works") :].split())
+    page = page[: page.index("## Datagrams")]
+    first, last = retry_timer.FIRST_PAUSE_S, retry_timer.MAX_PAUSE_S
+    for words in (
+        f"of {sockets.RECEIVE_BUFFER // 2**20} MiB",
+        f"after {key_refresh.REFRESH_S / 2:.0f} to {key_refresh.REFRESH_S:.0f} seconds",
+        f"Hold later ones, {sequence.MAX_PENDING:,} at most",
+        f"Wait {sequence.WINDOW_S * 1000:.0f} ms for datagrams",
+        f"a random time up to {retry_timer.FIRST_JITTER_S * 1000:.0f} ms. Then",
+        f"&limit={sequence.PAGE}`",
+        f"pauses that grow from {first:g} to {last:g} s",
+        f"silence: {app.SILENCE_S:.0f} seconds by default",
+        f"more than {sealed_datagram.MAX_SEALED:,} bytes",
+        f"at most {MAX_DATAGRAM:,} bytes",
+        f"at most {verifier.MAX_SKEW_S:.0f} seconds from your clock",
+        f"for {2 * verifier.MAX_SKEW_S:.0f} seconds at most",
+        f"remembers {verifier.REMEMBERED:,} hashes",
+        f"signature check | {fair_queue.MAX_WAITING:,};",
+        f"the newest {verification.MAX_HELD:,} are kept",
+        f"{held_datagrams.MAX_HELD:,} each of {held_datagrams.MAX_LOGS} logs,"
+        f" for {held_datagrams.HOLD_S:.0f} seconds",
+        f"believe it after {log_follower.BEHIND_S:.0f} seconds",
+        f"After {held_datagrams.HOLD_S:.0f} seconds, go on",
+    ):
+        assert words in page, words
+    assert (sequence.REPORT_WINDOW_S, key_refresh.UNKNOWN_S) == (1.0, (1.0, 60.0))  # in words
+    assert "Without HTTPS, wait one second" in page
+    assert "one a second; pauses double up to a minute" in page
+    assert sealed_datagram.PAST_EPOCHS == 2
+    assert "Keep the keys of the two epochs before" in PROTOCOL
 
 
 def test_the_librarys_example_runs(server: Server, tmp_path: Path) -> None:
