@@ -235,6 +235,8 @@ class DatabaseMachines:
         type_on(self.machines[asked], text.replace("lost=db3", f"lost={name}"))
         self.machines[name] = self._network.boot()
         self._network.install(name, self.machines[name], joins=True)
+        members = self.machines[asked].run("etcdctl", "member", "list").stdout
+        assert members.count(", started, ") == len(self.machines), members
 
     @contextlib.contextmanager
     def dropping(self, name: str, *rules: str) -> Iterator[None]:
