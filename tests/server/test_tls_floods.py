@@ -29,6 +29,32 @@ def test_few_key_updates_are_served(start_server: StartServer, tmp_path: Path) -
             assert client.exchange(PLAIN).startswith(b"HTTP/1.1 204")
 
 
+def test_small_messages_are_served(start_server: StartServer) -> None:
+    """Each is a record of its own, such as the pongs of a live stream that is open for hours.
+
+    Every read counts as long.
+    """
+    server = start_server(constants={LONG_READ_S: 0})
+    with server.connect_raw() as client:
+        for _ in range(10):
+            for byte in GET:
+                client.sendall(bytes([byte]))
+            assert client.recv(65536).startswith(b"HTTP/1.1 404")
+    assert refused(server, "tls-flood") == 0
+
+
+def test_much_data_allows_no_flood(start_server: StartServer, tmp_path: Path) -> None:
+    """A client could send some thousand messages with each large request, and be served."""
+    server = start_server()
+    long = GET.replace(b"\r\n\r\n", b"\r\nX-Long: " + b"x" * 7000 + b"\r\n\r\n")
+    with MessageClient(server, tmp_path) as client:
+        for _ in range(10):
+            assert client.exchange(long).startswith(b"HTTP/1.1 404")
+        send(client, client.key_updates(MANY * 2 // 3))
+        assert client.exchange(PLAIN) == b""
+    assert refused(server, "tls-flood") == 1
+
+
 def flooded(server: Server, directory: Path, cert: str) -> tuple[bytes, bytes]:
     """Flood over one connection. Return what it, and another of the certificate, answer then."""
     with (

@@ -32,11 +32,10 @@ from tornado_status.runtime.http_timeouts import TimeoutStream, trailing_line_en
 READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated for each read
 
 # OpenSSL handles KeyUpdate and the like within a read: a read that took long may have been of
-# thousands. They are as many bytes of TLS without data. A record of one byte has 23 of TLS, but a
-# read of it is short.
-LONG_READ_S = 0.001  # of one read, which takes some 20 microseconds
+# thousands. They are as many bytes of TLS without data.
+LONG_READ_S = 0.001  # of CPU time, of one read, which takes some 20 microseconds
 MAX_WITHOUT_DATA_BYTES = 4096  # bytes since the handshake: some 150 messages, a millisecond
-MAX_EXPANSION = 4  # bytes of TLS for each byte of data, which count as such
+RECORD_BYTES = 40  # of TLS around the data of one read: a record has 22, or 29 in TLS 1.2
 
 # Fingerprints of Tornado's source that `QuickPeerStream` was written for, and their versions.
 KNOWN_SOURCES = {
@@ -145,23 +144,25 @@ class PeerStream(PushbackStream, SSLIOStream):
     share: Share  # of the peer, if it has an identity
     on_flood: Callable[[], None] | None = None
     of_handshake = 0  # bytes
+    reads = 0  # that returned data
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """See `BaseIOStream.read_from_fd`."""
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
-            return super().read_from_fd(buf)
+            size = super().read_from_fd(buf)
+            if size:
+                self.reads += 1
+            return size
         finally:
-            if time.perf_counter() - began > LONG_READ_S:
+            if time.thread_time() - began > LONG_READ_S:
                 self.check_flood()
 
     def check_flood(self) -> None:
         """Raise `ConnectionResetError` if the peer has sent more TLS without data than it may."""
         data = self._received + self.socket.pending()
-        if (
-            bytes_read(self.socket) - self.of_handshake - MAX_EXPANSION * data
-            > MAX_WITHOUT_DATA_BYTES
-        ):
+        tls = bytes_read(self.socket) - self.of_handshake - data
+        if tls - RECORD_BYTES * self.reads > MAX_WITHOUT_DATA_BYTES:
             if self.on_flood is not None:
                 self.on_flood()
             raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
@@ -238,14 +239,15 @@ class QuickPeerStream(PeerStream):
             self._receive_now()
 
     def _receive_now(self) -> None:
-        began = time.perf_counter()
+        began = time.thread_time()
         try:
             try:
                 data = self.socket.recv(READ_CHUNK)
                 self._received += len(data)
                 self._taken += len(data)
+                self.reads += 1
             finally:
-                if time.perf_counter() - began > LONG_READ_S:
+                if time.thread_time() - began > LONG_READ_S:
                     self.check_flood()
         except ssl.SSLWantReadError:
             return  # half of a record
