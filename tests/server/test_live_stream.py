@@ -505,11 +505,14 @@ def test_pruned_events_are_a_gap(server: Server) -> None:
         assert subscriber.expect().id == 7
 
 
-def test_a_position_above_the_head_is_a_gap(server: Server) -> None:
-    """`to` is below `from`."""
+@pytest.mark.parametrize("position", [9, 2**63 - 2, 2**63 - 1])
+@pytest.mark.parametrize("query", ["", f"?email={VALID}"])
+def test_a_position_above_the_head_is_a_gap(server: Server, query: str, position: int) -> None:
+    """`to` is below `from`. The greatest numbers are none that a database can add to."""
     check_in(server, 2)
-    with Subscriber(server, last=9) as subscriber:
-        assert subscriber.expect().data == {"event": "gap", "from": 10, "to": 2}
+    with Subscriber(server, query, last=position) as subscriber:
+        gap = {"event": "gap", "from": position + 1, "to": 2}
+        assert subscriber.expect().data == gap
         check_in(server)
         assert subscriber.expect().id == 3
 

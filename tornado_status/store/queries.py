@@ -26,6 +26,7 @@ from tornado_status.model.records import (
 )
 from tornado_status.pki.crl import CRLMark
 from tornado_status.store.database import Connection, Row
+from tornado_status.wire.json_members import MAX_SEQ
 
 # An hour, and twice the refresh interval, after an announcer key was last in use.
 PUBLISHED_S = 3600 + 2 * 60
@@ -200,12 +201,18 @@ async def log_slice(
     """
     rows = await connection.execute(
         "SELECT h.log_id, h.seq,"  # noqa: S608
-        f" EXISTS (SELECT FROM check_in WHERE seq = %(after)s + 1), {ENTRY}"
+        f" EXISTS (SELECT FROM check_in WHERE seq = %(next)s), {ENTRY}"
         " FROM head h LEFT JOIN LATERAL (SELECT * FROM check_in"
-        " WHERE seq > %(after)s AND seq <= %(after)s + %(span)s"
+        " WHERE seq > %(after)s AND seq <= %(last)s"
         " AND (%(emails)s::text[] IS NULL OR email = ANY (%(emails)s::text[]))"
         " ORDER BY seq LIMIT %(limit)s) c ON true ORDER BY c.seq",
-        {"after": after, "span": span, "limit": MAX_SLICE, "emails": emails and list(emails)},
+        {
+            "after": after,
+            "next": min(after + 1, MAX_SEQ),  # a client may name any number
+            "last": min(after + span, MAX_SEQ),
+            "limit": MAX_SLICE,
+            "emails": emails and list(emails),
+        },
     )
     log_id, head, reaches_back = uuid.UUID(rows[0][0]), rows[0][1], rows[0][2]
     if after > head:
