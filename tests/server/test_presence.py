@@ -696,6 +696,8 @@ def test_a_new_log_sets_the_times_of_the_future_back(
         assert server.rows(f"SELECT 1 FROM {query}") == []  # noqa: S608 - the names are ours
     assert server.rows("SELECT count(*) FROM user_status WHERE first_seen IS NOT NULL") == [(2,)]
     wait_until(lambda: server.request("POST", "/api/client").status == 204, "a check-in")
+    # Readers get the events with other times again.
+    assert server.rows("SELECT fork FROM log_step") == [(1,)]
     moments = [moment for (moment,) in server.rows("SELECT at FROM check_in ORDER BY seq")]
     assert moments == sorted(moments)
     assert moments[-1] < datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)

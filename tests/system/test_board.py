@@ -19,6 +19,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from tests.support.harness import LOOPBACK, Server, StartServer, free_port
+from tests.support.lineage import begin_log
 from tests.support.users_command import run_users
 
 pytestmark = pytest.mark.once  # a browser, not our Python
@@ -231,6 +232,30 @@ def test_an_erased_user_disappears(start_server: StartServer, visit: Visit, tmp_
     expect(row(page, "operator@example.com")).to_be_visible()
     expect(row(page, "valid_user@example.com")).to_have_count(0)
     expect(page.locator('[data-filter="all"] b')).to_have_text("1")
+
+
+def test_what_a_failover_lost_disappears(start_server: StartServer, visit: Visit) -> None:
+    """The page takes a new snapshot. A failover that lost nothing costs it none."""
+    server = start_server(access={"admins": ["operator@example.com"]})
+    for cert in ("client", "operator"):
+        assert server.request("POST", "/api/client", cert=cert).status == 204
+    page = visit(server)
+    is_live(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    begin_log(server)
+    assert server.request("POST", "/api/client").status == 204
+    enrolled = server.request("PUT", "/api/users/new@example.com", cert="operator")
+    assert enrolled.status == 201
+    expect(row(page, "new@example.com")).to_be_visible()
+    assert asked == []
+    begin_log(server, 1)
+    assert server.request("POST", "/api/client").status == 204
+    expect(row(page, "operator@example.com")).to_have_count(0)
+    expect(row(page, "new@example.com")).to_have_count(0)
+    expect(row(page, "valid_user@example.com")).to_be_visible()
+    is_live(page)
+    assert asked
 
 
 def test_search_takes_several_words_and_unicode(start_server: StartServer, visit: Visit) -> None:

@@ -23,7 +23,7 @@ from textual.widgets import Static
 from listeners.board import roster as roster_module
 from listeners.board.app import BoardApp, ago, columns, headings
 from listeners.board.roster import Roster, SortOrder
-from listeners.events import Gap, Snapshot, Update
+from listeners.events import Gap, Rollback, Snapshot, Update
 from listeners.listener import Listener, ListenerSettings
 from tests.support.announcing import Announcing, Relay
 from tests.support.harness import (
@@ -159,11 +159,12 @@ def test_rows_are_sorted_searched_and_filtered() -> None:
     assert emails(roster, only=State.LATE) == ["a"]
 
 
-def test_a_snapshot_replaces_everybody() -> None:
+@pytest.mark.parametrize("missing", [Gap(2, 9), Rollback(10, 12, uuid.UUID(int=7))])
+def test_a_snapshot_replaces_everybody(missing: Gap | Rollback) -> None:
     """A user who is not in it was removed meanwhile; without repair no user is forgotten."""
     for repairs, left in ((True, {"b@example.com", "c@example.com"}), (False, None)):
         roster = heard(event("a@example.com", 1), event("b@example.com", 1), repairs=repairs)
-        roster.apply(Gap(2, 9))
+        roster.apply(missing)
         if repairs:
             roster.apply(Snapshot(StatusRecord(9, "b@example.com", before(7), "10.0.0.8", 1)))
         assert "a@example.com" in states(roster)  # until it is known to be whole
