@@ -541,8 +541,14 @@ def test_a_writer_that_cannot_announce_ends_and_leaves_nobody_waiting(database_u
     assert [type(answer) for _, answer in answers] == [StoreUnavailable, StoreUnavailable]
 
 
-def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: str) -> None:
-    """The backend dies after the commit, before its answer: 503, and still one announcement."""
+@pytest.mark.parametrize("fails_over", [False, True])
+def test_what_a_lost_answer_left_recorded_is_announced_after_all(
+    database_url: str, fails_over: bool
+) -> None:
+    """The backend dies after the commit, before its answer: 503, and still one announcement.
+
+    Also in the log that goes on from the one it was recorded in.
+    """
     heard: list[Event] = []
 
     async def run() -> None:
@@ -550,6 +556,9 @@ def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: s
         await store.start()
         await store.wait_connected()
         await store.record(_check_in("first", 1))
+        before = store.log_id
+        if fails_over:
+            rows(database_url, "UPDATE head SET timeline_id = timeline_id + 1")
         # A deferred trigger, so the row is in the commit, whose answer then takes its time.
         rows(
             database_url,
@@ -567,6 +576,7 @@ def test_what_a_lost_answer_left_recorded_is_announced_after_all(database_url: s
             await recording
         await store.wait_connected()
         await _until(lambda: len(heard) == 2)
+        assert (store.log_id != before) == fails_over
         await _stop(store)
 
     asyncio.run(asyncio.wait_for(run(), 60))
