@@ -21,20 +21,20 @@ class KeyRefresh:
         self._backoff = Backoff(*UNKNOWN_S, rng)
         self._pause_s = UNKNOWN_S[0]
         self._not_before = float("-inf")
-        self._wanted = False
+        self.wanted = False  # a datagram has a key or log that is still unknown
         self.due = float("-inf")
 
     def want(self, now: float) -> None:
         """Ask soon: a datagram has an unknown key or log."""
-        if not self._wanted:
-            self._wanted = True
+        if not self.wanted:
+            self.wanted = True
             self.due = min(self.due, max(self._not_before, now) + FIRST_JITTER_S * self._rng())
 
     def answered(self, now: float, *, changed: bool) -> None:
         """Plan the next request. `changed`: the answer brought something new."""
         if changed:
             self._backoff.reset()
-        self._plan(now, 0.0, next_pause=self._wanted or changed)
+        self._plan(now, 0.0, next_pause=self.wanted or changed)
         self.due = now + REFRESH_S * (0.5 + 0.5 * self._rng())
 
     def failed(self, now: float, retry_after_s: float | None = None) -> None:
@@ -46,4 +46,4 @@ class KeyRefresh:
         if next_pause:
             self._pause_s = self._backoff.next_s()
         self._not_before = now + wait_s + self._pause_s
-        self._wanted = False
+        self.wanted = False

@@ -122,6 +122,8 @@ class Repair:
             self._refresh.failed(self._clock(), _retry_after_s(error))
             raise
         changed = new_key or moved or set(self._keys.known) != known
+        if self._refresh.wanted and not changed:
+            self._server.ask_next()  # this one may be cut off with an old primary
         self._refresh.answered(self._clock(), changed=changed)
 
     async def _locate_log(self) -> None:

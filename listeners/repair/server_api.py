@@ -107,6 +107,10 @@ class ServerApi:
         """The server that is asked first."""
         return self._servers[self._first].where
 
+    def ask_next(self) -> None:
+        """Ask another server from now on, if there is one. Call it between two requests."""
+        self._first = (self._first + 1) % len(self._servers)
+
     async def announcers(self) -> tuple[uuid.UUID, list[str]]:
         """Return the log id and the announcers' certificates (PEM)."""
         return await self._get("/api/announcers", api_responses.announcers)
@@ -186,7 +190,7 @@ class ServerApi:
                 return get(self._servers[self._first])
             except (Refused, Unreachable) as error:
                 failed.append(error)
-            self._first = (self._first + 1) % len(self._servers)
+            self.ask_next()
             if given_up():
                 break
         reasons = dict.fromkeys(str(error) for error in failed)

@@ -29,9 +29,11 @@ from tests.support.harness import (
     Server,
     StartServer,
     free_port,
+    rows,
     targets,
     wait_until,
 )
+from tests.support.lineage import begin_log
 from tests.support.listening import Listening, check_in, log_of, reading, verifying
 from tornado_status.model.records import Event
 from tornado_status.wire.datagram import encode_binary
@@ -337,6 +339,26 @@ def test_another_server_of_the_log_repairs_while_one_is_down(
         # Nor does the one that is down delay the next start.
         whole = Listening(*reading(first, "--from", "start", "--count", 420), *both)
         assert whole.ended() == 0
+
+
+def test_a_server_that_does_not_know_the_new_log_is_not_the_only_one_asked(
+    start_server: StartServer, postgres: str, database_url: str, port: int
+) -> None:
+    """With two --url: one may be cut off with the old primary, and answers for as long as it is."""
+    same: dict[str, Any] = {"targets": targets(port), "heartbeat_s": 1}
+    before = start_server(announce=same)
+    check_in(before, 3)
+    before.stop()
+    old = database_url.partition("?")[0].rpartition("/")[2]
+    rows(postgres, f"CREATE DATABASE {old}_promoted TEMPLATE {old}")
+    promoted = database_url.replace(f"/{old}?", f"/{old}_promoted?")
+    cut_off = start_server(announce=same)
+    server = start_server(announce=same, database={"url": promoted})
+    begin_log(server)
+    with Listening(*reading(cut_off, port=port), "--url", server.url) as listener:
+        check_in(server, 1)
+        listener.wait_for_seq(4)
+        listener.stop()
 
 
 def test_a_listener_hears_an_announcer_of_its_files_while_no_server_answers(
