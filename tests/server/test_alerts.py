@@ -190,7 +190,8 @@ def test_only_its_users_and_events_are_told(start_server: StartServer) -> None:
         receiver.wait_for(4)
         other.wait_for(1)
         assert server.stop() == 0
-    assert receiver.said == [
+    # Of each user in order; users take turns.
+    assert sorted(receiver.said, key=lambda said: said[1]) == [
         ("offline", "ada"),
         ("back", "ada"),
         ("offline", "b"),
@@ -359,6 +360,23 @@ def test_a_user_with_many_messages_holds_up_no_other(start_server: StartServer) 
         )
         log(server.database_url, "offline", "bob")
         assert receiver.wait_for(1)[0].said == ("offline", "bob")
+
+
+def test_users_take_turns(start_server: StartServer) -> None:
+    """One who has many messages would hold up all others until each of them is sent."""
+    with Receiver() as receiver:
+        server = start_server(alerts=[alert(receiver.url)])
+        adopted(server)
+        server.rows(
+            "INSERT INTO alert_message"
+            " (name, log_id, seq, event, email, at, client_ip, client_port, due_at, next_at)"
+            " SELECT 'plant', log_id, n, 'back',"
+            " CASE WHEN n = 300 THEN 'bob' ELSE 'ada' END || '@example.com',"
+            " now(), '10.0.0.7', 1, now(), now() + n * interval '1 microsecond'"
+            " FROM head, generate_series(1, 300) n"
+        )
+        receiver.wait_for(3)
+        assert receiver.said[1] == ("back", "bob")
 
 
 def test_a_receiver_is_not_trusted_for_its_name_alone(

@@ -168,14 +168,18 @@ class AlertQueue:
         return rows[0][0] if rows else None
 
     async def due(self, name: str, limit: int) -> list[AlertMessage]:
-        """Return messages that are due, each after all earlier ones of its user."""
+        """Return messages that are due, each after all earlier ones of its user.
+
+        Users take turns: one who has many messages holds up no other.
+        """
         rows = await self._execute(
             # One pass over the queue, however many messages of one user wait in it.
             f"SELECT c.id, c.log_id, c.attempts, {ENTRY} FROM ("  # noqa: S608
-            " SELECT m.*, max(m.next_at) OVER (PARTITION BY m.email ORDER BY m.id) AS latest"
-            " FROM alert_message m WHERE m.name = %s) c"
+            " SELECT m.*, max(m.next_at) OVER earlier AS latest, row_number() OVER earlier AS turn"
+            " FROM alert_message m WHERE m.name = %s"
+            " WINDOW earlier AS (PARTITION BY m.email ORDER BY m.id)) c"
             " WHERE c.next_at <= now() AND c.next_at = c.latest"
-            " ORDER BY c.next_at, c.id LIMIT %s",
+            " ORDER BY c.turn, c.next_at, c.id LIMIT %s",
             [name, limit],
         )
         return [AlertMessage(row[0], uuid.UUID(row[1]), entry(row[3:]), row[2]) for row in rows]
