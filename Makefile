@@ -3,7 +3,7 @@
 # make check  all tests on one Python: also networks, other programs, documents and faults
 # make bench  measure this server and others that do the same job: docs/benchmarks.md
 # make soak   minutes of load and faults, and a judge: docs/soak.md (SOAK_SECONDS=300)
-# make failover  ten minutes of PostgreSQL failovers, with figures: docs/high-availability.md
+# make failover  minutes of PostgreSQL failovers, with figures: docs/high-availability.md
 # make scan   look at a running server's TLS with sslyze and testssl.sh
 # make audit  ask for known vulnerabilities of the locked dependencies
 # make docs   check the prose, and build the documentation site in site/

@@ -39,6 +39,7 @@ from tests.support.faults.ledger import Ledger, Load
 from tests.support.harness import PATIENCE_S, Server, free_port, rows, running_server, targets
 
 SERVERS = 2
+ELECTION_S = 2 * PATIENCE_S  # a bound: with default time-outs a partition has taken a minute
 NAMES = ("user0", "user1", "user2")  # the clients of each
 PACE_S = 0.05  # of each client, between two check-ins
 PROGRESS = 40  # check-ins before and after a fault
@@ -119,14 +120,14 @@ class FirstWrite:
         threading.Thread(target=self._try, args=(url,), daemon=True).start()
 
     def _try(self, url: str) -> None:
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + ELECTION_S
         while not self._found.wait(0.05) and time.monotonic() < deadline:
             if can_write(url):
                 self._at.append(time.monotonic())
                 self._found.set()
 
     def wait(self) -> float:
-        assert self._found.wait(PATIENCE_S), "no machine took a write"
+        assert self._found.wait(ELECTION_S), "no machine took a write"
         return min(self._at)
 
 
