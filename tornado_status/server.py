@@ -30,7 +30,7 @@ from tornado_status.config.settings import Settings, TracingSettings, without_ef
 from tornado_status.errors import ConfigError, HeadTooSlow, StatusError
 from tornado_status.ingress import CheckInPort, Trust, bind
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit
-from tornado_status.model.records import CommittedBatch, GroupKey
+from tornado_status.model.records import CommittedBatch
 from tornado_status.observe import metrics
 from tornado_status.observe.expiry_warnings import ExpiryWarnings
 from tornado_status.observe.health import Check
@@ -124,10 +124,12 @@ class Server:
         self._trust = Trust(self._credentials.anchors, settings.tls.on_expired_crl)
         self._announcer = Announcer(settings.announce)
         self._tracing = _load_tracing(settings.tracing)
+        self._group_keys = GroupKeyKeeper(
+            lambda readers: self._store.keep_group_keys(readers), self._use_sealer
+        )
         self._store = self._make_store()
         self._publication = Publication(self._store.publish_announcers)
         self._crl_register = CRLRegister(self._store.record_crls)
-        self._group_keys = GroupKeyKeeper(self._store.keep_group_keys, self._use_sealer)
         senders = load_senders(settings.alerts, self._credentials.webhook_contexts)
         self._alerts = Alerts(senders, self._store.alerts)
         self._subscriptions = Subscriptions(self._store.feed, settings.live)
@@ -276,7 +278,7 @@ class Server:
             history=settings.history,
             on_batch=None if tracing is None else tracing.batch,
             check_crls=self._check_crls,
-            use_group_keys=self._use_group_keys if settings.announce.has_sealed else None,
+            keeper=self._group_keys if settings.announce.has_sealed else None,
         )
 
     def _make_port(self) -> CheckInPort:
@@ -341,9 +343,6 @@ class Server:
     def _log_position(self) -> CommittedBatch | None:
         """Return the batch without events for heartbeats; None while the database is away."""
         return None if self._store.problem else self._store.position
-
-    def _use_group_keys(self, keys: Sequence[GroupKey]) -> None:
-        self._group_keys.use(keys)
 
     def _use_sealer(self, sealer: Sealer) -> None:
         self._announcer.sealer = sealer

@@ -27,13 +27,13 @@ class GroupKeyKeeper:
     def __init__(self, keep: Keep, use_sealer: Callable[[Sealer], None]) -> None:
         self._keep = keep
         self._use_sealer = use_sealer
-        self._readers: bytes | None = None  # not in the database yet
+        self.readers: bytes | None = None  # a hash that the database may not have yet
         self._changed = asyncio.Event()
         self._used: tuple[int, bytes] | None = None
 
     def restrict_to(self, readers: bytes) -> None:
         """Begin an epoch if others than before may read; `readers` is from `reader_hash`."""
-        self._readers = readers
+        self.readers = readers
         self._changed.set()
 
     async def run(self) -> None:
@@ -48,10 +48,10 @@ class GroupKeyKeeper:
 
     async def _refresh(self) -> float:
         """Use the newest key that has begun; return the seconds until the next look."""
-        readers = self._readers
+        readers = self.readers
         keys = await self._keep(readers)
-        if readers is self._readers:
-            self._readers = None
+        if readers is self.readers:
+            self.readers = None
         self.use(keys)
         return min([POLL_S, *(key.wait_s for key in keys if key.wait_s > 0)])
 

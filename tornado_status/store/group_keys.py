@@ -16,9 +16,8 @@ NOTICE_S = 600
 # are never used again.
 _KEEP = """\
 LOCK TABLE group_key IN SHARE ROW EXCLUSIVE MODE;
-UPDATE group_key SET readers = %(readers)s::bytea WHERE readers IS NULL;
 INSERT INTO group_key (epoch, secret, starts_at, readers)
-SELECT coalesce(max(epoch), 0) + 1, %(first)s, clock_timestamp(), %(readers)s::bytea
+SELECT coalesce(max(epoch), 0) + 1, %(first)s, clock_timestamp(), coalesce(%(readers)s::bytea, '')
 FROM group_key HAVING count(*) = 0
     OR (array_agg(readers ORDER BY epoch DESC))[1] <> %(readers)s::bytea;
 DELETE FROM group_key
@@ -42,7 +41,7 @@ async def keep(connection: Connection, readers: bytes | None) -> list[GroupKey]:
     """Return the key in use and the next one; make those that are missing.
 
     `readers` is a hash of what decides who may read. If it is another one than before, a new epoch
-    begins at once, with a new key. None is not known yet, and changes nothing.
+    begins at once, with a new key. None changes nothing.
     """
     rows = await connection.execute(
         _KEEP + _READ,

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import structlog
 from prometheus_client.core import Metric
@@ -131,13 +132,21 @@ RETURNING head.log_id, nullif(changed.parent, head.log_id), changed.fork
 """
 
 
+class Keeper(Protocol):
+    """`announce.group_key_keeper.GroupKeyKeeper`."""
+
+    readers: bytes | None
+
+    def use(self, keys: Sequence[GroupKey]) -> None: ...
+
+
 class Store:
     """Records check-ins and answers questions about them.
 
     It hands every committed batch to `subscribers` in their order, then to its own feed and notify
     channel: see `GroupCommit`, also for `on_batch`. `check_crls` gets the newest CRL of
     each CA before the store records or reads a check-in. It may raise `ConfigError`.
-    `use_group_keys` gets the keys of sealed announcements before there is something to announce.
+    `keeper` gets the keys of sealed announcements before there is something to announce.
     """
 
     def __init__(
@@ -150,11 +159,11 @@ class Store:
         history: HistorySettings = _HISTORY,
         on_batch: Callable[[Batch], None] | None = None,
         check_crls: Callable[[Sequence[CRLMark]], None] | None = None,
-        use_group_keys: Callable[[Sequence[GroupKey]], object] | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         self._settings = settings
         self._check_crls = check_crls
-        self._use_group_keys = use_group_keys
+        self._keeper = keeper
         self._when = when
         self._interval_s = when.interval_s
         self._log = structlog.get_logger()
@@ -452,8 +461,8 @@ class Store:
             migrate.check(await migrate.current(connection))
             if self._check_crls is not None and not self._connected_before:
                 self._check_crls(await queries.record_crls(connection, ()))
-            if self._use_group_keys is not None:
-                self._use_group_keys(await group_keys.keep(connection, None))
+            if self._keeper is not None:
+                self._keeper.use(await group_keys.keep(connection, self._keeper.readers))
         except StatementFailed as error:
             await connection.close()
             raise StoreUnavailable(

@@ -14,7 +14,7 @@ CREATE TABLE group_key (
     epoch     bigint PRIMARY KEY,
     secret    bytea NOT NULL,
     starts_at timestamptz NOT NULL,
-    readers   bytea
+    readers   bytea NOT NULL
 );
 """
 
