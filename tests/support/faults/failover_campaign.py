@@ -139,7 +139,7 @@ class Pauses:
         self._stopping = threading.Event()
         self._last = time.monotonic()
         self.longest = (self._last, self._last)
-        self._thread = threading.Thread(target=self._watch)
+        self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def _watch(self) -> None:
