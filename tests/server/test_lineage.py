@@ -11,9 +11,11 @@ import pytest
 from tornado.httpclient import HTTPRequest
 from tornado.websocket import websocket_connect
 
+from tests.support.faults.tcp_relay import Relay
 from tests.support.harness import PATIENCE_S, Heard, Server, StartServer, exchange, wait_until
 from tests.support.lineage import begin_log
 from tests.support.subscriber import Subscriber
+from tests.support.with_constants import UNKNOWN_LOG_S
 
 
 @pytest.fixture
@@ -210,3 +212,29 @@ def test_a_restart_begins_no_log(start_server: StartServer) -> None:
     check_in(second)
     assert lineage_of(second) == {**before, "head": 3}
     wait_until(lambda: second.events("serving"), "the start")
+
+
+@pytest.mark.parametrize("patience_s", [10, 0])
+def test_a_server_that_has_yet_to_notice_a_failover_declares_no_gap(
+    start_server: StartServer, database_url: str, patience_s: int
+) -> None:
+    """Another server was faster, and its client comes here."""
+    constants = {UNKNOWN_LOG_S: patience_s}
+    with Relay(lambda: database_url) as relay:
+        server = start_server(url=relay.url, constants=constants)
+        check_in(server, 3)
+        server.database_url = database_url
+        with Subscriber(server) as old:
+            old.expect("position")  # the server follows the old log
+            relay.freeze()
+            new = begin_log(server)
+            with Subscriber(server, last=f"{new}:3") as subscriber:
+                subscriber.expect("position")
+                if patience_s == 0:
+                    assert subscriber.expect().kind == "gap"
+                    return
+                relay.cut()
+                relay.thaw()
+                wait_until(lambda: server.request("POST", "/api/client").status == 204, "a 204")
+                following = subscriber.expect()
+        assert (following.kind, following.data["seq"]) == ("check-in", 4)

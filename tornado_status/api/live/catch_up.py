@@ -26,6 +26,8 @@ from tornado_status.runtime.rate_limit import RateLimit
 
 PAGE = 1000  # events of one write
 RETRY_S = 0.5  # while the database is away
+# Another server may have told a client of a failover that this one has yet to notice.
+UNKNOWN_LOG_S = 10.0
 REST_FACTOR = 1  # all that catch up share half of the processor
 
 
@@ -67,23 +69,27 @@ class CatchUp:
 
     async def _run(self, subscription: Subscription) -> None:
         loop = asyncio.get_running_loop()
+        known_by = loop.time() + UNKNOWN_LOG_S
         while subscription.is_open and not self._group.join(subscription):
             if loop.time() - subscription.last_sent > self._keep_alive_s:
                 message = framing.position_message(subscription.log_id, subscription.position)
                 self._delivery.send(subscription, message)
             try:
-                await self._send_page(subscription)
+                await self._send_page(subscription, loop.time() > known_by)
             except StoreError as error:
                 self._log.debug("catching up waits for the database", reason=str(error))
                 await asyncio.sleep(RETRY_S * random.uniform(0.5, 1))  # noqa: S311 - jitter
 
-    async def _send_page(self, subscription: Subscription) -> None:
+    async def _send_page(self, subscription: Subscription, may_be_foreign: bool) -> None:
         """Send the next events, or a gap, or wait until the live group has moved."""
         group, log_id, position = self._group, subscription.log_id, subscription.position
         if group.log_id != self._feed.log_id:
             await group.wait_moved(RETRY_S)
             return
         if log_id != group.log_id:
+            if not may_be_foreign and common_head(self._feed.lineage, log_id) is None:
+                await group.wait_moved(RETRY_S)
+                return
             message = enter_log(self._feed, log_id, position, group.position)
             subscription.log_id, subscription.position = message.log_id, message.seq
             self._delivery.send(subscription, message)
