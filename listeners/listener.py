@@ -171,7 +171,7 @@ class Listener:
             repairs=server is not None,
             window_s=settings.window_s,
             warn=warn,
-            on_unconfirmed=self._want_keys,
+            on_unconfirmed=self._want_log,
         )
         self._repair: Repair | None = None
         if server is not None and self._opener is not None:
@@ -290,6 +290,11 @@ class Listener:
         self._follower.receive(datagram, source, now)
         if self._follower.wake_at() is not None:
             self._wake_tasks()
+
+    def _want_log(self) -> None:
+        if self._repair is not None:
+            self._repair.want_log()
+            self._wake_repair.set()
 
     def _want_keys(self) -> None:
         if self._repair is not None:

@@ -32,6 +32,10 @@ class BoundedSet(Generic[Key]):
     def __contains__(self, key: Key) -> bool:
         return key in self._keys
 
+    def discard(self, key: Key) -> None:
+        """Forget `key`."""
+        self._keys.pop(key, None)
+
     def add(self, key: Key) -> bool:
         """Add `key` and drop the oldest one beyond the size. Returns whether `key` was new."""
         if key in self._keys:

@@ -21,8 +21,9 @@ from tornado_status.wire.datagram import Datagram
 Start = int | Literal["now", "start", "snapshot"]
 
 MAX_LEFT = 16  # logs that were left for one that goes on from them
-# For how long a server may name such a log: it has not connected to the new primary yet. After that
-# it is right: an operator has chosen the old primary.
+# A server that names such a log has not connected to the new primary yet, or is cut off with the
+# old one. It is believed once the followed log has been silent for so long: then an operator has
+# chosen the old primary.
 BEHIND_S = 60.0
 
 
@@ -55,7 +56,8 @@ class LogFollower:
         self._on_unconfirmed = on_unconfirmed
         self._rng = rng
         self._held = HeldDatagrams()
-        self._left = BoundedDict[uuid.UUID, float](MAX_LEFT)
+        self._left = BoundedDict[uuid.UUID, None](MAX_LEFT)
+        self._heard_at = float("-inf")  # the followed log, or its first moment
         self.sequence: EventSequence
         self._tracker: LogTracker
         self._reset()
@@ -87,8 +89,7 @@ class LogFollower:
 
     def is_behind(self, log_id: uuid.UUID, now: float) -> bool:
         """Return whether a server that names this log has not learned yet that it went on."""
-        left = self._left.get(log_id)
-        return left is not None and now < left + BEHIND_S
+        return log_id in self._left and now < self._heard_at + BEHIND_S
 
     def wake_at(self) -> float | None:
         """Return when `sequence.due_fetch` or `expire` may have work without new input."""
@@ -115,6 +116,7 @@ class LogFollower:
         log_id = datagram.log_id
         match self._tracker.check(log_id, datagram.sent):
             case LogStatus.FOLLOWED:
+                self._heard_at = now
                 self._receive_all([(datagram, source)], now)
             case LogStatus.UNCONFIRMED:
                 self._on_unconfirmed()
@@ -187,7 +189,8 @@ class LogFollower:
 
     def _go_on(self, log_id: uuid.UUID, common: int, now: float) -> None:
         if (before := self.sequence.log_id) is not None:
-            self._left[before] = now
+            self._left[before] = None
+        self._heard_at = now
         self._warn(f"the log goes on from number {common} as {log_id}")
         self.sequence.go_on(log_id, common, now)
 
@@ -222,7 +225,8 @@ class LogFollower:
     def follow_confirmed(self, log: LogSpan, now: float) -> None:
         """Follow another log that the server names. It must be one that `allows` lets pass."""
         _, datagrams = self._held.take(log.log_id)
-        self._tracker.follow(log.log_id)
+        # The log that went on may be heard again, if the server of the old one is wrong after all.
+        self._tracker.follow(log.log_id, for_good=log.log_id not in self._left)
         self._move(log, now)
         self.sequence.note_head(log.head, now)
         self._receive_all(datagrams, now)

@@ -57,9 +57,12 @@ class LogTracker:
         """Return whether a log that the server names may be followed."""
         return self._pinned is None or log_id == self._pinned
 
-    def follow(self, log_id: uuid.UUID, sent: datetime.datetime | None = None) -> None:
-        """Follow a log from now on, and leave the one before for good."""
-        if self.followed is not None and self.followed != log_id:
+    def follow(
+        self, log_id: uuid.UUID, sent: datetime.datetime | None = None, *, for_good: bool = True
+    ) -> None:
+        """Follow a log from now on, and leave the one before; `for_good`: never to return to it."""
+        if self.followed is not None and self.followed != log_id and for_good:
             self._retired.add(self.followed)
+        self._retired.discard(log_id)
         self.followed = log_id
         self._newest = sent

@@ -144,6 +144,9 @@ class EventSequence:
         before = self.position
         if before is not None and before.log_id == self.log_id and before.seq <= common:
             self.position = Position(log_id, before.seq)
+        for number, (delivery, leads_to) in enumerate(self._first_out):
+            if leads_to is not None and leads_to.log_id == self.log_id and leads_to.seq <= common:
+                self._first_out[number] = (delivery, Position(log_id, leads_to.seq))
         self.log_id = log_id
         self._forget_above(common)
         if self._delivered > common:

@@ -49,12 +49,18 @@ class Repair:
         self._follower = follower
         self._warnings = warnings
         self._clock = clock
+        self._log_unknown = False
         self._refresh = KeyRefresh(random.random)
         self._locating = RetryTimer(random.random)
 
     def close(self) -> None:
         """Close the connection to the server."""
         self._server.close()
+
+    def want_log(self) -> None:
+        """Ask soon which log is right: a verified datagram is of one that is not confirmed."""
+        self._log_unknown = True
+        self.want_keys()
 
     def want_keys(self) -> None:
         """Ask soon who announces, and with which keys: a datagram's key or log is unknown."""
@@ -122,8 +128,9 @@ class Repair:
             self._refresh.failed(self._clock(), _retry_after_s(error))
             raise
         changed = new_key or moved or set(self._keys.known) != known
-        if self._refresh.wanted and not changed:
+        if self._log_unknown and not moved:
             self._server.ask_next()  # this one may be cut off with an old primary
+        self._log_unknown = False
         self._refresh.answered(self._clock(), changed=changed)
 
     async def _locate_log(self) -> None:
@@ -198,6 +205,7 @@ class Repair:
         if not self._follower.allows(log.log_id):
             raise Unreachable(f"its log is now {log.log_id}, not the pinned one")
         if self._follower.is_behind(log.log_id, self._clock()):
+            self._server.ask_next()
             raise Unreachable(f"{self._server.where} does not know yet that its log has gone on")
         self._follower.follow_confirmed(log, self._clock())
         return True

@@ -353,7 +353,7 @@ def test_the_page_has_the_listeners_times_and_sizes() -> None:
         f"the newest {verification.MAX_HELD:,} are kept",
         f"{held_datagrams.MAX_HELD:,} each of {held_datagrams.MAX_LOGS} logs,"
         f" for {held_datagrams.HOLD_S:.0f} seconds",
-        f"believe it after {log_follower.BEHIND_S:.0f} seconds",
+        f"believe it after {log_follower.BEHIND_S:.0f} seconds in which",
         f"After {held_datagrams.HOLD_S:.0f} seconds, go on",
     ):
         assert words in page, words

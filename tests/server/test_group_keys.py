@@ -199,6 +199,19 @@ def test_other_readers_in_the_settings_begin_an_epoch(start_server: StartServer)
     assert group_keys(server) == after  # the same readers
 
 
+def test_a_database_that_lost_a_change_of_readers_is_told_again(start_server: StartServer) -> None:
+    """A restored backup, or a standby that had not got it, knows a key of a removed reader."""
+    server = start_sealed(start_server)
+    before = group_keys(server)
+    rows(
+        server.database_url,
+        "UPDATE group_key SET readers = 'others';"
+        " SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    wait_until(lambda: group_keys(server)[0]["epoch"] > before[1]["epoch"], "a new epoch")
+
+
 def test_two_servers_begin_one_epoch(start_server: StartServer) -> None:
     """Also when both find out at once."""
     first, second = start_sealed(start_server), start_sealed(start_server)

@@ -916,6 +916,17 @@ def test_a_log_is_held_only_so_long(by: str) -> None:
     assert said == [f"a new log begins: {OTHER}"]
 
 
+def test_a_rollback_that_waits_leads_into_the_newest_log() -> None:
+    """Two failovers before its reader takes it."""
+    sequence = EventSequence(repairs=False, rng=random.random)
+    sequence.begin(LOG_ID, 5, 5, 0.0)
+    newest = uuid.UUID(int=3)
+    sequence.go_on(OTHER, 3, 1.0)
+    sequence.go_on(newest, 3, 2.0)
+    assert sequence.next_delivery() == Rollback(4, 5, OTHER)
+    assert sequence.position == Position(newest, 3)
+
+
 @pytest.mark.parametrize("repairs", [True, False])
 def test_a_saved_position_goes_on_in_the_new_log(repairs: bool) -> None:
     """By the server's lineage, or by a heartbeat."""
@@ -931,14 +942,21 @@ def test_a_saved_position_goes_on_in_the_new_log(repairs: bool) -> None:
 
 
 def test_a_server_that_has_not_failed_over_yet_is_asked_again() -> None:
-    """One that names the old log for longer is right."""
+    """It is right once the new log has been silent for long, and may be wrong even then."""
     follower, _ = following()
     follower.begin_confirmed(LogSpan(LOG_ID, 6, 0), 0.0)
     follower.follow_confirmed(LogSpan(OTHER, 7, 0, (STEP,)), 10.0)
     assert follower.follows(OTHER)
     assert follower.is_behind(LOG_ID, 10.0 + BEHIND_S / 2)
-    assert not follower.is_behind(LOG_ID, 10.0 + BEHIND_S)
     assert not follower.is_behind(uuid.UUID(int=3), 10.0)
+    follower.receive(announced(OTHER, 7, later_s=1.0), SOURCE, 10.0 + BEHIND_S)
+    assert follower.is_behind(LOG_ID, 10.0 + BEHIND_S * 3 / 2)
+    assert not follower.is_behind(LOG_ID, 10.0 + BEHIND_S * 2)
+    follower.follow_confirmed(LogSpan(LOG_ID, 6, 0), 200.0)
+    assert follower.follows(LOG_ID)
+    follower.receive(announced(OTHER, 8, later_s=2.0), SOURCE, 201.0)  # held, and asked about
+    follower.follow_confirmed(LogSpan(OTHER, 8, 0, (STEP,)), 202.0)
+    assert follower.follows(OTHER)
 
 
 def test_a_saved_position_of_another_log_ends_in_a_gap() -> None:

@@ -27,13 +27,15 @@ class GroupKeyKeeper:
     def __init__(self, keep: Keep, use_sealer: Callable[[Sealer], None]) -> None:
         self._keep = keep
         self._use_sealer = use_sealer
-        self.readers: bytes | None = None  # a hash that the database may not have yet
+        self.readers = b""  # the hash in force here; at each new connection the database is told
+        self._stored = False  # between two connections only a change is told, see `_refresh`
         self._changed = asyncio.Event()
         self._used: tuple[int, bytes] | None = None
 
     def restrict_to(self, readers: bytes) -> None:
         """Begin an epoch if others than before may read; `readers` is from `reader_hash`."""
         self.readers = readers
+        self._stored = False
         self._changed.set()
 
     async def run(self) -> None:
@@ -49,9 +51,9 @@ class GroupKeyKeeper:
     async def _refresh(self) -> float:
         """Use the newest key that has begun; return the seconds until the next look."""
         readers = self.readers
-        keys = await self._keep(readers)
-        if readers is self.readers:
-            self.readers = None
+        # Once is enough: two servers with other settings would begin epochs in turn for ever.
+        keys = await self._keep(None if self._stored else readers)
+        self._stored = readers is self.readers
         self.use(keys)
         return min([POLL_S, *(key.wait_s for key in keys if key.wait_s > 0)])
 

@@ -135,7 +135,7 @@ RETURNING head.log_id, nullif(changed.parent, head.log_id), changed.fork
 class Keeper(Protocol):
     """`announce.group_key_keeper.GroupKeyKeeper`."""
 
-    readers: bytes | None
+    readers: bytes
 
     def use(self, keys: Sequence[GroupKey]) -> None: ...
 
