@@ -43,7 +43,7 @@ Network = Callable[[random.Random], Iterator[bool]]  # whether each datagram is 
 
 
 @dataclass(slots=True)
-class Sink:
+class MemorySink:
     """Keeps the datagrams of one announcement."""
 
     target: str = "simulated"
@@ -117,7 +117,7 @@ def commits(rate: int, events: int, chance: random.Random) -> Iterator[tuple[flo
 async def announced(rate: int, repeat: int, events: int) -> tuple[list[Event], list[Heard]]:
     """Return the log, and the datagrams that announce it."""
     settings = AnnounceSettings(repeat=repeat, targets=())
-    announcer, sink = Announcer(settings), Sink()
+    announcer, sink = Announcer(settings), MemorySink()
     announcer._json.append(sink)
     log: list[Event] = []
     heard: list[Heard] = []

@@ -19,7 +19,6 @@ from tornado_status.api.event_log import (
     HistoryExportHandler,
     LogHandler,
 )
-from tornado_status.api.group_keys import GroupKeysHandler
 from tornado_status.api.handler import (
     MAX_READS,
     MAX_READS_EACH,
@@ -30,6 +29,7 @@ from tornado_status.api.in_flight import RequestsInFlight
 from tornado_status.api.live.connections import SocketHandler, StreamHandler
 from tornado_status.api.live.subscriptions import Subscriptions
 from tornado_status.api.openapi import OpenApiHandler
+from tornado_status.api.reader_keys import GroupKeysHandler
 from tornado_status.api.users import HistoryHandler, UserHandler, UsersHandler
 from tornado_status.runtime.fair_semaphore import FairSemaphore
 from tornado_status.runtime.rate_limit import RateLimit
