@@ -157,7 +157,7 @@ class Server:
         self._accept_connections()
         await self._store.wait_connected()
         self._record_crls()
-        await self._keep_group_keys()
+        self._keep_group_keys()
         self._announcer.start(self._log_position)
         await self._alerts.register()
         announce_serving(self._settings, self._sockets[0].getsockname()[1])
@@ -235,7 +235,7 @@ class Server:
         if self._settings.tls.crl is not None:
             self._in_background(self._crl_register.run(), "CRL register")
 
-    async def _keep_group_keys(self) -> None:
+    def _keep_group_keys(self) -> None:
         if self._settings.announce.has_sealed:
             self._in_background(self._group_keys.run(), "group keys")
 

@@ -14,14 +14,20 @@ import uuid
 
 from tornado_status.errors import DatagramError
 from tornado_status.model.presence import PresenceTimes
-from tornado_status.model.records import EventPage, LogSpan, LogStep, StatusRecord, UserPage
+from tornado_status.model.records import (
+    MAX_LINEAGE,
+    EventPage,
+    LogSpan,
+    LogStep,
+    StatusRecord,
+    UserPage,
+)
 from tornado_status.wire.event_object import decode_update
 from tornado_status.wire.json_members import MAX_SEQ
 from tornado_status.wire.sealed_datagram import MAX_EPOCH, EpochSecret
 
 MAX_PATH = 2048  # characters of `next`: an e-mail with every character escaped, and to spare
 
-MAX_LINEAGE = 256  # steps, as many as a server sends
 MAX_GROUP_KEYS = 8  # a server has two
 
 _GROUP_KEY = re.compile(r"[A-Za-z0-9_-]{42}[AEIMQUYcgkosw048]")  # 256 bits: the last has 4

@@ -34,9 +34,8 @@ from tornado_status.api import event_log, read_handler, users
 from tornado_status.api.live import event_filter
 from tornado_status.api.openapi import load_document
 from tornado_status.model.presence import State
-from tornado_status.model.records import EventKind
+from tornado_status.model.records import MAX_LINEAGE, EventKind
 from tornado_status.runtime.http_timeouts import MAX_BODY
-from tornado_status.store import queries
 from tornado_status.wire import json_members
 
 VALID = "valid_user@example.com"
@@ -175,7 +174,7 @@ def test_its_limits_are_those_of_the_code() -> None:
         "schemas/Email": json_members.MAX_EMAIL,
         "/client_port": 65535,
         "Problem/properties/status": 599,
-        "Log/properties/lineage": queries.MAX_LINEAGE,
+        "Log/properties/lineage": MAX_LINEAGE,
         "RequestID": 128,
     }
     unused = set(known)

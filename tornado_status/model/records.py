@@ -67,6 +67,9 @@ class Event(NamedTuple):
     at: datetime.datetime | None = None
 
 
+MAX_LINEAGE = 256  # steps of a lineage that are looked at: one for each failover or restore
+
+
 @dataclass(frozen=True, slots=True)
 class LogStep:
     """The beginning of a log that has the entries of `parent` up to the number `fork`.

@@ -11,6 +11,7 @@ from typing import Any
 from tornado_status.errors import HistoryGone
 from tornado_status.model import presence
 from tornado_status.model.records import (
+    MAX_LINEAGE,
     Device,
     Event,
     EventPage,
@@ -32,7 +33,6 @@ from tornado_status.wire.json_members import MAX_SEQ
 PUBLISHED_S = 3600 + 2 * 60
 
 MAX_SLICE = 1000  # events of the log in one read of a follower
-MAX_LINEAGE = 256  # steps of a lineage that are looked at: one for each failover or restore
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
