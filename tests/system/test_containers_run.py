@@ -280,9 +280,10 @@ def test_the_commands_of_the_page_do_what_it_says(engine: Engine, tmp_path: Path
         return run_in_bash(block, tmp_path, environment, enter=engine.enter)
 
     up, listen, ada, revoke, replace, down, bill = blocks()
-    assert "User Email   : valid_user@example.com" in run(
-        up.replace(" --build", "").replace(" --follow", "")
-    )
+    run(up.replace(" --build", "").replace(" --follow", ""))
+    logs = "docker compose logs listener broadcast-listener\n"
+    shown = "User Email   : valid_user@example.com"
+    wait_until(lambda: shown in run(logs), "a listener to show the client's check-in")
     assert "User Email   : valid_user@example.com" in run(f"{listen.strip()} --count 1")
     run(ada)
     assert recorded(engine, "ada@example.com") == 1

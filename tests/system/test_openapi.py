@@ -37,6 +37,7 @@ from tornado_status.model.presence import State
 from tornado_status.model.records import MAX_LINEAGE, EventKind
 from tornado_status.runtime.http_timeouts import MAX_BODY
 from tornado_status.wire import json_members
+from tornado_status.wire.sealed_datagram import MAX_EPOCH
 
 VALID = "valid_user@example.com"
 DOCUMENT = load_document()
@@ -175,6 +176,7 @@ def test_its_limits_are_those_of_the_code() -> None:
         "/client_port": 65535,
         "Problem/properties/status": 599,
         "Log/properties/lineage": MAX_LINEAGE,
+        "GroupKeys/properties/keys/items/properties/epoch": MAX_EPOCH,
         "RequestID": 128,
     }
     unused = set(known)
