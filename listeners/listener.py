@@ -179,7 +179,7 @@ class Listener:
                 server,
                 self._keys,
                 self._opener,
-                self._verification.receive_held,
+                self._verification.receive_sealed_again,
                 self._follower,
                 self._warnings,
                 lambda: self._loop.time(),

@@ -278,7 +278,7 @@ class Server:
             history=settings.history,
             on_batch=None if tracing is None else tracing.batch,
             check_crls=self._check_crls,
-            keeper=self._group_keys if settings.announce.has_sealed else None,
+            sealing=self._group_keys if settings.announce.has_sealed else None,
         )
 
     def _make_port(self) -> CheckInPort:

@@ -22,7 +22,7 @@ from tornado_status.wire.datagram import Datagram, decode_binary
 from tornado_status.wire.sealed_datagram import OTHER_SECRET, Opener, is_sealed
 
 VERIFY = 32  # signatures checked in a row, some milliseconds: sockets are drained between
-MAX_HELD = 1024  # sealed datagrams of an unknown epoch, about 1.5 MB, until its key is fetched
+MAX_SEALED_HELD = 1024  # of an unknown epoch, about 1.5 MB, until its key is fetched
 MAX_UNVERIFIED = 4096  # unverified updates that wait for the reader, with `insecure`
 
 
@@ -79,7 +79,7 @@ class Verification:
         self._encoding = encoding
         self._insecure = insecure
         self.opener = opener
-        self._held: deque[tuple[bytes, Sequence[object]]] = deque()
+        self._sealed_held: deque[tuple[bytes, Sequence[object]]] = deque()
         self._queue = FairQueue()
         self._scheduled = False
         self._warned_of_binary = False
@@ -109,9 +109,9 @@ class Verification:
         except DatagramError as error:
             self._refuse(source, error)
 
-    def receive_held(self) -> None:
+    def receive_sealed_again(self) -> None:
         """Receive the datagrams again whose epoch was unknown: there are new keys."""
-        held, self._held = self._held, deque()
+        held, self._sealed_held = self._sealed_held, deque()
         self.counts.datagrams -= len(held)
         for payload, address in held:
             self.receive(payload, address)
@@ -132,10 +132,10 @@ class Verification:
                 self._callbacks.unknown_key()
             if error.reason != "unknown-epoch":
                 raise
-        if len(self._held) >= MAX_HELD:
-            self._held.popleft()
+        if len(self._sealed_held) >= MAX_SEALED_HELD:
+            self._sealed_held.popleft()
             self.counts.dropped += 1
-        self._held.append((sealed, address))
+        self._sealed_held.append((sealed, address))
         return None
 
     def _screen(self, verifier: Verifier, payload: bytes, source: Source) -> None:

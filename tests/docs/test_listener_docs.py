@@ -350,7 +350,7 @@ def test_the_page_has_the_listeners_times_and_sizes() -> None:
         f"for {2 * verifier.MAX_SKEW_S:.0f} seconds at most",
         f"remembers {verifier.REMEMBERED:,} hashes",
         f"signature check | {fair_queue.MAX_WAITING:,};",
-        f"the newest {verification.MAX_HELD:,} are kept",
+        f"the newest {verification.MAX_SEALED_HELD:,} are kept",
         f"{held_datagrams.MAX_HELD:,} each of {held_datagrams.MAX_LOGS} logs,"
         f" for {held_datagrams.HOLD_S:.0f} seconds",
         f"believe it after {log_follower.BEHIND_S:.0f} seconds in which",

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shutil
+import itertools
+import json
 import socket
 import sys
 import uuid
@@ -19,7 +20,6 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from certs_gen.cli import main as certs_gen
 from tests.support.harness import GROUP, Server, StartServer, free_port
 from tests.support.hosts import (
     BROADCAST_IP,
@@ -28,6 +28,7 @@ from tests.support.hosts import (
     SERVER_IP,
     Host,
     Hosts,
+    certs_for,
     run,
     three_hosts,
 )
@@ -90,10 +91,7 @@ def hosts() -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The development set with a server certificate for the server's address on the network."""
-    directory = tmp_path_factory.mktemp("network") / "certs"
-    shutil.copytree(certs, directory)
-    assert certs_gen(["server", "--ip", SERVER_IP, "--out", str(directory), "--force"]) == 0
-    return directory
+    return certs_for(SERVER_IP, certs, tmp_path_factory.mktemp("network") / "certs")
 
 
 def check_in(host: Host, server: Server, count: int) -> None:
@@ -173,6 +171,46 @@ def test_every_host_ends_with_exactly_the_log(
             assert "5000 updates shown" in final
             assert final.endswith(" 0 missed, lag 0.")
             assert percent == 0 or " 0 healed, 0 repaired" not in final
+
+
+@pytest.mark.parametrize(("encoding", "with_state"), [("json", 1), ("sealed", 1), ("json", 0)])
+def test_a_listener_killed_again_and_again_shows_the_whole_log(
+    hosts: Hosts, start_server: StartServer, tmp_path: Path, encoding: str, with_state: int
+) -> None:
+    """With kill -9 beside the traffic, a third of it lost. It may show the last second again."""
+    port = free_port(socket.SOCK_DGRAM)
+    settings = settings_for(port)
+    for target in settings["announce"]["targets"]:
+        target["encoding"] = encoding
+    server = start_server(prefix=hosts.server.inside, **settings)
+    certs = server.certs
+    options = [
+        *("--port", port, "--url", f"https://{SERVER_IP}:{server.port}", "--ca", certs / "ca.crt"),
+        *("--cert", certs / "operator.crt", "--key", certs / "operator.key"),
+        *(("--state", tmp_path / "state.json") if with_state else ()),
+        *GROUP_OR_BROADCAST[0],
+    ]
+    shown: dict[int, dict[str, Any]] = {}
+    with hosts.group.losing(30, port):
+        for run_number in range(1, 4):
+            with Listening(*options, prefix=hosts.group.inside) as listener:
+                check_in(hosts.server, server, 400)
+                listener.wait_for(200)
+                listener.process.kill()
+                listener.ended()
+            # The last line may be cut off.
+            updates = [json.loads(line) for line in listener.out.lines if line.endswith("}")]
+            for before, after in itertools.pairwise(updates):
+                assert after["seq"] == before["seq"] + 1
+            shown |= {update["seq"]: update for update in updates}
+            check_in(hosts.server, server, 200)  # while none listens
+            assert server.rows("SELECT seq FROM head") == [(600 * run_number,)]
+        if with_state:
+            with Listening(*options, prefix=hosts.group.inside) as listener:
+                shown |= {update["seq"]: update for update in listener.wait_for_seq(1800)}
+                listener.stop()
+    complete = [shown[seq] for seq in sorted(shown)] == log_of(server)
+    assert complete == bool(with_state)
 
 
 def test_repeated_and_overtaken_datagrams_change_nothing(

@@ -21,7 +21,6 @@ from typing import Any
 
 import pytest
 
-from certs_gen.cli import main as certs_gen
 from tests.support.harness import (
     GROUP,
     LOOPBACK,
@@ -34,7 +33,7 @@ from tests.support.harness import (
     plain_environment,
     require,
 )
-from tests.support.hosts import ip
+from tests.support.hosts import certs_for, ip
 from tornado_status.model.records import Event
 from tornado_status.wire.datagram import encode_json
 
@@ -85,10 +84,7 @@ def hosts() -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The development set with a server certificate for the server's address on the network."""
-    directory = tmp_path_factory.mktemp("network") / "certs"
-    shutil.copytree(certs, directory)
-    assert certs_gen(["server", "--ip", SERVER_IP, "--out", str(directory), "--force"]) == 0
-    return directory
+    return certs_for(SERVER_IP, certs, tmp_path_factory.mktemp("network") / "certs")
 
 
 @contextlib.contextmanager

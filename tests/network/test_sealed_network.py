@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from certs_gen.cli import main as certs_gen
 from tests.support.harness import (
     GROUP,
     PATIENCE_S,
@@ -23,7 +22,7 @@ from tests.support.harness import (
     require,
     wait_until,
 )
-from tests.support.hosts import BROADCAST_IP, SERVER_IP, Host, Hosts, run, three_hosts
+from tests.support.hosts import BROADCAST_IP, SERVER_IP, Host, Hosts, certs_for, run, three_hosts
 from tests.support.listening import Listening
 from tornado_status.wire.sealed_datagram import is_sealed
 
@@ -42,10 +41,7 @@ def hosts() -> Iterator[Hosts]:
 @pytest.fixture(scope="module")
 def certs(certs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The development set with a server certificate for the server's address on the network."""
-    directory = tmp_path_factory.mktemp("network") / "certs"
-    shutil.copytree(certs, directory)
-    assert certs_gen(["server", "--ip", SERVER_IP, "--out", str(directory), "--force"]) == 0
-    return directory
+    return certs_for(SERVER_IP, certs, tmp_path_factory.mktemp("network") / "certs")
 
 
 @contextlib.contextmanager

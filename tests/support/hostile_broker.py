@@ -5,14 +5,11 @@ It sends `ENOUGH` bytes at most, and counts what it could send before the peer c
 
 from __future__ import annotations
 
-import contextlib
 import json
 import socket
-import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 
-from tests.support.harness import LOOPBACK, PATIENCE_S
+from tests.support.hostile_peer import HostilePeer
 
 ENOUGH = 48 * 1024 * 1024  # bytes
 KERNEL = 24 * 1024 * 1024  # bytes that the sockets' buffers may take, generously
@@ -22,7 +19,7 @@ INFO = {"server_id": "x", "version": "2.10.0", "max_payload": 1 << 30, "headers"
 Attack = Callable[[bytes, bytes], Iterable[bytes]]
 
 
-class HostileBroker:
+class HostileBroker(HostilePeer):
     """`attack` gets a subscription's subject and number, and yields what is sent after it.
 
     It begins with the first subscription whose subject begins with `subject`. Requests get the
@@ -30,38 +27,13 @@ class HostileBroker:
     """
 
     def __init__(self, attack: Attack, subject: bytes = b"") -> None:
+        super().__init__()
         self._attack = attack
         self._subject = subject
-        self._socket = socket.create_server((LOOPBACK, 0))
-        self.url = f"nats://{LOOPBACK}:{self._socket.getsockname()[1]}"
+        self.url = f"nats://{self.address}"
         self.sent: list[int] = []  # bytes that each connection took, once it ended
-        self._stopping = False
-        self._thread = threading.Thread(target=self._accept)
 
-    def __enter__(self) -> HostileBroker:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stopping = True
-        with contextlib.suppress(OSError):
-            socket.create_connection(self._socket.getsockname()).close()
-        self._thread.join(PATIENCE_S)
-        self._socket.close()
-
-    def _accept(self) -> None:
-        while not self._stopping:
-            connection, _ = self._socket.accept()
-            with connection, contextlib.suppress(OSError):
-                connection.settimeout(PATIENCE_S)
-                self._serve(connection)
-
-    def _serve(self, connection: socket.socket) -> None:
+    def serve(self, connection: socket.socket) -> None:
         connection.sendall(b"INFO " + json.dumps(INFO).encode() + b"\r\n")
         buffer = inbox = b""
         while data := connection.recv(65536):

@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from certs_gen.cli import main as certs_gen
 from tests.support.harness import PATIENCE_S, ROOT, Lines, require, wait_until
 
 NETWORK, NETWORK_IPV6 = "10.78.0", "fd78::"
@@ -28,6 +30,13 @@ def run(*command: str, given: str | None = None) -> str:
     if done.returncode:
         raise OSError(f"{' '.join(command[:6])}: {done.stderr.strip()}")
     return done.stdout
+
+
+def certs_for(address: str, certs: Path, directory: Path) -> Path:
+    """Copy the development set, with a server certificate for an address."""
+    shutil.copytree(certs, directory)
+    assert certs_gen(["server", "--ip", address, "--out", str(directory), "--force"]) == 0
+    return directory
 
 
 def ip(*arguments: str) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -76,6 +76,20 @@ def _network(value: object) -> object:
         raise ValueError(
             f"expected an address or a network such as 10.0.0.0/24 ({error})"
         ) from error
+
+
+def _split_url(value: str, expected: str) -> SplitResult:
+    """Split a web address. Its value stays out of messages: it may have a secret in its path."""
+    try:
+        parts = urlsplit(value)
+        host, _ = _host(parts.hostname or ""), parts.port
+    except ValueError:
+        host = None
+    if not host or parts.scheme not in ("https", "http") or parts.username is not None:
+        raise ValueError(f"expected {expected}, without user and password")
+    if not (value.isascii() and value.isprintable()) or " " in value:
+        raise ValueError("expected a URL in ASCII")
+    return parts
 
 
 def _alert_name(value: str) -> str:
@@ -425,16 +439,7 @@ class AlertSettings(Section):
     @field_validator("url")
     @classmethod
     def _is_web(cls, value: str) -> str:
-        # The value stays out of the message: many receivers have a secret in their path.
-        try:
-            parts = urlsplit(value)
-            host, _ = _host(parts.hostname or ""), parts.port
-        except ValueError:
-            host = None
-        if not host or parts.scheme not in ("https", "http") or parts.username is not None:
-            raise ValueError("expected https://host/path, without user and password")
-        if not (value.isascii() and value.isprintable()) or " " in value:
-            raise ValueError("expected a URL in ASCII")
+        _split_url(value, "https://host/path")
         return value
 
     @model_validator(mode="after")
@@ -471,16 +476,7 @@ class TracingSettings(Section):
     def _is_collector(cls, value: str | None) -> str | None:
         if value is None:
             return None
-        try:
-            parts = urlsplit(value)
-            host, _ = _host(parts.hostname or ""), parts.port
-        except ValueError:
-            host = None
-        # The value stays out of the message: some collectors have a secret in their path.
-        if not host or parts.scheme not in ("https", "http") or parts.username is not None:
-            raise ValueError("expected http://host:4318, without user and password")
-        if not (value.isascii() and value.isprintable()) or " " in value:
-            raise ValueError("expected a URL in ASCII")
+        parts = _split_url(value, "http://host:4318")
         if parts.path in ("", "/"):
             return parts._replace(path="/v1/traces").geturl()
         return value

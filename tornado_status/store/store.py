@@ -132,7 +132,7 @@ RETURNING head.log_id, nullif(changed.parent, head.log_id), changed.fork
 """
 
 
-class Keeper(Protocol):
+class Sealing(Protocol):
     """`announce.group_key_keeper.GroupKeyKeeper`."""
 
     readers: bytes
@@ -146,7 +146,7 @@ class Store:
     It hands every committed batch to `subscribers` in their order, then to its own feed and notify
     channel: see `GroupCommit`, also for `on_batch`. `check_crls` gets the newest CRL of
     each CA before the store records or reads a check-in. It may raise `ConfigError`.
-    `keeper` gets the keys of sealed announcements before there is something to announce.
+    `sealing` gets the keys of sealed announcements before there is something to announce.
     """
 
     def __init__(
@@ -159,11 +159,11 @@ class Store:
         history: HistorySettings = _HISTORY,
         on_batch: Callable[[Batch], None] | None = None,
         check_crls: Callable[[Sequence[CRLMark]], None] | None = None,
-        keeper: Keeper | None = None,
+        sealing: Sealing | None = None,
     ) -> None:
         self._settings = settings
         self._check_crls = check_crls
-        self._keeper = keeper
+        self._sealing = sealing
         self._when = when
         self._interval_s = when.interval_s
         self._log = structlog.get_logger()
@@ -461,8 +461,8 @@ class Store:
             migrate.check(await migrate.current(connection))
             if self._check_crls is not None and not self._connected_before:
                 self._check_crls(await queries.record_crls(connection, ()))
-            if self._keeper is not None:
-                self._keeper.use(await group_keys.keep(connection, self._keeper.readers))
+            if self._sealing is not None:
+                self._sealing.use(await group_keys.keep(connection, self._sealing.readers))
         except StatementFailed as error:
             await connection.close()
             raise StoreUnavailable(

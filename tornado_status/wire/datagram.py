@@ -76,7 +76,7 @@ class BinaryUpdate:
 
 
 class Signs(Protocol):
-    """Signs datagrams; see `pki.signing`."""
+    """Signs datagrams; see `pki.announcer_keys.Signer`."""
 
     kid: str
 

@@ -6,6 +6,7 @@ readers of /api/stream, one stays, and one comes back with its last id, by turns
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import contextlib
 import functools
@@ -39,7 +40,7 @@ class Follower(Protocol):
     def messages(self) -> list[Message]: ...
 
 
-class Reading:
+class Reading(abc.ABC):
     """A thread that collects messages up to the number `last`, once that is known."""
 
     def __init__(self, name: str) -> None:
@@ -51,8 +52,8 @@ class Reading:
     def start(self) -> None:
         self._thread.start()
 
-    def _run(self) -> None:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _run(self) -> None: ...
 
     def _add(self, message: Message) -> bool:
         """Return whether to go on."""
