@@ -40,7 +40,7 @@ class Meter:
 # The connections that write check-ins, by the statement that they run or have run.
 _SAMPLE = """\
 SELECT state, wait_event_type, wait_event FROM pg_stat_activity
-WHERE query LIKE 'SELECT 1 / (log_id = % FROM head FOR UPDATE; EXECUTE record_check_ins%'
+WHERE query LIKE 'EXECUTE lock_head (%; EXECUTE record_%'
 """
 _WAL = "SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"
 

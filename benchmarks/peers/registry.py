@@ -23,7 +23,7 @@ from benchmarks.programs import (
     find_program,
     run_tool,
 )
-from tornado_status.store.group_commit import PREPARE_RECORD
+from tornado_status.store import batch_statements
 
 PEERS = Path(__file__).parent
 WHOLE_LOG = "status row, log row and gapless number, and signs its datagrams"
@@ -152,8 +152,9 @@ def _go_pool(site: Site) -> Commands:
 
 
 def _go_group_commit(site: Site) -> Commands:
-    """With this server's own statement, on its own tables."""
-    return [["env", f"PEER_RECORD={PREPARE_RECORD}", _go_program(), "group-commit"]]
+    """With this server's own statements, on its own tables."""
+    prepare = "; ".join(batch_statements.PREPARE)
+    return [["env", f"PEER_PREPARE={prepare}", _go_program(), "group-commit"]]
 
 
 # --------------------------------------------------------------------------------- tornado_status

@@ -35,7 +35,7 @@ from tests.support.harness import (
 )
 from tests.support.log_command import log_command
 from tests.support.own_connections import break_connections
-from tests.support.store import HOURLY, check_in, run, until
+from tests.support.store import HOURLY, check_in, run, until, watched
 from tests.support.with_constants import MIN_LATE_S
 from tornado_status.api.event_log import csv_lines, csv_row
 from tornado_status.config.settings import DatabaseSettings, HistorySettings, PresenceSettings
@@ -64,16 +64,6 @@ def time_passes(url: str, hours: float = 3) -> None:
         changes = ", ".join(f"{column} = {column} - interval '{past}'" for column in columns)
         rows(url, f"UPDATE {table} SET {changes}")  # noqa: S608 - the names are ours
     watched(url, hours)
-
-
-def watched(url: str, hours: float = 3) -> None:
-    """Servers have watched the log for so much longer, whatever the database's clock says."""
-    rows(
-        url,
-        "INSERT INTO presence_mark SELECT watched_ms + 1, seq, at FROM head;"
-        "UPDATE head SET swept_at = clock_timestamp(), watched_ms = watched_ms + 1 + %s",
-        int(hours * 3_600_000),
-    )
 
 
 def restarted(store: Store, away: str = "0 s") -> None:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from tests.support.harness import PATIENCE_S
+from tests.support.harness import PATIENCE_S, rows
 from tornado_status.config.settings import DatabaseSettings, PresenceSettings
 from tornado_status.model.records import CheckIn, Event
 from tornado_status.store import Store
@@ -52,3 +52,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 def check_in(user: str, port: int = 1000, serial: str = "01") -> CheckIn:
     return CheckIn(f"{user}@example.com", "127.0.0.1", port, "CN=test", serial)
+
+
+def watched(url: str, hours: float = 3) -> None:
+    """Servers have watched the log for so much longer, whatever the database's clock says."""
+    rows(
+        url,
+        "INSERT INTO presence_mark SELECT watched_ms + 1, seq, at FROM head;"
+        "UPDATE head SET swept_at = clock_timestamp(), watched_ms = watched_ms + 1 + %s",
+        int(hours * 3_600_000),
+    )

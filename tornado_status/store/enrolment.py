@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from tornado_status.errors import ConfigError, StoreError, StoreUnavailable
 from tornado_status.model.records import ERASED_EMAIL, Event, EventKind
 from tornado_status.store import migrate, queries
+from tornado_status.store.batch_statements import LOCK_HEAD, array
 from tornado_status.store.database import Connection, Pool, Row, StatementFailed
-from tornado_status.store.group_commit import LOCK_HEAD, GroupCommit, Work, array
+from tornado_status.store.group_commit import GroupCommit, Work
 
 CHUNK = 512  # users a transaction: no more rows than a batch of check-ins
 ERASE_CHUNK = 5000  # entries scanned by one statement: at worst all of them are rewritten

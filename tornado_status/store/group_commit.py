@@ -33,7 +33,7 @@ from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.runtime.backoff import Backoff
 from tornado_status.runtime.rate_limit import RateLimit
 from tornado_status.runtime.waiting import wait_set
-from tornado_status.store import queries, turns
+from tornado_status.store import batch_statements, queries, turns
 from tornado_status.store.database import Connection, Row, StatementFailed
 from tornado_status.store.outage import Outage
 from tornado_status.store.turns import Done, Pending
@@ -48,71 +48,8 @@ RETRY_MIN_S, RETRY_MAX_S = 0.05, 0.5  # between attempts to connect: back within
 _NO_LOG = uuid.UUID(int=0)  # before the first connection
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
-LOCK_HEAD = "SELECT seq FROM head FOR UPDATE"
-# The same, but it fails if another server has begun a new log: this server would announce under the
-# old log id. It also fails if an older copy of the database has taken its place. PostgreSQL
-# evaluates the row again once it has the lock.
-_LOCK_HEAD_OF = "SELECT 1 / (log_id = '{}' AND seq >= {})::int FROM head FOR UPDATE"
-_OTHER_LOG = "22012"  # division_by_zero
+_OTHER_LOG = "22012"  # division_by_zero, by the lock of `batch_statements`
 _NEW_LOG = "a new log begins"
-
-# The arrays hold one element a check-in, in order of arrival. Parameter $6 is the position of the
-# check-in of the same user before it in this batch, or 0. Parameter $7 is 1 for the last check-in
-# of its user, which alone becomes the user's status, else 0. It is 2 instead of 1 if the batch has
-# another device of that user too. Parameter $8 says whether enrolment is closed. `accepted` reads
-# user_status after the head is locked, so two servers cannot both see a user for the first time, or
-# come back. Rows are upserted in order of key: unsorted batches deadlock. `devices` changes only
-# with the certificate.
-PREPARE_RECORD = """\
-PREPARE record_check_ins
-    (text[], inet[], integer[], text[], text[], integer[], integer[], boolean) AS
-WITH accepted AS MATERIALIZED (
-    SELECT i.*, row_number() OVER (ORDER BY i.n) AS k, s.seq AS newest,
-           i.before = 0 AND s.last_seen IS NULL AS is_new, i.before = 0 AND s.offline AS is_back
-    FROM unnest($1, $2, $3, $4, $5, $6, $7) WITH ORDINALITY
-         AS i(email, client_ip, client_port, issuer, serial, before, role, n)
-    LEFT JOIN user_status s ON s.email = i.email
-    WHERE NOT $8 OR s.email IS NOT NULL
-), now AS MATERIALIZED (
-    SELECT seq AS base, greatest(at, clock_timestamp()) AS at FROM head
-), log AS (
-    INSERT INTO check_in (seq, at, event, email, client_ip, client_port, issuer, serial, previous)
-    SELECT base + k, at,
-           CASE WHEN is_new THEN 'new' WHEN is_back THEN 'back' ELSE 'check-in' END,
-           email, client_ip, client_port, issuer, serial,
-           CASE WHEN before = 0 THEN newest WHEN NOT $8 THEN base + before
-                ELSE (SELECT base + a.k FROM accepted a WHERE a.n = accepted.before) END
-    FROM accepted, now
-), status AS (
-    INSERT INTO user_status AS u
-        (email, seq, last_seen, client_ip, client_port, issuer, serial, first_seen, devices)
-    SELECT email, base + k, at, client_ip, client_port, issuer, serial, at,
-           CASE WHEN role = 2 THEN (
-               SELECT other_devices(
-                   jsonb_agg(user_device(a.issuer, a.serial, at, a.client_ip, a.client_port)),
-                   accepted.issuer, accepted.serial)
-               FROM accepted a WHERE a.email = accepted.email
-           ) END
-    FROM accepted, now WHERE role > 0 ORDER BY email
-    ON CONFLICT (email) DO UPDATE SET
-        seq = excluded.seq, last_seen = excluded.last_seen, client_ip = excluded.client_ip,
-        client_port = excluded.client_port, issuer = excluded.issuer, serial = excluded.serial,
-        first_seen = coalesce(u.first_seen, excluded.first_seen), offline = false,
-        devices = CASE
-            WHEN u.serial = excluded.serial AND u.issuer = excluded.issuer
-                AND excluded.devices IS NULL THEN u.devices
-            ELSE other_devices(
-                coalesce(u.devices, '[]') || coalesce(excluded.devices, '[]')
-                    || user_device(u.issuer, u.serial, u.last_seen, u.client_ip, u.client_port),
-                excluded.issuer, excluded.serial)
-        END
-), moved AS (
-    UPDATE head SET seq = head.seq + (SELECT count(*) FROM accepted), at = now.at FROM now
-)
-SELECT base, (extract(epoch FROM at) * 1000000)::bigint,
-       ARRAY(SELECT n FROM accepted WHERE is_new), ARRAY(SELECT n FROM accepted WHERE is_back),
-       CASE WHEN $8 THEN ARRAY(SELECT n FROM accepted ORDER BY n) END
-FROM now"""
 
 Subscriber = Callable[[CommittedBatch], None]
 
@@ -299,7 +236,9 @@ class GroupCommit:
     async def _commit(self, connection: Connection, batch: list[Pending]) -> None:
         self._in_flight = batch
         check_ins = [check_in for check_in, _, _ in batch]
-        statement = f"{self._lock_head()}; {_execute(check_ins, self._enrolment_closed)}"
+        statement = (
+            f"{self._lock_head()}; {batch_statements.record(check_ins, self._enrolment_closed)}"
+        )
         sent = time.monotonic()
         # In the next turn of the loop: the statement is then on its way to the database.
         answering = asyncio.get_running_loop().call_soon(self._answer_meanwhile)
@@ -438,7 +377,7 @@ class GroupCommit:
         return CommittedBatch(self.log_id, self.head, events, parent)
 
     def _lock_head(self) -> str:
-        return _LOCK_HEAD_OF.format(self.log_id, self.head)
+        return batch_statements.lock_head_of(self.log_id, self.head)
 
     async def _do(
         self, connection: Connection, work: Work, done: asyncio.Future[list[Row]]
@@ -530,43 +469,3 @@ def _answered(answer: Event | StoreError) -> None:
 def _settle(done: asyncio.Future[list[Row]], error: StoreError) -> None:
     if not done.done():
         done.set_exception(error)
-
-
-def _execute(check_ins: Sequence[CheckIn], enrolment_closed: bool) -> str:
-    """Return the EXECUTE statement with its arrays, in PostgreSQL's literal syntax."""
-    last: dict[str, int] = {}
-    before = []
-    mixed = set()  # users who check in with several certificates at once
-    for position, check_in in enumerate(check_ins, start=1):
-        earlier = last.get(check_in.email, 0)
-        if earlier and check_ins[earlier - 1].serial != check_in.serial:
-            mixed.add(check_in.email)
-        before.append(str(earlier))
-        last[check_in.email] = position
-    roles = ["0"] * len(check_ins)
-    for email, position in last.items():
-        roles[position - 1] = "2" if email in mixed else "1"
-    issuers = {c.issuer: _escaped(c.issuer) for c in check_ins}  # one for many
-    arrays = (
-        # Of these elements none has a quotation mark or a backslash: see `identity` and `CheckIn`.
-        array([c.email for c in check_ins]),
-        array([c.client_ip for c in check_ins]),
-        array([str(c.client_port) for c in check_ins]),
-        array([issuers[c.issuer] for c in check_ins]),
-        array([c.serial for c in check_ins]),
-        array(before),
-        array(roles),
-    )
-    return f"EXECUTE record_check_ins ({', '.join(arrays)}, {enrolment_closed})"
-
-
-def array(elements: Sequence[str]) -> str:
-    """Return an array literal of elements that are `_escaped`, or have nothing to escape."""
-    body = '{"' + '","'.join(elements) + '"}'
-    # standard_conforming_strings is set on the connection: a backslash is just itself.
-    return "'" + body.replace("'", "''") + "'"
-
-
-def _escaped(element: str) -> str:
-    """Return any text as an element of an array literal; NUL has no place in PostgreSQL."""
-    return element.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "")

@@ -40,14 +40,14 @@ from tornado_status.model.records import (
 from tornado_status.observe import metrics
 from tornado_status.observe.counters import Batch, CheckIns
 from tornado_status.pki.crl import CRLMark
-from tornado_status.store import enrolment, group_keys, migrate, queries
+from tornado_status.store import batch_statements, enrolment, group_keys, migrate, queries
 from tornado_status.store.alert_queue import AlertQueue
 from tornado_status.store.database import Connection, Pool, StatementFailed, parse_url
 from tornado_status.store.embedded.postgres import STOP_TIMEOUT_S, EmbeddedPostgres
 from tornado_status.store.failover import Parameters, shown
 from tornado_status.store.follow.feed import Feed
 from tornado_status.store.follow.notify_channel import NotifyChannel
-from tornado_status.store.group_commit import PREPARE_RECORD, GroupCommit, Subscriber
+from tornado_status.store.group_commit import GroupCommit, Subscriber
 from tornado_status.store.log_id import database_identity
 from tornado_status.store.presence_sweep import (
     PREPARE_MARK,
@@ -494,9 +494,8 @@ class Store:
         await connection.execute(
             WRITE_SETTINGS, [self._when.interval_s, self._when.offline_after_s]
         )
-        await connection.execute(PREPARE_RECORD)
-        await connection.execute(PREPARE_MARK)
-        await connection.execute(PREPARE_SWEEP)
+        for prepare in (*batch_statements.PREPARE, PREPARE_MARK, PREPARE_SWEEP):
+            await connection.execute(prepare)
 
     async def _check_durability(self, connection: Connection) -> None:
         """Raises `ConfigError` at the start, `StoreUnavailable` if it has changed since."""

@@ -44,7 +44,7 @@ type checkIn struct {
 func serveGroupCommit() {
 	connection, err := pgconn.Connect(context.Background(), databaseURL())
 	check(err)
-	rows, err := execute(connection, session+setting("RECORD")+"; SELECT log_id FROM head")
+	rows, err := execute(connection, session+setting("PREPARE")+"; SELECT log_id FROM head")
 	check(err)
 	writer := &writer{
 		connection: connection,
@@ -195,8 +195,20 @@ func (s signer) close(datagram []byte) []byte {
 	return fmt.Appendf(signed, `,"sig":"%s"}`, signature)
 }
 
-// executeRecord returns the EXECUTE statement with its arrays as literals.
+// executeRecord returns the EXECUTE statement with its arrays as literals, as batch_statements.py
+// does.
 func executeRecord(batch []*checkIn) string {
+	var b strings.Builder
+	distinct := map[string]bool{}
+	for _, c := range batch {
+		distinct[c.email] = true
+	}
+	if len(distinct) == len(batch) {
+		b.WriteString("EXECUTE record_distinct (")
+		columns(&b, batch)
+		b.WriteString(")")
+		return b.String()
+	}
 	// Positions begin at 1; the map gives 0 if the user has none before.
 	before, last, mixed := make([]int, len(batch)), map[string]int{}, map[string]bool{}
 	for number, c := range batch {
@@ -214,17 +226,30 @@ func executeRecord(batch []*checkIn) string {
 			roles[position-1] = 2
 		}
 	}
-	var b strings.Builder
-	b.WriteString("EXECUTE record_check_ins (")
-	array(&b, batch, func(_ int, c *checkIn) string { return quote(c.email) })
-	array(&b, batch, func(_ int, c *checkIn) string { return c.ip })
-	array(&b, batch, func(_ int, c *checkIn) string { return strconv.Itoa(c.port) })
-	array(&b, batch, func(_ int, c *checkIn) string { return quote(c.issuer) })
-	array(&b, batch, func(_ int, c *checkIn) string { return c.serial })
+	b.WriteString("EXECUTE record_any (")
+	columns(&b, batch)
+	b.WriteByte(',')
 	array(&b, batch, func(n int, _ *checkIn) string { return strconv.Itoa(before[n]) })
+	b.WriteByte(',')
 	array(&b, batch, func(n int, _ *checkIn) string { return strconv.Itoa(roles[n]) })
-	b.WriteString("false)")
+	b.WriteString(",false)")
 	return b.String()
+}
+
+// columns writes the arrays that both statements take.
+func columns(b *strings.Builder, batch []*checkIn) {
+	for number, element := range []func(int, *checkIn) string{
+		func(_ int, c *checkIn) string { return quote(c.email) },
+		func(_ int, c *checkIn) string { return c.ip },
+		func(_ int, c *checkIn) string { return strconv.Itoa(c.port) },
+		func(_ int, c *checkIn) string { return quote(c.issuer) },
+		func(_ int, c *checkIn) string { return c.serial },
+	} {
+		if number > 0 {
+			b.WriteByte(',')
+		}
+		array(b, batch, element)
+	}
 }
 
 func array(b *strings.Builder, batch []*checkIn, element func(int, *checkIn) string) {
@@ -235,7 +260,7 @@ func array(b *strings.Builder, batch []*checkIn, element func(int, *checkIn) str
 		}
 		b.WriteString(element(number, c))
 	}
-	b.WriteString("}',")
+	b.WriteString("}'")
 }
 
 var escapes = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "'", "''", "\x00", "")

@@ -30,7 +30,7 @@ from tornado_status.observe.management import ManagementServer
 from tornado_status.pki.reload import FileWatcher
 from tornado_status.runtime import background_output
 from tornado_status.runtime.shutdown import ShutdownDeadline
-from tornado_status.store import Store, database, group_commit, store
+from tornado_status.store import Store, batch_statements, database, group_commit, store
 from tornado_status.store.database import Connection, Pool
 from tornado_status.store.embedded import postgres
 from tornado_status.store.group_commit import GroupCommit
@@ -246,36 +246,47 @@ def retry() -> None:
     GroupCommit._commit = _retry  # type: ignore[method-assign]
 
 
-def _instead(old: str, new: str) -> None:
-    assert old in group_commit.PREPARE_RECORD
-    vars(store)["PREPARE_RECORD"] = group_commit.PREPARE_RECORD.replace(old, new)
+def _instead(*changes: tuple[str, str]) -> None:
+    """Change the statements that record, each place in at least one of them."""
+    prepare = batch_statements.PREPARE
+    for old, new in changes:
+        assert any(old in statement for statement in prepare)
+        prepare = tuple(statement.replace(old, new) for statement in prepare)
+    vars(batch_statements)["PREPARE"] = prepare
 
 
 def skip_numbers() -> None:
-    _instead("head.seq + (SELECT count(*)", "head.seq + (SELECT count(*) + 1")
+    _instead(
+        ("head.seq + (SELECT count(*)", "head.seq + (SELECT count(*) + 1"),
+        ("head.seq + cardinality($1)", "head.seq + cardinality($1) + 1"),
+    )
 
 
 def follow_the_clock() -> None:
-    _instead("greatest(at, clock_timestamp())", "clock_timestamp()")
+    _instead(("greatest(at, clock_timestamp())", "clock_timestamp()"))
 
 
 def forget_the_status() -> None:
-    _instead("WHERE role > 0 ORDER BY email", "WHERE before = 0 ORDER BY email")
+    _instead(("WHERE role > 0 ORDER BY email", "WHERE before = 0 ORDER BY email"))
 
 
 def forget_the_previous() -> None:
     """Have two check-ins of a user in one batch follow the same one."""
-    _instead("WHEN NOT $8 THEN base + before", "WHEN NOT $8 THEN newest")
+    _instead(("WHEN NOT $8 THEN base + before", "WHEN NOT $8 THEN newest"))
 
 
 def forget_the_first() -> None:
-    _instead("coalesce(u.first_seen, excluded.first_seen)", "excluded.first_seen")
+    _instead(
+        ("coalesce(u.first_seen, excluded.first_seen)", "excluded.first_seen"),
+        ("coalesce(u.first_seen, at)", "at"),
+    )
 
 
 def forget_devices() -> None:
-    old = "|| user_device(u.issuer, u.serial, u.last_seen, u.client_ip, u.client_port)"
-    _instead(old, "")
-    vars(store)["PREPARE_RECORD"] = vars(store)["PREPARE_RECORD"].replace("role = 2", "role = 3")
+    _instead(
+        ("|| user_device(u.issuer, u.serial, u.last_seen, u.client_ip, u.client_port)", ""),
+        ("role = 2", "role = 3"),
+    )
 
 
 _refused: set[str] = set()
