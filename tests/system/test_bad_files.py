@@ -296,7 +296,7 @@ def test_the_good_files_are_all_read(own: Path) -> None:
 def test_a_file_that_vanishes_while_it_is_read_is_one_sentence(
     own: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    """As where all are renewed one by one: OpenSSL opens them once more after us."""
+    """As where all are renewed one by one: each is opened more than once."""
     settings = settings_of(own)
     before = load_credentials(settings, None)
     path = own / (CERTIFICATES | KEYS)[setting]
@@ -308,7 +308,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_one_sentence(
         return found
 
     monkeypatch.setattr(tls_contexts, "read_certificates", read_and_lose)
-    with pytest.raises(ConfigError, match=r"^tls\.\w+: cannot read .*: No such file") as caught:
+    with pytest.raises(ConfigError, match=r"^tls\.\w+: (cannot read|no file) /") as caught:
         load_credentials(settings, before.anchors)
     assert str(path) in str(caught.value)
 
