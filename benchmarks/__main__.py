@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import comparison, plot, store_driver, streams, tables
+from benchmarks import against, comparison, plot, store_driver, streams, tables
 from benchmarks.contender import Contender
 from benchmarks.load import compile_load
 from benchmarks.peers.registry import CONTENDERS, QUICK, THIS_SERVER
@@ -134,9 +134,12 @@ QUICK_PLAN = ComparisonPlan(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
-    plan, out, page = _read(arguments)
+    plan, out, page, commit = _read(arguments)
 
     def work() -> None:
+        nonlocal plan
+        if commit is not None:
+            plan = dataclasses.replace(plan, peers=[against.contender(commit), *plan.peers])
         results = run(plan)
         table = comparison.markdown(results)
         out.mkdir(parents=True, exist_ok=True)
@@ -147,11 +150,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             blocks = comparison.summary(results)
             page.write_text(tables.fill(page.read_text(), blocks, comparison.COMMAND))
         print(table)
+        if commit is not None:
+            print(against.verdict(results, commit))
 
     return exit_status(work)
 
 
-def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path | None]:
+def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path | None, str | None]:
     peers = [contender.name for contender in CONTENDERS]
     workloads = [*WORKLOADS, *OWN_WORKLOADS]
     parser = argparse.ArgumentParser(
@@ -160,6 +165,11 @@ def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path |
     )
     parser.add_argument(
         "--quick", action="store_true", help=f"a first look in two minutes: {', '.join(QUICK)}"
+    )
+    parser.add_argument(
+        "--against",
+        metavar="COMMIT",
+        help="compare the server with itself at a commit, in turn, and say whether CPU was gained",
     )
     for option, choices, metavar in (("--only", peers, "PEER"), ("--workloads", workloads, "NAME")):
         known = f"of {', '.join(choices)}"
@@ -178,6 +188,14 @@ def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path |
     )
     options = parser.parse_args(arguments)
     defaults = QUICK_PLAN if options.quick else PLAN
+    if options.against is not None:
+        defaults = dataclasses.replace(
+            defaults,
+            peers=[THIS_SERVER],
+            workloads=against.WORKLOADS,
+            rounds=7,
+            budget_s=float("inf"),
+        )
     names = options.only or [peer.name for peer in defaults.peers]
     chosen = options.workloads or defaults.workloads
     whole = not options.quick and names == peers and chosen == workloads
@@ -190,7 +208,8 @@ def _read(arguments: Sequence[str] | None) -> tuple[ComparisonPlan, Path, Path |
         seconds=options.seconds or defaults.seconds,
     )
     out = options.out or (BENCHMARKS / "results" if whole else BUILD / "results")
-    return plan, out, ROOT / "README.md" if whole and options.out is None else None
+    page = ROOT / "README.md" if whole and options.out is None else None
+    return plan, out, page, options.against
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from benchmarks.tables import (
 
 COMMAND = "python -m benchmarks"
 
+_TO_FIRST = "the median of the rounds' ratios to the first row"
 _CPU = "server_cpu_ms+database_cpu_ms"
 _SPREAD = f" ±{{{_CPU}.spread:.0%}} ({{{_CPU}.ratio:.2f}}{TIMES})"
 _RATE = f"{RATE} ({{rate.ratio:.1f}}{TIMES})"
@@ -32,20 +33,20 @@ def _cpu(m: Cells) -> str:
 
 
 _MAIN: tuple[tuple[str, str, Show], ...] = (
-    ("keep-alive", "keep-alive: check-ins/s", _RATE),
+    ("keep-alive", "keep-alive: CPU ms", _cpu),
+    ("keep-alive", "check-ins/s", _RATE),
     ("keep-alive", "p50 / p99 ms", LATENCY),
-    ("keep-alive", "CPU ms", _cpu),
-    ("handshake", "handshake: check-ins/s", _RATE),
-    ("handshake", "CPU ms", _cpu),
-    ("resumed", "resumed: check-ins/s", _RATE),
-    ("resumed", "CPU ms", _cpu),
+    ("handshake", "handshake: CPU ms", _cpu),
+    ("handshake", "check-ins/s", _RATE),
+    ("resumed", "resumed: CPU ms", _cpu),
+    ("resumed", "check-ins/s", _RATE),
     ("storm", "storm: p50 / p99 ms", LATENCY),
     ("storm", "the same alone", "{alone_p50_ms:~} / {alone_p99_ms:~}"),
     ("idle", "idle: KiB", "{kib_per_connection:.1f}"),
 )
 _STORE: dict[str, Show] = {
-    "check-ins/s": f"{RATE} ({{rate.ratio:.2f}}{TIMES})",
     "CPU ms: server + PostgreSQL": f"{{server_cpu_ms:.4f}} + {{database_cpu_ms:.4f}}{_SPREAD}",
+    "check-ins/s": f"{RATE} ({{rate.ratio:.2f}}{TIMES})",
 }
 _WAL: Show = "{wal_bytes:,.0f}"
 _STREAMS: dict[str, Show] = {
@@ -93,16 +94,16 @@ def markdown(results: Results) -> str:
 def summary(results: Results) -> dict[str, str]:
     """Return the blocks of README.md: a table that is short, and where it comes from."""
     cpu: Show = f"{{server_cpu_us+database_cpu_us:,.0f}} ({{{_CPU}.ratio:.2f}}{TIMES})"
-    lines = [["server", "check-ins/s", f"CPU {MICRO}", f"CPU {MICRO}, fresh connection"]]
+    lines = [["server", f"CPU {MICRO}", f"CPU {MICRO}, fresh connection", "check-ins/s"]]
     for row in results.rows:
         kept, fresh = (Cells(results, name, row.name, "") for name in ("keep-alive", "handshake"))
         rate = cell(f"{{rate:,.0f}} ({{rate.ratio:.1f}}{TIMES})", kept)
-        lines.append([row.title, rate, cell(cpu, kept), cell(cpu, fresh)])
+        lines.append([row.title, cell(cpu, kept), cell(cpu, fresh), rate])
     machine = results.machine
     known = [machine.get("CPU", ""), f"{machine.get('cores')} cores" if "cores" in machine else ""]
     known += [f"{name} {machine[name]}" for name in ("Python", "PostgreSQL") if name in machine]
-    source = f"{results.date[:10]}, {', '.join(filter(None, known))}; {TIMES} the ratio to the"
-    return {"results": f"{table(lines)}\n\n{source} first row."}
+    source = f"{results.date[:10]}, {', '.join(filter(None, known))}; {TIMES} is {_TO_FIRST}."
+    return {"results": f"{table(lines)}\n\n{source}"}
 
 
 def _counted(row: str) -> str:
@@ -115,7 +116,7 @@ def _footer(results: Results) -> str:
     lines = [
         machine_line(results),
         f"Medians of {settings['rounds']:.0f} rounds of {settings['seconds']:g} s each; ± is"
-        f" half of the range, {TIMES} the ratio to the first row.",
+        f" half of the range, {TIMES} {_TO_FIRST}.",
         "CPU ms: of one check-in, the server's processes + PostgreSQL's. Latency: of the client.",
     ]
     titles: dict[str, list[str]] = {}

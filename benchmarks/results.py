@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The median over the rounds, the lowest, the highest, and the first row's median, if any.
+    """The median over the rounds, the lowest, the highest, and each round's ratio to the first row.
 
     It formats as its median. The format `~` is three digits: 0.683, 4.61, 121.
     """
@@ -41,7 +41,7 @@ class Summary:
     median: float
     low: float
     high: float
-    first: float | None
+    ratios: tuple[float, ...]  # empty if the first row was not measured
 
     @property
     def spread(self) -> float:
@@ -50,10 +50,10 @@ class Summary:
 
     @property
     def ratio(self) -> float:
-        """The ratio to the first row. Raises `KeyError` if that was not measured."""
-        if self.first is None:
-            raise KeyError("first")
-        return self.median / self.first
+        """The median of the ratios. Raises `KeyError` if the first row was not measured."""
+        if not self.ratios:
+            raise KeyError("ratio")
+        return statistics.median(self.ratios)
 
     def __format__(self, spec: str) -> str:
         if spec == "~":
@@ -115,10 +115,12 @@ class Results:
             return [self._value(name, numbers, number) for numbers in by_row[name]]
 
         found = values(row)
-        first: float | None = None
-        with contextlib.suppress(KeyError):
-            first = statistics.median(values(next(iter(by_row))))
-        return Summary(statistics.median(found), min(found), max(found), first)
+        ratios: tuple[float, ...] = ()
+        with contextlib.suppress(KeyError, ZeroDivisionError):
+            # Of one round, since what disturbs a round disturbs all rows of it.
+            pairs = zip(found, values(next(iter(by_row))), strict=False)
+            ratios = tuple(value / first for value, first in pairs)
+        return Summary(statistics.median(found), min(found), max(found), ratios)
 
     def _value(self, row: str, numbers: Numbers, number: str) -> float:
         if "+" in number:

@@ -1,4 +1,7 @@
-"""Check-ins with Django. nginx has verified the certificate and says whose it is."""
+"""Check-ins with Django. nginx has verified the certificate and says whose it is.
+
+It writes with one prepared statement, or with PEER_DJANGO=orm by a model's `update_or_create`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import re
 
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.db import connection
+from django.db import connection, models
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed
 from django.urls import path
 
@@ -20,6 +23,10 @@ from benchmarks.peers.python_parts import (
     email_or_none,
     setting,
 )
+
+WITH_ORM = setting("DJANGO") == "orm"
+# Prepared statements: off unless asked for, because of pools between the two.
+_PREPARED = {"server_side_binding": True, "prepare_threshold": 1}
 
 settings.configure(
     ALLOWED_HOSTS=["localhost"],
@@ -34,8 +41,7 @@ settings.configure(
             "USER": setting("DATABASE_USER"),
             "NAME": setting("DATABASE"),
             "CONN_MAX_AGE": None,  # persistent
-            # Prepared statements: off unless asked for, because of pools between the two.
-            "OPTIONS": {"server_side_binding": True, "prepare_threshold": 1},
+            "OPTIONS": {} if WITH_ORM else _PREPARED,
         }
     },
 )
@@ -43,6 +49,18 @@ settings.configure(
 _COMMON_NAME = re.compile(r"(?:^|,)CN=([^,+\\]+)")  # RFC 4514
 
 announce = announcing()
+application = get_wsgi_application()
+
+
+class UserStatus(models.Model):
+    email = models.TextField(primary_key=True)
+    last_seen = models.DateTimeField()
+    client_ip = models.GenericIPAddressField()
+    client_port = models.IntegerField()
+
+    class Meta:
+        app_label = "check_in"
+        db_table = "user_status"
 
 
 def check_in(request: HttpRequest) -> HttpResponse:
@@ -54,12 +72,17 @@ def check_in(request: HttpRequest) -> HttpResponse:
     client_ip = request.META["HTTP_X_CLIENT_IP"]
     client_port = int(request.META["HTTP_X_CLIENT_PORT"])
     last_seen = datetime.datetime.now(datetime.UTC)
-    # One statement: a model's update_or_create would be a transaction of three.
-    with connection.cursor() as cursor:
-        cursor.execute(UPSERT, [email, last_seen, client_ip, client_port])
+    if WITH_ORM:
+        UserStatus.objects.update_or_create(
+            email=email,
+            defaults={"last_seen": last_seen, "client_ip": client_ip, "client_port": client_port},
+        )
+    else:
+        # One statement: a model's update_or_create is a transaction of several.
+        with connection.cursor() as cursor:
+            cursor.execute(UPSERT, [email, last_seen, client_ip, client_port])
     announce(email, last_seen, client_ip, client_port)
     return HttpResponse(status=204)
 
 
 urlpatterns = [path(PATH.removeprefix("/"), check_in)]
-application = get_wsgi_application()

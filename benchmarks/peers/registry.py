@@ -10,6 +10,7 @@ import os
 import shutil
 import string
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contender import LOOPBACK, Contender, Site, accepts, management
@@ -26,6 +27,7 @@ from benchmarks.programs import (
 from tornado_status.store import batch_statements
 
 PEERS = Path(__file__).parent
+SERVER_TEMPLATE = PEERS / "tornado_status.yaml"
 WHOLE_LOG = "status row, log row and gapless number, and signs its datagrams"
 QUICK = ("tornado", "go", "tornado_status", "nginx")
 
@@ -37,10 +39,10 @@ def _installed(mark: Path, lock: Path) -> bool:
     return mark.exists() and mark.read_text() == lock.read_text()
 
 
-def _configuration(site: Site, template: str, name: str, **settings: object) -> Path:
-    """Fill in a template of this folder, into the site's directory."""
+def _configuration(site: Site, template: Path, name: str, **settings: object) -> Path:
+    """Fill in a template, into the site's directory."""
     path = site.directory / name
-    text = string.Template((PEERS / template).read_text())
+    text = string.Template(template.read_text())
     path.write_text(text.substitute(site.settings(), **settings))
     return path
 
@@ -77,7 +79,7 @@ def _nginx(site: Site, location: str = "return 204") -> Commands:
     # As root the workers would become another user, who cannot reach the socket.
     user = "user root;" if os.geteuid() == 0 else ""
     configuration = _configuration(
-        site, "nginx.conf", "nginx.conf", USER_DIRECTIVE=user, LOCATION=location
+        site, PEERS / "nginx.conf", "nginx.conf", USER_DIRECTIVE=user, LOCATION=location
     )
     return [[nginx, "-e", "stderr", "-c", configuration]]
 
@@ -85,7 +87,7 @@ def _nginx(site: Site, location: str = "return 204") -> Commands:
 THREADS = 64  # of gunicorn in all, each with a database connection: as many as there are clients
 
 
-def _django(site: Site) -> Commands:
+def _django(site: Site, style: str) -> Commands:
     # A worker for each core. Twice as many and one, as gunicorn advises, was slower here.
     workers = os.cpu_count() or 1
     options: dict[str, object] = {
@@ -98,10 +100,18 @@ def _django(site: Site) -> Commands:
         "log-level": "warning",
         "worker-tmp-dir": "/dev/shm",  # noqa: S108 - where gunicorn wants memory
     }
-    gunicorn: list[object] = [_environment(), "-m", "gunicorn"]
+    gunicorn: list[object] = ["env", f"PEER_DJANGO={style}", _environment(), "-m", "gunicorn"]
     gunicorn += [f"--{name}={value}" for name, value in options.items()]
     proxy = _nginx(site, "proxy_pass http://application")
     return [[*gunicorn, "benchmarks.peers.django_site:application"], *proxy]
+
+
+def _django_tuned(site: Site) -> Commands:
+    return _django(site, "tuned")
+
+
+def _django_orm(site: Site) -> Commands:
+    return _django(site, "orm")
 
 
 def _django_is_ready(site: Site) -> bool:
@@ -160,11 +170,12 @@ def _go_group_commit(site: Site) -> Commands:
 # --------------------------------------------------------------------------------- tornado_status
 
 
-def _tornado_status(site: Site) -> Commands:
+def server_commands(site: Site, python: Sequence[object], template: Path) -> Commands:
+    """Return what starts tornado_status with `python`, a server for each management port."""
     configurations = [
         _configuration(
             site,
-            "tornado_status.yaml",
+            template,
             f"config-{management_port}.yaml",
             REUSE_PORT=str(len(site.management_ports) > 1).lower(),
             DATABASE_URL=site.postgres.url(site.database),
@@ -174,7 +185,11 @@ def _tornado_status(site: Site) -> Commands:
         )
         for management_port in site.management_ports
     ]
-    return [[sys.executable, "-m", "tornado_status", "--config", path] for path in configurations]
+    return [[*python, "-m", "tornado_status", "--config", path] for path in configurations]
+
+
+def _tornado_status(site: Site) -> Commands:
+    return server_commands(site, [sys.executable], SERVER_TEMPLATE)
 
 
 def _tornado_status_is_ready(site: Site) -> bool:
@@ -200,7 +215,15 @@ THIS_SERVER = Contender(
 )
 
 CONTENDERS = (
-    Contender("django", "nginx + gunicorn + Django", _django, is_ready=_django_is_ready),
+    Contender(
+        "django", "nginx + gunicorn + Django, tuned", _django_tuned, is_ready=_django_is_ready
+    ),
+    Contender(
+        "django-orm",
+        "nginx + gunicorn + Django, ORM",
+        _django_orm,
+        is_ready=_django_is_ready,
+    ),
     Contender("tornado", "Tornado RequestHandler + aiopg pool", _tornado),
     Contender("aiohttp", "aiohttp + asyncpg (uvloop)", _aiohttp),
     Contender("node", "Node.js https + pg", _node),

@@ -26,6 +26,7 @@ import pytest
 
 from benchmarks import (
     __main__,
+    against,
     comparison,
     gate,
     identities,
@@ -845,22 +846,70 @@ def test_a_summary_is_the_median_with_its_range() -> None:
     assert summary.spread == pytest.approx(0.4)
 
 
+def test_a_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    """A disturbance of one round affects all rows of it. The ratio of two medians would be 1."""
+    made = Results()
+    for first, second in ((1.0, 2.0), (10.0, 20.0), (2.0, 1.0)):
+        made.add("keep-alive", "first", {"rate": first})
+        made.add("keep-alive", "second", {"rate": second})
+    summary = made.summary("keep-alive", "second", "rate")
+    assert (summary.ratio, summary.ratios) == (2.0, (2.0, 2.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [((0.9, 0.8), "gained"), ((1.1, 1.2), "lost"), ((0.9, 1.2), "unclear")],
+)
+def test_gained_or_lost_is_said_where_all_rounds_agree(ours: tuple[float, ...], said: str) -> None:
+    made = Results()
+    for number in ours:
+        for name, cpu in (("HEAD", 1.0), (THIS_SERVER.name, number)):
+            made.add("handshake", name, {"server_cpu_ms": cpu / 2, "database_cpu_ms": cpu / 2})
+    line = against.verdict(made, "HEAD")
+    low, high = sorted(ours)
+    expected = f"handshake {sum(ours) / 2:.3f} ({low:.3f} to {high:.3f}): {said}."
+    assert line == f"CPU of a check-in against HEAD: {expected}"
+
+
+def test_the_server_of_a_commit_is_measured_beside_this_one(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    load_program: Path,
+) -> None:
+    """It runs from a copy of that commit; the last line says which of the two costs less."""
+    require("git", shutil.which("git") is not None and (ROOT / ".git").exists(), "a checkout")
+    monkeypatch.setattr(against, "BUILD", tmp_path)
+    less = ["--workloads", "keep-alive", "--rounds", "1", "--seconds", "0.2"]
+    assert main(["--against", "HEAD", *less, "--out", str(tmp_path / "out")]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(
+        r"CPU of a check-in against HEAD: keep-alive \d\.\d{3} \(.*\): \w+.*\.", last
+    )
+    made = results.load(tmp_path / "out/results.json")
+    assert [row.name for row in made.rows] == ["HEAD", "tornado_status"]
+    (tree,) = (tmp_path / "against").iterdir()
+    assert (tree / "tornado_status/__main__.py").exists()
+    assert main(["--against", "no-such-commit"]) == 1
+    assert "there is no commit no-such-commit" in capsys.readouterr().err
+
+
 def test_the_table_has_a_cell_for_each_row_and_measured_workload() -> None:
     """A dash was not measured, ratios refer to the first row, notes stand below."""
     text = comparison.markdown(fixed_results())
     lines = text.splitlines()
     table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:5]]
     titles, _, django, ours, nginx = table
-    assert titles == ["server", "keep-alive: check-ins/s", "p50 / p99 ms", "CPU ms", "idle: KiB"]
+    assert titles == ["server", "keep-alive: CPU ms", "check-ins/s", "p50 / p99 ms", "idle: KiB"]
     x, dash = tables.TIMES, tables.NOTHING
     cpu = f"0.030 ±0% (0.77{x})"
-    ceiling = ["ceiling", f"88,000 ±0% (88.0{x})", "0.683 / 12.3", cpu, dash]
-    same = ["0.683 / 12.3", f"0.030 + 0.009 ±0% (1.00{x})"]
-    assert django == ["Slow & <old>", f"1,000 ±10% (1.0{x})", *same, dash]
-    assert ours == ["tornado_status", f"20,000 ±0% (20.0{x})", *same, "35.2"]
+    ceiling = ["ceiling", cpu, f"88,000 ±0% (97.8{x})", "0.683 / 12.3", dash]  # of round one
+    same, latency = f"0.030 + 0.009 ±0% (1.00{x})", "0.683 / 12.3"
+    assert django == ["Slow & <old>", same, f"1,000 ±10% (1.0{x})", latency, dash]
+    assert ours == ["tornado_status", same, f"20,000 ±0% (20.0{x})", latency, "35.2"]
     assert nginx == ceiling
-    assert f"| 1,000 | 50,000 ±0% (1.00{x}) | 0.0300 + 0.0090 ±0% (1.00{x}) |" in squeezed(text)
-    assert f"| 1,000,000 | 40,000 ±0% (0.80{x}) | 0.0300 + 0.0480 ±0% (2.00{x}) |" in squeezed(text)
+    assert f"| 1,000 | 0.0300 + 0.0090 ±0% (1.00{x}) | 50,000 ±0% (1.00{x}) |" in squeezed(text)
+    assert f"| 1,000,000 | 0.0300 + 0.0480 ±0% (2.00{x}) | 40,000 ±0% (0.80{x}) |" in squeezed(text)
     assert "- Left out: Go: go is not installed (Debian: golang-go)" in lines
     assert "- Note: a note" in lines
 
@@ -873,9 +922,10 @@ def test_a_column_that_an_older_run_did_not_measure_is_left_out() -> None:
     made.add("users", after, keep_alive(25000) | {"wal_bytes": 4000.0})
     text = squeezed(comparison.markdown(made))
     assert (
-        "| users in the database | check-ins/s | CPU ms: server + PostgreSQL | WAL bytes |" in text
+        "| users in the database | CPU ms: server + PostgreSQL | check-ins/s | WAL bytes |" in text
     )
-    assert f"| 1,000,000, {__main__.AFTER_CHECKPOINT} | 25,000 ±0% (0.50{tables.TIMES}) |" in text
+    assert f"| 1,000,000, {__main__.AFTER_CHECKPOINT} | 0.0300 + 0.0090" in text
+    assert f" | 25,000 ±0% (0.50{tables.TIMES}) |" in text
     assert text.count("| 4,000 |") == 1
 
 
