@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import Iterator
-from typing import Any
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import pytest
 
@@ -26,7 +27,10 @@ from tests.support.with_constants import (
 )
 from tornado_status.api.live.subscription import MAX_UNREAD_BYTES
 from tornado_status.api.users import MAX_OWN_HISTORY
+from tornado_status.model.records import LogSlice
 from tornado_status.runtime.fair_semaphore import FairSemaphore
+from tornado_status.store.follow.feed import Feed
+from tornado_status.store.store import Store
 
 VALID = "valid_user@example.com"
 HISTORY = f"/api/users/{VALID}/history"
@@ -240,5 +244,32 @@ def test_a_place_of_one_key_is_no_place_of_another() -> None:
         await semaphore.acquire(key)
         await asyncio.sleep(0)
         semaphore.release(key)
+
+    asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+
+
+class SlowLog:
+    """A log whose pages for the e-mail `VALID` are not read before `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+
+    async def log_slice(self, after: int, span: int, emails: Sequence[str]) -> LogSlice:
+        if VALID in emails:
+            await self.go.wait()
+        return LogSlice(uuid.UUID(int=0), 0, [], after)
+
+
+def test_streams_of_one_identity_that_catch_up_leave_a_turn_to_others() -> None:
+    async def main() -> None:
+        log = SlowLog()
+        feed = Feed(cast(Store, log), lambda following: None)
+        many = [asyncio.ensure_future(feed.read(0, [VALID], VALID)) for _ in range(20)]
+        await asyncio.sleep(0)
+        for _ in range(3):
+            await feed.read(0, ["other@example.com"], "other@example.com")
+        assert not any(each.done() for each in many)
+        log.go.set()
+        await asyncio.gather(*many)
 
     asyncio.run(asyncio.wait_for(main(), PATIENCE_S))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 
@@ -38,6 +39,15 @@ class FairSemaphore:
         except BaseException:
             self._leave(key)
             raise
+
+    @contextlib.asynccontextmanager
+    async def place(self, key: str) -> AsyncIterator[None]:
+        """Wait for a place, and hold it."""
+        await self.acquire(key)
+        try:
+            yield
+        finally:
+            self.release(key)
 
     def release(self, key: str) -> None:
         self._total.release()

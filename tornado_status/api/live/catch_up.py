@@ -22,6 +22,7 @@ from tornado_status.api.live.live_group import LiveGroup
 from tornado_status.api.live.subscription import Subscription
 from tornado_status.errors import HistoryGone, StoreError
 from tornado_status.model.records import Event, LogSpan, common_head
+from tornado_status.runtime.fair_semaphore import FairSemaphore
 from tornado_status.runtime.rate_limit import RateLimit
 
 PAGE = 1000  # events of one write
@@ -42,7 +43,7 @@ class CatchUp:
         self._delivery = delivery
         self._keep_alive_s = keep_alive_s
         self._tasks: set[asyncio.Task[None]] = set()
-        self._cpu = asyncio.Lock()
+        self._cpu = FairSemaphore(1, 1)  # subscriptions of one identity take one place in the queue
         self._slices = CpuSlices(REST_FACTOR)
         self._log = structlog.get_logger()
         self._error_log_limit = RateLimit()
@@ -104,7 +105,8 @@ class CatchUp:
         else:
             # The position is older than the feed, or newer than its head. The log knows.
             try:
-                page = await self._feed.read(position, _only(subscription.event_filter))
+                only = _only(subscription.event_filter)
+                page = await self._feed.read(position, only, subscription.slot.email)
             except HistoryGone:
                 await self._send_gap(subscription)
                 return
@@ -119,7 +121,7 @@ class CatchUp:
     async def _send_events(
         self, subscription: Subscription, events: Sequence[Event], last: int
     ) -> Awaitable[None] | None:
-        async with self._cpu:
+        async with self._cpu.place(subscription.slot.email):
             self._slices.begin()
             written: Awaitable[None] | None = None
             if selected := await self._slices.select(subscription.event_filter, events):

@@ -34,7 +34,7 @@ class Slots:
         if self._taken[email] >= (MAX_PER_READER if is_reader else MAX_PER_USER):
             raise Problem(503, "You have as many streams as allowed", {"Retry-After": "10"})
         self._taken[email] += 1
-        return Slot(lambda: self._release(email))
+        return Slot(email, lambda: self._release(email))
 
     def _release(self, email: str) -> None:
         self._taken[email] -= 1
@@ -45,9 +45,10 @@ class Slots:
 
 
 class Slot:
-    """One slot, for one subscription."""
+    """One slot, for one subscription of the identity `email`."""
 
-    def __init__(self, on_release: Callable[[], None]) -> None:
+    def __init__(self, email: str, on_release: Callable[[], None]) -> None:
+        self.email = email
         self._on_release: Callable[[], None] | None = on_release
 
     def release(self) -> None:

@@ -36,6 +36,7 @@ REST_FACTOR = 4  # times the time worked: a fifth of the processor, not more
 RETRY_S = 0.5  # while the database is away
 RECHECK_S = 0.02  # while the feed and the log differ
 CHECK_EVERY_S = 0.25  # a revocation ends subscriptions within a second
+LIVE_GROUP = ""  # reads the log for many identities
 GOODBYE_S = 2.0  # for clients to take the last message
 
 
@@ -181,7 +182,7 @@ class Subscriptions:
         events = feed.after(group.position, ROUND)
         if events is None:
             try:
-                page = await feed.read(group.position, None)
+                page = await feed.read(group.position, None, LIVE_GROUP)
             except HistoryGone:
                 span = await feed.span()
                 if span.log_id == group.log_id:

@@ -23,6 +23,7 @@ from tornado_status.model.records import (
     LogSpan,
     common_head,
 )
+from tornado_status.runtime.fair_semaphore import FairSemaphore
 
 if TYPE_CHECKING:
     from tornado_status.store.store import Store
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 RING = 20_000  # newest events kept, about 10 MB: some seconds at full load, days of a small office
 PAGE = 1000  # events of one reading: a few milliseconds of the loop
 SCAN = 50_000  # numbers that one reading for certain e-mails looks through, inside the database
-CATCH_UPS = 2  # pages read at once for followers behind: the other connections are for requests
+# Pages read at once for followers behind: the other connections are for requests.
+CATCH_UPS = 2
+CATCH_UPS_EACH = 1  # of one identity: its followers take turns, and others need not wait for all
 RETRY_S = 0.25  # while the database is away
 
 
@@ -51,7 +54,7 @@ class Feed:
         self._known = 0  # the largest head that was notified
         self._doubt = False  # about the log id: the log is read to check it
         self._wake = asyncio.Event()
-        self._catch_ups = asyncio.Semaphore(CATCH_UPS)
+        self._catch_ups = FairSemaphore(CATCH_UPS_EACH, CATCH_UPS)
         self._logger = structlog.get_logger()
         self.advanced = asyncio.Event()
         self.log_id = uuid.UUID(int=0)
@@ -105,12 +108,14 @@ class Feed:
             return None
         return self._ring[begin : begin + limit]
 
-    async def read(self, position: int, emails: Sequence[str] | None) -> LogSlice:
+    async def read(self, position: int, emails: Sequence[str] | None, reader: str) -> LogSlice:
         """Read the log after a position: all events, or those of some e-mails.
+
+        `reader` is the identity that it is for.
 
         Raises `HistoryGone` and `StoreUnavailable`.
         """
-        async with self._catch_ups:
+        async with self._catch_ups.place(reader):
             if emails is not None:
                 return await self._log.log_slice(position, SCAN, emails)
             found = self.after(position, PAGE)
