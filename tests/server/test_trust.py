@@ -33,7 +33,10 @@ from tests.support.harness import (
     exchange,
     wait_until,
 )
+from tests.support.hostile_requests import HOST
+from tests.support.log_events import fill_history
 from tests.support.metrics import refused
+from tests.support.slow_client import ask
 from tests.support.trust_site import DAY, POST, Site, now, replace, revocation_list
 from tornado_status.config.settings import TlsSettings
 from tornado_status.errors import ConfigError, CRLError
@@ -75,6 +78,26 @@ def test_a_revoked_certificate_is_refused_everywhere_at_once(site: Site) -> None
         assert resumed.recv(4096).startswith(b"HTTP/1.1 403")
     assert site.request("operator").status == 204
     assert site.server.rows("SELECT count(*) FROM check_in WHERE email LIKE 'valid%%'") == [(2,)]
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads", "does not read"])
+def test_a_revocation_cuts_off_an_answer(site: Site, reads: bool) -> None:
+    """Also one whose client does not take it: it is closed long before its time-out."""
+    server = site.start()
+    fill_history(server, "valid_user@example.com", 60_000)
+    request = b"GET /api/users/valid_user@example.com/history.csv HTTP/1.1\r\n" + HOST + b"\r\n"
+    with ask(server, request, "client") as connection:
+        site.revoke("client")
+        if not reads:
+            told = server.wait_event("answer cut off")
+            assert told["reason"] == "The certificate is revoked"
+        answer = b""
+        with contextlib.suppress(ssl.SSLError, ConnectionResetError):
+            while data := connection.recv(65_536):
+                answer = (answer + data)[-100:]
+    assert not answer.endswith(b"\r\n0\r\n\r\n")
+    told = server.wait_event("identity refused")
+    assert (told["reason"], told["email"]) == ("revoked", "valid_user@example.com")
 
 
 NEW_SESSION_TICKET = 4  # the type of a handshake message (RFC 8446, 4)

@@ -35,6 +35,7 @@ from tornado_status.api.request_checks import (
 )
 from tornado_status.api.request_id import HEADER, request_id
 from tornado_status.errors import (
+    IdentityError,
     StatusError,
     StoreError,
     StoreUnavailable,
@@ -59,6 +60,7 @@ MAX_READS = 256  # of all: a piece of an answer has less than 100 KB
 MAX_REQUESTS_EACH = 8  # more than reads: one that downloads can still check in
 READ_WAIT_S = 10.0  # then 503
 TAKE_TIMEOUT_S = 60.0  # for a client to take one piece of an answer
+CHECK_EVERY_S = 0.25  # a revocation ends an answer within a second
 TOO_MANY = "As many answers as allowed are under way: read yours, then try again"
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -169,9 +171,8 @@ class Handler(RequestHandler):
         """Send the body of an answer, and wait until the client has taken it."""
         writing = self.finish(body)
         try:
-            async with asyncio.timeout(TAKE_TIMEOUT_S):
-                await writing
-        except (TimeoutError, StreamClosedError) as error:
+            await self._taken(writing)
+        except (IdentityError, TimeoutError, StreamClosedError) as error:
             self._cut_off(error)
 
     async def send_pieces(self, pieces: AsyncIterator[bytes]) -> None:
@@ -183,11 +184,24 @@ class Handler(RequestHandler):
             self.ends_connection = True  # without chunks, the end of the connection is that of it
         try:
             async for piece in pieces:
+                self._require_accepted()
                 self.write(piece)
-                async with asyncio.timeout(TAKE_TIMEOUT_S):
-                    await self.flush()
-        except (StoreError, TimeoutError, StreamClosedError) as error:
+                await self._taken(self.flush())
+        except (IdentityError, StoreError, TimeoutError, StreamClosedError) as error:
             self._cut_off(error)
+
+    async def _taken(self, writing: asyncio.Future[None]) -> None:
+        """Wait until the client has taken what is being written, unless it is refused by then."""
+        async with asyncio.timeout(TAKE_TIMEOUT_S):
+            while not (await asyncio.wait({writing}, timeout=CHECK_EVERY_S))[0]:
+                self._require_accepted()
+        writing.result()
+
+    def _require_accepted(self) -> None:
+        """Raise `IdentityError` if the client's certificate is no longer accepted."""
+        refusal = self.authenticator.peer_of(self.request).refusal
+        if refusal is not None:
+            raise IdentityError(*refusal)
 
     def _cut_off(self, error: Exception) -> None:
         email = self.check_in.email
@@ -197,7 +211,9 @@ class Handler(RequestHandler):
                 "answer cut off",
                 email=email,
                 path=self.request.path[:MAX_LOGGED_PATH],
-                reason=str(error) or "the client did not take it in time",
+                reason=error.detail
+                if isinstance(error, IdentityError)
+                else str(error) or "the client did not take it in time",
                 suppressed=suppressed,
             )
         if isinstance(self.request.connection, HTTP1Connection):
