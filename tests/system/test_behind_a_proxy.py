@@ -48,8 +48,9 @@ from tests.support.proxies import haproxy, program, running
 from tests.support.subscriber import Subscriber
 from tests.support.trust_site import Site, replace
 from tornado_status.config.settings import IngressSettings
-from tornado_status.errors import ForwardedError
+from tornado_status.errors import ForwardedError, IdentityError
 from tornado_status.ingress import Trust
+from tornado_status.ingress.behind_proxy import request_authentication
 from tornado_status.ingress.behind_proxy.forwarded_headers import (
     MAX_CHAIN,
     certificate_lines,
@@ -60,6 +61,7 @@ from tornado_status.ingress.behind_proxy.request_authentication import RequestAu
 from tornado_status.ingress.behind_proxy.shared_connection import ClientCache
 from tornado_status.ingress.identity_shares import Shares
 from tornado_status.ingress.refusals import Refusals
+from tornado_status.ingress.trust import AuthResult
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.pki.trust_anchors import Anchors
 
@@ -638,6 +640,42 @@ def test_clients_are_cached_within_bounds(monkeypatch: pytest.MonkeyPatch) -> No
     trust.replace(Anchors((Authority.create().certificate,)))
     assert clients.get(heads[4]) is None
     assert clients.parse(heads[4]) is None
+
+
+def test_a_refused_certificate_is_verified_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the fast path, by ordinary HTTP, and at each request. It evicts no result."""
+    monkeypatch.setattr(request_authentication, "REFUSED_S", 3600)
+    monkeypatch.setattr(request_authentication, "MAX_REMEMBERED", 1)
+    verified: list[None] = []
+    verify = Trust.verify
+
+    def counted(self: Trust, *args: Any, **kwargs: Any) -> AuthResult:
+        verified.append(None)
+        return verify(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trust, "verify", counted)
+    authority, stranger = Authority.create(), Authority.create()
+    trust = Trust(Anchors((authority.certificate,)))
+    settings = IngressSettings.model_validate(behind())
+    authenticator = RequestAuthenticator(
+        trust, settings, TrustedProxies(settings.trusted_proxies), Refusals()
+    )
+
+    def ask(issuer: Authority) -> str:
+        certificate = rfc9440(issued[issuer].public_bytes(Encoding.DER))
+        lines = lines_of(("Client-Cert", certificate), ("X-Forwarded-For", "10.1.2.3"))
+        try:
+            return authenticator.check_in_of(lines)[0].email
+        except IdentityError as error:
+            return error.reason
+
+    issued = {ca: ca.issue_client(VALID).certificate for ca in (authority, stranger)}
+    assert ask(authority) == VALID
+    assert [ask(stranger) for _ in range(5)] == ["untrusted-chain"] * 5
+    assert ask(authority) == VALID
+    assert len(verified) == 2
+    trust.replace(Anchors((stranger.certificate,)))
+    assert ask(stranger) == VALID
 
 
 def lines_of(*headers: tuple[str, str]) -> Any:

@@ -192,3 +192,42 @@ def test_a_filter_is_compiled_beside_the_loop_and_one_at_a_time(
         await asyncio.gather(*waiting)
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("slice_s", [0.0, PATIENCE_S], ids=["as it is", "without slices"])
+def test_streams_are_checked_in_slices(monkeypatch: pytest.MonkeyPatch, slice_s: float) -> None:
+    """Behind a proxy, a changed CA bundle means that each stream's chain is verified again."""
+    monkeypatch.setattr(cpu_slices, "SLICE_S", slice_s)
+    monkeypatch.setattr(subscriptions, "CHECK_EVERY_S", 0)
+    checked: list[None] = []
+
+    def add(served: Subscriptions, number: int) -> None:
+        log_id, position = served.position(None, None)
+        subscription = Subscription(
+            served.take_slot(f"{number}@example.com", is_reader=True),
+            cast(TimeoutStream, Client()),
+            EventStream(),
+            EventFilter(),
+            lambda: checked.append(None),
+            lambda code, reason: served.on_disconnected(subscription),
+            log_id=log_id,
+            position=position,
+        )
+        served.add(subscription)
+
+    async def main() -> int:
+        served = Subscriptions(cast(EventFeed, Log()), LiveSettings())
+        await served.open_feed()
+        for number in range(50):
+            add(served, number)
+        served.start()
+        most = 0
+        for _ in range(500):
+            await asyncio.sleep(0)
+            most = max(most, len(checked))
+            checked.clear()
+        await served.close()
+        return most
+
+    most = asyncio.run(asyncio.wait_for(main(), PATIENCE_S))
+    assert most == 1 if slice_s == 0.0 else most >= 50

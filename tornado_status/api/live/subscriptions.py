@@ -221,9 +221,16 @@ class Subscriptions:
 
     async def _check_certificates(self) -> None:
         """End the subscriptions whose certificates are no longer accepted."""
+        slices = CpuSlices(1)
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
+            slices.begin()
             for subscription in list(self._delivery.open):
+                # Behind a proxy, other CAs mean a verification of each chain.
+                await slices.pause()
+                if not subscription.is_open:
+                    continue
                 reason = subscription.refusal()
                 if reason is not None:
                     self._delivery.end(subscription, 1008, "certificate", reason)
+            await slices.finish()

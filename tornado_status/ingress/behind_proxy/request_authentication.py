@@ -7,6 +7,7 @@ connection. Results are cached by the fingerprint of the header that the certifi
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 
 from tornado.httputil import HTTPServerRequest
@@ -27,6 +28,9 @@ from tornado_status.model.records import CheckIn, Peer, normalise_ip
 from tornado_status.runtime.bounded_dict import BoundedDict
 
 MAX_REMEMBERED = 20_000  # results of 2 to 4 KB; an evicted one costs a verification
+# Refusals, which evict no result: a client that goes on costs one verification in so many seconds.
+MAX_REFUSED = 1000
+REFUSED_S = 1.0
 
 
 class RequestAuthenticator(InFlightCounting):
@@ -49,6 +53,7 @@ class RequestAuthenticator(InFlightCounting):
         self._proxies = proxies
         self._refusals = refusals
         self._results: BoundedDict[bytes, AuthResult] = BoundedDict(MAX_REMEMBERED)
+        self._refused: BoundedDict[bytes, tuple[AuthResult, float]] = BoundedDict(MAX_REFUSED)
 
     def peer_of(self, request: HTTPServerRequest) -> Peer:
         """Return the client that the proxy passes a request on for, checked now."""
@@ -111,7 +116,14 @@ class RequestAuthenticator(InFlightCounting):
         auth = self._results.get(fingerprint)
         if auth is not None and self.trust.chain_holds(auth) and self.trust.check(auth) is None:
             return auth
+        now = time.monotonic()
+        auth, until = self._refused.get(fingerprint, (None, 0.0))
+        if auth is not None and auth.generation == self.trust.generation and now < until:
+            return auth
         forwarded = read_certificate(self._certificate_header, texts)
         auth = self.trust.verify([forwarded.certificate, *forwarded.chain])
-        self._results[fingerprint] = auth
+        if auth.refusal is None:
+            self._results[fingerprint] = auth
+        else:
+            self._refused[fingerprint] = auth, now + REFUSED_S
         return auth
