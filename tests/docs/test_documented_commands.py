@@ -242,6 +242,7 @@ REASONS: dict[str, dict[str, Reason]] = {
         **dict.fromkeys(
             (
                 "python -m benchmarks --quick",
+                "python -m benchmarks --quick --against HEAD",
                 "python -m benchmarks --only tornado_status go --workloads keep-alive storm"
                 " --rounds 9",
                 "make bench",
