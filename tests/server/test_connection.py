@@ -19,36 +19,23 @@ from tests.support.faults.samples import peak_memory_kb
 from tests.support.harness import PATIENCE_S, Server, StartServer, rows, running_server, wait_until
 from tests.support.hostile_requests import CHECK_IN, CORPUS, DEVIATIONS, HOST, RULES
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
-from tests.support.with_constants import KNOWN_SOURCES, MAX_PENDING
-from tornado_status.ingress import peer_stream as stream_module
+from tests.support.with_constants import MAX_PENDING
 from tornado_status.ingress.fast_path import MAX_REMEMBERED, PlainHeads
 
 AT_ONCE = 16  # connections of the corpus
 PROBE = b"GET /api/client HTTP/1.1\r\n" + HOST + b"X-Request-ID: probe\r\n\r\n"
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["quick reads", "Tornado's reads"])
-def quick_reads(request: pytest.FixtureRequest) -> bool:
-    """Past the read buffer of Tornado's streams, and through it: all must be the same."""
-    return bool(request.param)
-
-
 @pytest.fixture(scope="module")
 def shared(
-    quick_reads: bool, postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
+    postgres: str, certs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
     """One server for the tests that only send bytes."""
-    name = f"connection_{quick_reads}".lower()
-    rows(postgres, f"CREATE DATABASE {name}")
-    url = postgres.replace("/postgres?", f"/{name}?")
+    rows(postgres, "CREATE DATABASE connection")
+    url = postgres.replace("/postgres?", "/connection?")
     folder = tmp_path_factory.mktemp("shared")
-    with running_server(folder, certs, url, constants=reading(quick_reads)) as server:
+    with running_server(folder, certs, url) as server:
         yield server
-
-
-def reading(quick: bool) -> dict[str, object]:
-    """Constants of a server that reads past the buffers of Tornado's streams, or through them."""
-    return {} if quick else {KNOWN_SOURCES: {}}
 
 
 def read_to_end(connection: ssl.SSLSocket, quiet_s: float = 0.5) -> tuple[bytes, bool]:
@@ -290,18 +277,9 @@ def test_a_client_that_hangs_up_is_forgotten(shared: Server) -> None:
     wait_until(lambda: len(list(descriptors.iterdir())) <= before, "the descriptors to be closed")
 
 
-def test_a_changed_tornado_turns_the_shortcut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The private method is overridden only where it is the one that we know."""
-    assert stream_module.quick_stream_class() is stream_module.QuickPeerStream
-    monkeypatch.setattr(stream_module, "KNOWN_SOURCES", {"of another": "7.0"})
-    assert stream_module.quick_stream_class() is None
-
-
-def test_who_never_reads_answers_costs_a_bounded_amount(
-    start_server: StartServer, quick_reads: bool
-) -> None:
+def test_who_never_reads_answers_costs_a_bounded_amount(start_server: StartServer) -> None:
     """Pipelining without end and without reading: the server stops reading, others go on."""
-    server = start_server(constants=reading(quick_reads))
+    server = start_server()
     with server.connect_raw() as connection:
         raw = socket.socket(fileno=connection.fileno())
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -419,10 +397,9 @@ def test_remembered_heads_are_bounded() -> None:
         assert len(heads.known) <= MAX_REMEMBERED
 
 
-@pytest.mark.parametrize("quick", [True, False])
-def test_a_large_first_record_is_read_to_its_end(start_server: StartServer, quick: bool) -> None:
+def test_a_large_first_record_is_read_to_its_end(start_server: StartServer) -> None:
     """Many check-ins in one record right behind the handshake: none waits for the next record."""
-    server = start_server(constants=reading(quick))
+    server = start_server()
     head = CHECK_IN + b"User-Agent: " + b"a" * 200 + b"\r\n\r\n"
     count = 16384 // len(head)
     for _ in range(5):

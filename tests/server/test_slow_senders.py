@@ -16,7 +16,7 @@ import pytest
 from tests.support.harness import LOOPBACK, PATIENCE_S, Server, StartServer, rows, running_server
 from tests.support.hostile_requests import CHECK_IN, HOST
 from tests.support.raw_http import GET, PLAIN, STATUS, read_answers
-from tests.support.with_constants import BODY_TIMEOUT_S, KNOWN_SOURCES
+from tests.support.with_constants import BODY_TIMEOUT_S
 
 PAUSE_S = 0.05  # between two bytes
 TIMEOUT_S = 0.5
@@ -81,25 +81,20 @@ def at_each_stage(
         return dict(zip(stages, answers, strict=True))
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["quick reads", "Tornado's reads"])
+@pytest.fixture(scope="module")
 def hurried(
-    request: pytest.FixtureRequest,
     postgres: str,
     certs: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """A server with short deadlines for heads and bodies, and none to speak of for idleness."""
-    quick = bool(request.param)
-    name = f"slow_senders_{quick}".lower()
-    rows(postgres, f"CREATE DATABASE {name}")
-    url = postgres.replace("/postgres?", f"/{name}?")
+    rows(postgres, "CREATE DATABASE slow_senders")
+    url = postgres.replace("/postgres?", "/slow_senders?")
     settings = {
         "header_timeout_s": TIMEOUT_S,
         "idle_timeout_s": ENDLESS,
     }
     constants: dict[str, object] = {BODY_TIMEOUT_S: TIMEOUT_S}
-    if not quick:
-        constants[KNOWN_SOURCES] = {}
     directory = tmp_path_factory.mktemp("slow")
     with running_server(directory, certs, url, constants=constants, server=settings) as server:
         yield server

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from pathlib import Path
 
 from tests.support.harness import Server, StartServer
@@ -12,6 +13,7 @@ from tests.support.raw_http import GET, PLAIN
 from tests.support.tls_messages import MessageClient
 from tests.support.with_constants import LONG_READ_S, LONGEST_READ_S
 
+PAUSE_S = 0.2
 MANY = 10_000  # a tenth of a second of the server's CPU
 NO_LIMITS = {LONG_READ_S: 3600, LONGEST_READ_S: 3600}
 
@@ -40,6 +42,17 @@ def test_small_messages_are_served(start_server: StartServer) -> None:
             for byte in GET:
                 client.sendall(bytes([byte]))
             assert client.recv(65536).startswith(b"HTTP/1.1 404")
+    assert refused(server, "tls-flood") == 0
+
+
+def test_a_record_that_comes_in_parts_is_served(start_server: StartServer, tmp_path: Path) -> None:
+    """Its first part is no data yet, since nothing of a record is read before it is whole."""
+    server = start_server(constants={LONG_READ_S: 0})
+    with MessageClient(server, tmp_path) as client:
+        record = client.record(PLAIN * (16_000 // len(PLAIN)))
+        send(client, record[:-100])
+        time.sleep(PAUSE_S)  # it is read so far
+        assert client.answer(record[-100:]).startswith(b"HTTP/1.1 204")
     assert refused(server, "tls-flood") == 0
 
 

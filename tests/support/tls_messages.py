@@ -66,10 +66,18 @@ class MessageClient:
             self._use(self._expand(b"traffic upd", self._size))
         return b"".join(records)
 
+    def record(self, data: bytes) -> bytes:
+        """Return the record of at most 16 KiB of data, to be sent next."""
+        return self._record(_DATA, data)
+
     def exchange(self, request: bytes) -> bytes:
         """Send a request and return what is answered, nothing if the connection is closed."""
+        return self.answer(self.record(request))
+
+    def answer(self, records: bytes) -> bytes:
+        """Send records and return what is answered, nothing if the connection is closed."""
         try:
-            self.socket.sendall(self._record(_DATA, request))
+            self.socket.sendall(records)
             while data := self.socket.recv(65536):
                 self._incoming.write(data)
                 try:

@@ -20,7 +20,6 @@ LINGER_S = "tornado_status.ingress.lingering.LINGER_S"
 STALLED_S = "tornado_status.ingress.tls_acceptor.STALLED_S"
 MAX_UNANSWERED = "tornado_status.ingress.identity_shares.MAX_UNANSWERED"
 MAX_BATCH = "tornado_status.store.group_commit.MAX_BATCH"
-KNOWN_SOURCES = "tornado_status.ingress.peer_stream.KNOWN_SOURCES"  # {}: through Tornado's buffers
 BODY_TIMEOUT_S = "tornado_status.runtime.http_timeouts.BODY_TIMEOUT_S"
 STALL_S = "tornado_status.runtime.http_timeouts.STALL_S"
 MAX_READS = "tornado_status.api.application.MAX_READS"

@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tornado.httputil import HTTPConnection, HTTPServerRequest
-from tornado.iostream import SSLIOStream
 
-from tornado_status.ingress.peer_stream import PeerStream, PushbackStream
+from tornado_status.ingress.peer_stream import CheckInStream, PeerStream
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import NO_CERTIFICATE, AuthResult, Trust, verified_chain
 from tornado_status.model.records import CheckIn, Peer, normalise_ip
@@ -24,7 +23,7 @@ class InFlightCounting:
     def begin(self, request: HTTPServerRequest) -> bool:
         """Count a request that is being answered; return False if its connection has ended."""
         stream = getattr(request.connection, "stream", None)
-        if not isinstance(stream, PushbackStream) or stream.closed():
+        if not isinstance(stream, CheckInStream) or stream.closed():
             return False
         stream.requests += 1
         return True
@@ -32,7 +31,7 @@ class InFlightCounting:
     def end(self, request: HTTPServerRequest) -> None:
         """Count a request as answered, or as abandoned by its client."""
         stream = getattr(request.connection, "stream", None)
-        if isinstance(stream, PushbackStream):
+        if isinstance(stream, CheckInStream):
             stream.requests -= 1
 
 
@@ -45,7 +44,7 @@ class ConnectionAuthenticator(InFlightCounting):
         self._refusals = refusals
 
     def authenticate(
-        self, stream: SSLIOStream, address: tuple[str, int], bundle: int
+        self, stream: PeerStream, address: tuple[str, int], bundle: int
     ) -> tuple[Peer, AuthResult | None]:
         """Read the certificate from the stream's socket, before anything awaits.
 

@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable
 
 from tornado_status.errors import StatusError, StoreError
-from tornado_status.ingress.connection import CheckInConnection, CheckInStream
+from tornado_status.ingress.connection import CheckInConnection
 from tornado_status.ingress.fast_path import PlainHeads
-from tornado_status.ingress.peer_stream import PeerStream
+from tornado_status.ingress.peer_stream import CheckInStream, PeerStream
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trust import Trust
 from tornado_status.model.check_in_rate_limit import CheckInRateLimit
@@ -116,9 +116,10 @@ class CheckInService:
 
     def _find_candidates(self) -> bool:
         # Several at once: one search among thousands of connections takes milliseconds.
+        every: list[CheckInConnection | CheckInStream] = [*self.connections, *self._ordinary]
         idle = [
             (since, connection)
-            for connection in (*self.connections, *self._ordinary)
+            for connection in every
             if (since := connection.idle_since()) is not None
         ]
         self._candidates.extend(heapq.nsmallest(CANDIDATES, idle, key=operator.itemgetter(0)))

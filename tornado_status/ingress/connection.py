@@ -23,7 +23,7 @@ from tornado_status.errors import (
 )
 from tornado_status.ingress.fast_path import END_OF_HEAD, MAX_HEAD
 from tornado_status.ingress.identity_shares import Share
-from tornado_status.ingress.peer_stream import PeerStream, PlainStream
+from tornado_status.ingress.peer_stream import CheckInStream
 from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.check_in_rate_limit import REFUSAL_DELAY_S
 from tornado_status.model.records import CheckIn, Event
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tornado_status.ingress.check_in_service import CheckInService
 
 QUIET_S = 1.0  # before a connection of old CAs is closed: its next request may be on the way
-
-CheckInStream = PeerStream | PlainStream
 
 
 class CheckInConnection:
@@ -82,7 +80,7 @@ class CheckInConnection:
 
     def start(self) -> None:
         self._service.connections.add(self)
-        self._read()
+        self._stream.serve(self._on_data, self._on_sent)
 
     def close(self) -> None:
         self._service.connections.discard(self)
@@ -123,9 +121,6 @@ class CheckInConnection:
                 self._stream.reply(self._service.timeouts.late_answer())
         self.close()
 
-    def _read(self) -> None:
-        self._stream.receive(self._on_data)
-
     def _on_data(self, data: bytes) -> None:
         if not data:
             self.close()
@@ -146,7 +141,7 @@ class CheckInConnection:
                 # Empty lines before a head are no part of it (RFC 9112, 2.2).
                 if self._head_begun is None and data.strip(b"\r\n"):
                     self._head_begun = asyncio.get_running_loop().time()
-                self._read()
+                self._stream.receive()
                 return
             head = data[: end.end()] if end else b""
             if not end or not self._is_plain(head):
@@ -202,7 +197,7 @@ class CheckInConnection:
             share.unanswered += 1
         self._last_active = service.now
         if not rest:
-            self._read()
+            self._stream.receive()
         return True
 
     def _slow_down(self, error: TooFrequent, rest: bytes) -> None:
@@ -218,21 +213,16 @@ class CheckInConnection:
         if rest:
             self._held = rest
         else:
-            self._read()
+            self._stream.receive()
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer with the reason, and close: the certificate is no longer accepted."""
         check_in = self._check_in
         self._service.refusals.on_an_open_connection(refusal, check_in.client_ip, check_in.email)
-        try:
-            writing = self._stream.reply(self._service.answers.of_error(IdentityError(*refusal)))
-        except (StreamClosedError, OSError):
-            self.close()
-            return
-        if writing is None:
-            self.close()
-        else:
-            writing.add_done_callback(lambda _: self.close())
+        with contextlib.suppress(StreamClosedError, OSError):
+            # All of it is sent: the answers before it were.
+            self._stream.reply(self._service.answers.of_error(IdentityError(*refusal)))
+        self.close()
 
     def _answer(self, result: Event | StoreError) -> None:
         self._unanswered -= 1
@@ -247,23 +237,20 @@ class CheckInConnection:
 
     def _write(self, answer: bytes, *, last: bool) -> None:
         try:
-            writing = self._stream.reply(answer)
+            sent = self._stream.reply(answer)
         except (StreamClosedError, OSError):
             self.close()
             return
-        if writing is not None and not writing.done():
+        if not sent:
             self._blocked = True
-            writing.add_done_callback(self._on_written)
         elif last:
             self.close()
         elif self._held and not self._unanswered:
             self.resume()
 
-    def _on_written(self, writing: asyncio.Future[None]) -> None:
-        self._blocked = self._stream.writing()
-        if writing.cancelled() or writing.exception() is not None:
-            self.close()
-        elif not self._unanswered and not self._blocked:
+    def _on_sent(self) -> None:
+        self._blocked = False
+        if not self._unanswered:
             self.resume()
 
     def resume(self) -> None:

@@ -1,7 +1,7 @@
-"""The IOStreams of check-in connections: Tornado's, with their peer, and with pushback.
+"""The IOStreams of check-in connections: direct at first, then as ordinary HTTP needs them.
 
-`PeerStream` uses Tornado's public interface only. `QuickPeerStream` overrides one private method of
-it; `quick_stream_class` returns it only for a Tornado version that it was written for.
+They override only what Tornado documents for streams of one's own: `read_from_fd`, `write_to_fd`
+and `close_fd` of `BaseIOStream`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
-import hashlib
-import inspect
 import os
 import re
 import socket
@@ -19,10 +17,8 @@ import sys
 import termios
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-from tornado.ioloop import IOLoop
-from tornado.iostream import BaseIOStream, IOStream, SSLIOStream, StreamClosedError
+from tornado.iostream import StreamClosedError
 
 from tornado_status.ingress.identity_shares import Share
 from tornado_status.ingress.trust import AuthResult
@@ -34,46 +30,118 @@ READ_CHUNK = 4096  # bytes; a request fits in it, and more would be allocated fo
 # OpenSSL handles KeyUpdate and the like within a read: a read that took long may have been of
 # thousands. They are as many bytes of TLS without data.
 LONG_READ_S = 0.001  # of CPU time, of one read, which takes some 20 microseconds
-MAX_WITHOUT_DATA_BYTES = 4096  # bytes since the handshake: some 150 messages, a millisecond
+# OpenSSL keeps up to 16,645 bytes of an unfinished record, which look the same.
+MAX_WITHOUT_DATA_BYTES = 20480  # bytes since the handshake: at most 750 messages, some 7 ms
 RECORD_BYTES = 40  # of TLS around the data of one read: a record has 22, or 29 in TLS 1.2
-
-# Fingerprints of Tornado's source that `QuickPeerStream` was written for, and their versions.
-KNOWN_SOURCES = {
-    "d4d3def1885b": "6.6-6.6.1",
-}
 
 HAS_BODY = re.compile(rb"(?i)\n(?:content-length:[ \t]*[1-9]|transfer-encoding:)")
 
+_BUFFER = memoryview(bytearray(READ_CHUNK))  # of all streams: what is read is copied at once
+
 TCP_INFO_RECEIVED = slice(128, 136)  # tcpi_bytes_received of struct tcp_info (linux/tcp.h), a u64
 
-OnData = Callable[[bytes], None]
 
+class CheckInStream(TimeoutStream):
+    """A stream that calls back with what the loop sees arrive, until ordinary HTTP takes it over.
 
-class PushbackStream(TimeoutStream):
-    """A stream that calls back with the bytes it reads, and to which bytes can be returned.
+    A client of this service sends one request, then waits for the answer. Nothing is tried before
+    the loop sees the socket ready, and nothing passes the buffers and futures that ordinary HTTP
+    needs. Reads and writes are those of `read_from_fd` and `write_to_fd` either way.
 
     `on_closed` is called once, at the end. `linger` closes its socket without a reset.
     """
 
     on_closed: Callable[[], None] | None = None
     linger: Callable[[socket.socket, Callable[[], None]], None] | None = None
+    _on_data: Callable[[bytes], None] | None = None  # None once ordinary HTTP reads
+    _on_sent: Callable[[], None] | None = None
+    _is_wanted = False  # the next data
+    _is_watched = False  # the socket, by the loop
+    _unsent = b""
     _has_body = False  # the request that ordinary HTTP read last: some of it may still come
     requests = 0  # that ordinary HTTP is answering: see `InFlightCounting`
     _seen = -1  # the number of bytes received when `is_quiet` was last called
     _pushed_back = b""
 
-    def receive(self, on_data: OnData) -> None:
-        """Call `on_data` once: with the next bytes, or with none once the stream is closed."""
-        try:
-            reading = asyncio.ensure_future(self.read_bytes(READ_CHUNK, partial=True))
-        except (StreamClosedError, OSError):
-            asyncio.get_running_loop().call_soon(on_data, b"")
-        else:
-            reading.add_done_callback(lambda reading: self._deliver(reading, on_data))
+    def serve(self, on_data: Callable[[bytes], None], on_sent: Callable[[], None]) -> None:
+        """Call `on_data` with the bytes that each `receive` asks for, with none once closed.
 
-    def _deliver(self, reading: asyncio.Future[bytes], on_data: OnData) -> None:
-        failed = reading.cancelled() or reading.exception() is not None
-        on_data(b"" if failed else reading.result())
+        `on_sent` is called when the kernel has taken what `reply` could not send at once.
+        """
+        self._on_data, self._on_sent = on_data, on_sent
+        self.receive()
+
+    def receive(self) -> None:
+        """Ask for the next bytes."""
+        self._is_wanted = True
+        if not self._is_watched:
+            if self.closed():
+                return
+            self._is_watched = True
+            asyncio.get_running_loop().add_reader(self.fileno(), self._on_readable)
+        if self._has_pending():
+            asyncio.get_running_loop().call_soon(self._on_readable)
+
+    def _has_pending(self) -> bool:
+        """Return whether there are bytes that the loop cannot see."""
+        return False
+
+    def _on_readable(self) -> None:
+        on_data = self._on_data
+        if on_data is None or not self._is_wanted:
+            self._unwatch()  # what comes waits in the socket
+            return
+        try:
+            size = self.read_from_fd(_BUFFER)
+        except OSError as error:
+            self.close(exc_info=error)
+            return
+        if size is None:
+            return  # half of a record
+        self._is_wanted = False
+        if not size:
+            self._on_data = None
+            self.close()
+        self._taken += size
+        on_data(bytes(_BUFFER[:size]))
+
+    def _unwatch(self) -> None:
+        if self._is_watched:
+            self._is_watched = False
+            asyncio.get_running_loop().remove_reader(self.fileno())
+
+    def reply(self, data: bytes) -> bool:
+        """Send `data`. Return False if some is on its way to the kernel: `on_sent` follows.
+
+        Raises `StreamClosedError` or `OSError`.
+        """
+        if self.closed():
+            raise StreamClosedError
+        if not self._unsent:
+            sent = self._send(data)
+            if sent == len(data):
+                return True
+            data = data[sent:]
+            asyncio.get_running_loop().add_writer(self.fileno(), self._on_writable)
+        self._unsent += data
+        return False
+
+    def _send(self, data: bytes) -> int:
+        try:
+            return self.write_to_fd(memoryview(data))
+        except BlockingIOError:
+            return 0
+
+    def _on_writable(self) -> None:
+        try:
+            self._unsent = self._unsent[self._send(self._unsent) :]
+        except OSError as error:
+            self.close(exc_info=error)
+            return
+        if not self._unsent:
+            asyncio.get_running_loop().remove_writer(self.fileno())
+            if self._on_sent is not None:
+                self._on_sent()
 
     def is_quiet(self) -> bool:
         """Return whether no request is being answered, and no byte came since the last call."""
@@ -82,12 +150,12 @@ class PushbackStream(TimeoutStream):
         return quiet
 
     def unread(self, data: bytes) -> None:
-        """Make the next read return `data` first. Call once, while no read is under way."""
-        ahead = self._received - self._taken
-        if ahead:
-            # The stream has read on by itself, as it does to notice that the peer hangs up. Those
-            # bytes come behind `data`; they are in memory, so the read is done at once.
-            data += asyncio.ensure_future(self.read_bytes(ahead)).result()
+        """Leave the stream to ordinary HTTP, whose first read returns `data`.
+
+        Call once, when all replies are sent.
+        """
+        self._unwatch()
+        self._on_data = self._on_sent = None
         self._pushed_back = data
         self._taken -= len(data)
         self._blank = trailing_line_ends(data)  # no other bytes are left untaken
@@ -117,6 +185,13 @@ class PushbackStream(TimeoutStream):
 
     def close_fd(self) -> None:
         """See `BaseIOStream.close_fd`."""
+        self._unwatch()
+        loop = asyncio.get_running_loop()
+        if self._unsent:
+            loop.remove_writer(self.fileno())
+        if self._on_data is not None:
+            loop.call_soon(self._on_data, b"")
+        self._on_data = self._on_sent = None  # they lead back to this stream
         on_closed, self.on_closed = self.on_closed, None
         if (
             self._has_body
@@ -136,15 +211,22 @@ class PushbackStream(TimeoutStream):
             on_closed()
 
 
-class PeerStream(PushbackStream, SSLIOStream):
-    """A TLS stream that knows its peer. `on_flood` is called when it sends TLS without data."""
+class PeerStream(CheckInStream):
+    """A TLS stream that knows its peer. `on_flood` is called when it sends TLS without data.
 
+    Its handshake is over when it is made, so it needs nothing of `SSLIOStream`.
+    """
+
+    socket: ssl.SSLSocket
     peer: Peer  # set, with its result, when the handshake is done
     auth: AuthResult | None
     share: Share  # of the peer, if it has an identity
     on_flood: Callable[[], None] | None = None
     of_handshake = 0  # bytes
     reads = 0  # that returned data
+
+    def _has_pending(self) -> bool:
+        return self.socket.pending() > 0
 
     def read_from_fd(self, buf: bytearray | memoryview) -> int | None:
         """See `BaseIOStream.read_from_fd`."""
@@ -154,9 +236,22 @@ class PeerStream(PushbackStream, SSLIOStream):
             if size:
                 self.reads += 1
             return size
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLError as error:
+            raise _reset() from error
         finally:
             if time.thread_time() - began > LONG_READ_S:
                 self.check_flood()
+
+    def write_to_fd(self, data: memoryview) -> int:
+        """See `BaseIOStream.write_to_fd`."""
+        try:
+            return super().write_to_fd(data)  # OpenSSL sends all of it or nothing
+        except ssl.SSLWantWriteError:
+            return 0
+        except ssl.SSLError as error:
+            raise _reset() from error
 
     def check_flood(self) -> None:
         """Raise `ConnectionResetError` if the peer has sent more TLS without data than it may."""
@@ -165,101 +260,12 @@ class PeerStream(PushbackStream, SSLIOStream):
         if tls - RECORD_BYTES * self.reads > MAX_WITHOUT_DATA_BYTES:
             if self.on_flood is not None:
                 self.on_flood()
-            raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-
-    def reply(self, data: bytes) -> asyncio.Future[None] | None:
-        """Send `data`. Return a future if it is still on its way to the kernel.
-
-        Raises `StreamClosedError` or `OSError`.
-        """
-        if self.closed():
-            raise StreamClosedError
-        if not self.writing():
-            # Past the stream's buffer, which is empty here, as it nearly always is.
-            try:
-                self.socket.send(data)  # OpenSSL sends all of it or nothing
-            except ssl.SSLWantWriteError:
-                pass
-            else:
-                return None
-        return asyncio.ensure_future(self.write(data))
+            raise _reset()
 
 
-class PlainStream(PushbackStream, IOStream):
-    """A stream of a proxy, which terminates TLS."""
-
-    def reply(self, data: bytes) -> asyncio.Future[None]:
-        """See `PeerStream.reply`."""
-        return asyncio.ensure_future(self.write(data))
-
-
-class QuickPeerStream(PeerStream):
-    """Receives in one step when the loop sees the socket ready, past the stream's read buffer.
-
-    A client of this service sends one request, then waits for the answer. Tornado's streams try to
-    read when a read begins, find nothing, and read twice when there is something. A buffer, a
-    future and another round of the loop follow.
-    """
-
-    _on_data: OnData | None = None  # set while the next bytes can only be in the kernel
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # It is over already. The stream would notice only after the first bytes, which it does not
-        # see here; until then it reads nothing of what OpenSSL holds.
-        self._do_ssl_handshake()
-
-    def receive(self, on_data: OnData) -> None:
-        """See `PeerStream.receive`."""
-        # The loop cannot see what the buffer or OpenSSL holds.
-        if self.closed() or self._received != self._taken or self.socket.pending():
-            super().receive(on_data)
-        else:
-            self._on_data = on_data
-            self._add_io_state(IOLoop.READ)
-
-    def reading(self) -> bool:
-        """See `BaseIOStream.reading`."""
-        return self._on_data is not None or super().reading()
-
-    def close_fd(self) -> None:
-        """See `BaseIOStream.close_fd`."""
-        super().close_fd()
-        if self._on_data is not None:
-            on_data, self._on_data = self._on_data, None
-            asyncio.get_running_loop().call_soon(on_data, b"")
-
-    def _handle_events(self, fd: Any, events: int) -> None:
-        if not events & IOLoop.READ or self._on_data is None:
-            super()._handle_events(fd, events)
-            return
-        if events != IOLoop.READ:
-            super()._handle_events(fd, events & ~IOLoop.READ)
-        if self._on_data is not None:
-            self._receive_now()
-
-    def _receive_now(self) -> None:
-        began = time.thread_time()
-        try:
-            try:
-                data = self.socket.recv(READ_CHUNK)
-                self._received += len(data)
-                self._taken += len(data)
-                self.reads += 1
-            finally:
-                if time.thread_time() - began > LONG_READ_S:
-                    self.check_flood()
-        except ssl.SSLWantReadError:
-            return  # half of a record
-        except OSError as error:
-            self.close(exc_info=error)
-            return
-        if not data:
-            self.close()
-            return
-        on_data, self._on_data = self._on_data, None
-        if on_data is not None:
-            on_data(data)
+def _reset() -> ConnectionResetError:
+    """Return the error of a peer that broke the connection, or its rules."""
+    return ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
 def bytes_read(connection: socket.socket) -> int:
@@ -269,15 +275,3 @@ def bytes_read(connection: socket.socket) -> int:
     return int.from_bytes(info[TCP_INFO_RECEIVED], sys.byteorder) - int.from_bytes(
         unread, sys.byteorder
     )
-
-
-def quick_stream_class() -> type[PeerStream] | None:
-    """Return `QuickPeerStream` if Tornado's source is one that it was written for."""
-    return QuickPeerStream if source_fingerprint() in KNOWN_SOURCES else None
-
-
-def source_fingerprint() -> str:
-    """Return a hash of the methods that `QuickPeerStream` replaces and calls."""
-    parts = (BaseIOStream._handle_events, BaseIOStream._add_io_state, SSLIOStream)
-    source = "".join(inspect.getsource(part) for part in parts)
-    return hashlib.sha256(source.encode()).hexdigest()[:12]

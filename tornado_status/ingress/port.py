@@ -10,7 +10,6 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-import structlog
 from prometheus_client.core import Metric
 from tornado.httpserver import HTTPServer
 from tornado.web import Application
@@ -24,12 +23,7 @@ from tornado_status.ingress.behind_proxy.shared_connection import ClientCache, S
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
 from tornado_status.ingress.check_in_service import Answers, CheckInService
 from tornado_status.ingress.identity_shares import Shares
-from tornado_status.ingress.peer_stream import (
-    READ_CHUNK,
-    PeerStream,
-    PlainStream,
-    quick_stream_class,
-)
+from tornado_status.ingress.peer_stream import READ_CHUNK, CheckInStream
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.tls_acceptor import TlsAcceptor
 from tornado_status.ingress.trust import Trust
@@ -92,6 +86,7 @@ class CheckInPort:
             max_body_size=http_timeouts.MAX_BODY,
             idle_connection_timeout=http_timeouts.NEVER_S,
             body_timeout=http_timeouts.BODY_TIMEOUT_S,
+            protocol=None if proxied else "https",
         )
         check_ins = self._check_ins = CheckInService(
             submit,
@@ -106,7 +101,7 @@ class CheckInPort:
         if proxied:
             clients = ClientCache(of_requests, Shares())
 
-            def serve_shared(stream: PlainStream, address: Address) -> None:
+            def serve_shared(stream: CheckInStream, address: Address) -> None:
                 SharedConnection(check_ins, stream, address, clients).start()
 
             self._acceptor = PlainAcceptor(settings.server, proxies, serve_shared, refusals)
@@ -117,7 +112,6 @@ class CheckInPort:
                 of_connections,
                 check_ins.serve,
                 refusals,
-                _stream_class(),
                 proxies if settings.ingress.proxy_protocol else None,
             )
 
@@ -161,11 +155,3 @@ class CheckInPort:
         self._check_ins.close()
         await self._http.close_all_connections()
         self._acceptor.close()  # last: it ends those that linger too
-
-
-def _stream_class() -> type[PeerStream]:
-    quick = quick_stream_class()
-    if quick is None:
-        structlog.get_logger().warning("unknown Tornado version, reading through its buffers")
-        return PeerStream
-    return quick

@@ -59,7 +59,6 @@ class TlsAcceptor(CheckInAcceptor):
         authenticator: ConnectionAuthenticator,
         on_stream: Callable[[PeerStream, Address], None],
         refusals: Refusals,
-        stream_class: type[PeerStream] = PeerStream,
         proxies: TrustedProxies | None = None,
     ) -> None:
         super().__init__(settings, refusals)
@@ -69,7 +68,6 @@ class TlsAcceptor(CheckInAcceptor):
         self._shares = Shares()
         self._authenticator = authenticator
         self._on_stream = on_stream
-        self._stream_class = stream_class
         self._proxies = proxies
         self._threads = HandshakeThreads(self.loop, HANDSHAKE_THREADS)
         self._proxy_headers: set[ProxyHeaderReader] = set()
@@ -311,21 +309,12 @@ class TlsAcceptor(CheckInAcceptor):
         """Pass on the connection of a finished handshake."""
         handshake = self._forget(secure)
         self.durations.observe(self.loop.time() - handshake.began)
-        stream = self._stream_class(
-            secure,
-            ssl_options=self._server.ssl_options,
-            max_buffer_size=MAX_BUFFER,
-            read_chunk_size=READ_CHUNK,
-        )
-        if stream.closed():
-            self.closed(address[0])  # the peer was gone when it was made
-            return
+        stream = PeerStream(secure, max_buffer_size=MAX_BUFFER, read_chunk_size=READ_CHUNK)
         self._streams.add(stream)
         stream.on_closed = functools.partial(self._gone, stream, address)
         stream.linger = self.linger
         try:
-            # A stream whose peer was gone when it was made waits for nothing and never closes.
-            secure.getpeername()
+            secure.getpeername()  # gone already?
             stream.peer, stream.auth = self._authenticator.authenticate(
                 stream, address, handshake.bundle
             )
@@ -344,8 +333,6 @@ class TlsAcceptor(CheckInAcceptor):
             self._take_share(stream, stream.peer.check_in, address)
         if stream.peer.check_in is None:
             self._refused[stream] = None
-
-        # The stream finds out by itself that the handshake is over.
         self._on_stream(stream, address)
 
     def _take_share(self, stream: PeerStream, check_in: CheckIn, address: Address) -> None:

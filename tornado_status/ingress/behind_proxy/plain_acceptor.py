@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from tornado_status.config.settings import ServerSettings
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor
-from tornado_status.ingress.peer_stream import READ_CHUNK, PlainStream
+from tornado_status.ingress.peer_stream import READ_CHUNK, CheckInStream
 from tornado_status.ingress.refusals import Refusals
 from tornado_status.ingress.trusted_proxies import TrustedProxies
 from tornado_status.runtime.base_acceptor import Address
@@ -26,7 +26,7 @@ class PlainAcceptor(CheckInAcceptor):
         self,
         settings: ServerSettings,
         proxies: TrustedProxies,
-        on_stream: Callable[[PlainStream, Address], None],
+        on_stream: Callable[[CheckInStream, Address], None],
         refusals: Refusals,
     ) -> None:
         super().__init__(settings, refusals)
@@ -51,7 +51,7 @@ class PlainAcceptor(CheckInAcceptor):
         except OSError:
             connection.close()  # the peer is gone already
             return
-        stream = PlainStream(connection, max_buffer_size=MAX_BUFFER, read_chunk_size=READ_CHUNK)
+        stream = CheckInStream(connection, max_buffer_size=MAX_BUFFER, read_chunk_size=READ_CHUNK)
         # Not counted by address: all clients behind the proxy have its address.
         self.count_open(1)
         stream.on_closed = functools.partial(self.count_open, -1)

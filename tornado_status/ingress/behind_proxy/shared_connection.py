@@ -14,7 +14,7 @@ from tornado_status.ingress.check_in_service import CheckInService
 from tornado_status.ingress.connection import CheckInConnection
 from tornado_status.ingress.fast_path import plain_headers
 from tornado_status.ingress.identity_shares import Share, Shares
-from tornado_status.ingress.peer_stream import PlainStream
+from tornado_status.ingress.peer_stream import CheckInStream
 from tornado_status.ingress.trust import AuthResult
 from tornado_status.model.records import CheckIn
 from tornado_status.runtime.base_acceptor import Address
@@ -89,7 +89,7 @@ class SharedConnection(CheckInConnection):
     max_head = MAX_HEAD
 
     def __init__(
-        self, service: CheckInService, stream: PlainStream, address: Address, clients: ClientCache
+        self, service: CheckInService, stream: CheckInStream, address: Address, clients: ClientCache
     ) -> None:
         nobody = CachedClient(_NO_CLIENT, AuthResult((), 0), Share())
         super().__init__(service, stream, address, nobody.check_in, nobody.auth, nobody.share)
