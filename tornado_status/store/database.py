@@ -7,6 +7,7 @@ exception.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -71,6 +72,11 @@ class Connection:
 
     def __init__(self, raw: aiopg.Connection, parameters: Parameters) -> None:
         self._raw = raw
+        self._cursor: aiopg.Cursor | None = None  # of all statements
+        # One timer of all statements too. It comes at a statement's deadline or earlier.
+        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = math.inf  # of the statement under way, in the loop's time
+        self._is_late = False
         self._abandoned = False
         self.parameters = parameters
 
@@ -120,7 +126,7 @@ class Connection:
             async with asyncio.timeout(timeout_s):
                 raw = await aiopg.connect(
                     None,
-                    timeout=timeout_s,
+                    timeout=cast(float, None),  # of statements: `execute` has a cheaper one
                     enable_json=False,
                     enable_hstore=False,  # else a query at each connect
                     enable_uuid=False,
@@ -172,6 +178,8 @@ class Connection:
         """Close it, at once. Idempotent: by then its descriptor may be another connection's."""
         if not self._abandoned:
             self._abandoned = True
+            if self._timer is not None:
+                self._timer.cancel()
             self._raw.close()
 
     async def notification(self) -> tuple[int, str, str]:
@@ -201,36 +209,34 @@ class Connection:
         or may not have run `sql`, and the connection is closed. With `durable` that is also raised
         if PostgreSQL has committed and warned.
         """
+        self._end_after(timeout_s)
         try:
             del self._raw.raw.notices[:]
-            cursor = await self._raw.cursor(timeout=timeout_s)
-            try:
-                await cursor.execute(sql, parameters)
-                _raise_swallowed_cancellation()
-                rows = [] if cursor.description is None else await cursor.fetchall()
-                if durable and _has_warning(self._raw.raw):
-                    # If the wait for a synchronous standby is cancelled, the commit is on this
-                    # server only. PostgreSQL says so by a warning, translated and without a code.
-                    await self.close()
-                    raise _unavailable(
-                        self.parameters, f"the database warns: {self._raw.raw.notices[0]}"
-                    )
-                return cast(list[Row], rows)
-            finally:
-                cursor.close()
+            cursor = self._cursor
+            if cursor is None:
+                cursor = self._cursor = await self._raw.cursor()
+            await cursor.execute(sql, parameters)
+            _raise_swallowed_cancellation()
+            rows = [] if cursor.description is None else await cursor.fetchall()
+            if durable and _has_warning(self._raw.raw):
+                # If the wait for a synchronous standby is cancelled, the commit is on this
+                # server only. PostgreSQL says so by a warning, translated and without a code.
+                await self.close()
+                raise _unavailable(
+                    self.parameters, f"the database warns: {self._raw.raw.notices[0]}"
+                )
+            return cast(list[Row], rows)
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             if error.pgcode and self._alive():
                 raise StatementFailed(_one_line(error), error.pgcode) from error
             await self.close()
-            raise _unavailable(self.parameters, _one_line(error)) from error
+            reason = "the database does not answer in time" if self._is_late else _one_line(error)
+            raise _unavailable(self.parameters, reason) from error
         except psycopg2.Error as error:
             if self._alive():
                 raise StatementFailed(_one_line(error), error.pgcode or "") from error
             await self.close()
             raise _unavailable(self.parameters, _one_line(error)) from error
-        except TimeoutError as error:
-            await self.close()
-            raise _unavailable(self.parameters, "the database does not answer in time") from error
         except AssertionError as error:
             # aiopg asserts its own state, which a backend that dies between two polls breaks.
             await self.close()
@@ -246,6 +252,27 @@ class Connection:
                 raise StatementFailed("canceled by the database", "57014") from error
             await self.close()
             raise _unavailable(self.parameters, "the database closed the connection") from error
+        finally:
+            self._deadline = math.inf
+
+    def _end_after(self, timeout_s: float) -> None:
+        """Close the connection if the statement that begins now takes longer."""
+        loop = asyncio.get_running_loop()
+        self._deadline = loop.time() + timeout_s
+        if self._timer is not None:
+            if self._timer.when() <= self._deadline:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(self._deadline, self._on_time)
+
+    def _on_time(self) -> None:
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        if self._deadline <= loop.time():
+            self._is_late = True
+            self.abandon()
+        elif self._deadline < math.inf:
+            self._timer = loop.call_at(self._deadline, self._on_time)
 
     async def fetch_one(
         self,
