@@ -290,7 +290,7 @@ def documented() -> dict[str, float]:
     for row in rows:
         if len(row) != 5 or "`" not in row[1]:
             continue
-        key, default = row[1].strip("`"), re.fullmatch(r"(\d+)( s| bytes)?", row[2])
+        key, default = row[1].strip("`"), re.fullmatch(r"(\d+(?:\.\d+)?)( s| bytes)?", row[2])
         assert default, row
         assert key not in found
         assert all(cell.strip(" |") for cell in row)

@@ -22,6 +22,7 @@ from tornado_status.model.records import CheckIn, Event
 from tornado_status.runtime.base_acceptor import Address
 from tornado_status.runtime.http_timeouts import HttpTimeouts
 
+KEPT_S = 0.05  # after a check-in over a kept connection, the next one is expected for so long
 CANDIDATES = 64  # connections that are found at once as those that are idle longest
 
 
@@ -77,6 +78,7 @@ class CheckInService:
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time()  # both are up to a second old: see _sweep
         self.epoch = time.time()
+        self.kept_at = 0.0  # the last check-in that was not its connection's first: time.monotonic
         self._sweeping = self._loop.call_soon(self._sweep)
 
     def serve(self, stream: PeerStream, address: Address) -> None:
@@ -86,6 +88,10 @@ class CheckInService:
             self.hand_over(stream, address)  # ordinary HTTP answers with the reason
         else:
             CheckInConnection(self, stream, address, check_in, auth, stream.share).start()
+
+    def has_kept_clients(self) -> bool:
+        """Return whether a kept connection has just checked in, and may do so again soon."""
+        return time.monotonic() - self.kept_at < KEPT_S
 
     def hand_over(self, stream: CheckInStream, address: Address) -> None:
         """Pass a connection to ordinary HTTP, for good."""

@@ -45,6 +45,7 @@ class CheckInConnection:
         "_check_in",
         "_head_begun",
         "_held",
+        "_is_kept",
         "_last_active",
         "_partial",
         "_service",
@@ -74,6 +75,7 @@ class CheckInConnection:
         self._head_begun: float | None = None  # the loop's time, if the head came in pieces
         self._held = b""  # read, and waiting until the requests before it are answered
         self._unanswered = 0
+        self._is_kept = False  # it has checked in
         # Back-pressure: the client does not read an answer, or has checked in too often.
         self._blocked = False
         self._last_active = service.now
@@ -195,6 +197,10 @@ class CheckInConnection:
         else:
             self._unanswered += 1
             share.unanswered += 1
+            if self._is_kept:
+                service.kept_at = time.monotonic()
+            else:
+                self._is_kept = True
         self._last_active = service.now
         if not rest:
             self._stream.receive()

@@ -1,7 +1,8 @@
-"""TLS handshakes: each waits in the loop, steps in a thread, and ends within its time-out.
+"""TLS handshakes: each waits in the loop, is made in steps, and ends within its time-out.
 
-A handshake costs a millisecond of CPU, which would delay check-ins. OpenSSL releases the GIL, so a
-thread can do it. A step is only made once there is something to read, so no thread waits for a
+A handshake costs a millisecond of CPU, which would delay the check-ins of kept connections. While
+there are any, a thread makes the steps: OpenSSL releases the GIL. Otherwise the loop does, which
+saves the hand-over. A step is only made once there is something to read, so it never waits for a
 peer.
 """
 
@@ -14,9 +15,10 @@ import queue
 import ssl
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from tornado_status.ingress.peer_stream import bytes_read
+from tornado_status.ingress.peer_stream import bytes_read, bytes_unread
 from tornado_status.runtime.base_acceptor import Address
 
 if TYPE_CHECKING:
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 # Bytes from a client before its handshake is done. A chain of RSA certificates has some 8 KiB;
 # OpenSSL would keep 128 KiB of a ClientHello.
 MAX_HANDSHAKE_BYTES = 32_768
+TURN_S = 0.01  # of the loop's time, for steps in one turn; the others are left to the threads
+MAX_STEP_BYTES = 8192  # that the loop reads in one step: more may be of thousands of records
 
 
 class HandshakeTooLong(OSError):
@@ -33,40 +37,56 @@ class HandshakeTooLong(OSError):
     reason = "EXCESSIVE_MESSAGE_SIZE"  # as OpenSSL calls it
 
 
-class HandshakeThreads:
-    """Threads that make one step of a handshake at a time, and report in the loop."""
+class HandshakeSteps:
+    """Makes one step of a handshake at a time: in threads while the loop `is_busy`, else in it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, count: int) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, threads: int, is_busy: Callable[[], bool]
+    ) -> None:
         self._loop = loop
-        self._waiting: queue.SimpleQueue[Handshake | None] = queue.SimpleQueue()
-        self._done: deque[tuple[Handshake, BaseException | None]] = deque()
+        self._is_busy = is_busy
+        self._for_loop: deque[Handshake] = deque()
+        self._for_threads: queue.SimpleQueue[Handshake | None] = queue.SimpleQueue()
+        self._done: deque[tuple[Handshake, BaseException | None]] = deque()  # by the threads
         self._reported = False
         self._threads = [
             threading.Thread(target=self._work, name=f"handshake-{number}", daemon=True)
-            for number in range(count)
+            for number in range(threads)
         ]
         for thread in self._threads:
             thread.start()
 
     def step(self, handshake: Handshake) -> None:
-        """Make one step; `handshake.stepped` is called in the loop with the error, if any."""
-        self._waiting.put(handshake)
+        """Make one step soon; `handshake.stepped` is called in the loop with the error, if any."""
+        if self._is_busy() or bytes_unread(handshake.secure) > MAX_STEP_BYTES:
+            self._for_threads.put(handshake)
+            return
+        if not self._for_loop:
+            self._loop.call_soon(self._step_in_loop)
+        self._for_loop.append(handshake)
 
     def close(self) -> None:
         """End the threads, each after its current step."""
+        self._leave_to_threads()
         for _ in self._threads:
-            self._waiting.put(None)
+            self._for_threads.put(None)
         for thread in self._threads:
             thread.join()
 
+    def _step_in_loop(self) -> None:
+        until = self._loop.time() + TURN_S
+        while self._for_loop and self._loop.time() < until:
+            handshake = self._for_loop.popleft()
+            handshake.stepped(_step(handshake))
+        self._leave_to_threads()
+
+    def _leave_to_threads(self) -> None:
+        while self._for_loop:
+            self._for_threads.put(self._for_loop.popleft())
+
     def _work(self) -> None:
-        while (handshake := self._waiting.get()) is not None:
-            error: BaseException | None = None
-            try:
-                handshake.secure.do_handshake()
-            except BaseException as raised:
-                error = raised
-            self._done.append((handshake, error))
+        while (handshake := self._for_threads.get()) is not None:
+            self._done.append((handshake, _step(handshake)))
             if not self._reported:  # else the loop is woken already and will find this one too
                 self._reported = True
                 with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -77,6 +97,15 @@ class HandshakeThreads:
         while self._done:
             handshake, error = self._done.popleft()
             handshake.stepped(error)
+
+
+def _step(handshake: Handshake) -> BaseException | None:
+    """Make one step, and return the error, if any."""
+    try:
+        handshake.secure.do_handshake()
+    except BaseException as error:
+        return error
+    return None
 
 
 class Handshake:
@@ -90,7 +119,7 @@ class Handshake:
         "_loop",
         "_over",
         "_stepping",
-        "_threads",
+        "_steps",
         "began",
         "bundle",
         "has_hello",
@@ -100,7 +129,7 @@ class Handshake:
     def __init__(
         self,
         acceptor: TlsAcceptor,
-        threads: HandshakeThreads,
+        steps: HandshakeSteps,
         loop: asyncio.AbstractEventLoop,
         secure: ssl.SSLSocket,
         address: Address,
@@ -109,7 +138,7 @@ class Handshake:
     ) -> None:
         self.bundle = bundle  # of the CAs that it is verified with: see `Trust`
         self._acceptor = acceptor
-        self._threads = threads
+        self._steps = steps
         self._loop = loop
         self.secure = secure
         self.began = loop.time()
@@ -119,11 +148,11 @@ class Handshake:
         self._deadline = loop.call_later(timeout_s, self.expire)
         # The kernel hands out a connection once its client has sent bytes: see TCP_DEFER_ACCEPT.
         self._stepping = True
-        self.has_hello = False  # a thread sets it once the ClientHello is whole
+        self.has_hello = False  # set in a step, once the ClientHello is whole
 
     def begin(self) -> None:
         """Make the first step."""
-        self._threads.step(self)
+        self._steps.step(self)
 
     @property
     def awaits_client(self) -> bool:
@@ -134,7 +163,7 @@ class Handshake:
         """End the handshake as one that took too long."""
         self._end()
         if self._stepping:
-            self._expired = True  # `stepped` reports it: the thread still uses the socket
+            self._expired = True  # `stepped` reports it: a thread may use the socket
         else:
             self._acceptor.failed(self.secure, self._address, TimeoutError())
 
@@ -171,12 +200,12 @@ class Handshake:
     def _readable(self) -> None:
         self._loop.remove_reader(self.secure)
         self._stepping = True
-        self._threads.step(self)
+        self._steps.step(self)
 
     def _writable(self) -> None:
         self._loop.remove_writer(self.secure)
         self._stepping = True
-        self._threads.step(self)
+        self._steps.step(self)
 
     def _end(self) -> None:
         self._finish()

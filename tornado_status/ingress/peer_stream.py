@@ -271,7 +271,10 @@ def _reset() -> ConnectionResetError:
 def bytes_read(connection: socket.socket) -> int:
     """Return how many bytes were read from a TCP socket so far, by OpenSSL too."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_RECEIVED.stop)
-    unread = fcntl.ioctl(connection, termios.FIONREAD, bytes(4))
-    return int.from_bytes(info[TCP_INFO_RECEIVED], sys.byteorder) - int.from_bytes(
-        unread, sys.byteorder
-    )
+    received = int.from_bytes(info[TCP_INFO_RECEIVED], sys.byteorder)
+    return received - bytes_unread(connection)
+
+
+def bytes_unread(connection: socket.socket) -> int:
+    """Return how many bytes have come to a socket and are not read yet."""
+    return int.from_bytes(fcntl.ioctl(connection, termios.FIONREAD, bytes(4)), sys.byteorder)

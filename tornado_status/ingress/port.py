@@ -111,6 +111,7 @@ class CheckInPort:
                 settings.server,
                 of_connections,
                 check_ins.serve,
+                check_ins.has_kept_clients,
                 refusals,
                 proxies if settings.ingress.proxy_protocol else None,
             )

@@ -21,7 +21,7 @@ from tornado_status.errors import ProxyHeaderError
 from tornado_status.ingress import plain_http
 from tornado_status.ingress.authentication import ConnectionAuthenticator
 from tornado_status.ingress.check_in_acceptor import CheckInAcceptor, site
-from tornado_status.ingress.handshake import Handshake, HandshakeThreads
+from tornado_status.ingress.handshake import Handshake, HandshakeSteps
 from tornado_status.ingress.handshake_hints import hint
 from tornado_status.ingress.identity_shares import TOO_MANY_CONNECTIONS, Shares
 from tornado_status.ingress.peer_stream import READ_CHUNK, PeerStream, bytes_read
@@ -48,6 +48,7 @@ MAX_BUFFER = 64 * 1024  # per connection; heads and bodies have lower limits of 
 class TlsAcceptor(CheckInAcceptor):
     """Passes connections to `on_stream` once their handshake is done and their peer is known.
 
+    `is_busy` says whether a handshake in the event loop would delay others.
     The TLS context is read from `server.ssl_options` at each accept, so that it can be swapped.
     Connections of `proxies`, and no others, begin with a PROXY protocol header.
     """
@@ -58,6 +59,7 @@ class TlsAcceptor(CheckInAcceptor):
         settings: ServerSettings,
         authenticator: ConnectionAuthenticator,
         on_stream: Callable[[PeerStream, Address], None],
+        is_busy: Callable[[], bool],
         refusals: Refusals,
         proxies: TrustedProxies | None = None,
     ) -> None:
@@ -69,7 +71,7 @@ class TlsAcceptor(CheckInAcceptor):
         self._authenticator = authenticator
         self._on_stream = on_stream
         self._proxies = proxies
-        self._threads = HandshakeThreads(self.loop, HANDSHAKE_THREADS)
+        self._steps = HandshakeSteps(self.loop, HANDSHAKE_THREADS, is_busy)
         self._proxy_headers: set[ProxyHeaderReader] = set()
         self._streams: set[PeerStream] = set()  # of finished handshakes
         self._flooded: BoundedDict[bytes, float] = BoundedDict(MAX_FLOODED)  # certificates, since
@@ -170,7 +172,7 @@ class TlsAcceptor(CheckInAcceptor):
     def close(self) -> None:
         """Stop accepting and end the threads."""
         super().close()
-        self._threads.close()  # soon: a step never waits for a peer
+        self._steps.close()  # soon: a step never waits for a peer
 
     def _begin(self, connection: socket.socket, address: Address) -> None:
         if self._proxies is None:
@@ -274,7 +276,7 @@ class TlsAcceptor(CheckInAcceptor):
             return
         bundle = self._authenticator.trust.bundle
         handshake = self._handshakes[secure] = Handshake(
-            self, self._threads, self.loop, secure, address, left_s, bundle
+            self, self._steps, self.loop, secure, address, left_s, bundle
         )
         self._new.add(secure)
         context.sni_callback = self._on_client_hello
@@ -283,7 +285,7 @@ class TlsAcceptor(CheckInAcceptor):
     def _on_client_hello(
         self, secure: ssl.SSLSocket | ssl.SSLObject, _: str | None, __: ssl.SSLContext
     ) -> None:
-        # In a thread, once the ClientHello is whole, also if it names no server.
+        # In a thread or the loop, once the ClientHello is whole, also if it names no server.
         if isinstance(secure, ssl.SSLSocket) and (handshake := self._handshakes.get(secure)):
             handshake.has_hello = True
 

@@ -1,4 +1,4 @@
-"""Ending TLS reads that do not return.
+"""Ending TLS reads and handshakes that do not return.
 
 One read of OpenSSL handles all messages of TLS itself, such as KeyUpdate, that come before the next
 data. It takes as long as they keep coming: a peer that sends nothing else would stop the event
@@ -18,7 +18,7 @@ from types import FrameType
 TICK_S = 0.05  # between two looks at the watched thread
 LONGEST_READ_S = 0.02  # of CPU time; a read of one record takes some 20 microseconds
 
-_READ = ssl.SSLSocket.read.__code__
+_READS = (ssl.SSLSocket.read.__code__, ssl.SSLSocket.do_handshake.__code__)
 
 
 class ReadWatch:
@@ -45,7 +45,7 @@ class ReadWatch:
         while not self._stopped.wait(TICK_S):
             now = time.clock_gettime(self._clock)
             frame = sys._current_frames().get(self._watched)
-            if frame is None or frame.f_code is not _READ:
+            if frame is None or frame.f_code not in _READS:
                 reading = None
             elif frame is not reading:  # else it is the same call: each has a frame of its own
                 reading, since = frame, now
