@@ -11,8 +11,9 @@ from tests.support.harness import PATIENCE_S
 from tornado_status.errors import StoreUnavailable
 from tornado_status.store.database import Connection, StatementFailed, parse_url
 
-SHORT_S = 0.3
-LONGER = f"SELECT pg_sleep({2 * SHORT_S})"
+SHORT_S = 1.0  # enough for `SELECT 1` on a busy machine
+LONGER_S = 1.5
+LONGER = f"SELECT pg_sleep({LONGER_S})"
 ENDLESS = "SELECT pg_sleep(3600)"
 
 Use = Callable[[Connection], Awaitable[None]]
@@ -29,7 +30,7 @@ def on_a_connection(url: str, use: Use) -> None:
     asyncio.run(asyncio.wait_for(run(), 2 * PATIENCE_S))
 
 
-@pytest.mark.parametrize("before_s", [None, SHORT_S / 2, PATIENCE_S])
+@pytest.mark.parametrize("before_s", [None, SHORT_S, PATIENCE_S])
 def test_a_statement_that_takes_too_long_closes_the_connection(
     database_url: str, before_s: float | None
 ) -> None:
@@ -39,7 +40,7 @@ def test_a_statement_that_takes_too_long_closes_the_connection(
         if before_s is not None:
             await connection.execute("SELECT 1", timeout_s=before_s)
         with pytest.raises(StoreUnavailable, match="the database does not answer in time"):
-            await connection.execute(ENDLESS, timeout_s=SHORT_S)
+            await connection.execute(ENDLESS, timeout_s=LONGER_S)
         assert not connection.usable
         with pytest.raises(StoreUnavailable):
             await connection.execute("SELECT 1")
@@ -52,7 +53,7 @@ def test_the_time_of_one_statement_does_not_end_the_next(database_url: str) -> N
         await connection.execute("SELECT 1", timeout_s=SHORT_S)
         assert await connection.execute(LONGER, timeout_s=PATIENCE_S) == [("",)]
         await connection.execute("SELECT 1", timeout_s=SHORT_S)
-        await asyncio.sleep(2 * SHORT_S)
+        await asyncio.sleep(LONGER_S)  # past the timer, which finds nothing to end
         assert connection.usable
 
     on_a_connection(database_url, use)

@@ -71,6 +71,8 @@ def checking_in(*servers: Server) -> Iterator[Callable[[], int]]:
                 connection = connection or server.connect()
                 acknowledged[number] += exchange(connection, "POST", "/api/client").status == 204
             except (OSError, http.client.HTTPException):
+                if connection is not None:
+                    connection.close()
                 connection = None
                 stop.wait(0.05)
         if connection is not None:

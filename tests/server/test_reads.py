@@ -207,7 +207,7 @@ def test_the_kernel_holds_little_of_an_answer(start_server: StartServer, bounded
     server = start_server(constants={} if bounded else {MAX_UNSENT_BYTES: 0})
     fill_history(server, VALID, 60_000)
     with unread(server, 1) as (connection,):
-        held = settled(lambda: in_kernel(server, connection))
+        held = settled(lambda: in_kernel(server, connection)[0])
     assert (held < 4 * 65_536) == bounded, held
 
 
@@ -216,7 +216,7 @@ def test_the_kernel_holds_little_of_a_live_stream(server: Server) -> None:
     fill_history(server, VALID, 20_000)
     request = f"GET /api/stream?email={VALID}&after=0 HTTP/1.1\r\n".encode() + HOST + b"\r\n"
     with ask(server, request, "client") as connection:
-        held = settled(lambda: in_kernel(server, connection))
+        held = settled(lambda: in_kernel(server, connection)[0])
     assert held < MAX_UNREAD_BYTES + 2 * 65_536
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from pathlib import Path
 
-from tests.support.harness import Server, StartServer
+from tests.support.harness import Server, StartServer, wait_until
 from tests.support.metrics import refused
 from tests.support.raw_http import GET, PLAIN
+from tests.support.slow_client import in_kernel
 from tests.support.tls_messages import MessageClient
 from tests.support.with_constants import LONG_READ_S, LONGEST_READ_S
 
-PAUSE_S = 0.2
 MANY = 10_000  # a tenth of a second of the server's CPU
 NO_LIMITS = {LONG_READ_S: 3600, LONGEST_READ_S: 3600}
 
@@ -51,7 +50,7 @@ def test_a_record_that_comes_in_parts_is_served(start_server: StartServer, tmp_p
     with MessageClient(server, tmp_path) as client:
         record = client.record(PLAIN * (16_000 // len(PLAIN)))
         send(client, record[:-100])
-        time.sleep(PAUSE_S)  # it is read so far
+        wait_until(lambda: in_kernel(server, client.socket) == (0, 0), "it to be read so far")
         assert client.answer(record[-100:]).startswith(b"HTTP/1.1 204")
     assert refused(server, "tls-flood") == 0
 

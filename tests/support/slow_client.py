@@ -30,13 +30,17 @@ def ask(
     return connection
 
 
-def in_kernel(server: Server, connection: ssl.SSLSocket) -> int:
-    """Return how many bytes the server's kernel holds for a connection: see proc_net(5)."""
+def in_kernel(server: Server, connection: socket.socket) -> tuple[int, int]:
+    """Return how many bytes of a connection wait in the server's kernel: to be sent, to be read.
+
+    See proc_net(5).
+    """
     ends = [f":{port:04X}" for port in (server.port, connection.getsockname()[1])]
     for line in Path("/proc/net/tcp").read_text().splitlines():
         fields = line.split()
         if [fields[1][-5:], fields[2][-5:]] == ends:
-            return int(fields[4].split(":")[0], 16)
+            unsent, unread = fields[4].split(":")
+            return int(unsent, 16), int(unread, 16)
     raise AssertionError("the connection is closed")
 
 

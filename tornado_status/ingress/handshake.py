@@ -45,8 +45,8 @@ class HandshakeSteps:
     ) -> None:
         self._loop = loop
         self._is_busy = is_busy
-        self._for_loop: deque[Handshake] = deque()
-        self._for_threads: queue.SimpleQueue[Handshake | None] = queue.SimpleQueue()
+        self._loop_queue: deque[Handshake] = deque()
+        self._thread_queue: queue.SimpleQueue[Handshake | None] = queue.SimpleQueue()
         self._done: deque[tuple[Handshake, BaseException | None]] = deque()  # by the threads
         self._reported = False
         self._threads = [
@@ -59,33 +59,33 @@ class HandshakeSteps:
     def step(self, handshake: Handshake) -> None:
         """Make one step soon; `handshake.stepped` is called in the loop with the error, if any."""
         if self._is_busy() or bytes_unread(handshake.secure) > MAX_STEP_BYTES:
-            self._for_threads.put(handshake)
+            self._thread_queue.put(handshake)
             return
-        if not self._for_loop:
+        if not self._loop_queue:
             self._loop.call_soon(self._step_in_loop)
-        self._for_loop.append(handshake)
+        self._loop_queue.append(handshake)
 
     def close(self) -> None:
         """End the threads, each after its current step."""
         self._leave_to_threads()
         for _ in self._threads:
-            self._for_threads.put(None)
+            self._thread_queue.put(None)
         for thread in self._threads:
             thread.join()
 
     def _step_in_loop(self) -> None:
         until = self._loop.time() + TURN_S
-        while self._for_loop and self._loop.time() < until:
-            handshake = self._for_loop.popleft()
+        while self._loop_queue and self._loop.time() < until:
+            handshake = self._loop_queue.popleft()
             handshake.stepped(_step(handshake))
         self._leave_to_threads()
 
     def _leave_to_threads(self) -> None:
-        while self._for_loop:
-            self._for_threads.put(self._for_loop.popleft())
+        while self._loop_queue:
+            self._thread_queue.put(self._loop_queue.popleft())
 
     def _work(self) -> None:
-        while (handshake := self._for_threads.get()) is not None:
+        while (handshake := self._thread_queue.get()) is not None:
             self._done.append((handshake, _step(handshake)))
             if not self._reported:  # else the loop is woken already and will find this one too
                 self._reported = True

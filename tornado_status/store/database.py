@@ -76,7 +76,7 @@ class Connection:
         # One timer of all statements too. It comes at a statement's deadline or earlier.
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = math.inf  # of the statement under way, in the loop's time
-        self._is_late = False
+        self._timed_out = False
         self._abandoned = False
         self.parameters = parameters
 
@@ -209,7 +209,7 @@ class Connection:
         or may not have run `sql`, and the connection is closed. With `durable` that is also raised
         if PostgreSQL has committed and warned.
         """
-        self._end_after(timeout_s)
+        self._start_timeout(timeout_s)
         try:
             del self._raw.raw.notices[:]
             cursor = self._cursor
@@ -230,7 +230,7 @@ class Connection:
             if error.pgcode and self._alive():
                 raise StatementFailed(_one_line(error), error.pgcode) from error
             await self.close()
-            reason = "the database does not answer in time" if self._is_late else _one_line(error)
+            reason = "the database does not answer in time" if self._timed_out else _one_line(error)
             raise _unavailable(self.parameters, reason) from error
         except psycopg2.Error as error:
             if self._alive():
@@ -255,7 +255,7 @@ class Connection:
         finally:
             self._deadline = math.inf
 
-    def _end_after(self, timeout_s: float) -> None:
+    def _start_timeout(self, timeout_s: float) -> None:
         """Close the connection if the statement that begins now takes longer."""
         loop = asyncio.get_running_loop()
         self._deadline = loop.time() + timeout_s
@@ -263,16 +263,16 @@ class Connection:
             if self._timer.when() <= self._deadline:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(self._deadline, self._on_time)
+        self._timer = loop.call_at(self._deadline, self._on_timeout)
 
-    def _on_time(self) -> None:
+    def _on_timeout(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
         if self._deadline <= loop.time():
-            self._is_late = True
+            self._timed_out = True
             self.abandon()
         elif self._deadline < math.inf:
-            self._timer = loop.call_at(self._deadline, self._on_time)
+            self._timer = loop.call_at(self._deadline, self._on_timeout)
 
     async def fetch_one(
         self,
