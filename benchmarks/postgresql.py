@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -37,25 +38,18 @@ CREATE TABLE user_status (
 
 
 class PostgreSql:
-    """Runs with the `with` block."""
+    """Runs with the `with` block; `settings` are PostgreSQL's, beside those of each run."""
 
-    def __init__(self, directory: Path) -> None:
-        self._server = EmbeddedPostgres(directory)
+    def __init__(self, directory: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._server = EmbeddedPostgres(directory, {**_SETTINGS, **(settings or {})})
         self._runner = asyncio.Runner()
 
     def __enter__(self) -> PostgreSql:
         logging_setup.configure(LoggingSettings(level="warning"))
         self._runner.run(self._server.start())
-        try:
-            self.user, self.socket_directory = (
-                str(self._server.parameters[name]) for name in ("user", "host")
-            )
-            for name, value in _SETTINGS.items():
-                self.execute("postgres", f"ALTER SYSTEM SET {name} = '{value}'")
-            self.execute("postgres", "SELECT pg_reload_conf()")
-        except BaseException:
-            self.__exit__()
-            raise
+        self.user, self.socket_directory = (
+            str(self._server.parameters[name]) for name in ("user", "host")
+        )
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -248,6 +248,8 @@ REASONS: dict[str, dict[str, Reason]] = {
                 "make bench",
                 "python -m benchmarks.scaling --quick",
                 "python -m benchmarks.scaling",
+                "sysctl vm.nr_hugepages=700",
+                "python -m benchmarks.huge_pages",
                 "python -m benchmarks.cost_of_observing",
                 "python -m benchmarks.loss",
                 "python -m benchmarks.forged",
@@ -704,7 +706,7 @@ def test_the_benchmarks_of_the_page_can_be_asked_for() -> None:
         else:
             assert importlib.util.find_spec(module) is not None
             assert set(options) <= set(re.findall(r"--[a-z]+", scaling))
-    others = {"scaling", "cost_of_observing", "loss", "forged"}
+    others = {"scaling", "huge_pages", "cost_of_observing", "loss", "forged"}
     assert seen == {"benchmarks"} | {f"benchmarks.{name}" for name in others}
     with pytest.raises(SystemExit):
         benchmarks._read(["--only", "nobody"])  # it can fail

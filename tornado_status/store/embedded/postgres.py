@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO
 
@@ -47,9 +48,10 @@ CHECK_SOCKET_S = 1.0  # PostgreSQL does not notice that its socket file was dele
 
 
 class EmbeddedPostgres:
-    """One `postgres` over one data directory."""
+    """One `postgres` over one data directory, with `settings` beside or instead of ours."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, settings: Mapping[str, str] | None = None) -> None:
+        self._settings = settings or {}
         self._data_dir = data_dir.absolute()
         self._log = structlog.get_logger()
         self._bin = Path()
@@ -204,6 +206,7 @@ class EmbeddedPostgres:
             "log_filename": "postgresql-%a.log",  # one a weekday, written anew each week
             "log_truncate_on_rotation": "on",
             "log_rotation_size": "0",
+            **self._settings,
         }
         command = [str(self._bin / "postgres"), "-D", str(self._data_dir)]
         for name, value in options.items():
